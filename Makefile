@@ -1,0 +1,91 @@
+# `make explain` and `make test` are all that a fresh clone needs: everything they use they set up themselves.
+#
+# Override on the command line: make test PYTHON=python3.12 VENV=/tmp/venv
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+# the photo that `make explain` explains, and further options for it: ARGS="--target 285"
+PHOTO ?= $(firstword $(sort $(wildcard examples/photos/*.jpg)))
+ARGS ?=
+# what `make test` hands to pytest: TESTS=tests/ops ARGS="-x -k blur"
+TESTS ?= tests
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check --quiet
+sources := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+cxx_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
+# The tools of the virtual environment come first, so that cmake, ninja and clang-format are the pinned ones.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup explain test lint lint-cxx format test-emu cuda-check bench clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+# ---- set-up: each stamp is newer than what it was made from, so a second call does nothing
+
+$(VENV)/stamp-created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"pysal needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/stamp-run: requirements/run.txt $(VENV)/stamp-created
+	$(pip) install -r $<
+	@touch $@
+
+$(VENV)/stamp-dev: requirements/dev.txt $(VENV)/stamp-run
+	$(pip) install -r $<
+	@touch $@
+
+# The native libraries lie beside the Python sources; should they be gone, the stamp is worth nothing.
+ifeq ($(wildcard pysal/_C*.so),)
+.PHONY: $(VENV)/stamp-built
+endif
+$(VENV)/stamp-built: $(sources) $(VENV)/stamp-run
+	$(pip) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+setup: $(VENV)/stamp-built $(VENV)/stamp-dev ## virtual environment, pinned requirements, native build
+
+# ---- what people want
+
+explain: $(VENV)/stamp-built ## explain a photo in seven ways: a picture and a table in out/
+	$(VENV)/bin/pysal explain $(PHOTO) --out $(OUT) $(ARGS)
+
+test: setup ## the tests
+	$(python) -m pytest $(TESTS) $(ARGS)
+
+lint: setup ## ruff, mypy --strict, codespell, clang-format
+	ruff check .
+	ruff format --check .
+	mypy
+	codespell
+	$(MAKE) lint-cxx
+
+lint-cxx: setup
+	$(if $(cxx_files),clang-format --dry-run -Werror $(cxx_files))
+
+format: setup ## let ruff and clang-format rewrite the sources
+	ruff check --fix .
+	ruff format .
+	$(if $(cxx_files),clang-format -i $(cxx_files))
+
+test-emu: setup ## the CUDA kernels on the CPU: plain, shuffled, ASan + UBSan, TSan
+	bash tests/emu/run.sh
+
+cuda-check: setup ## compile the CUDA kernels for every architecture; warnings and spills are errors
+	bash tests/cuda_check.sh
+
+bench: setup ## time the ops against their eager references, into benchmarks/results/
+	$(python) -m pytest benchmarks -o addopts="--import-mode=importlib" -o python_files="bench_*.py" \
+	  --benchmark-only --benchmark-columns=median,iqr,rounds --results benchmarks/results/$(version) $(ARGS)
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(OUT)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environment too
+	rm -rf $(VENV)
