@@ -1,0 +1,154 @@
+"""Loads the native libraries, registers ops and says what was built.
+
+An op is declared once, in `pysal/ops/<stem>.py`, by `define(name, schema, reference)`. The reference becomes the op's
+default kernel, so every op works on every device; `pysal._C` and `_C_cuda.so` add native kernels beside it.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import tomllib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+DISTRIBUTION = "pysal-saliency"
+NAMESPACE = "pysal"
+HERE = Path(__file__).resolve().parent
+
+# name -> schema, in order of definition; what build_info() reports and tests/test_registration.py walks over
+SCHEMAS: dict[str, str] = {}
+REFERENCES: dict[str, Callable[..., Any]] = {}
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_native: ModuleType | None = None
+_cuda_status = "not compiled"
+_fell_back: dict[str, set[str]] = {}
+
+
+def version() -> str:
+    """Return the version of the installed distribution; in a bare checkout, that of pyproject.toml."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+        return str(project["version"])
+
+
+def define(name: str, schema: str, reference: Callable[..., Any]) -> None:
+    """Register the op `pysal::<name>` with its oracle as the default kernel.
+
+    Args:
+        name: the op's name, `guided_relu_backward`.
+        schema: its signature, `(Tensor input, float upper, int rule) -> (Tensor output, Tensor gates)`.
+        reference: the pure-torch function that runs on every device without a native kernel.
+    """
+
+    @functools.wraps(reference)
+    def default_kernel(*args: Any, **kwargs: Any) -> Any:
+        _warn_fallback(name, args)
+        return reference(*args, **kwargs)
+
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, default_kernel, "CompositeExplicitAutograd")
+    SCHEMAS[name] = schema
+    REFERENCES[name] = reference
+
+
+def has_kernel(name: str, device_type: str, namespace: str = NAMESPACE) -> bool:
+    """Return whether a native kernel, not the oracle, runs the op on that type of device.
+
+    Args:
+        name: an op's name without its namespace.
+        device_type: "cpu" or "cuda".
+        namespace: "pysal", or "pysal_emu" for the emulated CUDA kernels.
+    """
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device_type.upper()))
+
+
+def build_info() -> dict[str, Any]:
+    """Return what was compiled and what runs.
+
+    Returns:
+        A dict with `version`, `torch` (running), `compiled` (whether pysal._C is there), `cuda` (state of the CUDA
+        library), `kernels` (op -> device type -> "native" or "reference"), `fell_back` (op -> device types on which the
+        reference ran although native libraries are present) and, where compiled, `simd` (instruction set in use),
+        `simd_compiled`, `compiler`, `build_type`, `sanitizer`, `version_built`, `torch_built_with`, `torch_target`,
+        `cuda_archs`, `cuda_version`.
+    """
+    info: dict[str, Any] = {
+        "version": version(),
+        "torch": torch.__version__,
+        "compiled": _native is not None,
+        "cuda": _cuda_status,
+        "kernels": {
+            name: {device: "native" if has_kernel(name, device) else "reference" for device in ("cpu", "cuda")}
+            for name in SCHEMAS
+        },
+        "fell_back": {name: sorted(devices) for name, devices in _fell_back.items()},
+    }
+    if _native is not None:
+        info |= _native.build_info()
+    return info
+
+
+def load_cuda(force: bool = False) -> str:
+    """Load `_C_cuda.so` where this torch has CUDA; return what happened, never raise.
+
+    Args:
+        force: load it into a torch without CUDA too, where its kernels register but cannot run. For tests.
+    """
+    global _cuda_status
+    path = HERE / "_C_cuda.so"
+    if _cuda_status == "loaded":
+        return _cuda_status
+    if not path.exists():
+        _cuda_status = "not compiled"
+    elif torch.version.cuda is None and not force:
+        _cuda_status = "compiled, not loaded: this torch has no CUDA"
+    else:
+        try:
+            torch.ops.load_library(os.fspath(path))
+            _cuda_status = "loaded"
+        except OSError as error:
+            _cuda_status = f"failed to load: {error}"
+    return _cuda_status
+
+
+def _load_native() -> ModuleType | None:
+    try:
+        return importlib.import_module("pysal._C")
+    except ModuleNotFoundError as error:
+        if error.name != "pysal._C":
+            raise
+        return None
+
+
+def _warn_fallback(name: str, args: tuple[Any, ...]) -> None:
+    """Warn once per op and device type that the oracle runs although native libraries are there."""
+    if _native is None:
+        return
+    device = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
+    if device == "meta" or device in _fell_back.get(name, ()):
+        return
+    _fell_back.setdefault(name, set()).add(device)
+    warnings.warn(
+        f"pysal::{name} has no native kernel for {device} tensors, so its slow reference runs: see pysal.build_info()",
+        stacklevel=3,
+    )
+
+
+_native = _load_native()
+if _native is None:
+    warnings.warn(
+        "pysal is not compiled, so every op runs its slower PyTorch reference: build it with "
+        "pip install --no-build-isolation .",
+        stacklevel=2,
+    )
+else:
+    load_cuda()
