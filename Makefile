@@ -39,12 +39,20 @@ $(VENV)/stamp-dev: requirements/dev.txt $(VENV)/stamp-run
 	$(pip) install -r $<
 	@touch $@
 
-# The native libraries lie beside the Python sources; should they be gone, the stamp is worth nothing.
-ifeq ($(wildcard pysal/_C*.so),)
+# Tests also want the CUDA kernels compiled for their emulation on the CPU; `make explain` does without.
+EMU ?= $(if $(filter explain,$(MAKECMDGOALS)),OFF,ON)
+# The libraries lie beside the Python sources; should they be gone, or built without emulation, the stamp is worth nothing.
+ifeq ($(and $(wildcard pysal/_C.*.so),$(or $(filter OFF,$(EMU)),$(wildcard pysal/_C_emu.so))),)
 .PHONY: $(VENV)/stamp-built
 endif
+# pip compiles in a temporary folder, from nothing; once it has installed, changed sources alone are compiled again.
+$(VENV)/stamp-built: export PYSAL_CMAKE_ARGS := -DPYSAL_EMU=$(EMU) $(PYSAL_CMAKE_ARGS)
 $(VENV)/stamp-built: $(sources) $(VENV)/stamp-run
-	$(pip) install --no-build-isolation --no-deps --editable .
+	@if [ $(VENV)/stamp-installed -nt pyproject.toml ] && [ $(VENV)/stamp-installed -nt $(VENV)/stamp-run ]; then \
+	  set -x; $(python) setup.py --quiet build_ext --inplace; \
+	else \
+	  set -x; $(pip) install --no-build-isolation --no-deps --editable . && touch $(VENV)/stamp-installed; \
+	fi
 	@touch $@
 
 setup: $(VENV)/stamp-built $(VENV)/stamp-dev ## virtual environment, pinned requirements, native build
@@ -83,7 +91,7 @@ bench: setup ## time the ops against their eager references, into benchmarks/res
 	  --benchmark-only --benchmark-columns=median,iqr,rounds --results benchmarks/results/$(version) $(ARGS)
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(OUT)
+	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(VENV)/stamp-installed $(OUT)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -15,6 +15,7 @@ LAYERS = {
     "_library": 1,
     "reference": 2,
     "ops": 3,
+    "testing": 4,
     "engine": 4,
     "segments": 4,
     "methods": 5,
