@@ -36,3 +36,67 @@ def check_tensor(
     if ndim is not None and value.ndim != ndim:
         refuse(where, argument, f"have {ndim} dimensions", f"shape {tuple(value.shape)}")
     return value
+
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGER = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+def check_indices(
+    where: str, argument: str, value: object, *, ndim: int, device: torch.device, limit: int | None = None
+) -> Tensor:
+    """Return an integer tensor of the wanted rank as int32 on `device`.
+
+    Values are looked at only in tensors on the CPU, where that costs no synchronisation, and not while compiling.
+
+    Args:
+        where: the public name that was called.
+        argument: the argument's name.
+        value: what was given.
+        ndim: the wanted rank.
+        device: where the op will run.
+        limit: if given, every value must be in [0, limit).
+
+    Raises:
+        TypeError: not a tensor, or not of an integer dtype.
+        ValueError: another rank, or a value outside [0, limit).
+    """
+    indices = check_tensor(where, argument, value, ndim=ndim, dtypes=INTEGER)
+    if limit is not None and indices.device.type == "cpu" and indices.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in torch.aminmax(indices))
+        if low < 0 or high >= limit:
+            refuse(where, argument, f"be in [0, {limit})", low if low < 0 else high)
+    return indices.to(device=device, dtype=torch.int32)
+
+
+def check_same_shape(where: str, argument: str, value: Tensor, other: str, shape: torch.Size) -> None:
+    """Refuse a tensor whose shape is not that of another argument.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if value.shape != shape:
+        refuse(where, argument, f"have the shape of {other}, {tuple(shape)}", f"shape {tuple(value.shape)}")
+
+
+def check_same_device(where: str, argument: str, value: Tensor, other: str, device: torch.device) -> None:
+    """Refuse a tensor that is on another device than another argument.
+
+    Raises:
+        ValueError: the devices differ.
+    """
+    if value.device != device:
+        refuse(where, argument, f"be on the device of {other}, {device}", value.device)
+
+
+def check_dtype(where: str, value: object, default: torch.dtype) -> torch.dtype:
+    """Return the floating dtype that was asked for, or the default for None.
+
+    Raises:
+        TypeError: not a floating torch.dtype that ops can write.
+    """
+    if value is None:
+        return default
+    if not isinstance(value, torch.dtype) or value not in FLOATING:
+        refuse(where, "dtype", "be float32, float64, float16 or bfloat16", value, TypeError)
+    return value
