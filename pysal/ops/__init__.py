@@ -1,5 +1,30 @@
 """The ops, one card per file: schema, fake, autograd and the documented wrapper."""
 
+from pysal.ops.grad_cam import grad_cam
 from pysal.ops.guided_relu import guided_relu, guided_relu_backward
+from pysal.ops.occlusion_masks import (
+    occlusion_masks,
+    occlusion_masks_boxes,
+    occlusion_masks_boxes_map,
+    occlusion_masks_map,
+)
+from pysal.ops.path_integral import (
+    path_integral_accumulate_,
+    path_integral_moments_,
+    path_integral_points,
+    path_integral_product,
+)
 
-__all__ = ["guided_relu", "guided_relu_backward"]
+__all__ = [
+    "grad_cam",
+    "guided_relu",
+    "guided_relu_backward",
+    "occlusion_masks",
+    "occlusion_masks_boxes",
+    "occlusion_masks_boxes_map",
+    "occlusion_masks_map",
+    "path_integral_accumulate_",
+    "path_integral_moments_",
+    "path_integral_points",
+    "path_integral_product",
+]
