@@ -1,0 +1,188 @@
+"""One queue for every method: consecutive chunks under a memory budget, halved when memory runs out."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ProgressCallback = Callable[[str, int, int], None]
+
+# Rows per model pass where memory is no limit. On a CPU the caches decide: batches of 4 to 8 images of 224 x 224 are the fastest
+# (larger ones lose up to 1.9x to page faults and cache misses); a GPU wants enough rows to fill its multiprocessors.
+CPU_ROWS = 8
+GPU_ROWS = 64
+# Bytes that a forward and backward pass of a common network keeps per byte of its input (ResNet-50 at 224 x 224: about 400).
+# Where even this many bytes a row fit, nothing needs to be measured.
+GENEROUS_BYTES_PER_INPUT_BYTE = 1000
+MEMORY_SHARE = 0.5
+
+
+class Cancelled(RuntimeError):
+    """The computation was stopped through the `cancel` event of `pysal.progress`."""
+
+
+@dataclass(frozen=True)
+class _Reporting:
+    callback: ProgressCallback | None = None
+    cancel: threading.Event | None = None
+    outermost: bool = True
+
+
+_reporting: ContextVar[_Reporting] = ContextVar("pysal_reporting")
+
+
+@contextlib.contextmanager
+def progress(callback: bool | ProgressCallback = True, *, cancel: threading.Event | None = None) -> Iterator[None]:
+    """Report the progress of every pysal call inside the `with` block, and let another thread stop it.
+
+    Args:
+        callback: True shows a tqdm bar for whatever takes more than a second; False nothing; a function is called as
+            `callback(method, done, total)`, in model rows.
+        cancel: when this event is set, the running call raises `Cancelled` before its next chunk.
+
+    Example:
+        >>> import pysal
+        >>> seen = []
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)).eval()
+        >>> with pysal.progress(lambda method, done, total: seen.append((method, done, total))):
+        ...     _ = pysal.integrated_gradients(model, torch.rand(1, 3, 8, 8), steps=16, batch_size=8)
+        >>> seen
+        [('integrated_gradients', 8, 16), ('integrated_gradients', 16, 16)]
+    """
+    chosen = _tqdm_callback() if callback is True else (callback or None)
+    token = _reporting.set(_Reporting(chosen, cancel))
+    try:
+        yield
+    finally:
+        _reporting.reset(token)
+        if callback is True and chosen is not None:
+            chosen("", 0, 0)
+
+
+def _tqdm_callback() -> ProgressCallback:
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def report(label: str, done: int, total: int) -> None:
+        if bars and (bars[0].desc.removesuffix(": ") != label or not total):
+            bars.pop().close()
+        if not total:
+            return
+        if not bars:
+            bars.append(tqdm(total=total, desc=label, delay=1, leave=False, unit="row"))
+        bars[0].update(done - bars[0].n)
+
+    return report
+
+
+def run_chunks(
+    total: int,
+    body: Callable[[int, int], None],
+    *,
+    label: str,
+    batch_size: int | None,
+    device: torch.device,
+    row_bytes: int,
+) -> None:
+    """Call `body(start, stop)` over consecutive slices of `range(total)` until all are done.
+
+    `body` must leave nothing behind when it runs out of memory: it is called again with half the rows. What earlier
+    chunks computed is kept.
+
+    Args:
+        total: rows in the queue.
+        body: runs rows start (inclusive) to stop (exclusive).
+        label: name shown as progress.
+        batch_size: most rows per chunk; None = as many as are fast and fit half of the free memory.
+        device: where the rows run.
+        row_bytes: bytes of one row of model input, from which the memory a row needs is guessed before it is measured.
+
+    Raises:
+        Cancelled: the `cancel` event of `progress` was set.
+        MemoryError: one row alone does not fit.
+    """
+    reporting = _reporting.get(_Reporting())
+    inner = _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
+    try:
+        done, size = 0, batch_size or _fast_rows(device)
+        measure = batch_size is None and total > 1
+        measure = measure and size * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
+        while done < total:
+            if reporting.cancel is not None and reporting.cancel.is_set():
+                raise Cancelled(f"pysal: cancelled after {done} of {total} rows of {label}")
+            stop = min(total, done + (1 if measure else size))
+            try:
+                with _AllocationMeter() if measure else contextlib.nullcontext() as meter:
+                    body(done, stop)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if stop - done == 1:
+                    raise MemoryError(f"pysal: one row of {label} does not fit into the memory of {device}") from error
+                size, measure = (stop - done) // 2, False
+                failed = True
+            else:
+                failed = False
+            if failed:  # outside the except block, where the traceback still holds the tensors of the failed chunk
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            if meter is not None:
+                size = max(1, min(size, int(MEMORY_SHARE * free_memory(device) / max(meter.bytes, 1))))
+                measure = False
+            done = stop
+            if reporting.outermost and reporting.callback is not None:
+                reporting.callback(label, done, total)
+    finally:
+        _reporting.reset(inner)
+
+
+def _fast_rows(device: torch.device) -> int:
+    return CPU_ROWS if device.type == "cpu" else GPU_ROWS
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on `device`."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that memory ran out, on a GPU, in torch's CPU allocator or in NumPy."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
+
+
+class _AllocationMeter(TorchDispatchMode):
+    """Adds up the bytes of every new tensor: an upper bound of what one row needs at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+                storage = leaf.untyped_storage()
+                if storage.data_ptr() not in self._seen:
+                    self._seen.add(storage.data_ptr())
+                    self.bytes += storage.nbytes()
+        return result

@@ -1,0 +1,139 @@
+"""Captures the activation of one layer, by module or by name, without keeping the graph below it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysal._checks import refuse
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of a model, and which of its runs in one forward pass is meant; None = its only one."""
+
+    name: str
+    module: nn.Module
+    run: int | None = None
+
+
+class Features:
+    """The activation of a layer in one forward pass: a tensor in the autograd graph, once the layer has run."""
+
+    def __init__(self, where: str, layer: Layer) -> None:
+        self.where, self.layer = where, layer
+        self.activation: Tensor | None = None
+
+    def captured(self) -> Tensor:
+        """Return the activation.
+
+        Raises:
+            ValueError: the layer did not run.
+        """
+        if self.activation is None:
+            raise ValueError(f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run")
+        return self.activation
+
+
+def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
+    """Return a layer of `model` by its name or module.
+
+    Raises:
+        TypeError: the model is not an nn.Module, or `layer` neither a name nor a module.
+        ValueError: there is no such layer in the model.
+    """
+    if not isinstance(model, nn.Module):
+        refuse(where, "model", "be an nn.Module, whose layers can be captured", type(model).__name__, TypeError)
+    modules = dict(model.named_modules())
+    if isinstance(layer, str):
+        if layer in modules:
+            return Layer(layer, modules[layer])
+        close = [name for name in modules if name and layer and (layer in name or name in layer)][-3:]
+        hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
+        refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return Layer(name, module)
+        refuse(where, "layer", "belong to the model", type(layer).__name__)
+    refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
+
+
+def default_layer(where: str, model: object, look: Callable[[], None]) -> Layer:
+    """Return the last layer that returned a spatial map (N, C, h, w), h w > 1, in the forward pass that `look` runs.
+
+    Raises:
+        TypeError: the model is not an nn.Module.
+        ValueError: no layer returned one.
+    """
+    if not isinstance(model, nn.Module):
+        refuse(where, "model", "be an nn.Module, whose layers can be captured", type(model).__name__, TypeError)
+    runs: dict[str, int] = {}
+    last: list[Layer] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            runs[name] = runs.get(name, -1) + 1
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                last[:] = [Layer(name, module, runs[name])]
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        look()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not last:
+        raise ValueError(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
+    return last[0]
+
+
+@contextlib.contextmanager
+def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
+    """Capture a layer's output in the forward pass that runs inside the block.
+
+    Args:
+        where: the public name of the method, for errors.
+        layer: what to capture.
+        cut: start the autograd graph at this layer: the pass runs without gradients up to it and with gradients after,
+            so nothing below it is kept. Otherwise the activation stays part of the graph from the inputs.
+
+    Raises:
+        ValueError: the layer ran more than once where its only run was meant, or returned no tensor.
+    """
+    features = Features(where, layer)
+    runs = 0
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if layer.run is None and runs > 1:
+            raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
+        if layer.run is not None and runs - 1 != layer.run:
+            return None
+        sequence = isinstance(output, (tuple, list))
+        tensor = output[0] if sequence and output else output
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{where}: layer {layer.name!r} must return a tensor, got {type(output).__name__}")
+        if cut:
+            torch.set_grad_enabled(True)  # undone by the no_grad block around the whole pass
+            tensor = tensor.detach().requires_grad_()
+        features.activation = tensor
+        passed = tensor.clone()  # a ReLU that works in place after the layer must not overwrite what was captured
+        if not sequence:
+            return passed
+        rest = (passed, *output[1:])
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+    handle = layer.module.register_forward_hook(hook)
+    try:
+        with torch.no_grad() if cut else contextlib.nullcontext():
+            yield features
+    finally:
+        handle.remove()

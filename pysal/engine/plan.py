@@ -1,0 +1,311 @@
+"""A validated request: the model, the images, the target, and how the model is run on them."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pysal._checks import check_tensor, refuse
+from pysal.engine.chunks import run_chunks
+from pysal.engine.features import Layer, capture
+from pysal.engine.precision import PRECISIONS, Precision, precision_mode
+from pysal.engine.relu_rules import ReluRules
+from pysal.engine.target import Score, ScoreKind, Target
+
+Model: TypeAlias = Callable[..., Any]
+ExtraInputs: TypeAlias = Sequence[Any] | Mapping[str, Any]
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+Shared = TypeVar("Shared")
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the model says of the unchanged images: class scores (B, K) or, for a callable target, its scores (B,)."""
+
+    table: Tensor | None
+    scores: Tensor | None
+
+
+class Plan:
+    """What all methods share: everything is checked here, before any work.
+
+    Args:
+        where: the public name of the method, for errors: "pysal.gradient".
+        model: an nn.Module in eval mode, or any callable on tensors.
+        inputs: (B, C, H, W), floating point, finite, on the model's device.
+        target: what is explained; see `engine.target`.
+        score: which number of a classifier's output is meant.
+        extra_inputs: further arguments of the model, positional (a sequence) or by name (a mapping); tensors whose first
+            dimension is B go with their image.
+        batch_size: most rows in one model pass; None = as many as memory allows.
+        precision: the arithmetic of the model passes; see `engine.precision`.
+        dtype: of the result; None = float32, or float64 for float64 inputs.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        model: Model,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        score: ScoreKind = "logit",
+        extra_inputs: ExtraInputs = (),
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.where, self.model = where, model
+        self.inputs = _checked_inputs(where, inputs)
+        _check_model(where, model, self.inputs)
+        if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+            refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
+        if precision not in PRECISIONS:
+            refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
+        if dtype is not None and dtype not in FLOATING:
+            refuse(where, "dtype", "be a floating-point torch.dtype or None", dtype, TypeError)
+        if isinstance(extra_inputs, (str, bytes, Tensor)) or not isinstance(extra_inputs, (Sequence, Mapping)):
+            refuse(where, "extra_inputs", "be a sequence or a mapping", type(extra_inputs).__name__, TypeError)
+        self.extra_inputs = extra_inputs
+        self.batch_size, self.precision = batch_size, precision
+        self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        self.dtype = dtype or self.accumulator_dtype
+        self.score = Score(where, target, score, len(inputs), self.device)
+        self.root = self
+        self.origin = torch.arange(len(inputs), device=self.device)
+        self._clean: Clean | None = None
+        self._shared: dict[object, Any] = {}
+
+    def derive(self, inputs: Tensor, rows: Tensor, *, batch_size: int | None = None) -> "Plan":
+        """Return a plan for other images under the same request; image n stands for image `rows[n]` of this one."""
+        derived: Plan = object.__new__(type(self))
+        derived.__dict__.update(self.__dict__)
+        derived.inputs, derived.origin = inputs, self.origin[rows]
+        derived.batch_size = batch_size or self.batch_size
+        derived._clean, derived._shared = None, {}
+        return derived
+
+    def renamed(self, where: str, score: ScoreKind) -> "Plan":
+        """Return this request for another method and kind of score, sharing the clean pass and the target."""
+        renamed = self.derive(self.inputs, torch.arange(self.images, device=self.device))
+        renamed.where, renamed.root = where, renamed
+        renamed.score, renamed._shared, renamed._clean = self.score.renamed(where, score), self._shared, self._clean
+        return renamed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.inputs.device
+
+    @property
+    def images(self) -> int:
+        """Number of images B."""
+        return len(self.inputs)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the images are laid out channels_last, and so what the model is fed."""
+        return not self.inputs.is_contiguous() and self.inputs.is_contiguous(memory_format=torch.channels_last)
+
+    def shared(self, key: object, make: Callable[["Plan"], Shared]) -> Shared:
+        """Return `make(plan of the call's own images)`, made once however many derived plans ask for it."""
+        if key not in self.root._shared:
+            self.root._shared[key] = make(self.root)
+        found: Shared = self.root._shared[key]
+        return found
+
+    def zeros(self, channels: int | None = None) -> Tensor:
+        """Return an accumulator of the images' shape, with another number of channels where given."""
+        shape = list(self.inputs.shape)
+        shape[1] = channels or shape[1]
+        return torch.zeros(shape, dtype=self.accumulator_dtype, device=self.device)
+
+    def run(self, total: int, body: Callable[[int, int], None]) -> None:
+        """Run `body(start, stop)` over the queue of `total` model rows."""
+        run_chunks(
+            total,
+            body,
+            label=self.where.removeprefix("pysal."),
+            batch_size=self.batch_size,
+            device=self.device,
+            row_bytes=self.inputs[0].numel() * self.inputs.element_size(),
+        )
+
+    @contextlib.contextmanager
+    def _modes(self, *, grad: bool) -> Iterator[None]:
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            precision_mode(self.precision, self.device, backward=grad),
+        ):
+            yield
+
+    def _forward(self, batch: Tensor, rows: Tensor) -> Any:
+        origin = self.origin[rows]
+
+        def pick(value: Any) -> Any:
+            own = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.root.images
+            return value[origin.to(value.device)] if own else value
+
+        if isinstance(self.extra_inputs, Mapping):
+            return self.model(batch, **{name: pick(value) for name, value in self.extra_inputs.items()})
+        return self.model(batch, *(pick(value) for value in self.extra_inputs))
+
+    def clean(self) -> Clean:
+        """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target."""
+        if self._clean is None:
+            tables: list[Tensor] = []
+            scores: list[Tensor] = []
+
+            def body(start: int, stop: int) -> None:
+                rows = torch.arange(start, stop, device=self.device)
+                # a copy: a model that works in place must change neither the caller's images nor ours
+                output = self._output(self.inputs[start:stop].clone(), rows)
+                table = self.score.table(output, rows)
+                self.score.resolve(table, self.origin[rows])
+                if table is None:
+                    scores.append(self.score(output, self.origin[rows]).detach())
+                else:
+                    tables.append(table)
+
+            self.run(self.images, body)
+            self.score.close()
+            self._clean = Clean(torch.cat(tables) if tables else None, torch.cat(scores) if scores else None)
+            if tables and self.score.kind != "logit":
+                _warn_of_probabilities(self.where, torch.cat(tables))
+        return self._clean
+
+    def clean_scores(self) -> tuple[Tensor, Tensor | None]:
+        """Return the explained score of the unchanged images (B,) and, for class targets, that of every class (B, K)."""
+        clean = self.clean()
+        if clean.table is None:
+            assert clean.scores is not None
+            return clean.scores, None
+        classes = self.score.scaled(clean.table)
+        return self.score.pick(classes, self.origin), classes
+
+    def look_at_first_image(self) -> None:
+        """Run the model once on the first image, for whoever watches its layers."""
+        self._output(self.inputs[:1].clone(), torch.arange(1, device=self.device))
+
+    def fix_target(self) -> None:
+        """Make sure that the target of every image is known, with a clean pass where it is not."""
+        if self.score.open:
+            self.clean()
+
+    def _output(self, batch: Tensor, rows: Tensor) -> Any:
+        with self._modes(grad=False):
+            return self._forward(batch, rows)
+
+    def scores(self, batch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the explained score (N,) of changed images and, for class targets, that of every class (N, K).
+
+        The model may overwrite `batch`.
+        """
+        output = self._output(batch, rows)
+        table = self.score.table(output, rows)
+        if table is None:
+            return self.score(output, self.origin[rows]).detach(), None
+        classes = self.score.scaled(table)
+        return self.score.pick(classes, self.origin[rows]), classes
+
+    def _differentiable_score(self, leaf: Tensor, rows: Tensor) -> Tensor:
+        output = self._forward(leaf.clone(), rows)
+        self.score.resolve(self.score.table(output, rows), self.origin[rows])
+        return self.score(output, self.origin[rows])
+
+    def _check_differentiable(self, score: Tensor) -> None:
+        if not score.requires_grad:
+            raise ValueError(
+                f"{self.where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
+                "leave_one_out explains such a model"
+            )
+
+    def gradients(self, batch: Tensor, rows: Tensor, rules: ReluRules | None = None) -> Tensor:
+        """Return df/dx (N, C, H, W) at each row of `batch`, under a rule for ReLUs where one is given."""
+        with self._modes(grad=True):
+            leaf = batch.detach().requires_grad_()
+            with rules.recording() if rules else contextlib.nullcontext():
+                score = self._differentiable_score(leaf, rows)
+            self._check_differentiable(score)
+            if rules:
+                rules.finish(score)
+            (gradient,) = torch.autograd.grad(score.sum(), leaf)
+        return gradient
+
+    def layer_gradients(
+        self, batch: Tensor, rows: Tensor, layer: Layer, rules: ReluRules | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return a layer's activation A, G = df/dA and, with `rules`, df/dx under the rule, all from one forward pass.
+
+        Without `rules` nothing below the layer is kept for the backward pass.
+        """
+        with self._modes(grad=True), capture(self.where, layer, cut=rules is None) as features:
+            leaf = batch.detach().requires_grad_(rules is not None)
+            with rules.recording() if rules else contextlib.nullcontext():
+                score = self._differentiable_score(leaf, rows)
+            activation = features.captured()
+            self._check_differentiable(score)
+            if rules is None:
+                (gradient,) = torch.autograd.grad(score.sum(), activation, allow_unused=True)
+                return activation.detach(), _used(self.where, layer.name, gradient), None
+            rules.finish(score)
+            final, rules.rule = rules.rule, "plain"
+            (gradient,) = torch.autograd.grad(score.sum(), activation, retain_graph=True, allow_unused=True)
+            rules.rule = final
+            (ruled,) = torch.autograd.grad(score.sum(), leaf)
+        return activation.detach(), _used(self.where, layer.name, gradient), ruled
+
+
+def _warn_of_probabilities(where: str, table: Tensor) -> None:
+    total = table.sum(1)
+    if table.shape[1] > 1 and bool((table >= 0).all()) and bool(((total - 1).abs() < 1e-4).all()):
+        warnings.warn(
+            f"{where}: the model's output already sums to 1, and score takes its softmax again; "
+            "pass score='logit' to explain the output as it is",
+            stacklevel=6,
+        )
+
+
+def _used(where: str, layer: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise ValueError(f"{where}: layer {layer!r} must lead to the score, got one that the score does not depend on")
+    return gradient
+
+
+def _checked_inputs(where: str, inputs: object) -> Tensor:
+    tensor = check_tensor(where, "inputs", inputs, dtypes=FLOATING)
+    if tensor.ndim != 4:
+        refuse(where, "inputs", "be a batch of images (B, C, H, W)", f"shape {tuple(tensor.shape)}")
+    if tensor.shape[0] == 0:
+        refuse(where, "inputs", "hold at least one image", f"shape {tuple(tensor.shape)}")
+    if tensor.shape[1] == 0 or tensor.shape[2] * tensor.shape[3] < 2:
+        refuse(where, "inputs", "be images of more than one pixel", f"shape {tuple(tensor.shape)}")
+    finite = torch.isfinite(tensor).flatten(1).all(1)
+    if not bool(finite.all()):
+        refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(finite.long().argmin())}")
+    with torch.inference_mode(False):
+        return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+
+
+def _check_model(where: str, model: object, inputs: Tensor) -> None:
+    if not callable(model):
+        refuse(where, "model", "be callable", type(model).__name__, TypeError)
+    if not isinstance(model, nn.Module):
+        return
+    for name, module in model.named_modules():
+        if module.training:
+            part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
+            raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
+    parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
+    if parameter is None:
+        return
+    if parameter.device != inputs.device:
+        refuse(where, "inputs", f"be on the model's device {parameter.device}", inputs.device)
+    if parameter.dtype != inputs.dtype:
+        names = [str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, inputs.dtype)]
+        refuse(where, "inputs", f"have the model's dtype {names[0]}", names[1], TypeError)

@@ -1,0 +1,197 @@
+"""Grad-CAM and Guided Grad-CAM."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pysal import ops
+from pysal._checks import refuse
+from pysal.engine.attribution import Attribution
+from pysal.engine.features import Layer, default_layer, find_layer
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.relu_rules import OtherActivations, ReluRules
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods.guided_backprop import make_rules
+
+Tokens: TypeAlias = Literal["vit", "swin"] | Callable[[Tensor], Tensor] | None
+
+
+def grad_cam(
+    model: Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    layer: str | nn.Module | None = None,
+    tokens: Tokens = None,
+    score: ScoreKind = "logit",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the class activation map of a layer: relu(sum_k mean(G_k) A_k), bilinear to the image's size.
+
+    A is the layer's activation and G = df/dA. Nothing below the layer is kept for the backward pass.
+
+    Args:
+        model: an nn.Module in eval mode.
+        inputs: (B, C, H, W), floating point.
+        target: see `gradient`.
+        layer: a module of the model or its name; None = the last one that returns a spatial map, which `explain` names.
+        tokens: how to read a map out of a layer that returns tokens: "vit" (N, 1 + h w, K) with a class token first, "swin"
+            (N, h, w, K), or a callable from what the layer returns to (N, K, h, w).
+        score: see `gradient`.
+        extra_inputs: see `gradient`.
+        batch_size: see `gradient`.
+        precision: see `gradient`.
+        dtype: see `gradient`.
+
+    Returns:
+        (B, 1, H, W), 0 or more.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype, or a model that is no nn.Module.
+        ValueError: a wrong shape, value or target; no such layer, or one without a spatial map.
+
+    Source:
+        Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
+    """
+    plan = Plan(
+        "pysal.grad_cam",
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=dtype,
+    )
+    return attribute(plan, layer=layer, tokens=tokens).map
+
+
+def guided_grad_cam(
+    model: Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    layer: str | nn.Module | None = None,
+    tokens: Tokens = None,
+    other_activations: OtherActivations = "error",
+    score: ScoreKind = "logit",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return guided backprop times the upsampled Grad-CAM map, both from one forward pass.
+
+    Args:
+        model: an nn.Module in eval mode.
+        inputs: (B, C, H, W), floating point.
+        target: see `gradient`.
+        layer: see `grad_cam`.
+        tokens: see `grad_cam`.
+        other_activations: see `guided_backprop`.
+        score: see `gradient`.
+        extra_inputs: see `gradient`.
+        batch_size: see `gradient`.
+        precision: see `gradient`.
+        dtype: see `gradient`.
+
+    Returns:
+        (B, C, H, W), signed.
+
+    Raises:
+        TypeError: as `grad_cam`.
+        ValueError: as `grad_cam` and `guided_backprop`.
+
+    Source:
+        Selvaraju et al. 2016, arXiv:1610.02391, section 3.2.
+    """
+    plan = Plan(
+        "pysal.guided_grad_cam",
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=dtype,
+    )
+    return attribute_guided(plan, layer=layer, tokens=tokens, other_activations=other_activations).map
+
+
+def attribute(plan: Plan, *, layer: str | nn.Module | None = None, tokens: Tokens = None) -> Attribution:
+    """Return Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
+    return _attribute(plan, layer, tokens, None)
+
+
+def attribute_guided(
+    plan: Plan,
+    *,
+    layer: str | nn.Module | None = None,
+    tokens: Tokens = None,
+    other_activations: OtherActivations = "error",
+) -> Attribution:
+    """Return Guided Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
+    return _attribute(plan, layer, tokens, make_rules(plan.where, "guided", other_activations))
+
+
+def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules: ReluRules | None) -> Attribution:
+    chosen = _choose(plan, layer)
+    height, width = plan.inputs.shape[2:]
+    result = plan.zeros(channels=1 if rules is None else None).to(plan.dtype)
+    native: list[Tensor] = []
+
+    def body(start: int, stop: int) -> None:
+        rows = torch.arange(start, stop, device=plan.device)
+        activation, gradient, guided = plan.layer_gradients(plan.inputs[start:stop], rows, chosen, rules)
+        activation = _spatial(plan.where, chosen.name, tokens, activation)
+        gradient = _spatial(plan.where, chosen.name, tokens, gradient)
+        small = ops.grad_cam(activation, gradient, *activation.shape[2:])
+        cam = ops.grad_cam(activation, gradient, height, width)
+        result[start:stop] = cam if guided is None else guided * cam
+        native.append(small)
+
+    plan.run(plan.images, body)
+    return Attribution(result, passes=1, details={"layer": chosen.name, "native": torch.cat(native)})
+
+
+def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
+    if layer is not None:
+        return find_layer(plan.where, plan.model, layer)
+    return plan.shared(
+        "default_layer", lambda root: default_layer(plan.where, root.model, root.look_at_first_image)
+    )
+
+
+def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
+    """Return a layer's activation, or its gradient, as (N, K, h, w)."""
+    shape = tuple(value.shape)
+    if tokens == "vit" and value.ndim == 3 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1 > 0:
+        side = math.isqrt(shape[1] - 1)
+        return value[:, 1:].transpose(1, 2).unflatten(2, (side, side)).contiguous()
+    if tokens == "swin" and value.ndim == 4:
+        return value.permute(0, 3, 1, 2).contiguous()
+    if callable(tokens):
+        value = tokens(value)
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return value
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        refuse(where, "tokens", "return a tensor (N, K, h, w)", got)
+    if tokens is None:
+        if value.ndim == 4:
+            return value
+        requirement = "return a map (N, K, h, w), or be read with tokens='vit', 'swin' or a callable"
+        refuse(where, f"layer {layer!r}", requirement, f"shape {shape}")
+    if tokens == "vit":
+        refuse(where, f"layer {layer!r}", "return tokens (N, 1 + h * h, K) for tokens='vit'", f"shape {shape}")
+    if tokens == "swin":
+        refuse(where, f"layer {layer!r}", "return tokens (N, h, w, K) for tokens='swin'", f"shape {shape}")
+    refuse(where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))

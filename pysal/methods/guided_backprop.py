@@ -1,0 +1,86 @@
+"""Guided backpropagation, and its relative the deconvnet."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pysal._checks import refuse
+from pysal.engine.attribution import Attribution
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.relu_rules import OtherActivations, ReluRules
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods import gradient
+
+WHERE = "pysal.guided_backprop"
+
+
+def guided_backprop(
+    model: Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    rule: Literal["guided", "deconvnet"] = "guided",
+    other_activations: OtherActivations = "error",
+    score: ScoreKind = "logit",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the gradient with the guided rule at every ReLU: grad_in = 1[x > 0] 1[grad_out > 0] grad_out.
+
+    The rule works at the operator: nn.ReLU, functional and in-place ReLU, ReLU6, Hardtanh(0, m), clamp(min=0), a module used
+    twice, a ReLU whose input is used elsewhere too, scripted modules. Sigmoid, tanh and softmax keep their ordinary derivative.
+
+    Args:
+        model: an nn.Module in eval mode, or any differentiable callable.
+        inputs: (B, C, H, W), floating point.
+        target: see `gradient`.
+        rule: "guided", or "deconvnet": 1[grad_out > 0] grad_out.
+        other_activations: what to do with activations the rule does not define (GELU, SiLU, LeakyReLU, ...): "error"; "plain",
+            their ordinary derivative; "generalised", the derivative times the positive incoming gradient where the activation's
+            output is positive.
+        score: see `gradient`.
+        extra_inputs: see `gradient`.
+        batch_size: see `gradient`.
+        precision: see `gradient`.
+        dtype: see `gradient`.
+
+    Returns:
+        (B, C, H, W), signed.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value or target; an activation the rule does not define; no ReLU in the network.
+
+    Source:
+        Springenberg et al. 2014, arXiv:1412.6806, section 3.4; deconvnet: Zeiler and Fergus 2013, arXiv:1311.2901.
+    """
+    plan = Plan(
+        WHERE,
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=dtype,
+    )
+    return attribute(plan, rule=rule, other_activations=other_activations).map
+
+
+def attribute(
+    plan: Plan, *, rule: Literal["guided", "deconvnet"] = "guided", other_activations: OtherActivations = "error"
+) -> Attribution:
+    """Return the guided gradient of every image of a plan."""
+    return gradient.attribute(plan, make_rules(plan.where, rule, other_activations))
+
+
+def make_rules(where: str, rule: str, other_activations: OtherActivations) -> ReluRules:
+    """Return the rules of a call, or refuse an unknown one."""
+    if rule == "guided" or rule == "deconvnet":
+        return ReluRules(where, rule, other_activations)
+    refuse(where, "rule", "be 'guided' or 'deconvnet'", repr(rule))

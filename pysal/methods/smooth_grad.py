@@ -1,0 +1,171 @@
+"""SmoothGrad: the mean of another method's maps over noisy copies of the image."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pysal import ops
+from pysal._checks import refuse
+from pysal.engine.attribution import Attribution
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods import (
+    blur_integrated_gradients,
+    grad_cam,
+    gradient,
+    guided_backprop,
+    integrated_gradients,
+    leave_one_out,
+)
+
+BASES: dict[str, Callable[..., Attribution]] = {
+    "gradient": gradient.attribute,
+    "guided_backprop": guided_backprop.attribute,
+    "grad_cam": grad_cam.attribute,
+    "guided_grad_cam": grad_cam.attribute_guided,
+    "integrated_gradients": integrated_gradients.attribute,
+    "blur_integrated_gradients": blur_integrated_gradients.attribute,
+    "leave_one_out": leave_one_out.attribute,
+}
+
+
+def smooth_grad(
+    model: Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    base: str = "gradient",
+    base_options: Mapping[str, Any] | None = None,
+    noise: float = 0.15,
+    samples: int = 50,
+    kind: Literal["mean", "squared", "variance"] = "mean",
+    seed: int = 0,
+    image_ids: Sequence[int] | Tensor | None = None,
+    score: ScoreKind = "logit",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the mean of a method's maps over copies of the image with Gaussian noise.
+
+    The noise depends on (seed, image id, sample, element) alone: it is the same whatever the batch size, the device or the
+    company an image is in.
+
+    Args:
+        model: an nn.Module in eval mode, or any differentiable callable.
+        inputs: (B, C, H, W), floating point.
+        target: see `gradient`; fixed on the clean image.
+        base: name of the method to smooth: "gradient", "guided_backprop", "grad_cam", "guided_grad_cam",
+            "integrated_gradients", "blur_integrated_gradients" or "leave_one_out".
+        base_options: that method's own options.
+        noise: standard deviation of the noise in multiples of each image's range max - min, 0 or more.
+        samples: noisy copies per image.
+        kind: "mean" of the maps, of their squares ("squared"), or their "variance" (never negative).
+        seed: whole number in [-2^63, 2^63).
+        image_ids: one whole number of at least 0 per image, which picks its noise; None = its row in this call.
+        score: see `gradient`.
+        extra_inputs: see `gradient`.
+        batch_size: most noisy copies at once, and most rows per model pass; see `gradient`.
+        precision: see `gradient`.
+        dtype: see `gradient`.
+
+    Returns:
+        The shape of the base method's map. `explain` reports the standard error of each pixel of a "mean" too.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value or target.
+
+    Source:
+        Smilkov et al. 2017, arXiv:1706.03825; "squared": Hooker et al. 2018, arXiv:1806.10758; "variance": Adebayo et al. 2018,
+        arXiv:1810.03307.
+    """
+    plan = Plan(
+        "pysal.smooth_grad",
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=dtype,
+    )
+    options = dict(base_options or {})
+    return attribute(
+        plan, base=base, base_options=options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
+    ).map
+
+
+def attribute(
+    plan: Plan,
+    *,
+    base: str = "gradient",
+    base_options: Mapping[str, Any] | None = None,
+    noise: float = 0.15,
+    samples: int = 50,
+    kind: Literal["mean", "squared", "variance"] = "mean",
+    seed: int = 0,
+    image_ids: Sequence[int] | Tensor | None = None,
+) -> Attribution:
+    """Smooth a method over a plan's images; details: "base", and for the mean "standard_error" of the map's shape."""
+    where = plan.where
+    if base not in BASES:
+        refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
+    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
+        refuse(where, "noise", "be a number of at least 0", repr(noise))
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        refuse(where, "samples", "be a whole number of at least 1", repr(samples))
+    if kind not in ("mean", "squared", "variance"):
+        refuse(where, "kind", "be 'mean', 'squared' or 'variance'", repr(kind))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
+    ids = _image_ids(plan, image_ids)
+    plan.fix_target()
+    flat = plan.inputs.flatten(1).double()
+    scales = noise * (flat.amax(1) - flat.amin(1))
+    moments: list[Tensor] = []  # mean, squares, counts: made when the first maps show their shape
+    passes = 0.0
+
+    def body(start: int, stop: int) -> None:
+        nonlocal passes
+        # image-major: item n is sample n % samples of image n // samples
+        items = torch.arange(start, stop, device=plan.device)
+        rows, draws = items // samples, items % samples
+        noisy = ops.gaussian_noise(
+            plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last
+        )
+        found = BASES[base](plan.derive(noisy, rows), **(base_options or {}))
+        maps = found.map.to(plan.accumulator_dtype)
+        if not moments:
+            shape = (plan.images, *maps.shape[1:])
+            moments.extend(torch.zeros(shape, dtype=maps.dtype, device=plan.device) for _ in range(2))
+            moments.append(torch.zeros(plan.images, dtype=torch.int64, device=plan.device))
+        ops.path_integral_moments_(*moments, maps.square() if kind == "squared" else maps, rows)
+        passes += found.passes * len(rows) / plan.images
+
+    plan.run(plan.images * samples, body)
+    mean, squares, _ = moments
+    details: dict[str, Any] = {"base": base}
+    if samples > 1:
+        details["standard_error"] = (squares / (samples * (samples - 1))).sqrt()
+    result = squares / samples if kind == "variance" else mean
+    return Attribution(result.to(plan.dtype), passes, details)
+
+
+def _image_ids(plan: Plan, image_ids: Sequence[int] | Tensor | None) -> Tensor:
+    if image_ids is None:
+        return torch.arange(plan.images, device=plan.device)
+    ids = torch.as_tensor(image_ids, device=plan.device)
+    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        refuse(plan.where, "image_ids", "be whole numbers", ids.dtype, TypeError)
+    if tuple(ids.shape) != (plan.images,):
+        refuse(plan.where, "image_ids", f"have one id for each of the {plan.images} images", tuple(ids.shape))
+    if int(ids.min()) < 0:
+        refuse(plan.where, "image_ids", "be 0 or more", int(ids.min()))
+    return ids.long()

@@ -1,0 +1,221 @@
+"""Ways to cut an image into segments for leave-one-out."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysal._checks import refuse
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The same boxes (S, 4) for every image: top, left, bottom, right, half open, int32; they may overlap."""
+
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label map of each image (B, H, W), int32: pixel of segment s has label s; counts[b] segments in image b.
+
+    Pixels with a negative label belong to no segment.
+    """
+
+    labels: Tensor
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of `rows` x `cols` boxes of (nearly) equal size.
+
+    Raises:
+        ValueError: fewer than one row or column.
+    """
+
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        _check_whole("Grid", "rows", self.rows)
+        _check_whole("Grid", "cols", self.cols)
+
+    def cut(self, images: Tensor) -> Boxes:
+        """Return the boxes for images (B, C, H, W)."""
+        height, width = images.shape[2:]
+        if self.rows > height or self.cols > width:
+            refuse("pysal.segments.Grid", "rows and cols", f"be at most {height} x {width} pixels", f"{self.rows} x {self.cols}")
+        tops = [i * height // self.rows for i in range(self.rows + 1)]
+        lefts = [i * width // self.cols for i in range(self.cols + 1)]
+        boxes = [
+            (tops[i], lefts[j], tops[i + 1], lefts[j + 1]) for i in range(self.rows) for j in range(self.cols)
+        ]
+        return Boxes(torch.tensor(boxes, dtype=torch.int32, device=images.device))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window; the last one of a row or column is cut at the border.
+
+    Args:
+        size: side in pixels, or (height, width).
+        stride: step in pixels, or (down, right); None = the size, so that windows tile the image.
+
+    Raises:
+        ValueError: a size or stride below 1, or a stride above the size, which would leave pixels uncovered.
+    """
+
+    size: int | tuple[int, int]
+    stride: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for size, stride in zip(self.sizes, self.strides, strict=True):
+            _check_whole("Window", "size", size)
+            _check_whole("Window", "stride", stride)
+            if stride > size:
+                refuse("pysal.segments.Window", "stride", f"be at most the size {size}", stride)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Step down and to the right."""
+        stride = self.size if self.stride is None else self.stride
+        return stride if isinstance(stride, tuple) else (stride, stride)
+
+    def cut(self, images: Tensor) -> Boxes:
+        """Return the boxes for images (B, C, H, W), row by row."""
+        extent = tuple(images.shape[2:])
+        starts = [
+            range(0, max(extent[i] - self.sizes[i] + self.strides[i], 1), self.strides[i]) for i in range(2)
+        ]
+        boxes = [
+            (top, left, min(top + self.sizes[0], extent[0]), min(left + self.sizes[1], extent[1]))
+            for top in starts[0]
+            for left in starts[1]
+        ]
+        return Boxes(torch.tensor(boxes, dtype=torch.int32, device=images.device))
+
+
+@dataclass(frozen=True)
+class Slic:
+    """Superpixels of each image by SLIC; the number found may differ from image to image.
+
+    Args:
+        n_segments: about how many.
+        compactness: weight of distance in space against distance in colour.
+        sigma: Gaussian smoothing before, in pixels.
+
+    Source:
+        Achanta et al. 2012, "SLIC superpixels compared to state-of-the-art superpixel methods"; scikit-image's implementation.
+    """
+
+    n_segments: int = 100
+    compactness: float = 10.0
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_whole("Slic", "n_segments", self.n_segments)
+        if not self.compactness > 0:
+            refuse("pysal.segments.Slic", "compactness", "be positive", self.compactness)
+        if not self.sigma >= 0:
+            refuse("pysal.segments.Slic", "sigma", "be 0 or more", self.sigma)
+
+    def cut(self, images: Tensor) -> Labels:
+        """Return the label maps for images (B, C, H, W); values outside [0, 1] are rescaled for the segmentation only."""
+        from skimage.segmentation import slic
+
+        maps = []
+        for image in images.detach().double().cpu().numpy():
+            low, high = min(0.0, image.min()), max(1.0, image.max())
+            pixels = ((image - low) / (high - low)).transpose(1, 2, 0)
+            maps.append(
+                slic(
+                    pixels,
+                    n_segments=self.n_segments,
+                    compactness=self.compactness,
+                    sigma=self.sigma,
+                    start_label=0,
+                    channel_axis=-1,
+                )
+            )
+        return relabelled("pysal.segments.Slic", maps, images)
+
+
+Segments: TypeAlias = Grid | Window | Slic | Tensor | np.ndarray[Any, Any] | Sequence[Any]
+
+
+def cut(where: str, segments: Segments, images: Tensor) -> Boxes | Labels:
+    """Return the segments of images (B, C, H, W).
+
+    Args:
+        where: the public name of the method, for errors.
+        segments: a Grid, Window or Slic, a label map (H, W) for all images, or one per image (B, H, W) or a list of them.
+        images: (B, C, H, W).
+    """
+    if isinstance(segments, (Grid, Window, Slic)):
+        return segments.cut(images)
+    if isinstance(segments, (Tensor, np.ndarray)):
+        maps: Sequence[Any] = segments if segments.ndim == 3 else [segments]
+    elif isinstance(segments, Sequence) and not isinstance(segments, (str, bytes)):
+        maps = segments
+    else:
+        requirement = "be a Grid, Window, Slic or a map of whole-number labels"
+        refuse(where, "segments", requirement, repr(segments), TypeError)
+    if len(maps) == 1:
+        maps = [maps[0]] * len(images)
+    if len(maps) != len(images):
+        refuse(where, "segments", f"be one label map or one for each of {len(images)} images", len(maps))
+    return relabelled(where, maps, images)
+
+
+def relabelled(where: str, maps: Sequence[Any], images: Tensor) -> Labels:
+    """Number the labels of each map 0, 1, ... in their own order; negative ones stay outside."""
+    shape = tuple(images.shape[2:])
+    labels, counts = [], []
+    for found in maps:
+        array = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
+        if not np.issubdtype(array.dtype, np.integer):
+            refuse(where, "segments", "hold whole-number labels", array.dtype, TypeError)
+        if array.shape != shape:
+            refuse(where, "segments", f"have the images' height and width {shape}", array.shape)
+        distinct, numbered = np.unique(array, return_inverse=True)
+        outside = int((distinct < 0).sum())
+        if len(distinct) == outside:
+            refuse(where, "segments", "have at least one label of 0 or more", "only negative labels")
+        labels.append(numbered.reshape(shape).astype(np.int32) - outside)
+        counts.append(len(distinct) - outside)
+    stacked = torch.from_numpy(np.stack(labels)).to(images.device)
+    return Labels(stacked.clamp_min(-1), tuple(counts))
+
+
+def parse(specification: str) -> Grid | Window | Slic:
+    """Return the segments a short text stands for: `grid:3x3`, `window:16/8`, `window:16`, `slic:100`.
+
+    Raises:
+        ValueError: none of these.
+
+    Example:
+        >>> parse("window:16/8")
+        Window(size=16, stride=8)
+    """
+    if match := re.fullmatch(r"grid:(\d+)x(\d+)", specification):
+        return Grid(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"window:(\d+)(?:/(\d+))?", specification):
+        return Window(int(match[1]), int(match[2]) if match[2] else None)
+    if match := re.fullmatch(r"slic:(\d+)", specification):
+        return Slic(int(match[1]))
+    refuse("pysal", "segments", "be like grid:3x3, window:16/8 or slic:100", repr(specification))
+
+
+def _check_whole(kind: str, name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        refuse(f"pysal.segments.{kind}", name, "be a whole number of at least 1", repr(value))
