@@ -1,7 +1,98 @@
-"""pysal explains an image model in seven ways."""
+"""pysal explains an image model in seven ways.
 
-from pysal import ops
-from pysal._library import build_info, version
+Names are imported on first use, so that `import pysal` and `pysal --help` do not wait for torch.
+"""
 
-__version__ = version()
-__all__ = ["__version__", "build_info", "ops"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pysal import models, ops, reference, segments, viz
+    from pysal._library import build_info
+    from pysal.engine.black_box import numpy_model
+    from pysal.engine.chunks import Cancelled, progress
+    from pysal.engine.not_applicable import NotApplicable
+    from pysal.explain import Explanation, explain
+    from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
+    from pysal.methods.grad_cam import grad_cam, guided_grad_cam
+    from pysal.methods.gradient import gradient
+    from pysal.methods.guided_backprop import guided_backprop
+    from pysal.methods.integrated_gradients import integrated_gradients
+    from pysal.methods.leave_one_out import leave_one_out
+    from pysal.methods.smooth_grad import smooth_grad
+    from pysal.models import Normalized, read_image, read_images
+    from pysal.segments import Grid, Slic, Window
+
+    __version__: str
+
+_HOMES = {
+    "Cancelled": "pysal.engine.chunks",
+    "Explanation": "pysal.explain",
+    "Grid": "pysal.segments",
+    "Normalized": "pysal.models",
+    "NotApplicable": "pysal.engine.not_applicable",
+    "Slic": "pysal.segments",
+    "Window": "pysal.segments",
+    "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
+    "build_info": "pysal._library",
+    "explain": "pysal.explain",
+    "grad_cam": "pysal.methods.grad_cam",
+    "gradient": "pysal.methods.gradient",
+    "guided_backprop": "pysal.methods.guided_backprop",
+    "guided_grad_cam": "pysal.methods.grad_cam",
+    "integrated_gradients": "pysal.methods.integrated_gradients",
+    "leave_one_out": "pysal.methods.leave_one_out",
+    "numpy_model": "pysal.engine.black_box",
+    "progress": "pysal.engine.chunks",
+    "read_image": "pysal.models",
+    "read_images": "pysal.models",
+    "smooth_grad": "pysal.methods.smooth_grad",
+}
+_MODULES = ("models", "ops", "reference", "segments", "viz")
+
+__all__ = [
+    "Cancelled",
+    "Explanation",
+    "Grid",
+    "Normalized",
+    "NotApplicable",
+    "Slic",
+    "Window",
+    "__version__",
+    "blur_integrated_gradients",
+    "build_info",
+    "explain",
+    "grad_cam",
+    "gradient",
+    "guided_backprop",
+    "guided_grad_cam",
+    "integrated_gradients",
+    "leave_one_out",
+    "models",
+    "numpy_model",
+    "ops",
+    "progress",
+    "read_image",
+    "read_images",
+    "reference",
+    "segments",
+    "smooth_grad",
+    "viz",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        return importlib.import_module(f"pysal.{name}")
+    elif name == "__version__":
+        value = importlib.import_module("pysal._library").version()
+    else:
+        raise AttributeError(f"module 'pysal' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from pysal._checks import refuse
+from pysal._library import build_info
+from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods.registry import METHODS
+
+WHERE = "pysal.explain"
 
 Detail = Tensor | list[Tensor] | str | float | int
 
@@ -48,6 +63,7 @@ class Explanation:
         score_kind: "probability", "logit", "log_probability" or "callable".
         probabilities: (B,) softmax probability of the target, None where the target is no class.
         results: method name -> MethodResult, in the order they are shown.
+        skipped: method name -> why it does not apply to the model, for those that "all" left out.
         model_name: what the model is called in pictures and tables.
         seconds: wall time of the whole call.
         build: `pysal.build_info()` at the time of the call.
@@ -60,6 +76,7 @@ class Explanation:
     score_kind: str
     probabilities: Tensor | None
     results: dict[str, MethodResult]
+    skipped: dict[str, str] = field(default_factory=dict)
     model_name: str = ""
     seconds: float = 0.0
     build: dict[str, object] = field(default_factory=dict)
@@ -72,3 +89,148 @@ class Explanation:
     def __getitem__(self, name: str) -> MethodResult:
         """Return the result of method `name`."""
         return self.results[name]
+
+
+def explain(
+    model: Model,
+    images: Tensor,
+    methods: str | Sequence[str] = "all",
+    target: Target = None,
+    *,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    score: ScoreKind | None = None,
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+) -> Explanation:
+    """Return the maps of several methods for a batch of images, and what else they found.
+
+    Args:
+        model: an nn.Module in eval mode, or any callable; see the methods for what they need.
+        images: (B, C, H, W), floating point.
+        methods: names, or "all", which leaves out, and lists in `Explanation.skipped`, what does not apply to this model.
+        target: class index, one per image, a callable `output -> (N,)`, or None for each image's highest class.
+        method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
+        seed: of SmoothGrad's noise.
+        score: which score all methods explain; None = the probability for leave-one-out, the logit for the others.
+        extra_inputs: further arguments of the model; tensors whose first dimension is B go with their image.
+        batch_size: most rows per model pass; None = as many as memory allows.
+        precision: "float32", "tf32", "mixed" or "bf16".
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value, target, method name or option.
+        NotApplicable: a method asked for by name cannot explain this model.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
+        >>> found = explain(model, torch.rand(1, 3, 8, 8), methods=["gradient", "integrated_gradients"], target=3)
+        >>> found.maps["gradient"].shape
+        torch.Size([1, 3, 8, 8])
+    """
+    started = time.perf_counter()
+    names = _method_names(methods)
+    options = _checked_options(names, methods, method_options or {}, seed)
+    plan = Plan(
+        WHERE,
+        model,
+        images,
+        target,
+        score=score or "logit",
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    clean = plan.clean()
+    results: dict[str, MethodResult] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        method = METHODS[name]
+        began = time.perf_counter()
+        try:
+            found = method.attribute(plan.renamed(f"pysal.{name}", score or method.score), **options[name])
+        except NotApplicable as error:
+            if methods != "all":
+                raise
+            skipped[name] = str(error)
+            continue
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize(plan.device)
+        results[name] = MethodResult(
+            name=name,
+            title=method.title,
+            map=found.map.cpu(),
+            reduction=method.reduction,
+            signed=method.signed,
+            seconds=time.perf_counter() - began,
+            passes=round(found.passes),
+            details={key: _on_cpu(value) for key, value in found.details.items()},
+        )
+    kind = "callable" if clean.table is None else (score or "probability")
+    shown = plan.renamed(WHERE, "logit" if kind == "callable" else (score or "probability"))
+    index = plan.score.index
+    return Explanation(
+        images=plan.inputs.cpu(),
+        target=index.cpu(),
+        target_names=[_name_of(model, target, int(i)) for i in index],
+        scores=shown.clean_scores()[0].cpu(),
+        score_kind=kind,
+        probabilities=_probabilities(clean.table, index),
+        results=results,
+        skipped=skipped,
+        model_name=str(getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__)),
+        seconds=time.perf_counter() - started,
+        build=build_info(),
+    )
+
+
+def _method_names(methods: str | Sequence[str]) -> list[str]:
+    names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
+    for name in names:
+        if name not in METHODS:
+            refuse(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", repr(name))
+    if not names:
+        refuse(WHERE, "methods", "name at least one method", "none")
+    return list(dict.fromkeys(names))
+
+
+def _checked_options(
+    names: list[str], methods: object, given: Mapping[str, Mapping[str, Any]], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return the options of each method, refusing unknown methods and options before any work."""
+    for name in given:
+        if name not in METHODS:
+            refuse(WHERE, "method_options", f"be for methods out of {', '.join(METHODS)}", repr(name))
+        if name not in names:
+            refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
+        known = list(inspect.signature(METHODS[name].attribute).parameters)[1:]
+        for option in given[name]:
+            if option not in known:
+                offer = ", ".join(known) or "none"
+                refuse(WHERE, f"method_options[{name!r}]", f"hold options out of {offer}", repr(option))
+    options = {name: dict(given.get(name, {})) for name in names}
+    if "smooth_grad" in options:
+        options["smooth_grad"].setdefault("seed", seed)
+    return options
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    return [one.cpu() for one in value] if isinstance(value, list) else value
+
+
+def _name_of(model: object, target: Target, index: int) -> str:
+    if callable(target):
+        return str(getattr(target, "__name__", type(target).__name__))
+    names = getattr(model, "class_names", None)
+    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
+
+
+def _probabilities(table: Tensor | None, index: Tensor) -> Tensor | None:
+    """Return the probability of each image's target; a table whose rows already sum to 1 is taken as it is."""
+    if table is None or table.shape[1] == 1:
+        return None
+    already = bool((table >= 0).all()) and bool(((table.sum(1) - 1).abs() < 1e-4).all())
+    return (table if already else torch.softmax(table, 1)).gather(1, index[:, None]).squeeze(1).cpu()

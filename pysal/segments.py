@@ -49,12 +49,15 @@ class Grid:
         """Return the boxes for images (B, C, H, W)."""
         height, width = images.shape[2:]
         if self.rows > height or self.cols > width:
-            refuse("pysal.segments.Grid", "rows and cols", f"be at most {height} x {width} pixels", f"{self.rows} x {self.cols}")
+            refuse(
+                "pysal.segments.Grid",
+                "rows and cols",
+                f"be at most {height} x {width} pixels",
+                f"{self.rows} x {self.cols}",
+            )
         tops = [i * height // self.rows for i in range(self.rows + 1)]
         lefts = [i * width // self.cols for i in range(self.cols + 1)]
-        boxes = [
-            (tops[i], lefts[j], tops[i + 1], lefts[j + 1]) for i in range(self.rows) for j in range(self.cols)
-        ]
+        boxes = [(tops[i], lefts[j], tops[i + 1], lefts[j + 1]) for i in range(self.rows) for j in range(self.cols)]
         return Boxes(torch.tensor(boxes, dtype=torch.int32, device=images.device))
 
 
@@ -94,9 +97,7 @@ class Window:
     def cut(self, images: Tensor) -> Boxes:
         """Return the boxes for images (B, C, H, W), row by row."""
         extent = tuple(images.shape[2:])
-        starts = [
-            range(0, max(extent[i] - self.sizes[i] + self.strides[i], 1), self.strides[i]) for i in range(2)
-        ]
+        starts = [range(0, max(extent[i] - self.sizes[i] + self.strides[i], 1), self.strides[i]) for i in range(2)]
         boxes = [
             (top, left, min(top + self.sizes[0], extent[0]), min(left + self.sizes[1], extent[1]))
             for top in starts[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
+from pysal.engine.not_applicable import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Features:
             ValueError: the layer did not run.
         """
         if self.activation is None:
-            raise ValueError(f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run")
+            raise ValueError(
+                f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run"
+            )
         return self.activation
 
 
@@ -66,11 +69,11 @@ def default_layer(where: str, model: object, look: Callable[[], None]) -> Layer:
     """Return the last layer that returned a spatial map (N, C, h, w), h w > 1, in the forward pass that `look` runs.
 
     Raises:
-        TypeError: the model is not an nn.Module.
-        ValueError: no layer returned one.
+        NotApplicable: the model is not an nn.Module, or no layer returned one.
     """
     if not isinstance(model, nn.Module):
-        refuse(where, "model", "be an nn.Module, whose layers can be captured", type(model).__name__, TypeError)
+        requirement = "be an nn.Module, whose layers can be captured"
+        refuse(where, "model", requirement, type(model).__name__, NotApplicable)
     runs: dict[str, int] = {}
     last: list[Layer] = []
 
@@ -90,7 +93,7 @@ def default_layer(where: str, model: object, look: Callable[[], None]) -> Layer:
         for handle in handles:
             handle.remove()
     if not last:
-        raise ValueError(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
+        raise NotApplicable(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
     return last[0]
 
 
@@ -114,7 +117,9 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
         nonlocal runs
         runs += 1
         if layer.run is None and runs > 1:
-            raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
+            raise ValueError(
+                f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer"
+            )
         if layer.run is not None and runs - 1 != layer.run:
             return None
         sequence = isinstance(output, (tuple, list))

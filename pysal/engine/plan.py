@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pysal._checks import check_tensor, refuse
 from pysal.engine.chunks import run_chunks
 from pysal.engine.features import Layer, capture
+from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.relu_rules import ReluRules
 from pysal.engine.target import Score, ScoreKind, Target
@@ -62,7 +63,9 @@ class Plan:
         self.where, self.model = where, model
         self.inputs = _checked_inputs(where, inputs)
         _check_model(where, model, self.inputs)
-        if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+        if batch_size is not None and (
+            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+        ):
             refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
         if precision not in PRECISIONS:
             refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
@@ -220,7 +223,7 @@ class Plan:
 
     def _check_differentiable(self, score: Tensor) -> None:
         if not score.requires_grad:
-            raise ValueError(
+            raise NotApplicable(
                 f"{self.where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
                 "leave_one_out explains such a model"
             )
@@ -300,7 +303,9 @@ def _check_model(where: str, model: object, inputs: Tensor) -> None:
     for name, module in model.named_modules():
         if module.training:
             part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
-            raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
+            raise ValueError(
+                f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first"
+            )
     parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if parameter is None:
         return

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal.engine.not_applicable import NotApplicable
 
 ReluRule: TypeAlias = Literal["plain", "guided", "deconvnet"]
 OtherActivations: TypeAlias = Literal["error", "plain", "generalised"]
@@ -99,7 +100,7 @@ class ReluRules:
         """Hook the ReLUs that the forward pass did not show, and refuse what the rule does not define.
 
         Raises:
-            ValueError: an activation the rule does not define and no `other_activations`, or no ReLU at all.
+            NotApplicable: an activation the rule does not define and no `other_activations`, or no ReLU at all.
         """
         undefined: dict[str, None] = {}
         for node in _graph(score.grad_fn):
@@ -116,12 +117,12 @@ class ReluRules:
         if undefined and self.other != "plain":
             names = ", ".join(sorted(undefined))
             allowed = "'plain'" if self.other == "generalised" else "'plain' or 'generalised'"
-            raise ValueError(
+            raise NotApplicable(
                 f"{self.where}: the rule is defined for ReLU only, and the network has {names}; "
                 f"pass other_activations={allowed} to go on"
             )
         if self.met == 0 and self.other != "plain":
-            raise ValueError(
+            raise NotApplicable(
                 f"{self.where}: no ReLU was met between the score and the inputs, so the result would be the plain gradient; "
                 "pass other_activations='plain' if that is what you want"
             )

@@ -166,9 +166,7 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules:
 def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
     if layer is not None:
         return find_layer(plan.where, plan.model, layer)
-    return plan.shared(
-        "default_layer", lambda root: default_layer(plan.where, root.model, root.look_at_first_image)
-    )
+    return plan.shared("default_layer", lambda root: default_layer(plan.where, root.model, root.look_at_first_image))
 
 
 def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:

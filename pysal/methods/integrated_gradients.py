@@ -154,9 +154,7 @@ def attribute(
         rules = {path: place(path, in_panels(quadrature, counts)) for path, counts in panels.items()}
         integral = integrate(plan, owners, rules, points)
     else:
-        integral = integrate_to(
-            plan, owners, panels, place, points, finish, tolerance=tolerance, max_steps=max_steps
-        )
+        integral = integrate_to(plan, owners, panels, place, points, finish, tolerance=tolerance, max_steps=max_steps)
 
     maps = finish(integral.total, torch.arange(len(owners), device=plan.device))
     ends_of_path = _scores(plan, owners, baselines)
@@ -212,7 +210,9 @@ def _probe(plan: Plan, owners: Tensor, points: Any) -> Array:
 
     def body(start: int, stop: int) -> None:
         rows = owners[torch.from_numpy(paths[start:stop]).to(plan.device)]
-        found[start:stop] = plan.scores(points(paths[start:stop], places[start:stop])[0], rows)[0].double().cpu().numpy()
+        found[start:stop] = (
+            plan.scores(points(paths[start:stop], places[start:stop])[0], rows)[0].double().cpu().numpy()
+        )
 
     plan.run(len(paths), body)
     return cast(Array, np.diff(found.reshape(len(owners), len(nodes)), axis=1))

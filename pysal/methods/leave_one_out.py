@@ -104,9 +104,7 @@ def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> A
                 plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last
             )
         else:
-            batch = ops.occlusion_masks(
-                plan.inputs, fills, regions.labels, rows, ids, channels_last=plan.channels_last
-            )
+            batch = ops.occlusion_masks(plan.inputs, fills, regions.labels, rows, ids, channels_last=plan.channels_last)
         score, classes = plan.scores(batch, rows)
         drops[rows, ids] = clean[rows] - score
         if class_drops is not None and classes is not None and clean_classes is not None:

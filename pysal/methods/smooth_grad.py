@@ -137,9 +137,7 @@ def attribute(
         # image-major: item n is sample n % samples of image n // samples
         items = torch.arange(start, stop, device=plan.device)
         rows, draws = items // samples, items % samples
-        noisy = ops.gaussian_noise(
-            plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last
-        )
+        noisy = ops.gaussian_noise(plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last)
         found = BASES[base](plan.derive(noisy, rows), **(base_options or {}))
         maps = found.map.to(plan.accumulator_dtype)
         if not moments:
