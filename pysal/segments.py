@@ -165,7 +165,7 @@ def cut(where: str, segments: Segments, images: Tensor) -> Boxes | Labels:
     if isinstance(segments, (Grid, Window, Slic)):
         return segments.cut(images)
     if isinstance(segments, (Tensor, np.ndarray)):
-        maps: Sequence[Any] = segments if segments.ndim == 3 else [segments]
+        maps: Sequence[Any] = list(segments) if segments.ndim == 3 else [segments]
     elif isinstance(segments, Sequence) and not isinstance(segments, (str, bytes)):
         maps = segments
     else:

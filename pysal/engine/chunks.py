@@ -173,7 +173,7 @@ class _AllocationMeter(TorchDispatchMode):
     """Adds up the bytes of every new tensor: an upper bound of what one row needs at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self._seen: set[int] = set()
 

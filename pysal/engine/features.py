@@ -35,9 +35,7 @@ class Features:
             ValueError: the layer did not run.
         """
         if self.activation is None:
-            raise ValueError(
-                f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run"
-            )
+            raise ValueError(f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run")
         return self.activation
 
 
@@ -117,9 +115,7 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
         nonlocal runs
         runs += 1
         if layer.run is None and runs > 1:
-            raise ValueError(
-                f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer"
-            )
+            raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
         if layer.run is not None and runs - 1 != layer.run:
             return None
         sequence = isinstance(output, (tuple, list))

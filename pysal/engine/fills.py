@@ -35,9 +35,7 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
     channels = images.shape[1]
     if isinstance(value, str):
         if value not in NAMED:
-            refuse(
-                where, argument, f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image", repr(value)
-            )
+            refuse(where, argument, f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image", repr(value))
         if value == "mean":
             return images.mean((2, 3), keepdim=True).expand_as(images)
         if value == "blur":

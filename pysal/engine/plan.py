@@ -63,9 +63,7 @@ class Plan:
         self.where, self.model = where, model
         self.inputs = _checked_inputs(where, inputs)
         _check_model(where, model, self.inputs)
-        if batch_size is not None and (
-            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
-        ):
+        if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
             refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
         if precision not in PRECISIONS:
             refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
@@ -303,9 +301,7 @@ def _check_model(where: str, model: object, inputs: Tensor) -> None:
     for name, module in model.named_modules():
         if module.training:
             part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
-            raise ValueError(
-                f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first"
-            )
+            raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
     parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if parameter is None:
         return

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 Precision: TypeAlias = Literal["float32", "tf32", "mixed", "bf16"]
@@ -82,7 +83,7 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
         low = torch.bfloat16
-        gradient = torch.nn.grad.conv2d_input(ctx.shape, weight.to(low), grads[0].to(low), *ctx.geometry)
+        gradient = conv2d_input(ctx.shape, weight.to(low), grads[0].to(low), *ctx.geometry)
         return gradient.to(grads[0].dtype), None, None, None, None, None, None
 
 

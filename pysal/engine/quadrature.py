@@ -85,7 +85,8 @@ def steps_per_panel(changes: Array, steps: int) -> NDArray[np.int64]:
     counts = np.floor(exact).astype(np.int64)
     for i in np.argsort(counts - exact, kind="stable")[: spare - int(counts.sum())]:  # largest remainders first
         counts[i] += 1
-    return counts + 1
+    shared: NDArray[np.int64] = counts + 1
+    return shared
 
 
 def refined(level: int, cells: NDArray[np.int64]) -> Rule:

@@ -93,9 +93,7 @@ class Score:
                 f"an output of shape {tuple(scores.shape)}",
             )
         if len(scores) != len(rows):
-            refuse(
-                self.where, "the model's output", f"have one row for each of {len(rows)} inputs", tuple(scores.shape)
-            )
+            refuse(self.where, "the model's output", f"have one row for each of {len(rows)} inputs", tuple(scores.shape))
         if not scores.dtype.is_floating_point:
             refuse(self.where, "the model's output", "be floating point", scores.dtype, TypeError)
         if self._largest >= scores.shape[1]:
@@ -146,9 +144,7 @@ def _indices(where: str, target: object, images: int) -> list[int]:
     if isinstance(target, (Tensor, np.ndarray)):
         values = torch.as_tensor(target)
         if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-            refuse(
-                where, "target", requirement, f"a tensor of dtype {str(values.dtype).removeprefix('torch.')}", TypeError
-            )
+            refuse(where, "target", requirement, f"a tensor of dtype {str(values.dtype).removeprefix('torch.')}", TypeError)
         if values.ndim > 1:
             refuse(where, "target", f"have shape ({images},)", tuple(values.shape))
         target = values.tolist()

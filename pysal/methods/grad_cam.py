@@ -154,8 +154,8 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules:
         activation, gradient, guided = plan.layer_gradients(plan.inputs[start:stop], rows, chosen, rules)
         activation = _spatial(plan.where, chosen.name, tokens, activation)
         gradient = _spatial(plan.where, chosen.name, tokens, gradient)
-        small = ops.grad_cam(activation, gradient, *activation.shape[2:])
-        cam = ops.grad_cam(activation, gradient, height, width)
+        small = ops.grad_cam(activation, gradient, *activation.shape[2:], relu=True)
+        cam = ops.grad_cam(activation, gradient, height, width, relu=True)
         result[start:stop] = cam if guided is None else guided * cam
         native.append(small)
 
@@ -178,10 +178,10 @@ def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
     if tokens == "swin" and value.ndim == 4:
         return value.permute(0, 3, 1, 2).contiguous()
     if callable(tokens):
-        value = tokens(value)
-        if isinstance(value, Tensor) and value.ndim == 4:
-            return value
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        read = tokens(value)
+        if isinstance(read, Tensor) and read.ndim == 4:
+            return read
+        got = f"shape {tuple(read.shape)}" if isinstance(read, Tensor) else type(read).__name__
         refuse(where, "tokens", "return a tensor (N, K, h, w)", got)
     if tokens is None:
         if value.ndim == 4:

@@ -79,8 +79,8 @@ def attribute(
     return gradient.attribute(plan, make_rules(plan.where, rule, other_activations))
 
 
-def make_rules(where: str, rule: str, other_activations: OtherActivations) -> ReluRules:
+def make_rules(where: str, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> ReluRules:
     """Return the rules of a call, or refuse an unknown one."""
-    if rule == "guided" or rule == "deconvnet":
-        return ReluRules(where, rule, other_activations)
-    refuse(where, "rule", "be 'guided' or 'deconvnet'", repr(rule))
+    if rule not in ("guided", "deconvnet"):
+        refuse(where, "rule", "be 'guided' or 'deconvnet'", repr(rule))
+    return ReluRules(where, rule, other_activations)

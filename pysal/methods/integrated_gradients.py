@@ -166,9 +166,7 @@ def attribute(
     return Attribution(result.to(plan.dtype), passes, details)
 
 
-def check_quadrature(
-    where: str, quadrature: Quadrature | None, default: Quadrature, tolerance: float | None
-) -> Quadrature:
+def check_quadrature(where: str, quadrature: Quadrature | None, default: Quadrature, tolerance: float | None) -> Quadrature:
     """Return the quadrature to use; with a tolerance only the nested trapezoid rule will do."""
     if quadrature is not None and quadrature not in QUADRATURES:
         refuse(where, "quadrature", f"be one of {', '.join(map(repr, QUADRATURES))}", repr(quadrature))
@@ -210,9 +208,7 @@ def _probe(plan: Plan, owners: Tensor, points: Any) -> Array:
 
     def body(start: int, stop: int) -> None:
         rows = owners[torch.from_numpy(paths[start:stop]).to(plan.device)]
-        found[start:stop] = (
-            plan.scores(points(paths[start:stop], places[start:stop])[0], rows)[0].double().cpu().numpy()
-        )
+        found[start:stop] = plan.scores(points(paths[start:stop], places[start:stop])[0], rows)[0].double().cpu().numpy()
 
     plan.run(len(paths), body)
     return cast(Array, np.diff(found.reshape(len(owners), len(nodes)), axis=1))

@@ -100,9 +100,7 @@ def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> A
     def body(start: int, stop: int) -> None:
         rows, ids = queue[start:stop].unbind(1)
         if isinstance(regions, Boxes):
-            batch = ops.occlusion_masks_boxes(
-                plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last
-            )
+            batch = ops.occlusion_masks_boxes(plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last)
         else:
             batch = ops.occlusion_masks(plan.inputs, fills, regions.labels, rows, ids, channels_last=plan.channels_last)
         score, classes = plan.scores(batch, rows)

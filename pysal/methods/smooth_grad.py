@@ -129,7 +129,8 @@ def attribute(
     plan.fix_target()
     flat = plan.inputs.flatten(1).double()
     scales = noise * (flat.amax(1) - flat.amin(1))
-    moments: list[Tensor] = []  # mean, squares, counts: made when the first maps show their shape
+    moments: list[Tensor] = []  # mean and sum of squared deviations: made when the first maps show their shape
+    counts = torch.zeros(plan.images, dtype=torch.int64, device=plan.device)
     passes = 0.0
 
     def body(start: int, stop: int) -> None:
@@ -143,12 +144,11 @@ def attribute(
         if not moments:
             shape = (plan.images, *maps.shape[1:])
             moments.extend(torch.zeros(shape, dtype=maps.dtype, device=plan.device) for _ in range(2))
-            moments.append(torch.zeros(plan.images, dtype=torch.int64, device=plan.device))
-        ops.path_integral_moments_(*moments, maps.square() if kind == "squared" else maps, rows)
+        ops.path_integral_moments_(moments[0], moments[1], counts, maps.square() if kind == "squared" else maps, rows)
         passes += found.passes * len(rows) / plan.images
 
     plan.run(plan.images * samples, body)
-    mean, squares, _ = moments
+    mean, squares = moments
     details: dict[str, Any] = {"base": base}
     if samples > 1:
         details["standard_error"] = (squares / (samples * (samples - 1))).sqrt()
