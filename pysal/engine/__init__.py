@@ -1,0 +1,1 @@
+"""Runs the model: targets, chunks, ReLU rules, captured features, paths."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 ProgressCallback = Callable[[str, int, int], None]
 
-# Rows per model pass where memory is no limit. On a CPU the caches decide: batches of 4 to 8 images of 224 x 224 are the fastest
+# Rows per model pass where memory is no limit. On a CPU the caches decide: batches of 4 to 8 images of 224 x 224 are fastest
 # (larger ones lose up to 1.9x to page faults and cache misses); a GPU wants enough rows to fill its multiprocessors.
 CPU_ROWS = 8
 GPU_ROWS = 64

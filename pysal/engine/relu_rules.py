@@ -1,7 +1,7 @@
 """Backward rules of ReLU at the operator: whatever spelling, module or function a network uses.
 
 Two mechanisms, because neither sees everything. While the forward pass runs, a `TorchFunctionMode` replaces every ReLU call by
-the fused op, which keeps one bit per element. Afterwards the autograd graph is walked: a ReLU that Python never called (inside a
+the fused op, which keeps one bit per element. Afterwards the autograd graph is walked: a ReLU Python never called (inside a
 TorchScript module, a C++ composite) is found there and gets a hook, and so are the activations a rule does not define.
 """
 

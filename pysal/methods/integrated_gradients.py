@@ -23,7 +23,6 @@ from pysal.engine.quadrature import (
     Rule,
     in_panels,
     placed,
-    rule,
     steps_per_panel,
 )
 from pysal.engine.target import ScoreKind, Target
