@@ -75,7 +75,7 @@ def in_panels(quadrature: Quadrature, counts: NDArray[np.int64]) -> Rule:
 def steps_per_panel(changes: Array, steps: int) -> NDArray[np.int64]:
     """Share `steps` out over panels in proportion to sqrt(|change of f| over the panel), at least one each.
 
-    Source: after Bhat and Raychowdhury 2023, arXiv:2302.09869.
+    Source: after Bhat and Raychowdhury 2023, arXiv:2302.11107.
     """
     panels = len(changes)
     share = np.sqrt(np.abs(changes))

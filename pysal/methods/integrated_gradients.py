@@ -81,7 +81,7 @@ def integrated_gradients(
 
     Source:
         Sundararajan, Taly and Yan 2017, arXiv:1703.01365, equations 1 and 3. Adaptive placement after Bhat and Raychowdhury
-        2023, arXiv:2302.09869.
+        2023, arXiv:2302.11107.
     """
     plan = Plan(
         "pysal.integrated_gradients",
