@@ -1,0 +1,265 @@
+"""How everything here is timed: alternating runs, medians, rows and metadata. README.md is the contract."""
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pysal
+
+ROOT = Path(__file__).resolve().parents[1]
+WARM_UP_SECONDS = 0.2
+SAMPLING_SECONDS = 1.0
+MIN_SAMPLES, MAX_SAMPLES = 11, 301
+COPY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate on one case, as it is written to the results."""
+
+    op: str
+    backend: str
+    case: str
+    dtype: str
+    device: str
+    samples: int
+    calls_per_sample: int
+    median_us: float | None
+    iqr_us: float | None
+    times_faster_than_reference: float | None
+    bytes_moved: int
+    pct_of_copy_bandwidth: float | None
+    peak_mem_bytes: int | None
+    failed: str | None = None
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock in seconds that waits until the device has done what it was given."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronised
+
+
+def median_and_iqr(samples: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the interquartile range."""
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return middle, high - low
+
+
+def seconds_per_call(call: Callable[[], object], now: Callable[[], float]) -> float:
+    """Return the mean duration of a call while warming up for WARM_UP_SECONDS."""
+    call()  # allocations and lazy set-up are not part of the estimate
+    calls, start = 0, now()
+    while (elapsed := now() - start) < WARM_UP_SECONDS:
+        call()
+        calls += 1
+    return elapsed / calls
+
+
+def rotating(call: Callable[..., object], argument_sets: Sequence[tuple[Any, ...]], calls: int) -> Callable[[], None]:
+    """Return a sample: `calls` calls, each with the next set of arguments."""
+    position = 0
+
+    def sample() -> None:
+        nonlocal position
+        for _ in range(calls):
+            call(*argument_sets[position])
+            position = (position + 1) % len(argument_sets)
+
+    return sample
+
+
+def alternate(
+    benchmark: Any,
+    candidates: Mapping[str, Callable[..., object]],
+    argument_sets: Sequence[tuple[Any, ...]],
+    device: torch.device,
+) -> tuple[dict[str, list[float]], int]:
+    """Time candidates in turn, A B C A B C.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; its table shows the last candidate.
+        candidates: name -> function of one set of arguments.
+        argument_sets: equal work in different memory.
+        device: where the work is done.
+
+    Returns:
+        name -> seconds per call, one number per sample, and the calls that each sample is the mean of.
+    """
+    now = clock(device)
+    estimates = {name: seconds_per_call(rotating(call, argument_sets, 1), now) for name, call in candidates.items()}
+    # A launch takes microseconds that a GPU would spend waiting: let a sample there last a millisecond.
+    calls = max(1, round(1e-3 / min(estimates.values()))) if device.type == "cuda" else 1
+    rounds = round(SAMPLING_SECONDS / (calls * sum(estimates.values())))
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    runs = {name: rotating(call, argument_sets, calls) for name, call in candidates.items()}
+    *others, last = candidates
+
+    def time_the_others() -> None:
+        for name in others:
+            start = now()
+            runs[name]()
+            samples[name].append((now() - start) / calls)
+        now()
+
+    def timed_last() -> None:
+        start = now()
+        runs[last]()
+        samples[last].append((now() - start) / calls)
+
+    benchmark.pedantic(timed_last, setup=time_the_others, rounds=min(max(rounds, MIN_SAMPLES), MAX_SAMPLES))
+    return samples, calls
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Return the bytes per second, read and written, of a large copy on the device."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    now = clock(device)
+    samples = []
+    for _ in range(MIN_SAMPLES + 2):
+        start = now()
+        target.copy_(source)
+        samples.append(now() - start)
+    return 2 * COPY_BYTES / statistics.median(samples[2:])
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """Return the bytes that a call holds at its peak above what was there before; None where torch does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the results call the device: "cpu" with the processor's name, or the GPU's name."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {processor()}"
+    return "-".join("".join(c if c.isalnum() else " " for c in name).lower().split())
+
+
+def git(*arguments: str) -> str:
+    """Return what a git command prints; "unknown" outside a repository."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def metadata(device: torch.device, bandwidth: float) -> dict[str, Any]:
+    """Return where and with what the numbers were made."""
+    cuda = None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        cuda = {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
+            "runtime": torch.version.cuda,
+        }
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "clean": git("status", "--porcelain", "--untracked-files=no") == "",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pysal": pysal.__version__,
+        "build": {key: value for key, value in pysal.build_info().items() if key not in {"kernels", "fell_back"}},
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "copy_bytes_per_second": round(bandwidth),
+        "cuda": cuda,
+    }
+
+
+def as_rows(
+    samples: Mapping[str, Sequence[float]],
+    failed: Mapping[str, str],
+    calls: int,
+    bandwidth: float,
+    peaks: Mapping[str, int | None],
+    **same: Any,
+) -> list[Row]:
+    """Return one row per candidate; "reference" is what the others are held against.
+
+    Args:
+        samples: name -> seconds per call.
+        failed: name -> why it has no samples.
+        calls: calls per sample.
+        bandwidth: bytes per second of a large copy.
+        peaks: name -> bytes at the peak.
+        **same: the fields that all rows share.
+    """
+    rows = []
+    reference = statistics.median(samples["reference"])
+    for name in samples:
+        median, iqr = median_and_iqr(samples[name])
+        rows.append(
+            Row(
+                backend=name,
+                samples=len(samples[name]),
+                calls_per_sample=calls,
+                median_us=round(median * 1e6, 3),
+                iqr_us=round(iqr * 1e6, 3),
+                times_faster_than_reference=round(reference / median, 3),
+                pct_of_copy_bandwidth=round(100 * same["bytes_moved"] / median / bandwidth, 2),
+                peak_mem_bytes=peaks.get(name),
+                **same,
+            )
+        )
+    for name, reason in failed.items():
+        rows.append(Row(backend=name, samples=0, calls_per_sample=calls, median_us=None, iqr_us=None,
+                        times_faster_than_reference=None, pct_of_copy_bandwidth=None, peak_mem_bytes=None,
+                        failed=reason, **same))  # fmt: skip
+    return rows
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table for people."""
+    lines = [
+        f"{'op':34} {'case':44} {'dtype':9} {'backend':10} {'median us':>11} {'IQR us':>9} {'x ref':>7} {'% copy':>7}"
+    ]
+    for row in rows:
+        if row.failed is None:
+            numbers = f"{row.median_us:11.1f} {row.iqr_us:9.1f} {row.times_faster_than_reference:7.2f}"
+            numbers += f" {row.pct_of_copy_bandwidth:7.1f}"
+        else:
+            numbers = row.failed
+        lines.append(f"{row.op:34} {row.case:44} {row.dtype:9} {row.backend:10} {numbers}")
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a results file holds."""
+    return {"metadata": dict(about), "rows": [asdict(row) for row in rows]}
