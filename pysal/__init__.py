@@ -4,6 +4,7 @@ Names are imported on first use, so that `import pysal` and `pysal --help` do no
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from pysal.segments import Grid, Slic, Window
 
     __version__: str
+
+# PySAL, the library for spatial analysis, installs into a folder of the same name; its viz/ would hide our viz.py.
+if _STRANGERS := [name for name in ("base.py", "explore", "lib", "model", "viz") if (Path(__file__).parent / name).exists()]:
+    raise ImportError(
+        f"pysal: {Path(__file__).parent} must hold pysal-saliency alone, got {', '.join(_STRANGERS)} of PySAL, the spatial "
+        "analysis library: install the two in different environments (pip uninstall pysal pysal-saliency, then one of them)"
+    )
 
 _HOMES = {
     "Cancelled": "pysal.engine.chunks",

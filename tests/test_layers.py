@@ -117,10 +117,5 @@ def test_references_import_nothing_native() -> None:
 
 def test_no_module_is_named_for_nothing() -> None:
     folders = [PACKAGE, ROOT / "csrc", ROOT / "tests"]
-    stems = {
-        path: path.stem
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.suffix in {".py", ".cpp", ".cu", ".h"}
-    }
+    stems = {path: path.stem for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".cpp", ".cu", ".h"}}
     assert [str(path.relative_to(ROOT)) for path, stem in stems.items() if stem in FORBIDDEN_NAMES] == []
