@@ -84,7 +84,7 @@ test-emu: setup ## the CUDA kernels on the CPU: plain, shuffled, ASan + UBSan, T
 	PYTHON=$(python) bash tests/emu/run.sh
 
 cuda-check: setup ## compile the CUDA kernels for every architecture; warnings and spills are errors
-	bash tests/cuda_check.sh
+	PYTHON=$(python) bash tests/cuda_check.sh
 
 bench: setup ## time the ops against their eager references, into benchmarks/results/
 	$(python) -m pytest benchmarks -o addopts="--import-mode=importlib" -o python_files="bench_*.py" \
