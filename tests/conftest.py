@@ -7,7 +7,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # an uncompiled checkout says so; PYSAL_REQUIRE=cpu makes it fail
-    import pysal
+    import pysal._library
 
 
 def pytest_report_header() -> str:
