@@ -136,7 +136,11 @@ class ReluRules:
                 return grads
             # guided: the gate has been applied, so only the sign of the gradient is left; deconvnet: the gate is ignored
             source = grads[0] if self.rule == "guided" else incoming[0]
-            return (source.clamp_min(0), *grads[1:])
+            ruled = source.clamp_min(0)
+            if self.rule == "guided" and node.name().startswith("Clamp"):  # whose own gate is open at its bounds, too
+                values, upper = node._saved_self, getattr(node, "_saved_max", None)
+                ruled = ruled * (values > 0) * (True if upper is None else values < upper)
+            return (ruled, *grads[1:])
 
         node.register_hook(apply)
 
