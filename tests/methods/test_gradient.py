@@ -1,0 +1,81 @@
+"""The gradient: closed forms on linear models, plain autograd, central differences, captum."""
+
+import pytest
+import torch
+from captum.attr import Saliency
+from torch import Tensor
+
+import pysal
+from pysal.testing import assert_no_worse
+from tests.methods.networks import assert_rounding, gradients, images, linear, smooth, weights
+
+SHAPES = [(1, 3, 5, 7), (2, 1, 6, 4), (3, 4, 5, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_of_a_linear_model_is_its_weights(shape: tuple[int, ...]) -> None:
+    inputs, model = images(*shape), linear(*shape[1:])
+    for target in range(4):
+        found = pysal.gradient(model, inputs, target)
+        # 1 * w + 0 * the other classes' weights: no rounding at all
+        assert torch.equal(found, weights(model, inputs)[target].expand(shape))
+
+
+def test_of_each_image_explains_its_own_target() -> None:
+    inputs, model = images(3, 3, 5, 4), linear(3, 5, 4)
+    w = weights(model, inputs)
+    assert torch.equal(pysal.gradient(model, inputs, [3, 0, 2]), w[[3, 0, 2]])
+    assert torch.equal(pysal.gradient(model, inputs, torch.tensor([1, 1, 0])), w[[1, 1, 0]])
+    highest = model(inputs).argmax(1)
+    assert torch.equal(pysal.gradient(model, inputs), w[highest])
+
+
+def test_of_a_margin_between_two_classes_is_the_difference_of_their_weights() -> None:
+    inputs, model = images(2, 3, 5, 4), linear(3, 5, 4)
+    w = weights(model, inputs)
+    found = pysal.gradient(model, inputs, lambda output: output[:, 2] - output[:, 1])
+    assert torch.equal(found, (w[2] - w[1]).expand_as(inputs))
+
+
+@pytest.mark.parametrize("score", ["probability", "log_probability"])
+def test_of_probabilities_of_a_linear_model(score: str) -> None:
+    # p = softmax(z): dp_k/dx = p_k (w_k - sum_j p_j w_j), d(log p_k)/dx is the same over p_k
+    inputs, model = images(2, 3, 5, 4), linear(3, 5, 4)
+    w, p = weights(model, inputs), torch.softmax(model(inputs).detach(), 1)
+    expected = w[1] - torch.einsum("bk,kchw->bchw", p, w)
+    if score == "probability":
+        expected = p[:, 1, None, None, None] * expected
+    found = pysal.gradient(model, inputs, 1, score=score)
+    # the logits sum 60 products; the softmax and the sum over 4 classes add about 20 roundings
+    assert_rounding(found, expected, 60 + 20, scale=float(w.abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_is_plain_autograd_of_each_image_alone(shape: tuple[int, ...]) -> None:
+    inputs, model = images(*shape), smooth(shape[1])
+    expected = gradients(model, inputs, 2)
+    # each layer sums at most 9 * 6 products, and two layers come back, plus the tanh's derivatives
+    assert_rounding(pysal.gradient(model, inputs, 2), expected, 4 * 54)
+    single, small = smooth(shape[1]).float(), inputs.float()
+    assert_no_worse(pysal.gradient(single, small, 2), expected, gradients(single, small, 2))
+
+
+def test_is_what_central_differences_say() -> None:
+    inputs, model = images(1, 3, 4, 5), smooth()
+    found = pysal.gradient(model, inputs, 1)
+
+    def slope(step: float) -> Tensor:
+        moved = torch.eye(inputs.numel(), dtype=torch.float64).unflatten(1, inputs.shape[1:]) * step
+        with torch.no_grad():
+            return ((model(inputs + moved) - model(inputs - moved))[:, 1] / (2 * step)).view_as(inputs)
+
+    # the error of a central difference is f''' h^2 / 6 + f''''' h^4 / 120 + ...: halving h quarters it, so the two
+    # differences tell it: fine - true = (coarse - fine) / 3; a tenth of it is more than the next term
+    coarse, fine = slope(2e-3), slope(1e-3)
+    assert float((fine - found).abs().max()) <= 1.1 * float((coarse - fine).abs().max()) / 3
+
+
+def test_equals_captum() -> None:
+    inputs, model = images(2, 3, 6, 5), smooth()
+    expected = Saliency(model).attribute(inputs.clone().requires_grad_(), target=2, abs=False)
+    assert_rounding(pysal.gradient(model, inputs, 2), expected, 4 * 54)
