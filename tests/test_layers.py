@@ -21,10 +21,11 @@ LAYERS = {
     "methods": 5,
     "models": 6,
     "viz": 6,
-    "explain": 7,
-    "cli": 8,
-    "__init__": 9,
-    "__main__": 10,
+    "explanation": 7,
+    "explain": 8,
+    "cli": 9,
+    "__init__": 10,
+    "__main__": 11,
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 
