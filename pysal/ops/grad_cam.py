@@ -14,7 +14,6 @@ SCHEMA = "(Tensor activations, Tensor gradients, SymInt height, SymInt width, bo
 define("grad_cam", SCHEMA, reference.grad_cam)
 
 
-@torch.library.register_fake("pysal::grad_cam")
 def _fake(activations: Tensor, gradients: Tensor, height: int, width: int, relu: bool) -> Tensor:
     return activations.new_empty(activations.shape[0], 1, height, width)
 
@@ -39,6 +38,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, 
     return (weights * ds).to(activations.dtype), grad_gradients.to(gradients.dtype), None, None, None
 
 
+torch.library.register_fake("pysal::grad_cam", _fake)
 torch.library.register_autograd("pysal::grad_cam", _differentiate, setup_context=_setup)
 
 

@@ -25,26 +25,22 @@ define("occlusion_masks_map", MAP_SCHEMA, reference.occlusion_masks_map)
 define("occlusion_masks_boxes_map", BOXES_MAP_SCHEMA, reference.occlusion_masks_boxes_map)
 
 
-@torch.library.register_fake("pysal::occlusion_masks")
 def _fake_masks(
     images: Tensor, fills: Tensor, labels: Tensor, rows: Tensor, ids: Tensor, dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
     return _fake_images(images, rows, dtype, channels_last)
 
 
-@torch.library.register_fake("pysal::occlusion_masks_boxes")
 def _fake_masks_boxes(
     images: Tensor, fills: Tensor, boxes: Tensor, rows: Tensor, dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
     return _fake_images(images, rows, dtype, channels_last)
 
 
-@torch.library.register_fake("pysal::occlusion_masks_map")
 def _fake_map(scores: Tensor, labels: Tensor) -> Tensor:
     return scores.new_empty(scores.shape[0], scores.shape[1], labels.shape[1], labels.shape[2])
 
 
-@torch.library.register_fake("pysal::occlusion_masks_boxes_map")
 def _fake_boxes_map(scores: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     return scores.new_empty(scores.shape[0], scores.shape[1], height, width)
 
@@ -131,6 +127,10 @@ def _differentiate_boxes_map(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None
     return torch.einsum("bkhw,shw->bks", share, inside).to(grad.dtype), None, None, None
 
 
+torch.library.register_fake("pysal::occlusion_masks", _fake_masks)
+torch.library.register_fake("pysal::occlusion_masks_boxes", _fake_masks_boxes)
+torch.library.register_fake("pysal::occlusion_masks_map", _fake_map)
+torch.library.register_fake("pysal::occlusion_masks_boxes_map", _fake_boxes_map)
 torch.library.register_autograd("pysal::occlusion_masks", _differentiate_masks, setup_context=_setup_masks)
 torch.library.register_autograd(
     "pysal::occlusion_masks_boxes", _differentiate_masks_boxes, setup_context=_setup_masks_boxes

@@ -24,7 +24,6 @@ define("path_integral_product", PRODUCT_SCHEMA, reference.path_integral_product)
 ACCUMULATORS = (torch.float32, torch.float64)
 
 
-@torch.library.register_fake("pysal::path_integral_points")
 def _fake_points(
     inputs: Tensor, baselines: Tensor, rows: Tensor, alphas: Tensor, dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
@@ -36,19 +35,16 @@ def _fake_points(
     )
 
 
-@torch.library.register_fake("pysal::path_integral_accumulate_")
 def _fake_accumulate(
     accumulator: Tensor, gradients: Tensor, factors: Tensor | None, rows: Tensor, weights: Tensor
 ) -> None:
     return None
 
 
-@torch.library.register_fake("pysal::path_integral_moments_")
 def _fake_moments(mean: Tensor, squares: Tensor, counts: Tensor, samples: Tensor, rows: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("pysal::path_integral_product")
 def _fake_product(inputs: Tensor, baselines: Tensor, accumulator: Tensor) -> Tensor:
     return torch.empty_like(accumulator, memory_format=torch.contiguous_format)
 
@@ -85,6 +81,10 @@ def _differentiate_product(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tenso
     )
 
 
+torch.library.register_fake("pysal::path_integral_points", _fake_points)
+torch.library.register_fake("pysal::path_integral_accumulate_", _fake_accumulate)
+torch.library.register_fake("pysal::path_integral_moments_", _fake_moments)
+torch.library.register_fake("pysal::path_integral_product", _fake_product)
 torch.library.register_autograd("pysal::path_integral_points", _differentiate_points, setup_context=_setup_points)
 torch.library.register_autograd("pysal::path_integral_product", _differentiate_product, setup_context=_setup_product)
 

@@ -1,0 +1,130 @@
+// grad_cam: sum_k w_k A_k with w_k the mean over space of G_k, ReLU if asked (Selvaraju et al. 2017, equations 1 and
+// 2), then bilinear resize with pixel centres at half integers (align_corners=False). Layouts: activations, gradients
+// (B, K, h, w) contiguous or channels_last; out (B, 1, H, W) contiguous. Work split: means and sums by blocks of
+// channels or pixels of one image, then lines of the result; all sums in double and in the order of memory, so the
+// number of threads does not show. Reads activations and gradients once.
+#include "../common/torch_stable.h"
+#include "images.h"
+
+namespace pysal::cpu {
+namespace {
+constexpr int64_t kBlock = 64;        // channels or pixels whose sums a task keeps in registers and cache
+constexpr int64_t kGrain = 32 << 10;  // elements a thread adds up at least
+
+int64_t blocks(int64_t count) { return (count + kBlock - 1) / kBlock; }
+int64_t tasks_per_thread(int64_t elements_per_task) { return 1 + kGrain / std::max<int64_t>(elements_per_task, 1); }
+
+// weights[b, k] = mean over space of gradients[b, k]
+template <class T>
+void mean_gradients(const T* gradients, bool channels_last, int64_t batch, Shape shape, double* weights) {
+  const int64_t channels = shape.channels, pixels = shape.pixels(), per_image = blocks(channels);
+  const int64_t grain = tasks_per_thread(pixels * std::min(kBlock, channels));
+  torch::stable::parallel_for(0, batch * per_image, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / per_image, k0 = task % per_image * kBlock, k1 = std::min(k0 + kBlock, channels);
+      const T* image = gradients + b * shape.size();
+      double sums[kBlock] = {};
+      if (channels_last) {
+        for (int64_t p = 0; p < pixels; ++p)
+          for (int64_t k = k0; k < k1; ++k) sums[k - k0] += static_cast<double>(image[p * channels + k]);
+      } else {
+        for (int64_t k = k0; k < k1; ++k)
+          for (int64_t p = 0; p < pixels; ++p) sums[k - k0] += static_cast<double>(image[k * pixels + p]);
+      }
+      for (int64_t k = k0; k < k1; ++k) weights[b * channels + k] = sums[k - k0] / static_cast<double>(pixels);
+    }
+  });
+}
+
+// cams[b, p] = sum over k of weights[b, k] activations[b, k, p]
+template <class T>
+void weigh_activations(const T* activations, bool channels_last, int64_t batch, Shape shape, const double* weights,
+                       bool relu, double* cams) {
+  const int64_t channels = shape.channels, pixels = shape.pixels(), per_image = blocks(pixels);
+  const int64_t grain = tasks_per_thread(channels * std::min(kBlock, pixels));
+  torch::stable::parallel_for(0, batch * per_image, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / per_image, p0 = task % per_image * kBlock, p1 = std::min(p0 + kBlock, pixels);
+      const T* image = activations + b * shape.size();
+      const double* weight = weights + b * channels;
+      double sums[kBlock] = {};
+      if (channels_last) {
+        for (int64_t p = p0; p < p1; ++p)
+          for (int64_t k = 0; k < channels; ++k)
+            sums[p - p0] += weight[k] * static_cast<double>(image[p * channels + k]);
+      } else {
+        for (int64_t k = 0; k < channels; ++k)
+          for (int64_t p = p0; p < p1; ++p) sums[p - p0] += weight[k] * static_cast<double>(image[k * pixels + p]);
+      }
+      for (int64_t p = p0; p < p1; ++p) {
+        const double cam = sums[p - p0];
+        cams[b * pixels + p] = relu && cam < 0.0 ? 0.0 : cam;  // NaN comes through
+      }
+    }
+  });
+}
+
+// The two samples an output coordinate lies between, and the share of the second.
+struct Tap {
+  int64_t first, second;
+  double share;
+};
+
+std::vector<Tap> taps(int64_t from, int64_t to) {
+  std::vector<Tap> all(to);
+  for (int64_t i = 0; i < to; ++i) {
+    const double at = std::max((i + 0.5) * static_cast<double>(from) / static_cast<double>(to) - 0.5, 0.0);
+    const int64_t first = std::min(static_cast<int64_t>(at), from - 1);
+    const double share = at - static_cast<double>(first);
+    // a sample without a share is not read, so that NaN or infinity there stays there
+    all[i] = {first, share == 0.0 ? first : std::min(first + 1, from - 1), share};
+  }
+  return all;
+}
+
+template <class T>
+void resize(const double* cams, int64_t batch, Shape shape, int64_t height, int64_t width, T* out) {
+  const std::vector<Tap> rows = taps(shape.height, height), columns = taps(shape.width, width);
+  torch::stable::parallel_for(0, batch * height, tasks_per_thread(width), [&](int64_t begin, int64_t end) {
+    std::vector<double> line(shape.width);
+    for (int64_t task = begin; task < end; ++task) {
+      const Tap y = rows[task % height];
+      const double* cam = cams + task / height * shape.pixels();
+      for (int64_t x = 0; x < shape.width; ++x)
+        line[x] = (1.0 - y.share) * cam[y.first * shape.width + x] + y.share * cam[y.second * shape.width + x];
+      for (int64_t x = 0; x < width; ++x) {
+        const Tap tap = columns[x];
+        out[task * width + x] = convert<T>((1.0 - tap.share) * line[tap.first] + tap.share * line[tap.second]);
+      }
+    }
+  });
+}
+
+Tensor grad_cam_cpu(const Tensor& activations, const Tensor& gradients, int64_t height, int64_t width, bool relu) {
+  PYSAL_CHECK(activations.dim() == 4 && activations.size(2) > 0 && activations.size(3) > 0,
+              "pysal::grad_cam: activations must have 4 dimensions and at least one pixel");
+  PYSAL_CHECK(gradients.is_cpu() && gradients.scalar_type() == activations.scalar_type() &&
+                  gradients.sizes().equals(activations.sizes()),
+              "pysal::grad_cam: gradients must have the shape, dtype and device of activations");
+  PYSAL_CHECK(height >= 1 && width >= 1, "pysal::grad_cam: height and width must be at least 1, got ", height, " and ",
+              width);
+  const int64_t batch = activations.size(0);
+  const Shape shape{activations.size(1), activations.size(2), activations.size(3)};
+  const bool activations_last = is_channels_last(activations), gradients_last = is_channels_last(gradients);
+  const Tensor dense_activations = dense(activations, activations_last),
+               dense_gradients = dense(gradients, gradients_last);
+  Tensor out = empty(activations, {batch, 1, height, width});
+  if (out.numel() == 0) return out;
+  std::vector<double> weights(batch * shape.channels), cams(batch * shape.pixels());
+  PYSAL_DISPATCH_FLOATING(activations.scalar_type(), "grad_cam", [&] {
+    mean_gradients(dense_gradients.const_data_ptr<scalar_t>(), gradients_last, batch, shape, weights.data());
+    weigh_activations(dense_activations.const_data_ptr<scalar_t>(), activations_last, batch, shape, weights.data(),
+                      relu, cams.data());
+    resize(cams.data(), batch, shape, height, width, out.mutable_data_ptr<scalar_t>());
+  });
+  return out;
+}
+}  // namespace
+}  // namespace pysal::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pysal, CPU, m) { m.impl("grad_cam", TORCH_BOX(&pysal::cpu::grad_cam_cpu)); }
