@@ -150,9 +150,7 @@ def test_load_takes_a_device() -> None:
     assert next(load(device=torch.device("meta")).parameters()).device.type == "meta"
     with pytest.raises(ValueError) as caught:
         load(device="toaster")
-    assert str(caught.value).startswith(
-        "pysal.models.load: device must be a device this torch can use, got 'toaster' ("
-    )
+    assert str(caught.value).startswith("pysal.models.load: device must be a device this torch can use, got 'toaster' (")
     assert "\n" not in str(caught.value)
 
 
@@ -222,10 +220,7 @@ def test_missing_weights(monkeypatch, tmp_path) -> None:
     with pytest.raises(ValueError) as caught:
         load()
     path = tmp_path / "none-57934424.pth"
-    assert (
-        str(caught.value)
-        == f"pysal.models.load: weights must be a readable file, got {path} (No such file or directory)"
-    )
+    assert str(caught.value) == f"pysal.models.load: weights must be a readable file, got {path} (No such file or directory)"
 
 
 def test_example_photo_is_in_the_package() -> None:

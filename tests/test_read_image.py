@@ -394,9 +394,7 @@ def test_empty_file(tmp_path) -> None:
     assert refused(path) == f"{READABLE} {path} (the file is empty)"
 
 
-@pytest.mark.parametrize(
-    "content", [b"hello, I am text\n", b"\x00" * 100, b"%PDF-1.4\n", b"\xff\xd8", b"GIF89a", b"II*\0"]
-)
+@pytest.mark.parametrize("content", [b"hello, I am text\n", b"\x00" * 100, b"%PDF-1.4\n", b"\xff\xd8", b"GIF89a", b"II*\0"])
 def test_not_an_image(tmp_path, content) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)

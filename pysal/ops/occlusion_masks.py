@@ -187,7 +187,7 @@ def occlusion_masks(
     images, fills, dtype = _check_images(where, images, fills, dtype)
     labels = _checks.check_indices(where, "labels", labels, ndim=3, device=images.device)
     pixels = torch.Size((images.shape[0], *images.shape[2:]))
-    _checks.check_same_shape(where, "labels", labels, "the pixels of images", pixels)
+    _checks.check_same_shape(where, "labels", labels, "images without channels", pixels)
     rows = _checks.check_indices(where, "rows", rows, ndim=1, device=images.device, limit=images.shape[0])
     ids = _checks.check_indices(where, "ids", ids, ndim=1, device=images.device)
     _checks.check_same_shape(where, "ids", ids, "rows", rows.shape)

@@ -316,7 +316,7 @@ BOXES, SCORES = torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, 3, 2)
         (
             lambda: ops.occlusion_masks(IMAGES, IMAGES, LABELS[:, :3], ROWS, ROWS),
             ValueError,
-            "pysal::occlusion_masks: labels must have the shape of the pixels of images, (2, 4, 5), got shape (2, 3, 5)",
+            "pysal::occlusion_masks: labels must have the shape of images without channels, (2, 4, 5), got shape (2, 3, 5)",
         ),
         (
             lambda: ops.occlusion_masks(IMAGES, IMAGES, LABELS, index(0, 2), ROWS),
@@ -341,8 +341,7 @@ BOXES, SCORES = torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, 3, 2)
         (
             lambda: ops.occlusion_masks_boxes(IMAGES, IMAGES, BOXES + index(0, 0, 5, 5), ROWS),
             ValueError,
-            "pysal::occlusion_masks_boxes: boxes must be (top, left, bottom, right) inside 4 x 5 pixels, "
-            "got (0, 0, 5, 5)",
+            "pysal::occlusion_masks_boxes: boxes must be (top, left, bottom, right) inside 4 x 5 pixels, got (0, 0, 5, 5)",
         ),
         (
             lambda: ops.occlusion_masks_boxes(IMAGES, IMAGES, BOXES, index(-1, 0)),

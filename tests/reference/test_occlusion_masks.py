@@ -77,9 +77,7 @@ def test_boxes_map_averages_over_the_boxes_that_cover_a_pixel() -> None:
     out = reference.occlusion_masks_boxes_map(scores, boxes.int(), 7, 5)
 
     for b, k, y, x in np.ndindex(2, 3, 7, 5):
-        covering = [
-            float(scores[b, k, s]) for s, (t, le, bo, r) in enumerate(boxes.tolist()) if t <= y < bo and le <= x < r
-        ]
+        covering = [float(scores[b, k, s]) for s, (t, le, bo, r) in enumerate(boxes.tolist()) if t <= y < bo and le <= x < r]
         assert float(out[b, k, y, x]) == pytest.approx(np.mean(covering) if covering else 0.0, rel=1e-15)
     assert torch.all(out[:, :, 6] == 0), "nothing covers the last line"
 
