@@ -1,5 +1,6 @@
 """The ops, one card per file: schema, fake, autograd and the documented wrapper."""
 
+from pysal.ops.gaussian_scale_space import gaussian_scale_space, gaussian_scale_space_derivative
 from pysal.ops.grad_cam import grad_cam
 from pysal.ops.guided_relu import guided_relu, guided_relu_backward
 from pysal.ops.occlusion_masks import (
@@ -16,6 +17,8 @@ from pysal.ops.path_integral import (
 )
 
 __all__ = [
+    "gaussian_scale_space",
+    "gaussian_scale_space_derivative",
     "grad_cam",
     "guided_relu",
     "guided_relu_backward",
