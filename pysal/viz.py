@@ -403,9 +403,7 @@ def _picture(page: _Page, picture: Array, left: float, top: float, tall: float) 
     return axes
 
 
-def _map_tile(
-    page: _Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, percentile: float
-) -> None:
+def _map_tile(page: _Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, percentile: float) -> None:
     map = reduce_channels(panel.map, panel.reduction)
     bounds = limits(map, percentile, signed=panel.signed)
     broken = int((~torch.isfinite(map)).sum())
@@ -419,9 +417,7 @@ def _map_tile(
     _colour_bar(page, panel, bounds, left, top + TITLE + tall, percentile)
 
 
-def _colour_bar(
-    page: _Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float
-) -> None:
+def _colour_bar(page: _Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float) -> None:
     low, high = bounds
     ramp = np.linspace(low, high, 512)[None]
     colours, opacity = _colours(ramp, bounds, panel.signed)
@@ -453,6 +449,8 @@ def _segments(page: _Page, axes: Axes, panel: Panel, shape: Sequence[int]) -> No
     if panel.labels is not None:
         labels = panel.labels.detach().cpu().numpy()
         axes.add_collection(LineCollection(_borders(labels), colors=(1, 1, 1, 0.3), linewidths=0.5))
+    elif panel.boxes is not None and _tile(panel.boxes, shape):
+        axes.add_collection(LineCollection(_outlines(panel.boxes), colors=(1, 1, 1, 0.3), linewidths=0.5))
     if panel.drops is None or panel.score is None:
         return
     drops = _numpy(panel.drops)
@@ -470,6 +468,19 @@ def _segments(page: _Page, axes: Axes, panel: Panel, shape: Sequence[int]) -> No
         axes.add_collection(LineCollection(outline, colors="white", linewidths=1.1, capstyle="round"))
         others = np.any([other for _, other in named if other is not mask] or [np.zeros_like(mask)], axis=0)
         taken.append(_label(page, axes, text, mask, others, taken))
+
+
+def _tile(boxes: Tensor, shape: Sequence[int]) -> bool:
+    """Tell whether the boxes leave the picture legible when all are outlined: they cover it at most once."""
+    top, left, bottom, right = boxes.detach().cpu().to(torch.int64).unbind(1)
+    return int(((bottom - top) * (right - left)).sum()) <= shape[0] * shape[1]
+
+
+def _outlines(boxes: Tensor) -> list[list[tuple[float, float]]]:
+    corners = []
+    for top, left, bottom, right in (boxes.detach().cpu().double() - 0.5).tolist():
+        corners.append([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)])
+    return corners
 
 
 def _mask(panel: Panel, segment: int, shape: Sequence[int]) -> Mask | None:
@@ -510,9 +521,7 @@ def _label(page: _Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: 
         clash = sum(at.padded(0.03 * scale).overlaps(other) for other in taken)
         return float(distance + 2.0 * float(others[inside].mean()) + 0.7 * float(mask[inside].mean()) + 100.0 * clash)
 
-    places = [
-        Bbox.from_bounds(room_x * i / 24 - 0.5, room_y * j / 24 - 0.5, wide, high) for i in range(25) for j in range(25)
-    ]
+    places = [Bbox.from_bounds(room_x * i / 24 - 0.5, room_y * j / 24 - 0.5, wide, high) for i in range(25) for j in range(25)]
     at = min(places, key=cost)
     centre = ((at.x0 + at.x1) / 2, (at.y0 + at.y1) / 2)
     if not at.contains(x, y):

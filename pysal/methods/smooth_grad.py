@@ -113,7 +113,7 @@ def attribute(
     seed: int = 0,
     image_ids: Sequence[int] | Tensor | None = None,
 ) -> Attribution:
-    """Smooth a method over a plan's images; details: "base", and for the mean "standard_error" of the map's shape."""
+    """Smooth a method over a plan's images; details: "base", "kind", "samples" and "standard_error" of the map's shape."""
     where = plan.where
     if base not in BASES:
         refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
@@ -149,7 +149,7 @@ def attribute(
 
     plan.run(plan.images * samples, body)
     mean, squares = moments
-    details: dict[str, Any] = {"base": base}
+    details: dict[str, Any] = {"base": base, "kind": kind, "samples": samples}
     if samples > 1:
         details["standard_error"] = (squares / (samples * (samples - 1))).sqrt()
     result = squares / samples if kind == "variance" else mean
