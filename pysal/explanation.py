@@ -39,7 +39,7 @@ UNITS = {
     "gradient": "|d {score} / d value|",
     "guided_backprop": "|guided d {score} / d value|",
     "grad_cam": "weighted activation",
-    "guided_grad_cam": "guided gradient x Grad-CAM",
+    "guided_grad_cam": "gradient x activation",
     "integrated_gradients": "{score} per pixel",
     "blur_integrated_gradients": "{score} per pixel",
 }

@@ -519,7 +519,9 @@ def _label(page: _Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: 
         inside = (slice(max(round(at.y0), 0), round(at.y1) + 1), slice(max(round(at.x0), 0), round(at.x1) + 1))
         distance = math.hypot((at.x0 + at.x1) / 2 - x, 3 * ((at.y0 + at.y1) / 2 - y)) / wide
         clash = sum(at.padded(0.03 * scale).overlaps(other) for other in taken)
-        return float(distance + 2.0 * float(others[inside].mean()) + 0.7 * float(mask[inside].mean()) + 100.0 * clash)
+        return float(
+            distance + 2.0 * float(others[inside].mean()) + 1.5 * float(mask[inside].sum() / mask.sum()) + 100.0 * clash
+        )
 
     places = [Bbox.from_bounds(room_x * i / 24 - 0.5, room_y * j / 24 - 0.5, wide, high) for i in range(25) for j in range(25)]
     at = min(places, key=cost)
