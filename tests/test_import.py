@@ -27,6 +27,12 @@ def test_import_waits_for_nothing() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_every_public_name_is_there() -> None:
+    for name in pysal.__all__:
+        assert getattr(pysal, name) is not None
+    assert set(pysal.__all__) <= set(dir(pysal))
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"^module 'pysal' has no attribute 'weights'$"):
         _ = pysal.weights
