@@ -30,8 +30,8 @@ def numpy_model(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
     def model(*args: Any, **kwargs: Any) -> Tensor:
         output = function(*map(to_numpy, args), **{name: to_numpy(value) for name, value in kwargs.items()})
-        scores: NDArray[Any] = np.asarray(output)
+        scores: NDArray[Any] = np.array(output)  # a copy: the next call may answer into the same buffer
         device = args[0].device if args and isinstance(args[0], Tensor) else None
-        return torch.as_tensor(scores if scores.flags.writeable else scores.copy(), device=device)
+        return torch.as_tensor(scores, device=device)
 
     return model

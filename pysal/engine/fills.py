@@ -16,7 +16,7 @@ NAMED = ("black", "white", "mean", "blur")
 BLUR_SIGMA = 1 / 16
 
 
-def resolve_fill(where: str, argument: str, value: object, images: Tensor, origin: Tensor) -> Tensor:
+def resolve_fill(where: str, argument: str, value: object, images: Tensor, origin: Tensor, total: int) -> Tensor:
     """Return the fill of every image as a tensor of the images' shape.
 
     Args:
@@ -27,6 +27,7 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
             (1, C, H, W) for all, or one per image (B, C, H, W).
         images: (N, C, H, W).
         origin: (N,) the image of the call that each of the N belongs to: which of B fills it takes.
+        total: number of images in the call, B.
 
     Raises:
         TypeError: none of the above.
@@ -43,9 +44,9 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
             return ops.gaussian_scale_space(images, [sigma] * len(images), boundary="reflect")
         value = 0.0 if value == "black" else 1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = torch.tensor(float(value))
+        value = torch.tensor(float(value), dtype=torch.float64)
     elif isinstance(value, Sequence) and all(isinstance(v, (int, float)) for v in value):
-        value = torch.tensor([float(v) for v in value])
+        value = torch.tensor([float(v) for v in value], dtype=torch.float64)
     if not isinstance(value, Tensor):
         refuse(where, argument, "be a number, a colour, a name or an image tensor", repr(value), TypeError)
     fill = value.detach().to(device=images.device, dtype=images.dtype)
@@ -58,7 +59,7 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
     if fill.ndim in (3, 4) and fill.shape[-3:] == images.shape[1:]:
         if fill.ndim == 3 or fill.shape[0] == 1:
             return fill.expand_as(images)
-        if fill.shape[0] > int(origin.max()):
+        if fill.shape[0] == total:
             return fill[origin]
     refuse(
         where,

@@ -81,7 +81,7 @@ def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> A
     Details: "drops", a list of B tensors (S_b,); "class_drops", for class targets, a list of (K, S_b); "boxes" (S, 4) or
     "labels" (B, H, W).
     """
-    fills = resolve_fill(plan.where, "fill", fill, plan.inputs, plan.origin).contiguous()
+    fills = resolve_fill(plan.where, "fill", fill, plan.inputs, plan.origin, plan.root.images).contiguous()
     key = segments if isinstance(segments, Slic) else id(segments)
     regions = plan.shared(("segments", key), lambda root: cut(root.where, segments, root.inputs))
     if isinstance(regions, Labels):
