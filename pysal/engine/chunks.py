@@ -72,7 +72,7 @@ def _tqdm_callback() -> ProgressCallback:
     bars: list[Any] = []
 
     def report(label: str, done: int, total: int) -> None:
-        if bars and (bars[0].desc.removesuffix(": ") != label or not total):
+        if bars and (bars[0].desc.removesuffix(": ") != label or bars[0].total != total):
             bars.pop().close()
         if not total:
             return
@@ -170,19 +170,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class _AllocationMeter(TorchDispatchMode):
-    """Adds up the bytes of every new tensor: an upper bound of what one row needs at once."""
+    """Adds up the bytes of every new tensor, memory used again counted once: an upper bound of what one row needs at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-        self._seen: set[int] = set()
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
                 storage = leaf.untyped_storage()
-                if storage.data_ptr() not in self._seen:
-                    self._seen.add(storage.data_ptr())
-                    self.bytes += storage.nbytes()
+                address = storage.data_ptr()
+                self._sizes[address] = max(self._sizes.get(address, 0), storage.nbytes())
         return result

@@ -79,7 +79,7 @@ def steps_per_panel(changes: Array, steps: int) -> NDArray[np.int64]:
     """
     panels = len(changes)
     share = np.sqrt(np.abs(changes))
-    share = share / share.sum() if share.sum() > 0 else np.full(panels, 1.0 / panels)
+    share = share / share.sum() if 0 < share.sum() < np.inf else np.full(panels, 1.0 / panels)
     spare = steps - panels
     exact = share * spare
     counts = np.floor(exact).astype(np.int64)
