@@ -77,6 +77,9 @@ class Window:
     stride: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("size", self.size), ("stride", self.stride)):
+            if isinstance(value, tuple) and len(value) != 2:
+                refuse("pysal.segments.Window", name, "be one number of pixels or two", value)
         for size, stride in zip(self.sizes, self.strides, strict=True):
             _check_whole("Window", "size", size)
             _check_whole("Window", "stride", stride)
