@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pysal._checks import refuse
 from pysal._library import build_info
+from pysal.engine.attribution import check_options
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.target import ScoreKind, Target, sums_to_one
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS
 
@@ -73,18 +74,33 @@ def explain(
         batch_size=batch_size,
         precision=precision,
     )
-    clean = plan.clean()
     results: dict[str, MethodResult] = {}
     skipped: dict[str, str] = {}
-    for name in names:
-        method = METHODS[name]
-        began = time.perf_counter()
+
+    @contextlib.contextmanager
+    def skipping(name: str) -> Iterator[None]:
         try:
-            found = method.attribute(plan.renamed(f"pysal.{name}", score or method.score), **options[name])
+            yield
         except NotApplicable as error:
             if methods != "all":
                 raise
             skipped[name] = str(error)
+
+    def request(name: str) -> Plan:
+        return plan.renamed(f"pysal.{name}", score or METHODS[name].score)
+
+    for name in names:
+        with skipping(name):
+            request(name).rehearse(METHODS[name].attribute, options[name])
+    clean = plan.clean()
+    for name in names:
+        method = METHODS[name]
+        began = time.perf_counter()
+        found = None
+        if name not in skipped:
+            with skipping(name):
+                found = method.attribute(request(name), **options[name])
+        if found is None:
             continue
         if plan.device.type == "cuda":
             torch.cuda.synchronize(plan.device)
@@ -103,7 +119,7 @@ def explain(
     shown = plan.renamed(WHERE, "logit" if kind == "callable" else (score or "probability"))
     index = plan.score.index
     return Explanation(
-        images=plan.inputs.cpu(),
+        images=plan.inputs.to("cpu", copy=True),
         target=index.cpu(),
         target_names=[_name_of(model, target, int(i)) for i in index],
         scores=shown.clean_scores()[0].cpu(),
@@ -118,9 +134,11 @@ def explain(
 
 
 def _method_names(methods: str | Sequence[str]) -> list[str]:
+    if not isinstance(methods, Sequence):
+        refuse(WHERE, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
     names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
     for name in names:
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             refuse(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", repr(name))
     if not names:
         refuse(WHERE, "methods", "name at least one method", "none")
@@ -130,17 +148,18 @@ def _method_names(methods: str | Sequence[str]) -> list[str]:
 def _checked_options(
     names: list[str], methods: object, given: Mapping[str, Mapping[str, Any]], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Return the options of each method, refusing unknown methods and options before any work."""
+    """Return the options of each method, refusing unknown methods and options."""
+    if not isinstance(given, Mapping):
+        refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
     for name in given:
         if name not in METHODS:
             refuse(WHERE, "method_options", f"be for methods out of {', '.join(METHODS)}", repr(name))
         if name not in names:
             refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
-        known = list(inspect.signature(METHODS[name].attribute).parameters)[1:]
-        for option in given[name]:
-            if option not in known:
-                offer = ", ".join(known) or "none"
-                refuse(WHERE, f"method_options[{name!r}]", f"hold options out of {offer}", repr(option))
+        argument = f"method_options[{name!r}]"
+        if not isinstance(given[name], Mapping):
+            refuse(WHERE, argument, "be a mapping of option names to values", repr(given[name]), TypeError)
+        check_options(WHERE, argument, METHODS[name].attribute, given[name])
     options = {name: dict(given.get(name, {})) for name in names}
     if "smooth_grad" in options:
         options["smooth_grad"].setdefault("seed", seed)
@@ -164,5 +183,4 @@ def _probabilities(table: Tensor | None, index: Tensor) -> Tensor | None:
     """Return the probability of each image's target; a table whose rows already sum to 1 is taken as it is."""
     if table is None or table.shape[1] == 1:
         return None
-    already = bool((table >= 0).all()) and bool(((table.sum(1) - 1).abs() < 1e-4).all())
-    return (table if already else torch.softmax(table, 1)).gather(1, index[:, None]).squeeze(1).cpu()
+    return (table if sums_to_one(table) else torch.softmax(table, 1)).gather(1, index[:, None]).squeeze(1).cpu()

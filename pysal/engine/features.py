@@ -1,6 +1,8 @@
 """Captures the activation of one layer, by module or by name, without keeping the graph below it."""
 
 import contextlib
+import difflib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +40,17 @@ class Features:
             raise ValueError(f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run")
         return self.activation
 
+    def used(self, gradient: Tensor | None) -> Tensor:
+        """Return the gradient of the score at the activation.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if gradient is None:
+            requirement = "must lead to the score, got one that the score does not depend on"
+            raise ValueError(f"{self.where}: layer {self.layer.name!r} {requirement}")
+        return gradient
+
 
 def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     """Return a layer of `model` by its name or module.
@@ -53,6 +66,7 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
         if layer in modules:
             return Layer(layer, modules[layer])
         close = [name for name in modules if name and layer and (layer in name or name in layer)][-3:]
+        close = close or difflib.get_close_matches(layer, modules)
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
         refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
     if isinstance(layer, nn.Module):
@@ -74,9 +88,12 @@ def default_layer(where: str, model: object, look: Callable[[], None]) -> Layer:
         refuse(where, "model", requirement, type(model).__name__, NotApplicable)
     runs: dict[str, int] = {}
     last: list[Layer] = []
+    thread = threading.get_ident()  # the model may run in others at the same time
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            if threading.get_ident() != thread:
+                return
             runs[name] = runs.get(name, -1) + 1
             if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
                 last[:] = [Layer(name, module, runs[name])]
@@ -110,9 +127,12 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
     """
     features = Features(where, layer)
     runs = 0
+    thread = threading.get_ident()  # the model may run in others at the same time
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         nonlocal runs
+        if threading.get_ident() != thread:
+            return None
         runs += 1
         if layer.run is None and runs > 1:
             raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")

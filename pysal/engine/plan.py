@@ -15,7 +15,7 @@ from pysal.engine.features import Layer, capture
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.relu_rules import ReluRules
-from pysal.engine.target import Score, ScoreKind, Target
+from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
 
 Model: TypeAlias = Callable[..., Any]
 ExtraInputs: TypeAlias = Sequence[Any] | Mapping[str, Any]
@@ -95,7 +95,17 @@ class Plan:
         renamed = self.derive(self.inputs, torch.arange(self.images, device=self.device))
         renamed.where, renamed.root = where, renamed
         renamed.score, renamed._shared, renamed._clean = self.score.renamed(where, score), self._shared, self._clean
+        if renamed._clean is not None:
+            renamed._warn_of_probabilities(renamed._clean.table)
         return renamed
+
+    def rehearse(self, attribute: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        """Run a method's core up to its first use of the model: what it refuses is refused before any work."""
+        rehearsal = _Rehearsal.__new__(_Rehearsal)
+        rehearsal.__dict__.update(self.__dict__)
+        rehearsal.root = rehearsal
+        with contextlib.suppress(_ModelUsed):
+            attribute(rehearsal, **options)
 
     @property
     def device(self) -> torch.device:
@@ -136,25 +146,34 @@ class Plan:
             row_bytes=self.inputs[0].numel() * self.inputs.element_size(),
         )
 
+    @property
+    def eager_model(self) -> Model:
+        """The model as Python runs it: without torch.compile, inside which neither layers nor activations can be reached."""
+        eager: Model = getattr(self.model, "_orig_mod", self.model)
+        return eager
+
     @contextlib.contextmanager
     def _modes(self, *, grad: bool) -> Iterator[None]:
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
+            _unoptimised_scripts() if grad else contextlib.nullcontext(),
             precision_mode(self.precision, self.device, backward=grad),
         ):
             yield
 
-    def _forward(self, batch: Tensor, rows: Tensor) -> Any:
+    def _forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
         origin = self.origin[rows]
 
         def pick(value: Any) -> Any:
-            own = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.root.images
-            return value[origin.to(value.device)] if own else value
+            if not isinstance(value, Tensor):
+                return value
+            own = value.ndim > 0 and len(value) == self.root.images
+            return value[origin.to(value.device)] if own else _ordinary(value)
 
         if isinstance(self.extra_inputs, Mapping):
-            return self.model(batch, **{name: pick(value) for name, value in self.extra_inputs.items()})
-        return self.model(batch, *(pick(value) for value in self.extra_inputs))
+            return model(batch, **{name: pick(value) for name, value in self.extra_inputs.items()})
+        return model(batch, *(pick(value) for value in self.extra_inputs))
 
     def clean(self) -> Clean:
         """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target."""
@@ -176,9 +195,20 @@ class Plan:
             self.run(self.images, body)
             self.score.close()
             self._clean = Clean(torch.cat(tables) if tables else None, torch.cat(scores) if scores else None)
-            if tables and self.score.kind != "logit":
-                _warn_of_probabilities(self.where, torch.cat(tables))
+            if self.root is self:
+                self._warn_of_probabilities(self._clean.table)
         return self._clean
+
+    def _warn_of_probabilities(self, table: Tensor | None) -> None:
+        if table is None or table.shape[1] == 1 or self.score.kind == "logit" or "warned" in self._shared:
+            return
+        if sums_to_one(table):
+            self._shared["warned"] = True
+            warnings.warn(
+                f"{self.where}: the model's output already sums to 1, and score takes its softmax again; "
+                "pass score='logit' to explain the output as it is",
+                stacklevel=6,
+            )
 
     def clean_scores(self) -> tuple[Tensor, Tensor | None]:
         """Return the explained score of the unchanged images (B,) and, for class targets, that of every class (B, K)."""
@@ -191,16 +221,16 @@ class Plan:
 
     def look_at_first_image(self) -> None:
         """Run the model once on the first image, for whoever watches its layers."""
-        self._output(self.inputs[:1].clone(), torch.arange(1, device=self.device))
+        self._output(self.inputs[:1].clone(), torch.arange(1, device=self.device), self.eager_model)
 
     def fix_target(self) -> None:
         """Make sure that the target of every image is known, with a clean pass where it is not."""
         if self.score.open:
             self.clean()
 
-    def _output(self, batch: Tensor, rows: Tensor) -> Any:
+    def _output(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> Any:
         with self._modes(grad=False):
-            return self._forward(batch, rows)
+            return self._forward(self.model if model is None else model, _ordinary(batch), rows)
 
     def scores(self, batch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the explained score (N,) of changed images and, for class targets, that of every class (N, K).
@@ -214,29 +244,28 @@ class Plan:
         classes = self.score.scaled(table)
         return self.score.pick(classes, self.origin[rows]), classes
 
-    def _differentiable_score(self, leaf: Tensor, rows: Tensor) -> Tensor:
-        output = self._forward(leaf.clone(), rows)
+    def _differentiable_score(self, leaf: Tensor, rows: Tensor, model: Model) -> Tensor:
+        output = self._forward(model, leaf.clone(), rows)
         self.score.resolve(self.score.table(output, rows), self.origin[rows])
         return self.score(output, self.origin[rows])
 
-    def _check_differentiable(self, score: Tensor) -> None:
-        if not score.requires_grad:
+    def _found(self, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
             raise NotApplicable(
                 f"{self.where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
                 "leave_one_out explains such a model"
             )
+        return gradient
 
     def gradients(self, batch: Tensor, rows: Tensor, rules: ReluRules | None = None) -> Tensor:
         """Return df/dx (N, C, H, W) at each row of `batch`, under a rule for ReLUs where one is given."""
         with self._modes(grad=True):
-            leaf = batch.detach().requires_grad_()
+            leaf = _ordinary(batch).detach().requires_grad_()
             with rules.recording() if rules else contextlib.nullcontext():
-                score = self._differentiable_score(leaf, rows)
-            self._check_differentiable(score)
+                score = self._differentiable_score(leaf, rows, self.eager_model if rules else self.model)
             if rules:
-                rules.finish(score)
-            (gradient,) = torch.autograd.grad(score.sum(), leaf)
-        return gradient
+                rules.finish(score, leaf)
+            return self._found(_gradient(score, leaf))
 
     def layer_gradients(
         self, batch: Tensor, rows: Tensor, layer: Layer, rules: ReluRules | None = None
@@ -246,36 +275,52 @@ class Plan:
         Without `rules` nothing below the layer is kept for the backward pass.
         """
         with self._modes(grad=True), capture(self.where, layer, cut=rules is None) as features:
-            leaf = batch.detach().requires_grad_(rules is not None)
+            leaf = _ordinary(batch).detach().requires_grad_(rules is not None)
             with rules.recording() if rules else contextlib.nullcontext():
-                score = self._differentiable_score(leaf, rows)
+                score = self._differentiable_score(leaf, rows, self.eager_model)
             activation = features.captured()
-            self._check_differentiable(score)
             if rules is None:
-                (gradient,) = torch.autograd.grad(score.sum(), activation, allow_unused=True)
-                return activation.detach(), _used(self.where, layer.name, gradient), None
-            rules.finish(score)
+                return activation.detach(), features.used(_gradient(score, activation)), None
+            rules.finish(score, leaf)
             final, rules.rule = rules.rule, "plain"
-            (gradient,) = torch.autograd.grad(score.sum(), activation, retain_graph=True, allow_unused=True)
+            gradient = features.used(_gradient(score, activation, again=True))
             rules.rule = final
-            (ruled,) = torch.autograd.grad(score.sum(), leaf)
-        return activation.detach(), _used(self.where, layer.name, gradient), ruled
+            return activation.detach(), gradient, self._found(_gradient(score, leaf))
 
 
-def _warn_of_probabilities(where: str, table: Tensor) -> None:
-    total = table.sum(1)
-    if table.shape[1] > 1 and bool((table >= 0).all()) and bool(((total - 1).abs() < 1e-4).all()):
-        warnings.warn(
-            f"{where}: the model's output already sums to 1, and score takes its softmax again; "
-            "pass score='logit' to explain the output as it is",
-            stacklevel=6,
-        )
+@contextlib.contextmanager
+def _unoptimised_scripts() -> Iterator[None]:
+    """Keep TorchScript from optimising a backward pass, which it does for good after some runs, hidden from ReLU rules."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        yield
+    finally:
+        torch._C._set_graph_executor_optimize(before)
 
 
-def _used(where: str, layer: str, gradient: Tensor | None) -> Tensor:
-    if gradient is None:
-        raise ValueError(f"{where}: layer {layer!r} must lead to the score, got one that the score does not depend on")
-    return gradient
+class _ModelUsed(Exception):
+    """A rehearsal has come to the model."""
+
+
+class _Rehearsal(Plan):
+    def run(self, total: int, body: Callable[[int, int], None]) -> None:
+        raise _ModelUsed
+
+    def look_at_first_image(self) -> None:
+        raise _ModelUsed
+
+
+def _gradient(score: Tensor, at: Tensor, *, again: bool = False) -> Tensor | None:
+    """Return the gradient of the summed scores, None where they do not depend on `at`; `again` keeps the graph for another."""
+    if not score.requires_grad:
+        return None
+    return torch.autograd.grad(score.sum(), at, retain_graph=again, allow_unused=True)[0]
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd and in-place operations accept, also where the caller is in torch.inference_mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _checked_inputs(where: str, inputs: object) -> Tensor:
@@ -290,7 +335,7 @@ def _checked_inputs(where: str, inputs: object) -> Tensor:
     if not bool(finite.all()):
         refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(finite.long().argmin())}")
     with torch.inference_mode(False):
-        return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+        return _ordinary(tensor.detach())
 
 
 def _check_model(where: str, model: object, inputs: Tensor) -> None:

@@ -1,16 +1,18 @@
 """Backward rules of ReLU at the operator: whatever spelling, module or function a network uses.
 
 Two mechanisms, because neither sees everything. While the forward pass runs, a `TorchFunctionMode` replaces every ReLU call by
-the fused op, which keeps one bit per element. Afterwards the autograd graph is walked: a ReLU Python never called (inside a
-TorchScript module, a C++ composite) is found there and gets a hook, and so are the activations a rule does not define.
+the fused op, which keeps one bit per element. Afterwards the autograd graph between the images and the score is walked: a ReLU
+that Python never called (inside a TorchScript module, a C++ composite) is found there and gets a hook, and so are the
+activations a rule does not define. What is not on the way from the images, say a text encoder, is no concern of a rule.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from pysal import ops
@@ -58,12 +60,20 @@ _GENERALISABLE = {
     torch.Tensor.prelu,
     F.hardtanh,
 }
+# Autograd nodes that stand for a whole compiled graph, in whose backward no rule can take part.
+_HIDDEN = {
+    "CompiledFunctionBackward": "torch.compile",
+    "ApplyTemplateBackward": "torch.compile",
+    "torch::jit::(anonymous namespace)::DifferentiableGraphBackward": "TorchScript, which has optimised its backward pass",
+}
+# Homes of custom autograd functions that are no activations: the bf16 backward of `precision`, hooks of modules.
+_HARMLESS = ("pysal.engine.precision", "torch.nn.modules._functions")
 
 
 class ReluRules:
     """Runs a forward pass so that its backward pass follows a rule, which may still be changed before each backward.
 
-    Use: `with rules.recording(): score = f(model(x))`, then `rules.finish(score)`, then differentiate.
+    Use: `with rules.recording(): score = f(model(x))`, then `rules.finish(score, x)`, then differentiate.
 
     Args:
         where: the public name of the method, for errors.
@@ -74,7 +84,6 @@ class ReluRules:
         if other not in OTHER_ACTIVATIONS:
             refuse(where, "other_activations", f"be one of {', '.join(map(repr, OTHER_ACTIVATIONS))}", repr(other))
         self.where, self.rule, self.other = where, rule, other
-        self.met = 0
         self._generalised: set[Any] = set()
 
     def recording(self) -> TorchFunctionMode:
@@ -83,37 +92,48 @@ class ReluRules:
 
     def relu(self, input: Tensor, upper: float = float("inf")) -> Tensor:
         """Return min(max(input, 0), upper), whose backward follows the rule in force when it runs."""
-        self.met += 1
         result: Tensor = _Relu.apply(input, upper, self)  # type: ignore[no-untyped-call]
         return result
 
     def generalise(self, output: Tensor) -> Tensor:
         """Let gradients into the activation `output` pass where they and the output are positive."""
         if output.grad_fn is not None:
-            self.met += 1
             self._generalised.add(output.grad_fn)
             positive = output.detach() > 0
             output.register_hook(lambda grad: grad if self.rule == "plain" else grad.clamp_min(0) * positive)
         return output
 
-    def finish(self, score: Tensor) -> None:
+    def finish(self, score: Tensor, leaf: Tensor) -> None:
         """Hook the ReLUs that the forward pass did not show, and refuse what the rule does not define.
 
+        Only what lies between `leaf` and the score counts. Does nothing where the score does not depend on `leaf`.
+
         Raises:
-            NotApplicable: an activation the rule does not define and no `other_activations`, or no ReLU at all.
+            NotApplicable: an activation the rule does not define and no `other_activations`, no ReLU at all, or a compiled
+                graph, whose activations are out of reach.
         """
+        nodes = _between(score, leaf)
+        generalised, self._generalised = self._generalised, set()
+        met = 0
         undefined: dict[str, None] = {}
-        for node in _graph(score.grad_fn):
-            name = node.name()
-            if _is_relu(node, name):
-                self.met += 1
-                self._hook(node)
-            elif name in _UNDEFINED and node not in self._generalised:
+        for node in nodes:
+            name, function = node.name(), getattr(node, "_forward_cls", None)
+            if name in _HIDDEN:
+                raise NotApplicable(
+                    f"{self.where}: model must not be compiled, for the rule cannot reach the activations inside, "
+                    f"got a graph of {_HIDDEN[name]}"
+                )
+            if function is _Relu or node in generalised:
+                met += 1
+            elif _is_relu(node, name):
+                met += 1
+                self._hook(node, name)
+            elif name in _UNDEFINED:
                 undefined[_UNDEFINED[name]] = None
-            elif name.startswith("Hardtanh") and node not in self._generalised:
+            elif name.startswith("Hardtanh"):
                 undefined["Hardtanh"] = None
-            elif hasattr(node, "_forward_cls") and node._forward_cls is not _Relu:
-                undefined[f"{node._forward_cls.__name__.removesuffix('Backward')} (a custom autograd function)"] = None
+            elif function is not None and function.__module__ not in _HARMLESS:
+                undefined[f"{function.__name__} (a custom autograd function)"] = None
         if undefined and self.other != "plain":
             names = ", ".join(sorted(undefined))
             allowed = "'plain'" if self.other == "generalised" else "'plain' or 'generalised'"
@@ -121,14 +141,18 @@ class ReluRules:
                 f"{self.where}: the rule is defined for ReLU only, and the network has {names}; "
                 f"pass other_activations={allowed} to go on"
             )
-        if self.met == 0 and self.other != "plain":
+        if nodes and met == 0 and self.other != "plain":
             raise NotApplicable(
                 f"{self.where}: no ReLU was met between the score and the inputs, so the result would be the plain gradient; "
                 "pass other_activations='plain' if that is what you want"
             )
 
-    def _hook(self, node: Any) -> None:
+    def _hook(self, node: Any, name: str) -> None:
         incoming: list[Tensor] = []
+        gate = None
+        if name.startswith("Clamp"):  # whose own gate is open at its bounds, too
+            values, upper = node._saved_self, getattr(node, "_saved_max", None)
+            gate = (values > 0) & (values < (float("inf") if upper is None else upper))
         node.register_prehook(lambda grads: incoming.__setitem__(slice(None), grads))
 
         def apply(grads: tuple[Tensor | None, ...], _: Any) -> Any:
@@ -136,11 +160,8 @@ class ReluRules:
                 return grads
             # guided: the gate has been applied, so only the sign of the gradient is left; deconvnet: the gate is ignored
             source = grads[0] if self.rule == "guided" else incoming[0]
-            ruled = source.clamp_min(0)
-            if self.rule == "guided" and node.name().startswith("Clamp"):  # whose own gate is open at its bounds, too
-                values, upper = node._saved_self, getattr(node, "_saved_max", None)
-                ruled = ruled * (values > 0) * (True if upper is None else values < upper)
-            return (ruled, *grads[1:])
+            passed = source.clamp_min(0)
+            return (passed * gate if gate is not None and self.rule == "guided" else passed, *grads[1:])
 
         node.register_hook(apply)
 
@@ -219,16 +240,29 @@ _HANDLERS: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
-def _graph(root: Any) -> Iterator[Any]:
-    """Yield every autograd node that leads to the score, once."""
-    stack, seen = [root], set()
+def _between(score: Tensor, leaf: Tensor) -> list[Any]:
+    """Return every autograd node on a way from `leaf` to the score, once."""
+    if score.grad_fn is None:
+        return []
+    start = get_gradient_edge(leaf).node
+    users: dict[Any, list[Any]] = {score.grad_fn: []}
+    stack = [score.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack.extend(parent for parent, _ in node.next_functions)
+        for parent, _ in node.next_functions:
+            if parent is not None:
+                if parent not in users:
+                    users[parent] = []
+                    stack.append(parent)
+                users[parent].append(node)
+    found: dict[Any, None] = {}
+    stack = list(users.get(start, ()))
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found[node] = None
+            stack.extend(users[node])
+    return list(found)
 
 
 def _is_relu(node: Any, name: str) -> bool:

@@ -44,6 +44,11 @@ def class_scores(output: Any) -> Tensor:
     )
 
 
+def sums_to_one(table: Tensor) -> bool:
+    """Say whether the rows of a table (N, K) look like probabilities."""
+    return bool((table >= 0).all()) and bool(((table.sum(1) - 1).abs() < 1e-4).all())
+
+
 class Score:
     """Picks the explained score of each row out of a model's output.
 
@@ -68,7 +73,8 @@ class Score:
         if not self.open and self.function is None and min(indices) < 0:
             refuse(where, "target", "be a class index of 0 or more", min(indices))
         self._largest = max(indices)
-        self.index = torch.tensor(indices, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):
+            self.index = torch.tensor(indices, dtype=torch.int64, device=device)
 
     def renamed(self, where: str, kind: ScoreKind) -> "Score":
         """Return the same target for another method or another kind of score."""
@@ -122,6 +128,8 @@ class Score:
         if not isinstance(score, Tensor) or score.shape != rows.shape:
             got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
             refuse(self.where, "target(output)", f"be a tensor of shape {tuple(rows.shape)}", got)
+        if not score.dtype.is_floating_point:
+            refuse(self.where, "target(output)", "be floating point", score.dtype, TypeError)
         return score
 
     def resolve(self, table: Tensor | None, rows: Tensor) -> None:

@@ -144,6 +144,8 @@ def attribute_guided(
 
 
 def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules: ReluRules | None) -> Attribution:
+    if not (tokens is None or callable(tokens) or (isinstance(tokens, str) and tokens in ("vit", "swin"))):
+        refuse(plan.where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
     chosen = _choose(plan, layer)
     height, width = plan.inputs.shape[2:]
     result = plan.zeros(channels=1 if rules is None else None).to(plan.dtype)
@@ -165,8 +167,8 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules:
 
 def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
     if layer is not None:
-        return find_layer(plan.where, plan.model, layer)
-    return plan.shared("default_layer", lambda root: default_layer(plan.where, root.model, root.look_at_first_image))
+        return find_layer(plan.where, plan.eager_model, layer)
+    return plan.shared("default_layer", lambda root: default_layer(plan.where, root.eager_model, root.look_at_first_image))
 
 
 def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
@@ -190,6 +192,4 @@ def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
         refuse(where, f"layer {layer!r}", requirement, f"shape {shape}")
     if tokens == "vit":
         refuse(where, f"layer {layer!r}", "return tokens (N, 1 + h * h, K) for tokens='vit'", f"shape {shape}")
-    if tokens == "swin":
-        refuse(where, f"layer {layer!r}", "return tokens (N, h, w, K) for tokens='swin'", f"shape {shape}")
-    refuse(where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
+    refuse(where, f"layer {layer!r}", "return tokens (N, h, w, K) for tokens='swin'", f"shape {shape}")

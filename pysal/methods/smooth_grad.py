@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.engine.attribution import Attribution
+from pysal.engine.attribution import Attribution, check_options
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
@@ -96,9 +96,8 @@ def smooth_grad(
         precision=precision,
         dtype=dtype,
     )
-    options = dict(base_options or {})
     return attribute(
-        plan, base=base, base_options=options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
+        plan, base=base, base_options=base_options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
     ).map
 
 
@@ -126,6 +125,8 @@ def attribute(
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
     ids = _image_ids(plan, image_ids)
+    options = _base_options(where, base, base_options)
+    plan.rehearse(BASES[base], options)
     plan.fix_target()
     flat = plan.inputs.flatten(1).double()
     scales = noise * (flat.amax(1) - flat.amin(1))
@@ -139,11 +140,11 @@ def attribute(
         items = torch.arange(start, stop, device=plan.device)
         rows, draws = items // samples, items % samples
         noisy = ops.gaussian_noise(plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last)
-        found = BASES[base](plan.derive(noisy, rows), **(base_options or {}))
+        found = BASES[base](plan.derive(noisy, rows), **options)
         maps = found.map.to(plan.accumulator_dtype)
         if not moments:
             shape = (plan.images, *maps.shape[1:])
-            moments.extend(torch.zeros(shape, dtype=maps.dtype, device=plan.device) for _ in range(2))
+            moments.extend([torch.zeros(shape, dtype=maps.dtype, device=plan.device) for _ in range(2)])
         ops.path_integral_moments_(moments[0], moments[1], counts, maps.square() if kind == "squared" else maps, rows)
         passes += found.passes * len(rows) / plan.images
 
@@ -154,6 +155,14 @@ def attribute(
         details["standard_error"] = (squares / (samples * (samples - 1))).sqrt()
     result = squares / samples if kind == "variance" else mean
     return Attribution(result.to(plan.dtype), passes, details)
+
+
+def _base_options(where: str, base: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        refuse(where, "base_options", "be a mapping of option names to values", repr(given), TypeError)
+    options = dict(given or {})
+    check_options(where, "base_options", BASES[base], options)
+    return options
 
 
 def _image_ids(plan: Plan, image_ids: Sequence[int] | Tensor | None) -> Tensor:
