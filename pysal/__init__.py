@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pysal import models, ops, reference, segments, viz
-    from pysal._library import build_info
     from pysal.engine.black_box import numpy_model
     from pysal.engine.chunks import Cancelled, progress
     from pysal.engine.not_applicable import NotApplicable
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pysal.methods.leave_one_out import leave_one_out
     from pysal.methods.smooth_grad import smooth_grad
     from pysal.models import Normalized, read_image, read_images
+    from pysal.ops import build_info
     from pysal.segments import Grid, Slic, Window
 
     __version__: str
@@ -42,7 +42,7 @@ _HOMES = {
     "Slic": "pysal.segments",
     "Window": "pysal.segments",
     "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
-    "build_info": "pysal._library",
+    "build_info": "pysal.ops",
     "explain": "pysal.explain",
     "grad_cam": "pysal.methods.grad_cam",
     "gradient": "pysal.methods.gradient",

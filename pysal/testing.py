@@ -45,9 +45,7 @@ def assert_no_worse(kernel: Tensor, reference64: Tensor, baseline: Tensor) -> No
     error = (k - r).abs().max().item()
     baseline_error = (b - r).abs().max().item()
     limit = 2 * baseline_error + 4 * torch.finfo(kernel.dtype).eps * r.abs().max().item()
-    assert error <= limit, (
-        f"off by {error:.3g}, more than {limit:.3g}; plain {kernel.dtype} is off by {baseline_error:.3g}"
-    )
+    assert error <= limit, f"off by {error:.3g}, more than {limit:.3g}; plain {kernel.dtype} is off by {baseline_error:.3g}"
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ def emulation() -> ctypes.CDLL:
 _keep_alive: list[torch.library.Library] = []
 
 
-def sample(
-    *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, low: float = -1.0, high: float = 1.0
-) -> Tensor:
+def sample(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, low: float = -1.0, high: float = 1.0) -> Tensor:
     """Return uniform random numbers, the same ones in every dtype up to its rounding.
 
     Args:
@@ -171,7 +167,5 @@ def assert_same_layout(actual: Tensor, expected: Tensor) -> None:
     assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
     assert actual.device == expected.device, f"device {actual.device}, expected {expected.device}"
     if actual.numel():
-        strides = [
-            (a, e) for size, a, e in zip(actual.shape, actual.stride(), expected.stride(), strict=True) if size > 1
-        ]
+        strides = [(a, e) for size, a, e in zip(actual.shape, actual.stride(), expected.stride(), strict=True) if size > 1]
         assert all(a == e for a, e in strides), f"strides {actual.stride()}, expected {expected.stride()}"

@@ -1,0 +1,132 @@
+"""What a user installs: one version, a package that works uncompiled, an sdist that builds, a wheel that runs."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pysal
+from pysal import _library
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def run(code, *options, **environment):
+    """Run Python in a folder that holds no pysal; return what it printed."""
+    result = subprocess.run(
+        [sys.executable, *options, "-c", code],
+        env={**os.environ, "PYTHONPATH": "", **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_one_version(monkeypatch):
+    assert pysal.__version__ == VERSION
+    assert pysal.build_info().get("version_built", VERSION) == VERSION
+
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    assert _library.version() == VERSION
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the sources as a clone has them: nothing built, nothing ignored."""
+    target = tmp_path_factory.mktemp("packaging") / "checkout"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def test_uncompiled_checkout_works_and_says_so_once(checkout):
+    code = """
+import torch, pysal
+output, gates = pysal.ops.guided_relu(torch.tensor([-1.0, 2.0], requires_grad=True))
+output.sum().backward()
+info = pysal.build_info()
+assert not info["compiled"] and not info["fell_back"], info
+assert info["kernels"]["guided_relu"] == {"cpu": "reference", "cuda": "reference"}
+"""
+    printed = run(code, "-W", "always", PYTHONPATH=str(checkout)).stderr
+    assert printed.count("UserWarning") == 1
+    assert "pysal is not compiled, so every op runs its slower PyTorch reference: build it with" in printed
+
+
+def build(checkout, hook, target):
+    """Call a build hook of setuptools in the checkout, without CUDA: that is one more library, not another path."""
+    code = f"from setuptools import build_meta; print('BUILT', build_meta.{hook}({os.fspath(target)!r}))"
+    environment = {**os.environ, "PYSAL_CUDA": "OFF", "PYSAL_CMAKE_ARGS": ""}
+    result = subprocess.run([sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return target / result.stdout.split("BUILT ")[1].strip()
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout):
+    (checkout / "pysal/_C_stale.so").touch()  # what an earlier build may have left
+    return build(checkout, "build_sdist", checkout.parent)
+
+
+def test_sdist_holds_the_sources_and_nothing_built(sdist, checkout):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {os.fspath(path.relative_to(checkout)) for path in checkout.glob("csrc/**/*") if path.is_file()}
+    sources |= {os.fspath(path.relative_to(checkout)) for path in checkout.glob("pysal/**/*.py")}
+    assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md", "pysal/py.typed"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist_runs(sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = next(path for path in tmp_path.iterdir() if path.is_dir())
+    (source / "pysal/_C_stale.so").touch()
+    wheel = build(source, "build_wheel", tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "installed")
+    assert [name for name in names if name.endswith(".so")] == [n for n in names if n.startswith("pysal/_C.cpython")]
+    assert {"pysal/py.typed", "pysal/_C.pyi", f"pysal_saliency-{VERSION}.dist-info/licenses/LICENSE"} <= set(names)
+    assert not [name for name in names if name.startswith(("csrc", "tests", "benchmarks"))]
+    assert "none-any" not in wheel.name
+    code = """
+import importlib.metadata, pysal, torch
+info = pysal.build_info()
+assert info["compiled"] and info["kernels"]["guided_relu"]["cpu"] == "native", info
+assert info["version"] == info["version_built"] == importlib.metadata.version("pysal-saliency"), info
+pysal.ops.guided_relu(torch.ones(3))
+"""
+    run(code, "-W", "error", PYTHONPATH=str(tmp_path / "installed"))
+
+
+@pytest.mark.slow
+def test_editable_install_compiles_in_place(checkout, tmp_path):
+    wheel = build(checkout, "build_editable", tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    assert list(checkout.glob("pysal/_C.cpython-*.so"))
+    code = f"""
+import site; site.addsitedir({os.fspath(tmp_path / "installed")!r})
+import pysal
+assert pysal.__file__ == {os.fspath(checkout / "pysal/__init__.py")!r}, pysal.__file__
+assert pysal.build_info()["compiled"]
+"""
+    run(code, "-W", "error")
