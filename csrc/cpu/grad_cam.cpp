@@ -70,14 +70,15 @@ struct Tap {
   double share;
 };
 
+// Output i lies at (i + 1/2) from / to - 1/2, at least 0: in whole numbers, so that only the share is rounded.
 std::vector<Tap> taps(int64_t from, int64_t to) {
   std::vector<Tap> all(to);
   for (int64_t i = 0; i < to; ++i) {
-    const double at = std::max((i + 0.5) * static_cast<double>(from) / static_cast<double>(to) - 0.5, 0.0);
-    const int64_t first = std::min(static_cast<int64_t>(at), from - 1);
-    const double share = at - static_cast<double>(first);
+    const int64_t numerator = std::max<int64_t>((2 * i + 1) * from - to, 0), denominator = 2 * to;
+    const int64_t first = numerator / denominator, rest = numerator % denominator;
     // a sample without a share is not read, so that NaN or infinity there stays there
-    all[i] = {first, share == 0.0 ? first : std::min(first + 1, from - 1), share};
+    const int64_t second = rest == 0 ? first : std::min(first + 1, from - 1);
+    all[i] = {first, second, static_cast<double>(rest) / static_cast<double>(denominator)};
   }
   return all;
 }

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pysal import _checks
@@ -30,12 +31,18 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, 
     compute = torch.promote_types(activations.dtype, torch.float32)
     a, g = activations.to(compute), gradients.to(compute)
     weights = g.mean(dim=(2, 3), keepdim=True)
-    size = [a.shape[0], 1, *a.shape[2:]]
-    ds = torch.ops.aten.upsample_bilinear2d_backward(grad.to(compute), [ctx.height, ctx.width], size, False)
+    rows, columns = (_resize_matrix(a, size, to) for size, to in ((a.shape[2], ctx.height), (a.shape[3], ctx.width)))
+    ds = rows @ grad.to(compute) @ columns.mT
     if ctx.relu:
         ds = ds * ((weights * a).sum(dim=1, keepdim=True) > 0)
     grad_gradients = (a * ds).mean(dim=(2, 3), keepdim=True).expand_as(g)
     return (weights * ds).to(activations.dtype), grad_gradients.to(gradients.dtype), None, None, None
+
+
+def _resize_matrix(like: Tensor, size: int, to: int) -> Tensor:
+    """Return the (size, to) matrix whose row i is sample i's share in each of `to` samples."""
+    identity = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None], size=to, mode="linear", align_corners=False)[0]
 
 
 torch.library.register_fake("pysal::grad_cam", _fake)

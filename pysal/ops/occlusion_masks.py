@@ -9,13 +9,8 @@ from pysal import _checks
 from pysal._library import define
 from pysal.reference import occlusion_masks as reference
 
-SCHEMA = (
-    "(Tensor images, Tensor fills, Tensor labels, Tensor rows, Tensor ids, ScalarType dtype, bool channels_last)"
-    " -> Tensor"
-)
-BOXES_SCHEMA = (
-    "(Tensor images, Tensor fills, Tensor boxes, Tensor rows, ScalarType dtype, bool channels_last) -> Tensor"
-)
+SCHEMA = "(Tensor images, Tensor fills, Tensor labels, Tensor rows, Tensor ids, ScalarType dtype, bool channels_last) -> Tensor"
+BOXES_SCHEMA = "(Tensor images, Tensor fills, Tensor boxes, Tensor rows, ScalarType dtype, bool channels_last) -> Tensor"
 MAP_SCHEMA = "(Tensor scores, Tensor labels) -> Tensor"
 BOXES_MAP_SCHEMA = "(Tensor scores, Tensor boxes, SymInt height, SymInt width) -> Tensor"
 
@@ -132,13 +127,9 @@ torch.library.register_fake("pysal::occlusion_masks_boxes", _fake_masks_boxes)
 torch.library.register_fake("pysal::occlusion_masks_map", _fake_map)
 torch.library.register_fake("pysal::occlusion_masks_boxes_map", _fake_boxes_map)
 torch.library.register_autograd("pysal::occlusion_masks", _differentiate_masks, setup_context=_setup_masks)
-torch.library.register_autograd(
-    "pysal::occlusion_masks_boxes", _differentiate_masks_boxes, setup_context=_setup_masks_boxes
-)
+torch.library.register_autograd("pysal::occlusion_masks_boxes", _differentiate_masks_boxes, setup_context=_setup_masks_boxes)
 torch.library.register_autograd("pysal::occlusion_masks_map", _differentiate_map, setup_context=_setup_map)
-torch.library.register_autograd(
-    "pysal::occlusion_masks_boxes_map", _differentiate_boxes_map, setup_context=_setup_boxes_map
-)
+torch.library.register_autograd("pysal::occlusion_masks_boxes_map", _differentiate_boxes_map, setup_context=_setup_boxes_map)
 
 
 def occlusion_masks(
@@ -313,9 +304,7 @@ def occlusion_masks_boxes_map(scores: Tensor, boxes: Tensor, height: int, width:
     return out
 
 
-def _check_images(
-    where: str, images: Tensor, fills: Tensor, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, torch.dtype]:
+def _check_images(where: str, images: Tensor, fills: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, torch.dtype]:
     _checks.check_tensor(where, "images", images, ndim=4, dtypes=_checks.FLOATING)
     _checks.check_tensor(where, "fills", fills, dtypes=(images.dtype,))
     _checks.check_same_shape(where, "fills", fills, "images", images.shape)
@@ -332,7 +321,5 @@ def _check_boxes(where: str, boxes: Tensor, count: int, device: torch.device, he
         inside = (0 <= top) & (top <= bottom) & (bottom <= height) & (0 <= left) & (left <= right) & (right <= width)
         if not inside.all():
             bad = given[(~inside).nonzero()[0, 0]].tolist()
-            _checks.refuse(
-                where, "boxes", f"be (top, left, bottom, right) inside {height} x {width} pixels", tuple(bad)
-            )
+            _checks.refuse(where, "boxes", f"be (top, left, bottom, right) inside {height} x {width} pixels", tuple(bad))
     return given.to(device=device, dtype=torch.int32)

@@ -9,9 +9,7 @@ from pysal import _checks
 from pysal._library import define
 from pysal.reference import path_integral as reference
 
-POINTS_SCHEMA = (
-    "(Tensor inputs, Tensor baselines, Tensor rows, Tensor alphas, ScalarType dtype, bool channels_last) -> Tensor"
-)
+POINTS_SCHEMA = "(Tensor inputs, Tensor baselines, Tensor rows, Tensor alphas, ScalarType dtype, bool channels_last) -> Tensor"
 ACCUMULATE_SCHEMA = "(Tensor(a!) accumulator, Tensor gradients, Tensor? factors, Tensor rows, Tensor weights) -> ()"
 MOMENTS_SCHEMA = "(Tensor(a!) mean, Tensor(b!) squares, Tensor(c!) counts, Tensor samples, Tensor rows) -> ()"
 PRODUCT_SCHEMA = "(Tensor inputs, Tensor baselines, Tensor accumulator) -> Tensor"
@@ -35,9 +33,7 @@ def _fake_points(
     )
 
 
-def _fake_accumulate(
-    accumulator: Tensor, gradients: Tensor, factors: Tensor | None, rows: Tensor, weights: Tensor
-) -> None:
+def _fake_accumulate(accumulator: Tensor, gradients: Tensor, factors: Tensor | None, rows: Tensor, weights: Tensor) -> None:
     return None
 
 
