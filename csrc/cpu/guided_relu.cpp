@@ -2,8 +2,10 @@
 // (0 plain: gate g; 1 guided: gate 1[g > 0] g; 2 deconvnet: 1[g > 0] g), after Springenberg et al. 2014.
 // Tensors are taken in memory order, contiguous or channels_last; bit i % 8 of byte i // 8 is element i.
 // Work split: threads own whole bytes of gates, so that no two write to one.
-// float32 has loops per instruction set (simd/guided_relu.cpp); the other dtypes compute in arithmetic_t here.
+// The loops are in simd/guided_relu.cpp, one set per instruction set.
 #include "simd/guided_relu_kernels.h"
+
+#include <limits>
 
 #include "../common/torch_stable.h"
 #include "simd/level.h"
@@ -12,37 +14,37 @@ namespace pysal::cpu {
 namespace {
 constexpr int64_t kGrain = 4096;  // bytes of gates per task at least: 32768 elements outlast the cost of a thread
 
-template <class T>
-void forward(const T* input, arithmetic_t<T> upper, T* output, uint8_t* gates, int64_t count) {
-  using A = arithmetic_t<T>;
-  for (int64_t first = 0; first < count; first += 8) {
-    unsigned bits = 0;
-    for (int64_t i = first; i < std::min(first + 8, count); ++i) {
-      const A x = static_cast<A>(input[i]);
-      const A floored = x < A(0) ? A(0) : x;  // NaN comes through
-      output[i] = static_cast<T>(floored > upper ? upper : floored);
-      bits |= static_cast<unsigned>(x > A(0) && x < upper) << (i - first);
-    }
-    gates[first / 8] = static_cast<uint8_t>(bits);
-  }
-}
-
-template <class T>
-void backward(const T* grad_output, const uint8_t* gates, int64_t rule, T* grad_input, int64_t count) {
-  using A = arithmetic_t<T>;
-  for (int64_t i = 0; i < count; ++i) {
-    const bool gate = gates[i / 8] >> (i % 8) & 1, positive = static_cast<A>(grad_output[i]) > A(0);
-    const bool passes = rule == 0 ? gate : rule == 1 ? gate && positive : positive;
-    grad_input[i] = passes ? grad_output[i] : static_cast<T>(0.0f);
-  }
-}
-
 void forward(const float* input, float upper, float* output, uint8_t* gates, int64_t count) {
-  PYSAL_PICK(guided_relu).forward(input, upper, output, gates, count);
+  PYSAL_PICK(guided_relu).forward_float(input, upper, output, gates, count);
+}
+void forward(const double* input, double upper, double* output, uint8_t* gates, int64_t count) {
+  PYSAL_PICK(guided_relu).forward_double(input, upper, output, gates, count);
+}
+// float16 and bfloat16 are compared by their bits; static_cast rounds to nearest, so a neighbour may be the one wanted.
+template <class Half>
+void forward(const Half* input, float upper, Half* output, uint8_t* gates, int64_t count) {
+  const Half rounded = static_cast<Half>(upper);
+  const int16_t bits = static_cast<int16_t>(rounded.x);
+  const auto infinity = static_cast<int16_t>(std::numeric_limits<Half>::infinity().x);
+  const auto below = static_cast<int16_t>(static_cast<float>(rounded) > upper ? bits - 1 : bits);
+  const auto above = static_cast<int16_t>(static_cast<float>(rounded) < upper ? bits + 1 : bits);
+  PYSAL_PICK(guided_relu)
+      .forward_half(reinterpret_cast<const int16_t*>(input), {below, above, bits, infinity},
+                    reinterpret_cast<int16_t*>(output), gates, count);
 }
 
-void backward(const float* grad_output, const uint8_t* gates, int64_t rule, float* grad_input, int64_t count) {
-  PYSAL_PICK(guided_relu).backward(grad_output, gates, static_cast<int>(rule), grad_input, count);
+void backward(const float* grad_output, const uint8_t* gates, int rule, float* grad_input, int64_t count) {
+  PYSAL_PICK(guided_relu).backward_float(grad_output, gates, rule, grad_input, count);
+}
+void backward(const double* grad_output, const uint8_t* gates, int rule, double* grad_input, int64_t count) {
+  PYSAL_PICK(guided_relu).backward_double(grad_output, gates, rule, grad_input, count);
+}
+template <class Half>
+void backward(const Half* grad_output, const uint8_t* gates, int rule, Half* grad_input, int64_t count) {
+  const auto infinity = static_cast<int16_t>(std::numeric_limits<Half>::infinity().x);
+  PYSAL_PICK(guided_relu)
+      .backward_half(reinterpret_cast<const int16_t*>(grad_output), gates, rule, infinity,
+                     reinterpret_cast<int16_t*>(grad_input), count);
 }
 
 std::tuple<Tensor, Tensor> guided_relu_cpu(const Tensor& input, double upper, int64_t /*rule*/) {
@@ -81,7 +83,7 @@ Tensor guided_relu_backward_cpu(const Tensor& grad_output, const Tensor& gates, 
     scalar_t* out = grad_input.mutable_data_ptr<scalar_t>();
     torch::stable::parallel_for(0, bytes, kGrain, [&](int64_t begin, int64_t end) {
       const int64_t first = 8 * begin, length = std::min(8 * end, count) - first;
-      backward(in + first, bits + begin, rule, out + first, length);
+      backward(in + first, bits + begin, static_cast<int>(rule), out + first, length);
     });
   });
   return grad_input;

@@ -11,6 +11,8 @@ from pysal.testing import DTYPES, assert_same_layout, backends, layouts, sample
 SHAPES = [(1,), (8,), (1, 1, 1, 1), (5, 7), (2, 3, 17, 19), (3, 11, 33, 35)]
 RULES = {"plain": 0, "guided": 1, "deconvnet": 2}
 UPPERS = [torch.inf, 0.5]
+# ReLU6's bound; no number of any dtype; tinier than float16 has; beyond float16's largest
+ODD_UPPERS = [6.0, 0.3, 1e-9, 70000.0]
 
 on_backends = pytest.mark.parametrize("backend", backends(native_only=True) or backends(), ids=str)
 of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -37,6 +39,20 @@ def test_backward_matches_reference(backend, dtype, shape, rule):
     _, gates = reference.guided_relu(sample(*shape, dtype=dtype), 0.5, rule)
     grad = backend.op("guided_relu_backward")(g.to(backend.device), gates.to(backend.device), rule, False)
     assert torch.equal(grad.cpu(), reference.guided_relu_backward(g, gates, rule, False))
+
+
+@on_backends
+@of_dtypes
+@pytest.mark.parametrize("upper", ODD_UPPERS)
+def test_upper_between_two_numbers(backend, dtype, upper):
+    """What lies around upper is compared with upper itself, not with upper rounded to the dtype."""
+    near = torch.tensor([upper]).to(dtype)
+    up, down = torch.nextafter(near, torch.tensor(torch.inf, dtype=dtype)), torch.nextafter(near, -torch.ones_like(near))
+    x = torch.cat([near, up, down, torch.tensor([torch.inf, -1.0, 0.0, 1.0], dtype=dtype)]).repeat(5)
+    output, gates = backend.op("guided_relu")(x.to(backend.device), upper, 1)
+    expected, expected_gates = reference.guided_relu(x, upper, 1)
+    assert torch.equal(output.cpu(), expected)
+    assert torch.equal(gates.cpu(), expected_gates)
 
 
 def rule_by_autograd(x, g, upper, rule):

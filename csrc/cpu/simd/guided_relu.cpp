@@ -1,72 +1,205 @@
-// float32 loops of guided_relu: output = min(max(x, 0), upper), gates one bit per element, and the backward rules.
-// Work split: the caller gives each thread whole bytes of gates; a step takes one vector, or two where a vector has
-// fewer lanes than a byte has bits. Per element: forward reads 4 and writes 4 + 1/8 bytes, backward the reverse.
+// Loops of guided_relu: output = min(max(x, 0), upper), gates one bit per element, and the backward rules.
+// Work split: the caller gives each thread whole bytes of gates; a step takes as many vectors as fill whole bytes. The
+// two 16-bit floats share one loop over their bits, in vectors of 16 bytes, whose eight lanes are one byte of gates.
+// Bytes per element of size s: forward reads s and writes s + 1/8, backward reads s + 1/8 and writes s.
 #include "guided_relu_kernels.h"
 
 #include "isa.h"
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kStep = kLanes < 8 ? 8 : kLanes;  // elements whose bits fill whole bytes
-constexpr int kVectors = static_cast<int>(kStep / kLanes);
-constexpr int64_t kBytes = kStep / 8;
+typedef int64_t vlong __attribute__((vector_size(PYSAL_VECTOR_BYTES)));
+typedef int16_t vshort __attribute__((vector_size(16)));
+typedef int16_t vshort_memory __attribute__((vector_size(16), aligned(2), may_alias));
 
-void forward(const float* __restrict input, float upper, float* __restrict output, uint8_t* __restrict gates,
-             int64_t count) {
-  const vfloat zero = {}, top = broadcast(upper);
-  int64_t i = 0;
-  for (; i + kStep <= count; i += kStep) {
-    unsigned bits = 0;
-    for (int v = 0; v < kVectors; ++v) {
-      const vfloat x = load(input + i + v * kLanes);
-      // written so that a NaN, for which every comparison is false, comes through
-      const vfloat floored = x < zero ? zero : x;
-      store(output + i + v * kLanes, floored > top ? top : floored);
-      bits |= bits_of((x > zero) & (x < top)) << (v * kLanes);
-    }
-    for (int64_t b = 0; b < kBytes; ++b) gates[i / 8 + b] = static_cast<uint8_t>(bits >> (8 * b));
+PYSAL_INLINE vshort load(const int16_t* p) { return *reinterpret_cast<const vshort_memory*>(p); }
+PYSAL_INLINE void store(int16_t* p, vshort v) { *reinterpret_cast<vshort_memory*>(p) = v; }
+
+// Bit k of the result says whether lane k of a comparison's result is true.
+PYSAL_INLINE unsigned bits_of(vint lanes) {
+#if defined(__AVX512DQ__) && PYSAL_VECTOR_BYTES == 64
+  typedef int isa_int __attribute__((vector_size(64)));
+  return static_cast<uint16_t>(__builtin_ia32_cvtd2mask512(reinterpret_cast<isa_int>(lanes)));
+#elif defined(__AVX__) && PYSAL_VECTOR_BYTES == 32
+  return static_cast<unsigned>(__builtin_ia32_movmskps256(reinterpret_cast<vfloat>(lanes)));
+#elif defined(__SSE2__) && PYSAL_VECTOR_BYTES == 16
+  return static_cast<unsigned>(__builtin_ia32_movmskps(reinterpret_cast<vfloat>(lanes)));
+#else
+  unsigned bits = 0;
+  for (int64_t k = 0; k < kLanes; ++k) bits |= (lanes[k] & 1u) << k;
+  return bits;
+#endif
+}
+PYSAL_INLINE unsigned bits_of(vlong lanes) {
+#if defined(__AVX512DQ__) && PYSAL_VECTOR_BYTES == 64
+  typedef long long isa_long __attribute__((vector_size(64)));
+  return static_cast<uint8_t>(__builtin_ia32_cvtq2mask512(reinterpret_cast<isa_long>(lanes)));
+#elif defined(__AVX__) && PYSAL_VECTOR_BYTES == 32
+  return static_cast<unsigned>(__builtin_ia32_movmskpd256(reinterpret_cast<vdouble>(lanes)));
+#elif defined(__SSE2__) && PYSAL_VECTOR_BYTES == 16
+  return static_cast<unsigned>(__builtin_ia32_movmskpd(reinterpret_cast<vdouble>(lanes)));
+#else
+  unsigned bits = 0;
+  for (int64_t k = 0; k < kDoubleLanes; ++k) bits |= static_cast<unsigned>(lanes[k] & 1) << k;
+  return bits;
+#endif
+}
+PYSAL_INLINE unsigned bits_of(vshort lanes) {
+#if defined(__SSE2__)
+  return static_cast<uint8_t>(__builtin_ia32_pmovmskb128(__builtin_ia32_packsswb128(lanes, lanes)));
+#else
+  unsigned bits = 0;
+  for (int k = 0; k < 8; ++k) bits |= (lanes[k] & 1u) << k;
+  return bits;
+#endif
+}
+
+// The inverse: lane k is -1 where bit k is set, else 0.
+template <class Mask, class Lane, int kCount>
+PYSAL_INLINE Mask lanes_of(unsigned bits) {
+  Mask lane_bit;
+  for (int k = 0; k < kCount; ++k) lane_bit[k] = static_cast<Lane>(1 << k);
+  return (lane_bit & static_cast<Lane>(bits)) != 0;
+}
+
+// One vector of each type: forward gives the output and the gate's bits, positive compares with 0.
+struct Float {
+  typedef float T;
+  typedef vfloat Vector;
+  typedef vint Mask;
+  static constexpr int kCount = static_cast<int>(kLanes);
+  vfloat top;
+  explicit PYSAL_INLINE Float(float upper) : top(broadcast(upper)) {}
+  PYSAL_INLINE vfloat output(vfloat x) const {
+    const vfloat zero = {}, floored = x < zero ? zero : x;  // comparisons with NaN are false, so it comes through
+    return floored > top ? top : floored;
   }
-  for (int64_t first = i; first < count; first += 8) {
-    unsigned bits = 0;
-    for (int64_t k = first; k < count && k < first + 8; ++k) {
-      const float x = input[k];
-      const float floored = x < 0.0f ? 0.0f : x;
-      output[k] = floored > upper ? upper : floored;
-      bits |= static_cast<unsigned>(x > 0.0f && x < upper) << (k - first);
-    }
-    gates[first / 8] = static_cast<uint8_t>(bits);
+  PYSAL_INLINE vint gate(vfloat x) const { return (x > vfloat{}) & (x < top); }
+  PYSAL_INLINE vint positive(vfloat x) const { return x > vfloat{}; }
+  static PYSAL_INLINE vint lanes(unsigned bits) { return lanes_of<vint, int32_t, kCount>(bits); }
+};
+
+struct Double {
+  typedef double T;
+  typedef vdouble Vector;
+  typedef vlong Mask;
+  static constexpr int kCount = static_cast<int>(kDoubleLanes);
+  vdouble top;
+  explicit PYSAL_INLINE Double(double upper) : top(broadcast(upper)) {}
+  PYSAL_INLINE vdouble output(vdouble x) const {
+    const vdouble zero = {}, floored = x < zero ? zero : x;
+    return floored > top ? top : floored;
+  }
+  PYSAL_INLINE vlong gate(vdouble x) const { return (x > vdouble{}) & (x < top); }
+  PYSAL_INLINE vlong positive(vdouble x) const { return x > vdouble{}; }
+  static PYSAL_INLINE vlong lanes(unsigned bits) { return lanes_of<vlong, int64_t, kCount>(bits); }
+};
+
+struct Half {  // the bits of a float16 or bfloat16
+  typedef int16_t T;
+  typedef vshort Vector;
+  typedef vshort Mask;
+  static constexpr int kCount = 8;
+  HalfUpper upper;
+  explicit PYSAL_INLINE Half(HalfUpper upper_) : upper(upper_) {}
+  PYSAL_INLINE vshort positive(vshort x) const { return (x > 0) & (x <= upper.infinity); }
+  PYSAL_INLINE vshort output(vshort x) const {
+    const vshort is_nan = (x & static_cast<int16_t>(0x7fff)) > upper.infinity, is_positive = positive(x);
+    const vshort floored = x & (is_positive | is_nan), capped = is_positive & (x > upper.below);
+    return (floored & ~capped) | (capped & upper.rounded);
+  }
+  PYSAL_INLINE vshort gate(vshort x) const { return positive(x) & (x < upper.above); }
+  static PYSAL_INLINE vshort lanes(unsigned bits) { return lanes_of<vshort, int16_t, kCount>(bits); }
+};
+
+template <class Kind>
+constexpr int kStep = Kind::kCount < 8 ? 8 : Kind::kCount;  // elements whose bits fill whole bytes
+
+template <class Kind>
+PYSAL_INLINE void forward_step(const Kind& kind, const typename Kind::T* input, typename Kind::T* output,
+                               uint8_t* gates) {
+  unsigned bits = 0;
+  for (int first = 0; first < kStep<Kind>; first += Kind::kCount) {
+    const typename Kind::Vector x = load(input + first);
+    store(output + first, kind.output(x));
+    bits |= bits_of(kind.gate(x)) << first;
+  }
+  for (int b = 0; b < kStep<Kind> / 8; ++b) gates[b] = static_cast<uint8_t>(bits >> (8 * b));
+}
+
+template <class Kind>
+PYSAL_INLINE void forward(const Kind& kind, const typename Kind::T* __restrict input,
+                          typename Kind::T* __restrict output, uint8_t* __restrict gates, int64_t count) {
+  int64_t i = 0;
+  for (; i + kStep<Kind> <= count; i += kStep<Kind>) forward_step(kind, input + i, output + i, gates + i / 8);
+  if (i == count) return;
+  typename Kind::T in[kStep<Kind>] = {}, out[kStep<Kind>];  // the rest, in a step of its own
+  uint8_t bytes[kStep<Kind> / 8];
+  for (int64_t k = i; k < count; ++k) in[k - i] = input[k];
+  forward_step(kind, in, out, bytes);
+  for (int64_t k = i; k < count; ++k) output[k] = out[k - i];
+  for (int64_t k = i; k < count; k += 8) gates[k / 8] = bytes[(k - i) / 8];
+}
+
+template <bool kGated, bool kPositive, class Kind>
+PYSAL_INLINE void backward_step(const Kind& kind, const typename Kind::T* grad_output, const uint8_t* gates,
+                                typename Kind::T* grad_input) {
+  unsigned bits = 0;
+  for (int b = 0; kGated && b < kStep<Kind> / 8; ++b) bits |= static_cast<unsigned>(gates[b]) << (8 * b);
+  for (int first = 0; first < kStep<Kind>; first += Kind::kCount) {
+    const typename Kind::Vector g = load(grad_output + first);
+    typename Kind::Mask passes = ~typename Kind::Mask{};
+    if (kGated) passes &= Kind::lanes(bits >> first);
+    if (kPositive) passes &= kind.positive(g);
+    store(grad_input + first, passes ? g : typename Kind::Vector{});
   }
 }
 
-template <bool kGated, bool kPositive>
-void backward_rule(const float* __restrict grad_output, const uint8_t* __restrict gates, float* __restrict grad_input,
+template <bool kGated, bool kPositive, class Kind>
+PYSAL_INLINE void backward_rule(const Kind& kind, const typename Kind::T* __restrict grad_output,
+                                const uint8_t* __restrict gates, typename Kind::T* __restrict grad_input,
+                                int64_t count) {
+  int64_t i = 0;
+  for (; i + kStep<Kind> <= count; i += kStep<Kind>)
+    backward_step<kGated, kPositive>(kind, grad_output + i, gates + i / 8, grad_input + i);
+  if (i == count) return;
+  typename Kind::T in[kStep<Kind>] = {}, out[kStep<Kind>];
+  uint8_t bytes[kStep<Kind> / 8] = {};
+  for (int64_t k = i; k < count; ++k) in[k - i] = grad_output[k];
+  for (int64_t k = i; k < count; k += 8) bytes[(k - i) / 8] = gates[k / 8];
+  backward_step<kGated, kPositive>(kind, in, bytes, out);
+  for (int64_t k = i; k < count; ++k) grad_input[k] = out[k - i];
+}
+
+template <class Kind>
+PYSAL_INLINE void backward(const Kind& kind, const typename Kind::T* grad_output, const uint8_t* gates, int rule,
+                           typename Kind::T* grad_input, int64_t count) {
+  if (rule == 0) backward_rule<true, false>(kind, grad_output, gates, grad_input, count);
+  if (rule == 1) backward_rule<true, true>(kind, grad_output, gates, grad_input, count);
+  if (rule == 2) backward_rule<false, true>(kind, grad_output, gates, grad_input, count);
+}
+
+void forward_float(const float* input, float upper, float* output, uint8_t* gates, int64_t count) {
+  forward(Float(upper), input, output, gates, count);
+}
+void forward_double(const double* input, double upper, double* output, uint8_t* gates, int64_t count) {
+  forward(Double(upper), input, output, gates, count);
+}
+void forward_half(const int16_t* input, HalfUpper upper, int16_t* output, uint8_t* gates, int64_t count) {
+  forward(Half(upper), input, output, gates, count);
+}
+void backward_float(const float* grad_output, const uint8_t* gates, int rule, float* grad_input, int64_t count) {
+  backward(Float(0.0f), grad_output, gates, rule, grad_input, count);
+}
+void backward_double(const double* grad_output, const uint8_t* gates, int rule, double* grad_input, int64_t count) {
+  backward(Double(0.0), grad_output, gates, rule, grad_input, count);
+}
+void backward_half(const int16_t* grad_output, const uint8_t* gates, int rule, int16_t infinity, int16_t* grad_input,
                    int64_t count) {
-  const vfloat zero = {};
-  int64_t i = 0;
-  for (; i + kStep <= count; i += kStep) {
-    unsigned bits = 0;
-    for (int64_t b = 0; b < kBytes; ++b) bits |= static_cast<unsigned>(gates[i / 8 + b]) << (8 * b);
-    for (int v = 0; v < kVectors; ++v) {
-      const vfloat g = load(grad_output + i + v * kLanes);
-      vint passes = zero == zero;
-      if (kGated) passes &= lanes_of(bits >> (v * kLanes));
-      if (kPositive) passes &= g > zero;
-      store(grad_input + i + v * kLanes, passes ? g : zero);
-    }
-  }
-  for (; i < count; ++i) {
-    const float g = grad_output[i];
-    const bool passes = (!kGated || (gates[i / 8] >> (i % 8) & 1)) && (!kPositive || g > 0.0f);
-    grad_input[i] = passes ? g : 0.0f;
-  }
-}
-
-void backward(const float* grad_output, const uint8_t* gates, int rule, float* grad_input, int64_t count) {
-  if (rule == 0) backward_rule<true, false>(grad_output, gates, grad_input, count);
-  if (rule == 1) backward_rule<true, true>(grad_output, gates, grad_input, count);
-  if (rule == 2) backward_rule<false, true>(grad_output, gates, grad_input, count);
+  backward(Half({0, 0, 0, infinity}), grad_output, gates, rule, grad_input, count);
 }
 }  // namespace
 
-PYSAL_TABLE(GuidedReluKernels, guided_relu) = {forward, backward};
+PYSAL_TABLE(GuidedReluKernels, guided_relu) = {forward_float,  forward_double,  forward_half,
+                                               backward_float, backward_double, backward_half};
 }  // namespace pysal::cpu

@@ -33,28 +33,5 @@ typedef double vdouble_memory __attribute__((vector_size(PYSAL_VECTOR_BYTES), al
 [[maybe_unused]] PYSAL_INLINE void store(double* p, vdouble v) { *reinterpret_cast<vdouble_memory*>(p) = v; }
 [[maybe_unused]] PYSAL_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
 [[maybe_unused]] PYSAL_INLINE vdouble broadcast(double value) { return value - vdouble{}; }
-
-// Bit k of the result says whether lane k of a comparison's result is true.
-[[maybe_unused]] PYSAL_INLINE unsigned bits_of(vint lanes) {
-#if defined(__AVX512DQ__) && PYSAL_VECTOR_BYTES == 64
-  typedef int isa_int __attribute__((vector_size(64)));
-  return static_cast<uint16_t>(__builtin_ia32_cvtd2mask512(reinterpret_cast<isa_int>(lanes)));
-#elif defined(__AVX__) && PYSAL_VECTOR_BYTES == 32
-  return static_cast<unsigned>(__builtin_ia32_movmskps256(reinterpret_cast<vfloat>(lanes)));
-#elif defined(__SSE2__) && PYSAL_VECTOR_BYTES == 16
-  return static_cast<unsigned>(__builtin_ia32_movmskps(reinterpret_cast<vfloat>(lanes)));
-#else
-  unsigned bits = 0;
-  for (int64_t k = 0; k < kLanes; ++k) bits |= (lanes[k] & 1u) << k;
-  return bits;
-#endif
-}
-
-// The inverse: lane k is -1 where bit k is set, else 0.
-[[maybe_unused]] PYSAL_INLINE vint lanes_of(unsigned bits) {
-  vint lane_bit;
-  for (int64_t k = 0; k < kLanes; ++k) lane_bit[k] = 1 << k;
-  return (lane_bit & static_cast<int32_t>(bits)) != 0;
-}
 }  // namespace
 }  // namespace pysal::cpu
