@@ -139,8 +139,8 @@ CASES = [
         lambda device: (torch.rand(4, 10, 196, device=device), grid_labels(4, 14, device)),
     ),
     Case(
-        "occlusion_masks_boxes_map", "4 x 10 x 625 -> 224 x 224", F32,
-        lambda device: (torch.rand(4, 10, 625, device=device), windows(32, 8, device), 224, 224),
+        "occlusion_masks_boxes_map", "4 x 10 x 169 -> 224 x 224", F32,
+        lambda device: (torch.rand(4, 10, 169, device=device), windows(32, 16, device), 224, 224),
     ),
     Case("guided_relu", "8 x 96 x 112 x 112", F32, guided(False)),
     Case("guided_relu", "8 x 96 x 112 x 112 channels_last", F32, guided(True)),

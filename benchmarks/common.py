@@ -19,7 +19,7 @@ import pysal
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_SECONDS = 0.2
 SAMPLING_SECONDS = 1.0
-MIN_SAMPLES, MAX_SAMPLES = 11, 301
+MIN_SAMPLES, MAX_SAMPLES = 5, 301
 COPY_BYTES = 256 * 2**20
 
 
@@ -132,7 +132,7 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     now = clock(device)
     samples = []
-    for _ in range(MIN_SAMPLES + 2):
+    for _ in range(11):
         start = now()
         target.copy_(source)
         samples.append(now() - start)
@@ -247,9 +247,7 @@ def as_rows(
 
 def as_table(rows: Sequence[Row]) -> str:
     """Return the rows as a table for people."""
-    lines = [
-        f"{'op':34} {'case':44} {'dtype':9} {'backend':10} {'median us':>11} {'IQR us':>9} {'x ref':>7} {'% copy':>7}"
-    ]
+    lines = [f"{'op':34} {'case':44} {'dtype':9} {'backend':10} {'median us':>11} {'IQR us':>9} {'x ref':>7} {'% copy':>7}"]
     for row in rows:
         if row.failed is None:
             numbers = f"{row.median_us:11.1f} {row.iqr_us:9.1f} {row.times_faster_than_reference:7.2f}"
