@@ -105,9 +105,7 @@ class Classifier(nn.Module):
         if not 0 < crop_fraction <= 1:
             refuse(where, "crop_fraction", "be above 0 and at most 1", crop_fraction)
         if synonyms is not None and len(synonyms) != len(folded):
-            refuse(
-                where, "synonyms", f"have one entry for each of the {len(folded)} classes", f"{len(synonyms)} entries"
-            )
+            refuse(where, "synonyms", f"have one entry for each of the {len(folded)} classes", f"{len(synonyms)} entries")
         self.network = network
         self.name = name
         self.class_names = tuple(class_names)
@@ -298,9 +296,7 @@ def read_images(
     for source, image in zip(sources, images, strict=True):
         if image.shape != images[0].shape:
             sizes = [f"{tuple(each.shape[2:])}" for each in (images[0], image)]
-            refuse(
-                where, "sources", "have one size (or give size=)", f"{sizes[0]} and {sizes[1]} ({_describe(source)})"
-            )
+            refuse(where, "sources", "have one size (or give size=)", f"{sizes[0]} and {sizes[1]} ({_describe(source)})")
     return torch.cat(images)
 
 

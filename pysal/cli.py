@@ -1,0 +1,351 @@
+"""The command line: `pysal explain`, `pysal methods`, `pysal info`.
+
+torch, NumPy and matplotlib are imported inside the commands only, so that `pysal --help` answers at once. Whatever goes
+wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input, 1 for a failure and 130 for Ctrl-C.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+# The names in pysal.methods.registry, which takes seconds to import; tests/test_cli.py holds the two together.
+METHOD_NAMES = (
+    "leave_one_out",
+    "gradient",
+    "guided_backprop",
+    "grad_cam",
+    "guided_grad_cam",
+    "smooth_grad",
+    "integrated_gradients",
+    "blur_integrated_gradients",
+)
+# Command line option, which is the methods' own too, -> the methods that have it.
+OPTION_OF = {
+    "segments": ("leave_one_out",),
+    "steps": ("integrated_gradients", "blur_integrated_gradients"),
+    "tolerance": ("integrated_gradients", "blur_integrated_gradients"),
+    "samples": ("smooth_grad",),
+}
+
+
+class BadInput(click.ClickException):
+    """What was asked for cannot be done."""
+
+    exit_code = 2
+
+
+class Failure(click.ClickException):
+    """What was asked for went wrong on the way."""
+
+    exit_code = 1
+
+
+class Interrupted(click.ClickException):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+class Commands(click.Group):
+    """A group of commands whose every error is one sentence on stderr."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line and exit with its code; with `standalone_mode=False`, return or raise as click does."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, prog_name or "pysal", complete_var, standalone_mode=False, **extra)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "pysal"
+            _say(f"{command}: {_one_line(error.format_message()).rstrip('.')} (see {command} --help)", error=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _say(_one_line(error.format_message()), error=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            _say("pysal: interrupted, wrote nothing", error=True)
+            sys.exit(Interrupted.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class MethodName(click.Choice[str]):
+    """A method's name, with hyphens or underscores, in any case, or "all"."""
+
+    name = "method"
+
+    def __init__(self) -> None:
+        super().__init__([*METHOD_NAMES, "all"], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name as Python has it."""
+        return super().convert(str(value).replace("-", "_"), param, ctx)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from pysal._library import version
+
+        _say(f"pysal {version()}")
+        context.exit()
+
+
+@click.group(name="pysal", cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+@click.pass_context
+def main(context: click.Context, debug: bool) -> None:
+    """See why an image model answered as it did, in seven ways."""
+    if context.invoked_subcommand is None:
+        _say(context.get_help())
+
+
+@main.command(short_help="Explain the answer to photos: pictures, numbers and a table.")
+@click.argument("photos", metavar="[PHOTO]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=MethodName(),
+    default=["all"],
+    metavar="NAME|all",
+    help=f"A method; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
+)
+@click.option("--model", "model_name", default="efficientnet-lite0", metavar="NAME", show_default=True, help="A classifier.")
+@click.option("--target", metavar="NAME|INDEX", help="The class to explain. [default: the one the model answers]")
+@click.option("--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="T",
+    help="Instead of --steps: refine until the map's estimated relative error is below T.",
+)
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]")
+@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of the noise.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("pysal-out"),
+    metavar="DIR",
+    show_default=True,
+    help="Where the pictures (.png) and numbers (.npz) go.",
+)
+@click.option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def explain(
+    photos: Sequence[Path],
+    methods: Sequence[str],
+    model_name: str,
+    target: str | None,
+    segments: str | None,
+    steps: int | None,
+    tolerance: float | None,
+    samples: int | None,
+    seed: int,
+    out: Path,
+    device: str,
+) -> None:
+    """Explain a classifier's answer to each PHOTO: a picture, the numbers and a table.
+
+    Without a PHOTO, one that comes with the package is explained.
+    """
+    if steps is not None and tolerance is not None:
+        raise click.UsageError("--steps and --tolerance exclude each other")
+    names = list(METHOD_NAMES) if "all" in methods else list(dict.fromkeys(methods))
+    given = {"segments": segments, "steps": steps, "tolerance": tolerance, "samples": samples}
+    options = _method_options(names, {name: value for name, value in given.items() if value is not None})
+    for photo in photos:
+        if not os.path.lexists(photo):
+            raise BadInput(f"pysal explain: PHOTO must be an image file, got {click.format_filename(photo)} (no such file)")
+
+    written: list[Path] = []
+    with _errors_as_sentences("pysal explain", written), _writable(out):
+        from pysal import models
+        from pysal.engine.chunks import progress
+        from pysal.explain import explain as run
+        from pysal.segments import parse
+
+        if segments is not None:
+            options["leave_one_out"]["segments"] = parse(segments)
+        place = _device(device)
+        model = models.load(model_name, device=place)
+        index = None if target is None else model.class_index(target)
+        sources = list(photos) or [models.example_photo()]
+        for photo in sources:  # a photo that cannot be read is said before hours of work on the others
+            models.read_image(photo, model)
+        for number, (photo, stem) in enumerate(zip(sources, _stems(sources), strict=True), start=1):
+            image = models.read_image(photo, model).to(place)
+            with progress(sys.stderr.isatty()):
+                found = run(
+                    model,
+                    image,
+                    methods="all" if "all" in methods else names,
+                    target=index,
+                    method_options=options,
+                    seed=seed,
+                )
+            try:
+                files = found.save(out, stem)
+            except OSError as error:
+                raise Failure(str(error)) from error
+            written.extend(files)
+            counter = f"[{number}/{len(sources)}] " if len(sources) > 1 else ""
+            _say(f"{counter}{click.format_filename(photo)}", "", found.table(), "")
+            _say(*(f"wrote {click.format_filename(file)}" for file in files))
+            if number < len(sources):
+                _say("")
+
+
+@main.command(short_help="List the methods and what they cost.")
+def methods() -> None:
+    """List the methods: what each map says and what it costs in model passes per image."""
+    with _errors_as_sentences("pysal methods"):
+        from pysal.methods.registry import METHODS
+
+        rows = [("method", "what the map says", "model passes per image")]
+        rows += [(method.name, method.summary, method.cost) for method in METHODS.values()]
+        _say(*_columns(rows))
+
+
+@main.command(short_help="Show what was built and what runs.")
+def info() -> None:
+    """Show what was built and what runs: versions, libraries, and the kernel behind each op."""
+    with _errors_as_sentences("pysal info"):
+        from pysal import ops  # noqa: F401 (registers the ops)
+        from pysal._library import build_info
+
+        build = build_info()
+        kernels = build.pop("kernels")
+        facts = {"version": build.pop("version"), "python": platform.python_version(), **build}
+        _say(*_columns((name.replace("_", " "), _readable(value)) for name, value in facts.items()), "")
+        devices = list(dict.fromkeys(device for kinds in kernels.values() for device in kinds))
+        table = [("op", *devices), *((name, *(kinds[device] for device in devices)) for name, kinds in kernels.items())]
+        _say(*_columns(table))
+
+
+def _method_options(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options for each method asked for; refuse one that none of them has."""
+    options: dict[str, dict[str, Any]] = {}
+    for option, value in given.items():
+        takers = [name for name in OPTION_OF[option] if name in names]
+        if not takers:
+            raise click.UsageError(f"--{option} is for {' and '.join(OPTION_OF[option])}, which --method leaves out")
+        for name in takers:
+            options.setdefault(name, {})[option] = value
+    return options
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _stems(photos: Sequence[Path]) -> list[str]:
+    """Return a file name for each photo's results, different from each other even where letters' case does not count."""
+    stems: list[str] = []
+    for photo in photos:
+        stem, number = photo.stem, 1
+        while stem.casefold() in {taken.casefold() for taken in stems}:
+            number += 1
+            stem = f"{photo.stem}-{number}"
+        stems.append(stem)
+    return stems
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Make the folder and see that a file can be made in it; if nothing is put there, take away what was made."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            where = click.format_filename(folder)
+            raise BadInput(f"pysal explain: --out must be a folder to write in, got {where} ({error.strerror})") from error
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: results are in it
+            for path in made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _errors_as_sentences(command: str, written: Sequence[Path] = ()) -> Iterator[None]:
+    """Raise what goes wrong as one sentence, with the exit code it deserves; show warnings as sentences, too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _say(f"warning: {_one_line(str(message))}", error=True)
+            yield
+    except KeyboardInterrupt as error:
+        files = ", ".join(map(click.format_filename, written)) or "nothing"
+        raise Interrupted(f"{command}: interrupted, wrote {files}") from error
+    except click.ClickException:
+        raise
+    except Exception as error:
+        if click.get_current_context().find_root().params["debug"] or isinstance(error, BrokenPipeError):
+            raise
+        sentence = _one_line(str(error))
+        ours = sentence.startswith("pysal")
+        if ours and isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+            raise BadInput(sentence) from error
+        unexpected = f"{command}: {type(error).__name__}: {sentence} (pysal --debug {command.split()[-1]} shows where)"
+        raise Failure(sentence if ours else unexpected) from error
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the rows as lines with aligned columns."""
+    table = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        value = [f"{key} ({_readable(item)})" for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) or "none"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _say(*lines: str, error: bool = False) -> None:
+    """Print the lines, with escapes for what the terminal's encoding lacks."""
+    stream = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        for line in lines:
+            click.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=error)
+    except BrokenPipeError:
+        raise  # nobody reads any more, as in `pysal methods | head -1`: click ends quietly
+    except OSError as problem:
+        # What is still buffered must not be tried again when Python shuts down: that would change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise Failure(f"pysal: the output cannot be written ({problem.strerror})") from problem
+
+
+if __name__ == "__main__":
+    main()

