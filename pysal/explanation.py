@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -433,7 +432,8 @@ class Explanation:
             about = {key: getattr(result, key) for key in fields}
             results.append({**about, "order": list(result.details), "lists": lists, "details": plain})
         names = ("target_names", "score_kind", "skipped", "model_name", "seconds", "build")
-        metadata = {"format": FORMAT, **{key: getattr(self, key) for key in names}, "results": results, "dtypes": dtypes}
+        metadata = {"format": FORMAT, **{key: getattr(self, key) for key in names}, "results": results}
+        metadata |= {"keys": list(arrays), "dtypes": dtypes}
         arrays["metadata"] = np.array(json.dumps(_plain(metadata), ensure_ascii=False, allow_nan=False))
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -445,25 +445,32 @@ class Explanation:
             path: the npz file. Nothing in it is ever executed.
 
         Raises:
-            OSError: the file cannot be read; FileNotFoundError where there is none.
+            OSError: the file cannot be opened; FileNotFoundError where there is none.
             ValueError: it is no such file, or it is damaged.
         """
         where = f"{WHERE}.load"
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls._read(arrays)
+            file = open(path, "rb")
         except OSError as error:
             refuse(where, "path", "be a file that can be read", f"{path} ({error.strerror or error})", type(error))
-        except DAMAGE as error:
-            refuse(where, "path", "be an npz file written by Explanation.save, whole", f"{path} ({_line(str(error))})")
+        with file:
+            try:
+                return cls._read(file)
+            except Exception as error:  # numpy, zipfile, tokenize and json raise a dozen types on damaged files
+                refuse(where, "path", "be an npz file written by Explanation.save, whole", f"{path} ({_line(str(error))})")
 
     @classmethod
-    def _read(cls, arrays: Mapping[str, NDArray[Any]]) -> Explanation:
-        if not isinstance(arrays, Mapping):
-            raise ValueError("a single array")
+    def _read(cls, file: BinaryIO) -> Explanation:
+        with zipfile.ZipFile(file) as archive:
+            if spoilt := archive.testzip():
+                raise ValueError(f"{spoilt} is damaged")
+        file.seek(0)
+        arrays = np.load(file, allow_pickle=False)
         metadata = json.loads(str(arrays["metadata"][()]), object_hook=_restored)
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {metadata['format']}")
+        if missing := sorted(set(metadata["keys"]) - set(arrays)):
+            raise ValueError(f"without {', '.join(missing)}")
 
         def get(key: str) -> Tensor:
             tensor = torch.from_numpy(arrays[key])
@@ -495,7 +502,6 @@ RIGHT = ("seconds", "passes", "residual", "largest drop")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = ("images", "target", "scores", "probabilities", "metadata", "file", "allow_pickle")
 FORMAT = "pysal.explanation.1"
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def _count(number: int, noun: str) -> str:

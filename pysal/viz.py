@@ -406,18 +406,21 @@ def _picture(page: _Page, picture: Array, left: float, top: float, tall: float) 
 def _map_tile(page: _Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, percentile: float) -> None:
     map = reduce_channels(panel.map, panel.reduction)
     bounds = limits(map, percentile, signed=panel.signed)
-    broken = int((~torch.isfinite(map)).sum())
-    warning = f"{broken} px not finite" if broken else ""
-    room = TILE - (page.width(warning, 7, "bold") + 0.1 if broken else 0)
-    used = page.text(panel.title, left, top + 0.17, 9.5, weight="bold", room=room)
-    page.text(warning, left + used + 0.08, top + 0.17, 7, WARNING, weight="bold")
-    page.text(panel.small_print, left, top + 0.33, 7, GREY, room=TILE)
+    page.text(panel.title, left, top + 0.17, 9.5, weight="bold", room=TILE)
+    finite = torch.isfinite(map)
+    warning = "" if finite.all() else f"{int((~finite).sum())} of {map.numel()} pixels not finite"
+    used = page.text(warning, left, top + 0.33, 7, WARNING, weight="bold", room=TILE)
+    indent = used + 0.08 if used else 0.0
+    page.text(panel.small_print, left + indent, top + 0.33, 7, GREY, room=TILE - indent)
     axes = _picture(page, overlay(image, map, signed=panel.signed, bounds=bounds), left, top, tall)
     _segments(page, axes, panel, map.shape)
-    _colour_bar(page, panel, bounds, left, top + TITLE + tall, percentile)
+    empty = "zero everywhere" if finite.any() else "no finite value"
+    _colour_bar(page, panel, bounds, left, top + TITLE + tall, percentile, empty)
 
 
-def _colour_bar(page: _Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float) -> None:
+def _colour_bar(
+    page: _Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float, empty: str
+) -> None:
     low, high = bounds
     ramp = np.linspace(low, high, 512)[None]
     colours, opacity = _colours(ramp, bounds, panel.signed)
@@ -425,8 +428,7 @@ def _colour_bar(page: _Page, panel: Panel, bounds: tuple[float, float], left: fl
     bar = backdrop + 0.95 * opacity[..., None] * (colours - backdrop)
     page.axes(left, under + 0.08, TILE, 0.09).imshow(bar, aspect="auto", interpolation="nearest")
     if low == high:
-        page.text("0", left, under + 0.29, 6.5)
-        page.text("zero everywhere", left, under + 0.43, 6.5, GREY)
+        page.text(empty, left, under + 0.29, 6.5, GREY)
         return
     page.text(number(low), left, under + 0.29, 6.5)
     if low < 0 < high:
@@ -516,14 +518,18 @@ def _label(page: _Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: 
     room_x, room_y = max(width - wide, 0.0), max(height - high, 0.0)
 
     def cost(at: Bbox) -> float:
+        middle_x, middle_y = (at.x0 + at.x1) / 2, (at.y0 + at.y1) / 2
         inside = (slice(max(round(at.y0), 0), round(at.y1) + 1), slice(max(round(at.x0), 0), round(at.x1) + 1))
-        distance = math.hypot((at.x0 + at.x1) / 2 - x, 3 * ((at.y0 + at.y1) / 2 - y)) / wide
-        clash = sum(at.padded(0.03 * scale).overlaps(other) for other in taken)
-        return float(
-            distance + 2.0 * float(others[inside].mean()) + 1.5 * float(mask[inside].sum() / mask.sum()) + 100.0 * clash
+        leader = (
+            np.linspace(y, middle_y, 12).astype(int).clip(0, height - 1),
+            np.linspace(x, middle_x, 12).astype(int).clip(0, width - 1),
         )
+        distance = math.hypot(middle_x - x, 3 * (middle_y - y)) / wide
+        own = mask[inside].sum() / len(points)
+        clash = sum(at.padded(0.03 * scale).overlaps(other) for other in taken)
+        return float(distance + 1.5 * own + 2.0 * others[inside].mean() + 2.0 * others[leader].mean() + 100.0 * clash)
 
-    places = [Bbox.from_bounds(room_x * i / 24 - 0.5, room_y * j / 24 - 0.5, wide, high) for i in range(25) for j in range(25)]
+    places = [Bbox.from_bounds(room_x * i / 16 - 0.5, room_y * j / 16 - 0.5, wide, high) for i in range(17) for j in range(17)]
     at = min(places, key=cost)
     centre = ((at.x0 + at.x1) / 2, (at.y0 + at.y1) / 2)
     if not at.contains(x, y):
@@ -532,7 +538,7 @@ def _label(page: _Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: 
     font = FontProperties(family=FAMILY, size=LABEL, weight="bold")
     label = Text(*centre, text, color="white", fontproperties=font, parse_math=False, usetex=False, zorder=5)
     label.set(horizontalalignment="center", verticalalignment="center_baseline")
-    label.set_bbox({"boxstyle": "round,pad=0.25", "facecolor": (0, 0, 0, 0.72), "edgecolor": "none"})
+    label.set_bbox({"boxstyle": "round,pad=0.25", "facecolor": (0, 0, 0, 0.8), "edgecolor": "none"})
     axes.add_artist(label)
     return at
 
