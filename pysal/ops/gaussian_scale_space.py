@@ -98,7 +98,7 @@ def gaussian_scale_space(images: Tensor, sigmas: Sequence[float], boundary: str 
 
     Example:
         >>> gaussian_scale_space(torch.eye(3).reshape(1, 1, 3, 3), [0.5])[0, 0, 1]
-        tensor([0.1675, 0.6421, 0.1675])
+        tensor([0.1675, 0.6414, 0.1675])
     """
     where = "pysal::gaussian_scale_space"
     code = _check(where, images, sigmas, boundary)
