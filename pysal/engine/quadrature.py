@@ -56,12 +56,13 @@ def rule(quadrature: Quadrature, steps: int) -> Rule:
 def placed(base: Rule, quadrature: Quadrature, position: Map, slope: Map) -> Rule:
     """Move the nodes of a rule in t along the map position(t), so that it integrates over the position.
 
-    Gauss-Legendre weights are multiplied by the slope, which keeps their order of accuracy; the other rules take the widths of
-    their cells after the move, so that the weights add up to exactly position(1) - position(0).
+    Weights are multiplied by the slope, position'(t), which keeps the order of accuracy of the rules and of their
+    combinations: error control adds up a trapezoid rule and midpoint rules. The left and right rules take the widths of their
+    cells after the move, so that their weights, too, add up to position(1) - position(0).
     """
-    if quadrature == "gauss_legendre":
-        return Rule(position(base.nodes), base.weights * slope(base.nodes))
-    return Rule(position(base.nodes), np.diff(position(base.edges)))
+    if quadrature in ("left", "right"):
+        return Rule(position(base.nodes), np.diff(position(base.edges)))
+    return Rule(position(base.nodes), base.weights * slope(base.nodes))
 
 
 def in_panels(quadrature: Quadrature, counts: NDArray[np.int64]) -> Rule:

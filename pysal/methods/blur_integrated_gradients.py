@@ -122,9 +122,13 @@ def attribute(
     images, step = plan.images, STEP if derivative == "difference" else 0.0
     owners = torch.arange(images, device=plan.device)
 
+    def slope_of_root(t: Array) -> Array:
+        # 0 where it is infinite: there sigma is 0, and so is dL/dsigma, faster than any power of t on a grid of pixels
+        return np.divide(math.sqrt(max_sigma) / 2, np.sqrt(t), out=np.zeros_like(t), where=t > 0)
+
     def place(_path: int, base: Rule) -> Rule:
         if sqrt:
-            return placed(base, quadrature, lambda t: np.sqrt(max_sigma * t), lambda t: np.sqrt(max_sigma / t) / 2)
+            return placed(base, quadrature, lambda t: np.sqrt(max_sigma * t), slope_of_root)
         return placed(base, quadrature, lambda t: max_sigma * t, lambda t: np.full_like(t, max_sigma))
 
     def points(paths: NDArray[np.int64], sigmas: Array) -> tuple[Tensor, Tensor]:
