@@ -3,16 +3,47 @@
 // (B, K, h, w) contiguous or channels_last; out (B, 1, H, W) contiguous. Work split: means and sums by blocks of
 // channels or pixels of one image, then lines of the result; all sums in double and in the order of memory, so the
 // number of threads does not show. Reads activations and gradients once.
+#include "simd/grad_cam_kernels.h"
+
 #include "../common/torch_stable.h"
 #include "images.h"
+#include "simd/level.h"
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kBlock = 64;        // channels or pixels whose sums a task keeps in registers and cache
+constexpr int64_t kBlock = 512;       // channels or pixels whose sums a task keeps in the first-level cache
 constexpr int64_t kGrain = 32 << 10;  // elements a thread adds up at least
 
 int64_t blocks(int64_t count) { return (count + kBlock - 1) / kBlock; }
 int64_t tasks_per_thread(int64_t elements_per_task) { return 1 + kGrain / std::max<int64_t>(elements_per_task, 1); }
+
+// Sums in double, in the order of memory; float32 has loops per instruction set (simd/grad_cam.cpp).
+template <class T>
+double sum(const T* values, int64_t count) {
+  double total = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += convert<double>(values[i]);
+  return total;
+}
+
+template <class T>
+double dot(const double* weights, const T* values, int64_t count) {
+  double total = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += weights[i] * convert<double>(values[i]);
+  return total;
+}
+
+template <class T>
+void add_scaled(double* __restrict sums, double weight, const T* __restrict values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += weight * convert<double>(values[i]);
+}
+
+double sum(const float* values, int64_t count) { return PYSAL_PICK(grad_cam).sum(values, count); }
+double dot(const double* weights, const float* values, int64_t count) {
+  return PYSAL_PICK(grad_cam).dot(weights, values, count);
+}
+void add_scaled(double* sums, double weight, const float* values, int64_t count) {
+  PYSAL_PICK(grad_cam).add_scaled(sums, weight, values, count);
+}
 
 // weights[b, k] = mean over space of gradients[b, k]
 template <class T>
@@ -25,11 +56,9 @@ void mean_gradients(const T* gradients, bool channels_last, int64_t batch, Shape
       const T* image = gradients + b * shape.size();
       double sums[kBlock] = {};
       if (channels_last) {
-        for (int64_t p = 0; p < pixels; ++p)
-          for (int64_t k = k0; k < k1; ++k) sums[k - k0] += static_cast<double>(image[p * channels + k]);
+        for (int64_t p = 0; p < pixels; ++p) add_scaled(sums, 1.0, image + p * channels + k0, k1 - k0);
       } else {
-        for (int64_t k = k0; k < k1; ++k)
-          for (int64_t p = 0; p < pixels; ++p) sums[k - k0] += static_cast<double>(image[k * pixels + p]);
+        for (int64_t k = k0; k < k1; ++k) sums[k - k0] = sum(image + k * pixels, pixels);
       }
       for (int64_t k = k0; k < k1; ++k) weights[b * channels + k] = sums[k - k0] / static_cast<double>(pixels);
     }
@@ -49,12 +78,9 @@ void weigh_activations(const T* activations, bool channels_last, int64_t batch, 
       const double* weight = weights + b * channels;
       double sums[kBlock] = {};
       if (channels_last) {
-        for (int64_t p = p0; p < p1; ++p)
-          for (int64_t k = 0; k < channels; ++k)
-            sums[p - p0] += weight[k] * static_cast<double>(image[p * channels + k]);
+        for (int64_t p = p0; p < p1; ++p) sums[p - p0] = dot(weight, image + p * channels, channels);
       } else {
-        for (int64_t k = 0; k < channels; ++k)
-          for (int64_t p = p0; p < p1; ++p) sums[p - p0] += weight[k] * static_cast<double>(image[k * pixels + p]);
+        for (int64_t k = 0; k < channels; ++k) add_scaled(sums, weight[k], image + k * pixels + p0, p1 - p0);
       }
       for (int64_t p = p0; p < p1; ++p) {
         const double cam = sums[p - p0];
@@ -83,20 +109,35 @@ std::vector<Tap> taps(int64_t from, int64_t to) {
   return all;
 }
 
+// Along lines first: a line of the map serves many lines of the result, which then are sums of two without any lookup.
 template <class T>
 void resize(const double* cams, int64_t batch, Shape shape, int64_t height, int64_t width, T* out) {
   const std::vector<Tap> rows = taps(shape.height, height), columns = taps(shape.width, width);
   torch::stable::parallel_for(0, batch * height, tasks_per_thread(width), [&](int64_t begin, int64_t end) {
-    std::vector<double> line(shape.width);
-    for (int64_t task = begin; task < end; ++task) {
-      const Tap y = rows[task % height];
-      const double* cam = cams + task / height * shape.pixels();
-      for (int64_t x = 0; x < shape.width; ++x)
-        line[x] = (1.0 - y.share) * cam[y.first * shape.width + x] + y.share * cam[y.second * shape.width + x];
+    std::vector<double> buffer(2 * width);
+    double* lines[2] = {buffer.data(), buffer.data() + width};  // resized, the upper one first
+    int64_t held[2] = {-1, -1};                                 // which lines of all maps they are
+    const auto fill = [&](int slot, int64_t line) {
+      if (held[slot] == line) return;
+      held[slot] = line;
+      const double* cam = cams + line * shape.width;
       for (int64_t x = 0; x < width; ++x) {
         const Tap tap = columns[x];
-        out[task * width + x] = convert<T>((1.0 - tap.share) * line[tap.first] + tap.share * line[tap.second]);
+        lines[slot][x] = (1.0 - tap.share) * cam[tap.first] + tap.share * cam[tap.second];
       }
+    };
+    for (int64_t task = begin; task < end; ++task) {
+      const Tap tap = rows[task % height];
+      const int64_t map = task / height * shape.height;
+      if (held[1] == map + tap.first) {
+        std::swap(lines[0], lines[1]);
+        std::swap(held[0], held[1]);
+      }
+      fill(0, map + tap.first);
+      fill(1, map + tap.second);
+      const double *upper = lines[0], *lower = lines[1], share = tap.share;
+      T* target = out + task * width;
+      for (int64_t x = 0; x < width; ++x) target[x] = convert<T>((1.0 - share) * upper[x] + share * lower[x]);
     }
   });
 }

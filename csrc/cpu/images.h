@@ -1,5 +1,7 @@
 // Batches of images in memory, and copies of their pixels between dtypes and memory formats.
 #pragma once
+#include <cstring>
+
 #include "../common/torch_stable.h"
 
 namespace pysal::cpu {
@@ -20,6 +22,50 @@ struct Image {
 template <class Target, class Source>
 Target convert(Source value) {
   return static_cast<Target>(static_cast<arithmetic_t<Target>>(value));
+}
+
+// float16 from and to float, ties to even, choosing between cases by masks: compilers vectorise loops over these and
+// not over c10::Half's own conversions.
+inline uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+template <>
+inline c10::Half convert<c10::Half, float>(float value) {
+  constexpr uint32_t kInfinity = 255u << 23, kTooLarge = 143u << 23, kSmallestNormal = 113u << 23;
+  constexpr uint32_t kHalf = 126u << 23;  // 0.5: adding it rounds to multiples of 2^-24, the subnormal float16
+  const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffffu;
+  const uint32_t subnormal = bits_of(float_of(magnitude) + float_of(kHalf)) - kHalf;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t special = choose(magnitude > kInfinity, 0x7e00u, 0x7c00u);
+  const uint32_t finite = choose(magnitude < kSmallestNormal, subnormal, normal);
+  const uint32_t result = choose(magnitude >= kTooLarge, special, finite) | (bits ^ magnitude) >> 16;
+  return c10::Half(static_cast<uint16_t>(result), c10::Half::from_bits());
+}
+
+template <>
+inline float convert<float, c10::Half>(c10::Half value) {
+  const uint32_t sign = (value.x & 0x8000u) << 16, magnitude = value.x & 0x7fffu;
+  // times 2^112 moves the exponent and makes subnormal numbers normal; 0x7c00 and above are infinity and NaN
+  const uint32_t finite = bits_of(float_of(magnitude << 13) * float_of(239u << 23));
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;
+  return float_of(choose(magnitude >= 0x7c00u, special, finite) | sign);
+}
+
+template <>
+inline double convert<double, c10::Half>(c10::Half value) {
+  return convert<float>(value);
 }
 
 // Writes the pixels [first, first + count) of an image in another dtype and format. `target` is where channel 0 of

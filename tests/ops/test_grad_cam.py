@@ -98,7 +98,7 @@ def test_gradcheck(relu: bool) -> None:
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize(("shape", "size"), CASES[:4], ids=str)
+@pytest.mark.parametrize(("shape", "size"), CASES[:2], ids=str)
 def test_opcheck(shape: tuple[int, ...], size: tuple[int, int], requires_grad: bool) -> None:
     activations, gradients = (value.requires_grad_(requires_grad) for value in layer(shape))
     opcheck(torch.ops.pysal.grad_cam.default, (activations, gradients, *size, True))

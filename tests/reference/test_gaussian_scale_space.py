@@ -112,9 +112,7 @@ def test_impulse_response_is_the_kernel():
     weights = [math.exp(-(j**2) / (2 * sigma**2)) for j in range(-radius, radius + 1)]
     total = math.fsum(weights)
     expected = torch.zeros(31, dtype=torch.float64)
-    expected[15 - radius : 16 + radius] = torch.tensor(
-        [weights[radius] * w / total**2 for w in weights], dtype=torch.float64
-    )
+    expected[15 - radius : 16 + radius] = torch.tensor([weights[radius] * w / total**2 for w in weights], dtype=torch.float64)
     level = gaussian_scale_space(image, [sigma], 0)[0, 0, 0]
     assert (level - expected).abs().max() <= 2 * rounding(sigma)
     assert torch.equal(level[expected == 0], torch.zeros(31 - len(weights), dtype=torch.float64))
