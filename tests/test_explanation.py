@@ -260,6 +260,7 @@ DAMAGES = {
     "pickled": lambda path: np.savez(path.open("wb"), metadata=np.array(Trap(), dtype=object)),
     "no json": lambda path: rewritten(path, metadata=np.array("{")),
     "no images": lambda path: rewritten(path, images=None),
+    "no probabilities": lambda path: rewritten(path, probabilities=None),
     "no map": lambda path: rewritten(path, gradient=None),
     "wrong shape": lambda path: rewritten(path, gradient=np.zeros((2, 3, 5, 6))),
     "strings": lambda path: rewritten(path, gradient=np.array(["a"])),
@@ -354,7 +355,7 @@ def test_table(tmp_path):
 def test_drops_of_another_score_than_the_shown_one():
     logits = explanation(score_kind="logit", scores=torch.tensor([2.5, 8.0]))
     assert "image 1: cat 1 (class 282), 95 %, logit 8\n" in logits.table()
-    assert "% ->" in logits.table()  # leave-one-out explains the probability, which is known
+    assert re.findall(r"(\S+) % ->", logits.table()) == ["25", "95"]  # leave-one-out explains the probability, which is known
     unknown = explanation(score_kind="callable", probabilities=None, target=torch.tensor([-1, -1]))
     assert "->" not in unknown.table()
     assert "image 1: cat 1, score 0.95\n" in unknown.table()

@@ -139,7 +139,8 @@ def test_photo_shows_any_range_and_number_of_channels():
     np.testing.assert_array_equal(photo(ramp.double()), photo(ramp.double()).clip(0, 1))
     np.testing.assert_allclose(photo(ramp * 4 - 2), expected, atol=1e-6)
     np.testing.assert_array_equal(photo((ramp * 255).to(torch.uint8)), (ramp * 255).byte().permute(1, 2, 0).numpy() / 255)
-    np.testing.assert_array_equal(photo(torch.tensor([-0.005, 1.005]).expand(3, 1, 2))[0, :, 0], [0.0, 1.0])
+    slightly_outside = torch.tensor([-0.005, 0.25, 1.005]).expand(3, 1, 3)
+    np.testing.assert_array_equal(photo(slightly_outside)[0, :, 0], [0.0, 0.25, 1.0])
     for channels in (1, 2, 4):
         grey = photo(torch.rand(channels, 2, 5))
         assert grey.shape == (2, 5, 3)
@@ -378,7 +379,7 @@ def test_panel_says_what_it_shows():
 
 
 def test_drops_are_labelled_on_their_segments():
-    drops = torch.tensor([0.1, NAN, -0.3, 0.2])
+    drops = torch.tensor([0.1, NAN, INF, 0.2])
     boxes = torch.tensor([[0, 0, 20, 20], [0, 20, 20, 40], [20, 0, 40, 20], [20, 20, 40, 40]])
     panel = full_panel(labels=None, boxes=boxes, drops=drops)
     figure = draw(torch.rand(3, 40, 40), [panel])
