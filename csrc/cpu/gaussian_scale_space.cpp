@@ -10,6 +10,7 @@
 #include "simd/gaussian_scale_space_kernels.h"
 
 #include "../common/torch_stable.h"
+#include "pages.h"
 #include "simd/level.h"
 
 #include <atomic>
@@ -192,6 +193,8 @@ Tensor stored_as(const Tensor& values, ScalarType dtype) {
 void fill(const Tensor& images, const std::vector<Kernels>& kernels, int64_t boundary, const Tensor& levels,
           const Tensor* derivatives) {
   if (levels.numel() == 0) return;
+  prefer_large_pages(levels);
+  if (derivatives != nullptr) prefer_large_pages(*derivatives);
   if (images.scalar_type() == ScalarType::Double)
     fill<double>(images, kernels, boundary == 1, levels, derivatives);
   else

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, refuse
 from pysal._library import define
 from pysal.reference import gaussian_scale_space as reference
 
 BOUNDARIES = {"constant": 0, "reflect": 1}
 MAX_SIGMA = 1e6  # pixels; a radius of 4e6 taps is past the side of any image, and still built in milliseconds
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 SCHEMA = "(Tensor images, float[] sigmas, int boundary) -> Tensor"
 SCHEMA_DERIVATIVE = "(Tensor images, float[] sigmas, float step, int boundary) -> (Tensor levels, Tensor derivatives)"
@@ -27,9 +26,7 @@ def _fake(images: Tensor, sigmas: Sequence[float], boundary: int) -> Tensor:
 
 
 def _fake_derivative(images: Tensor, sigmas: Sequence[float], step: float, boundary: int) -> tuple[Tensor, Tensor]:
-    torch._check(
-        images.shape[0] == len(sigmas), lambda: "pysal::gaussian_scale_space_derivative: sigmas must be one per image"
-    )
+    torch._check(images.shape[0] == len(sigmas), lambda: "pysal::gaussian_scale_space_derivative: sigmas must be one per image")
     return images.new_empty(images.shape), images.new_empty(images.shape)
 
 
@@ -41,9 +38,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.pysal.gaussian_scale_space(grad, *ctx.arguments), None, None  # K is symmetric
 
 
-def _setup_derivative(
-    ctx: Any, inputs: tuple[Tensor, Sequence[float], float, int], output: tuple[Tensor, Tensor]
-) -> None:
+def _setup_derivative(ctx: Any, inputs: tuple[Tensor, Sequence[float], float, int], output: tuple[Tensor, Tensor]) -> None:
     ctx.sigmas, ctx.step, ctx.boundary = inputs[1:]
     ctx.set_materialize_grads(False)
 
