@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from pysal.engine.black_box import numpy_model
     from pysal.engine.chunks import Cancelled, progress
     from pysal.engine.not_applicable import NotApplicable
-    from pysal.explain import Explanation, explain
+    from pysal.engine.prepared import PreparedModel, prepare
+    from pysal.explain import explain
+    from pysal.explanation import Explanation
     from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
     from pysal.methods.grad_cam import grad_cam, guided_grad_cam
     from pysal.methods.gradient import gradient
@@ -35,14 +37,16 @@ if _STRANGERS := [name for name in ("base.py", "explore", "lib", "model", "viz")
 
 _HOMES = {
     "Cancelled": "pysal.engine.chunks",
-    "Explanation": "pysal.explain",
+    "Explanation": "pysal.explanation",
     "Grid": "pysal.segments",
     "Normalized": "pysal.models",
     "NotApplicable": "pysal.engine.not_applicable",
     "Slic": "pysal.segments",
     "Window": "pysal.segments",
     "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
+    "PreparedModel": "pysal.engine.prepared",
     "build_info": "pysal.ops",
+    "prepare": "pysal.engine.prepared",
     "explain": "pysal.explain",
     "grad_cam": "pysal.methods.grad_cam",
     "gradient": "pysal.methods.gradient",
@@ -64,6 +68,7 @@ __all__ = [
     "Grid",
     "Normalized",
     "NotApplicable",
+    "PreparedModel",
     "Slic",
     "Window",
     "__version__",
@@ -79,6 +84,7 @@ __all__ = [
     "models",
     "numpy_model",
     "ops",
+    "prepare",
     "progress",
     "read_image",
     "read_images",

@@ -14,6 +14,7 @@ from pysal.engine.chunks import run_chunks
 from pysal.engine.features import Layer, capture
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
+from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import ReluRules
 from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
 
@@ -73,6 +74,10 @@ class Plan:
             refuse(where, "extra_inputs", "be a sequence or a mapping", type(extra_inputs).__name__, TypeError)
         self.extra_inputs = extra_inputs
         self.batch_size, self.precision = batch_size, precision
+        if isinstance(model, PreparedModel):
+            if precision not in ("float32", model.precision):
+                refuse(where, "precision", f"be that of the prepared model, {model.precision!r}", repr(precision))
+            self.batch_size, self.precision = batch_size or model.rows, model.precision
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self.dtype = dtype or self.accumulator_dtype
         self.score = Score(where, target, score, len(inputs), self.device)
@@ -119,7 +124,9 @@ class Plan:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the images are laid out channels_last, and so what the model is fed."""
+        """Whether the model is fed channels_last: where the images are, or where it was prepared for that."""
+        if isinstance(self.model, PreparedModel) and self.model.fused:
+            return True
         return not self.inputs.is_contiguous() and self.inputs.is_contiguous(memory_format=torch.channels_last)
 
     def shared(self, key: object, make: Callable[["Plan"], Shared]) -> Shared:
@@ -148,9 +155,16 @@ class Plan:
 
     @property
     def eager_model(self) -> Model:
-        """The model as Python runs it: without torch.compile, inside which neither layers nor activations can be reached."""
+        """The model as Python runs it: without torch.compile, inside which activations cannot be reached."""
+        if isinstance(self.model, PreparedModel):
+            return self.model
         eager: Model = getattr(self.model, "_orig_mod", self.model)
         return eager
+
+    @property
+    def layered_model(self) -> Model:
+        """The model with its own layers: neither compiled nor prepared."""
+        return self.model.original if isinstance(self.model, PreparedModel) else self.eager_model
 
     @contextlib.contextmanager
     def _modes(self, *, grad: bool) -> Iterator[None]:
@@ -221,7 +235,7 @@ class Plan:
 
     def look_at_first_image(self) -> None:
         """Run the model once on the first image, for whoever watches its layers."""
-        self._output(self.inputs[:1].clone(), torch.arange(1, device=self.device), self.eager_model)
+        self._output(self.inputs[:1].clone(), torch.arange(1, device=self.device), self.layered_model)
 
     def fix_target(self) -> None:
         """Make sure that the target of every image is known, with a clean pass where it is not."""
@@ -277,7 +291,7 @@ class Plan:
         with self._modes(grad=True), capture(self.where, layer, cut=rules is None) as features:
             leaf = _ordinary(batch).detach().requires_grad_(rules is not None)
             with rules.recording() if rules else contextlib.nullcontext():
-                score = self._differentiable_score(leaf, rows, self.eager_model)
+                score = self._differentiable_score(leaf, rows, self.layered_model)
             activation = features.captured()
             if rules is None:
                 return activation.detach(), features.used(_gradient(score, activation)), None
@@ -341,6 +355,9 @@ def _checked_inputs(where: str, inputs: object) -> Tensor:
 def _check_model(where: str, model: object, inputs: Tensor) -> None:
     if not callable(model):
         refuse(where, "model", "be callable", type(model).__name__, TypeError)
+    if isinstance(model, PreparedModel):
+        model.check_unchanged(where)
+        model = model.original
     if not isinstance(model, nn.Module):
         return
     for name, module in model.named_modules():

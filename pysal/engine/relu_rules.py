@@ -7,6 +7,7 @@ activations a rule does not define. What is not on the way from the images, say 
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -70,6 +71,14 @@ _HIDDEN = {
 _HARMLESS = ("pysal.engine.precision", "torch.nn.modules._functions")
 
 
+_current: ContextVar["ReluRules | None"] = ContextVar("pysal_relu_rules", default=None)
+
+
+def current_rules() -> "ReluRules | None":
+    """Return the rules of the forward pass that is being recorded, for modules that apply them themselves."""
+    return _current.get()
+
+
 class ReluRules:
     """Runs a forward pass so that its backward pass follows a rule, which may still be changed before each backward.
 
@@ -123,7 +132,9 @@ class ReluRules:
                     f"{self.where}: model must not be compiled, for the rule cannot reach the activations inside, "
                     f"got a graph of {_HIDDEN[name]}"
                 )
-            if function is _Relu or node in generalised:
+            if getattr(function, "follows_relu_rules", False):
+                met += node.is_relu
+            elif node in generalised:
                 met += 1
             elif _is_relu(node, name):
                 met += 1
@@ -170,11 +181,13 @@ _RULE_NUMBERS: dict[ReluRule, int] = {"plain": 0, "guided": 1, "deconvnet": 2}
 
 
 class _Relu(torch.autograd.Function):
+    follows_relu_rules = True  # each node says in `is_relu` whether it is one
+
     @staticmethod
     def forward(ctx: Any, input: Tensor, upper: float, rules: ReluRules) -> Tensor:
         output, gates = ops.guided_relu(input, upper=upper)
         ctx.save_for_backward(gates)
-        ctx.rules = rules
+        ctx.rules, ctx.is_relu = rules, True
         ctx.channels_last = output.ndim == 4 and not output.is_contiguous()
         return output
 
@@ -188,6 +201,15 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, rules: ReluRules) -> None:
         super().__init__()
         self.rules = rules
+
+    def __enter__(self) -> "_Recorder":
+        self._token = _current.set(self.rules)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _current.reset(self._token)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -156,7 +156,7 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules:
         activation, gradient, guided = plan.layer_gradients(plan.inputs[start:stop], rows, chosen, rules)
         activation = _spatial(plan.where, chosen.name, tokens, activation)
         gradient = _spatial(plan.where, chosen.name, tokens, gradient)
-        small = ops.grad_cam(activation, gradient, *activation.shape[2:], relu=True)
+        small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
         cam = ops.grad_cam(activation, gradient, height, width, relu=True)
         result[start:stop] = cam if guided is None else guided * cam
         native.append(small)
@@ -167,8 +167,8 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules:
 
 def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
     if layer is not None:
-        return find_layer(plan.where, plan.eager_model, layer)
-    return plan.shared("default_layer", lambda root: default_layer(plan.where, root.eager_model, root.look_at_first_image))
+        return find_layer(plan.where, plan.layered_model, layer)
+    return plan.shared("default_layer", lambda root: default_layer(plan.where, root.layered_model, root.look_at_first_image))
 
 
 def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
@@ -176,11 +176,12 @@ def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
     shape = tuple(value.shape)
     if tokens == "vit" and value.ndim == 3 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1 > 0:
         side = math.isqrt(shape[1] - 1)
-        return value[:, 1:].transpose(1, 2).unflatten(2, (side, side)).contiguous()
+        grid: Tensor = value[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return grid.contiguous()
     if tokens == "swin" and value.ndim == 4:
         return value.permute(0, 3, 1, 2).contiguous()
     if callable(tokens):
-        read = tokens(value)
+        read: object = tokens(value)
         if isinstance(read, Tensor) and read.ndim == 4:
             return read
         got = f"shape {tuple(read.shape)}" if isinstance(read, Tensor) else type(read).__name__

@@ -1,0 +1,221 @@
+"""Traces a model and folds what is constant at inference: batch norm and zero padding into convolutions, dropout away.
+
+The result is a `torch.fx.GraphModule` that computes the same function with fewer passes over memory; nothing of the original
+model is changed. What is not recognised stays as it was traced.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+_CONVOLUTIONS = (torch.conv2d, F.conv2d)
+_IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+
+
+class Convolution(nn.Module):
+    """A 2-D convolution with zero padding that may differ from side to side.
+
+    Attributes:
+        weight: (K, C / groups, kh, kw).
+        bias: (K,) or None.
+        padding: zeros on the left, right, top and bottom.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    @property
+    def symmetric(self) -> tuple[int, int] | None:
+        """Padding as convolutions take it, (height, width), or None where opposite sides differ."""
+        left, right, top, bottom = self.padding
+        return (top, left) if left == right and top == bottom else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of (N, C, H, W)."""
+        if self.symmetric is None:
+            return F.conv2d(F.pad(input, self.padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.symmetric, self.dilation, self.groups)
+
+    def scaled(self, factor: Tensor, shift: Tensor) -> "Convolution":
+        """Return the convolution followed by `factor * result + shift` per channel, folded in float64."""
+        weight = self.weight.double() * factor.view(-1, 1, 1, 1)
+        bias = shift if self.bias is None else self.bias.double() * factor + shift
+        dtype = self.weight.dtype
+        return Convolution(weight.to(dtype), bias.to(dtype), self.stride, self.padding, self.dilation, self.groups)
+
+
+def fold(model: nn.Module) -> fx.GraphModule:
+    """Return the folded graph of a model in eval mode.
+
+    Raises:
+        Exception: whatever torch.fx raises where the model cannot be traced: control flow that depends on tensors, for one.
+    """
+    snapshot = copy.deepcopy(model)
+    graph = fx.GraphModule(snapshot, _Tracer().trace(snapshot))
+    _remove_identities(graph)
+    _unify_convolutions(graph)
+    _fold_padding(graph)
+    _fold_batch_norm(graph)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()
+    return graph.eval()
+
+
+class _Tracer(fx.Tracer):
+    """Sees a batch norm under another class name for what it is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).forward is nn.BatchNorm2d.forward or super().is_leaf_module(m, module_qualified_name)
+
+
+def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
+    """Return the module a node calls, or None where it calls none."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return graph.get_submodule(str(node.target))
+    return None
+
+
+def replace_by_module(graph: fx.GraphModule, node: fx.Node, module: nn.Module, *inputs: fx.Node) -> fx.Node:
+    """Put a call of `module` in the place of a node and return the new node."""
+    name = f"folded_{node.name}"
+    graph.add_submodule(name, module)
+    with graph.graph.inserting_after(node):
+        new = graph.graph.call_module(name, inputs)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.graph.erase_node(node)
+    return new
+
+
+def _constant(graph: fx.GraphModule, node: object) -> Tensor | None:
+    """Return the parameter or buffer that a node fetches."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    owner, _, name = str(node.target).rpartition(".")
+    value = getattr(graph.get_submodule(owner), name)
+    return value if isinstance(value, Tensor) else None
+
+
+def _remove_identities(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if isinstance(module_of(graph, node), _IDENTITIES):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _unify_convolutions(graph: fx.GraphModule) -> None:
+    """Turn nn.Conv2d and F.conv2d with constant weights into `Convolution`."""
+    for node in list(graph.graph.nodes):
+        module = module_of(graph, node)
+        found: tuple[Any, ...] | None = None
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            found = (module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups)
+            source = node.args[0] if node.args else node.kwargs["input"]
+        elif node.op == "call_function" and node.target in _CONVOLUTIONS:
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+            given |= dict(zip(names, node.args, strict=False)) | node.kwargs
+            weight, bias = _constant(graph, given["weight"]), _constant(graph, given["bias"])
+            if weight is not None and (bias is not None or given["bias"] is None):
+                found = (weight, bias, given["stride"], given["padding"], given["dilation"], given["groups"])
+                source = given["input"]
+        if found is None:
+            continue
+        weight, bias, stride, padding, dilation, groups = found
+        stride, dilation = _pair(stride), _pair(dilation)
+        sides = _sides(padding, tuple(weight.shape[2:]), stride, dilation)
+        if sides is not None:
+            replace_by_module(graph, node, Convolution(weight, bias, stride, sides, dilation, groups), source)
+
+
+def _sides(
+    padding: Any, kernel: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Return (left, right, top, bottom) zeros for a convolution's `padding` argument."""
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        if stride != (1, 1):
+            return None
+        extra = [dilation[i] * (kernel[i] - 1) for i in range(2)]
+        return extra[1] // 2, extra[1] - extra[1] // 2, extra[0] // 2, extra[0] - extra[0] // 2
+    height, width = _pair(padding)
+    return width, width, height, height
+
+
+def _zero_padding(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, tuple[int, int, int, int]] | None:
+    """Return the input and (left, right, top, bottom) of a node that pads a map with zeros."""
+    module = module_of(graph, node)
+    if isinstance(module, nn.ZeroPad2d):
+        left, right, top, bottom = module.padding
+        return node.args[0], (left, right, top, bottom)  # type: ignore[return-value]
+    if node.op == "call_function" and node.target is F.pad:
+        names = ("input", "pad", "mode", "value")
+        given = {"mode": "constant", "value": None} | dict(zip(names, node.args, strict=False)) | node.kwargs
+        pad = given["pad"]
+        if given["mode"] == "constant" and not given["value"] and isinstance(pad, (tuple, list)) and len(pad) == 4:
+            if all(isinstance(side, int) for side in pad):
+                return given["input"], tuple(pad)  # type: ignore[return-value]
+    return None
+
+
+def _fold_padding(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        padding = _zero_padding(graph, node)
+        users = [module_of(graph, user) for user in node.users]
+        if padding is None or not users or not all(isinstance(user, Convolution) for user in users):
+            continue
+        source, sides = padding
+        if min(sides) < 0:
+            continue
+        for user in users:
+            assert isinstance(user, Convolution)
+            left, right, top, bottom = (a + b for a, b in zip(user.padding, sides, strict=True))
+            user.padding = (left, right, top, bottom)
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+
+
+def _fold_batch_norm(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        norm = module_of(graph, node)
+        if not isinstance(norm, nn.BatchNorm2d) or type(norm).forward is not nn.BatchNorm2d.forward:
+            continue
+        if norm.running_mean is None or norm.running_var is None:
+            continue
+        source = node.args[0]
+        convolution = module_of(graph, source)
+        if not isinstance(convolution, Convolution) or len(source.users) != 1:
+            continue
+        factor = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+        if norm.weight is not None:
+            factor = factor * norm.weight.detach().double()
+        shift = -norm.running_mean.detach().double() * factor
+        if norm.bias is not None:
+            shift = shift + norm.bias.detach().double()
+        graph.add_submodule(str(source.target), convolution.scaled(factor, shift))
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)

@@ -1,0 +1,342 @@
+"""A prepared model computes the same function and gradient as the model it was made from, with less."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pysal
+from pysal.engine.fold import Convolution, fold
+from pysal.engine.lowered import FusedConvolution
+from pysal.testing import assert_no_worse
+
+
+class Norm(nn.BatchNorm2d):
+    """A batch norm with statistics and weights that are not those of a new one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        nn.init.uniform_(self.weight, 0.5, 1.5)
+        nn.init.normal_(self.bias)
+        nn.init.normal_(self.running_mean)
+        nn.init.uniform_(self.running_var, 0.5, 2.0)
+
+
+class Functional(nn.Module):
+    """Runs a function around modules, so that every spelling of a graph can be written down."""
+
+    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.function = nn.ModuleList(modules), function
+        self.head = nn.LazyLinear(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(x, *self.parts).mean((2, 3)))
+
+
+def conv(*args: object, **kwargs: object) -> nn.Conv2d:
+    return nn.Conv2d(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def inplace_addition(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    y += second(x)
+    return F.relu(y)
+
+
+def shortcut_seen_later(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    kept = first(x)
+    kept += second(x)
+    return kept * first(x)
+
+
+def same_padding_by_hand(x: Tensor, first: nn.Module, norm: nn.Module) -> Tensor:
+    return F.relu6(norm(F.conv2d(F.pad(x, (0, 1, 0, 1)), first.weight, first.bias, 2)))
+
+
+GRAPHS = {
+    "conv-norm-relu": lambda: Functional(lambda x, c, n: F.relu(n(c(x))), conv(3, 8, 3, padding=1, bias=False), Norm(8)),
+    "strided": lambda: Functional(lambda x, c, n: torch.relu(n(c(x))), conv(3, 8, 3, stride=2, padding=1), Norm(8)),
+    "strides that leave pixels over": lambda: Functional(lambda x, c: c(x).relu(), conv(3, 8, 2, stride=3)),
+    "dilated": lambda: Functional(lambda x, c: c(x).relu(), conv(3, 8, 3, dilation=2, padding=(1, 3))),
+    "padding beyond the kernel": lambda: Functional(lambda x, c: c(x).relu(), conv(3, 8, 3, padding=4)),
+    "grouped": lambda: Functional(lambda x, a, c: c(a(x)).relu(), conv(3, 8, 1), conv(8, 12, 3, groups=4, padding=1)),
+    "depthwise": lambda: Functional(
+        lambda x, a, c: F.relu6(c(F.relu6(a(x)))), conv(3, 8, 1), conv(8, 8, 5, groups=8, stride=2)
+    ),
+    "same": lambda: Functional(lambda x, c: c(x).relu(), conv(3, 8, (2, 4), padding="same")),
+    "same padding by hand": lambda: Functional(same_padding_by_hand, conv(3, 8, 3), Norm(8)),
+    "zero pad": lambda: Functional(lambda x, p, c: c(p(x)), nn.ZeroPad2d((1, 2, 0, 3)), conv(3, 8, 3, padding=1)),
+    "reflect padding": lambda: Functional(lambda x, c: c(x).relu(), conv(3, 8, 3, padding=1, padding_mode="reflect")),
+    "residual": lambda: Functional(
+        lambda x, a, b, n: F.relu(n(b(F.relu(a(x)))) + x), conv(3, 8, 3, padding=1), conv(8, 3, 3, padding=1), Norm(3)
+    ),
+    "residual, shortcut first": lambda: Functional(lambda x, a: (x + a(x)).relu(), conv(3, 3, 3, padding=1)),
+    "residual without ReLU": lambda: Functional(lambda x, a, b: b(a(x) + x), conv(3, 3, 1), conv(3, 5, 3)),
+    "two convolutions added": lambda: Functional(lambda x, a, b: F.relu6(a(x) + b(x)), conv(3, 5, 3), conv(3, 5, 3)),
+    "broadcast addition": lambda: Functional(
+        lambda x, a, b: (a(x) + b(x)).relu(), conv(3, 5, 3, padding=1), conv(3, 5, (12, 14))
+    ),
+    "in-place addition": lambda: Functional(inplace_addition, conv(3, 5, 3), conv(3, 5, 3)),
+    "shortcut changed in place": lambda: Functional(shortcut_seen_later, conv(3, 5, 3), conv(3, 5, 3)),
+    "doubled": lambda: Functional(lambda x, a: (lambda y: (y + y).relu())(a(x)), conv(3, 5, 3)),
+    "used twice": lambda: Functional(lambda x, a: F.relu(a(F.relu(a(x)))), conv(3, 3, 3, padding=1)),
+    "seen before and after ReLU": lambda: Functional(lambda x, a: (lambda y: y * F.relu(y))(a(x)), conv(3, 5, 3)),
+    "in-place ReLU": lambda: Functional(lambda x, a, r: r(a(x)), conv(3, 5, 3), nn.ReLU(inplace=True)),
+    "norm after a shared convolution": lambda: Functional(lambda x, a, n: (lambda y: y + n(y))(a(x)), conv(3, 5, 3), Norm(5)),
+    "norm first": lambda: Functional(lambda x, n, a: a(n(x)).relu(), Norm(3), conv(3, 5, 3, padding=1)),
+    "concatenation and pooling": lambda: Functional(
+        lambda x, a, b: F.max_pool2d(torch.cat([a(x).relu(), b(x).relu()], 1), 3, 2, 1), conv(3, 5, 3), conv(3, 4, 3)
+    ),
+    "other activations": lambda: Functional(lambda x, a, b: F.gelu(b(F.silu(a(x)))), conv(3, 5, 3), conv(5, 4, 3)),
+    "dropout": lambda: Functional(lambda x, a, d: d(a(x)).relu(), conv(3, 5, 3), nn.Dropout(0.5)),
+    "saturating Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(0.0, 0.3)),
+    "symmetric Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(-0.3, 0.3)),
+}
+UNFUSED = {"reflect padding"}
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, of the original
+
+
+def build(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
+        x = torch.rand(2, 3, 12, 14, dtype=torch.float64) * 2 - 1
+        with torch.no_grad():
+            model.eval()(x.float())
+        return model.to(dtype), x.to(dtype)
+
+
+def gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_same_function_and_gradient_in_float64(name: str) -> None:
+    model, x = build(GRAPHS[name])
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.fused == (name not in UNFUSED), prepared.report()
+    exact = model(x)
+    # a few hundred roundings in each of at most four layers
+    rounding = 1e3 * torch.finfo(torch.float64).eps
+    assert (prepared(x) - exact).abs().max() <= rounding * exact.abs().max()
+    expected = gradient(model, x)
+    assert (gradient(prepared, x) - expected).abs().max() <= rounding * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_float32_is_no_worse_than_torch(name: str) -> None:
+    exact_model, x = build(GRAPHS[name])
+    exact, exact_gradient = exact_model(x), gradient(exact_model, x)
+    model, x = build(GRAPHS[name], torch.float32)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    with torch.no_grad():
+        assert_no_worse(prepared(x), exact, model(x))
+    assert_no_worse(prepared(x), exact, model(x))
+    assert_no_worse(gradient(prepared, x), exact_gradient, gradient(model, x))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(*[st.integers(0, 3)] * 4),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 2, 4]),
+    size=st.tuples(st.integers(8, 13), st.integers(8, 13)),
+    upper=st.sampled_from([None, float("inf"), 0.5]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_convolution(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    size: tuple[int, int],
+    upper: float | None,
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 4 // groups, *kernel, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 4, *size, generator=generator, dtype=torch.float64)
+
+    def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+        y = F.conv2d(F.pad(x.to(dtype), padding), weight.to(dtype), None, stride, 0, dilation, groups)
+        return y if upper is None else y.clamp(0, upper)
+
+    def ours(x: Tensor) -> Tensor:
+        convolution = Convolution(weight.to(dtype), None, stride, padding, dilation, groups)
+        return FusedConvolution(convolution, upper, (4, *size), dtype)(x.to(dtype))
+
+    def pulled_back(function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        leaf = x.to(dtype).requires_grad_()
+        y = function(leaf)
+        # away from the kinks a gate is the same in every precision
+        gates = plain(x, torch.float64)
+        safe = (gates.abs() > 1e-4) & ((gates - (upper or 0)).abs() > 1e-4)
+        cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * safe
+        return y, torch.autograd.grad(y, leaf, cotangent.to(dtype))[0]
+
+    exact, exact_gradient = pulled_back(lambda v: plain(v, torch.float64), torch.float64)
+    base, base_gradient = pulled_back(lambda v: plain(v, dtype), dtype)
+    got, got_gradient = pulled_back(ours, dtype)
+    assert_no_worse(got, exact, base)
+    assert_no_worse(got_gradient, exact_gradient, base_gradient)
+
+
+def network() -> nn.Module:
+    return Functional(
+        lambda x, a, n, b, c: F.relu(c(F.relu(n(a(x)))) + b(x)),
+        conv(3, 8, 3, stride=2, padding=1),
+        Norm(8),
+        conv(3, 8, 1, stride=2),
+        conv(8, 8, 3, padding=1),
+    )
+
+
+METHODS = {
+    "gradient": {},
+    "guided_backprop": {},
+    "grad_cam": {"layer": "parts.3"},
+    "guided_grad_cam": {"layer": "parts.3"},
+    "integrated_gradients": {"steps": 9},
+    "leave_one_out": {"segments": pysal.Grid(3, 3)},
+    "blur_integrated_gradients": {"steps": 5, "max_sigma": 3.0},
+    "smooth_grad": {"samples": 4},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_it(name: str) -> None:
+    model, x = build(network)
+    prepared = pysal.prepare(model, x, batch_size=3)
+    method = getattr(pysal, name)
+    expected, got = method(model, x, **METHODS[name]), method(prepared, x, **METHODS[name])
+    assert (got - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def test_rules_of_a_fused_relu() -> None:
+    model, x = build(network)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    for rule in ("guided", "deconvnet"):
+        expected = pysal.guided_backprop(model, x, rule=rule)
+        assert (pysal.guided_backprop(prepared, x, rule=rule) - expected).abs().max() <= 1e-9 * expected.abs().max()
+    assert (pysal.guided_backprop(prepared, x) - pysal.gradient(prepared, x)).abs().max() > 0
+
+
+def test_without_relu_the_rule_is_refused() -> None:
+    model, x = build(lambda: Functional(lambda x, a: a(x), conv(3, 5, 3)))
+    prepared = pysal.prepare(model, x, batch_size=1)
+    assert prepared.fused
+    with pytest.raises(pysal.NotApplicable, match="no ReLU was met"):
+        pysal.guided_backprop(prepared, x)
+
+
+def test_keeps_one_bit_per_element() -> None:
+    model, x = build(GRAPHS["conv-norm-relu"], torch.float32)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    kept: dict[str, int] = {}
+
+    def saved(run: Callable[[Tensor], Tensor]) -> int:
+        sizes: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.__setitem__(t.data_ptr(), t.numel() * t.element_size()) or t, lambda t: t
+        ):
+            run(x.clone().requires_grad_())
+        return sum(sizes.values())
+
+    activations = 2 * 8 * 12 * 14
+    kept["prepared"] = saved(lambda v: prepared(v))
+    kept["model"] = saved(lambda v: model(v))
+    head = 8 * 4 * 4 + 2 * 8 * 4  # the linear layer's weight and input
+    assert kept["prepared"] <= activations / 8 + head
+    assert kept["prepared"] <= kept["model"] / 4
+
+
+def test_changed_weights_are_refused() -> None:
+    model, x = build(network)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    with torch.no_grad():
+        model.parts[0].bias.add_(1.0)
+    message = "pysal.gradient: model must be prepared again after its weights have changed, got a new value of 'parts.0.bias'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pysal.gradient(prepared, x)
+
+
+def test_a_new_tensor_in_the_place_of_a_weight_is_refused() -> None:
+    model, x = build(network)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    model.parts[0].weight.data = model.parts[0].weight.data * 2
+    with pytest.raises(ValueError, match=r"a new value of 'parts\.0\.weight'"):
+        pysal.gradient(prepared, x)
+
+
+def test_what_cannot_be_traced_runs_as_it_is() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).mean((2, 3))
+            return y if y.sum() > 0 else -y
+
+    model, x = build(Branching)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert not prepared.fused
+    assert prepared.report().startswith("runs as it is: it cannot be traced (")
+    assert torch.equal(pysal.gradient(prepared, x, 1), pysal.gradient(model, x, 1))
+
+
+def test_another_size_runs_the_original() -> None:
+    model, x = build(network)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    larger = torch.rand(1, 3, 20, 22, dtype=torch.float64)
+    assert torch.equal(prepared(larger), model(larger))
+
+
+def test_the_model_is_left_alone() -> None:
+    model, x = build(network)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    forward = model(x)
+    pysal.gradient(pysal.prepare(model, x, batch_size=2), x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(x), forward)
+    assert [type(module) for module in model.modules()] == [type(module) for module in build(network)[0].modules()]
+
+
+def test_mixed_precision_keeps_the_gates() -> None:
+    model, x = build(network, torch.float32)
+    exact = pysal.gradient(model, x)
+    prepared = pysal.prepare(model, x, precision="mixed", batch_size=2)
+    mixed = pysal.gradient(prepared, x)
+    # bf16 keeps 8 bits: each of the three convolutions on the way adds at most about 2^-8 in l2
+    assert 0 < (mixed - exact).norm() <= 3 * 2**-8 * exact.norm()
+
+
+def test_errors() -> None:
+    model, x = build(network)
+    with pytest.raises(TypeError, match=re.escape("pysal.prepare: model must be an nn.Module, got function")):
+        pysal.prepare(lambda x: x, x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=re.escape("pysal.prepare: example must have 4 dimensions, got shape (3, 12, 14)")):
+        pysal.prepare(model, x[0])
+    with pytest.raises(ValueError, match="precision must be one of"):
+        pysal.prepare(model, x, precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="call model.eval"):
+        pysal.prepare(model.train(), x)
+    prepared = pysal.prepare(model.eval(), x, batch_size=1)
+    message = "pysal.gradient: precision must be that of the prepared model, 'float32', got 'bf16'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pysal.gradient(prepared, x, precision="bf16")
+
+
+def test_fold_leaves_no_batch_norm_behind_a_convolution() -> None:
+    model, _ = build(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fold(model).modules())
