@@ -329,7 +329,7 @@ def test_errors() -> None:
         pysal.prepare(model, x[0])
     with pytest.raises(ValueError, match="precision must be one of"):
         pysal.prepare(model, x, precision="int8")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="call model.eval"):
+    with pytest.raises(ValueError, match=r"call model\.eval"):
         pysal.prepare(model.train(), x)
     prepared = pysal.prepare(model.eval(), x, batch_size=1)
     message = "pysal.gradient: precision must be that of the prepared model, 'float32', got 'bf16'"
