@@ -264,6 +264,12 @@ def test_names_that_are_not_text(small, photo, out) -> None:
     assert (out / f"{odd.stem}.npz").exists()
 
 
+def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
+    result = CliRunner(charset="ascii").invoke(cli.main, ["explain", "\N{SNOWMAN}.png"])
+    assert result.exit_code == 2
+    assert result.stderr == "pysal explain: PHOTO must be an image file, got \\u2603.png (no such file)\n"
+
+
 # --- refusals: exit code 2 before any work
 
 
@@ -374,13 +380,14 @@ def test_a_folder_that_was_there_stays(small, photo, out) -> None:
 # --- failures: exit code 1, and Ctrl-C: 130
 
 
-def test_failing_model_is_a_sentence(small, photo, out, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, OSError])
+def test_failing_model_is_a_sentence(small, photo, out, monkeypatch, kind) -> None:
     def fail(_: object) -> None:
-        raise RuntimeError("the weights\nmelted")
+        raise kind("the weights\nmelted")
 
     monkeypatch.setattr(small, "forward", fail)
     sentence = refused(1, "explain", photo, "--out", out)
-    assert sentence == "pysal explain: RuntimeError: the weights melted (pysal --debug explain shows where)"
+    assert sentence == f"pysal explain: {kind.__name__}: the weights melted (pysal --debug explain shows where)"
     assert not out.parent.exists()
 
 
@@ -500,8 +507,15 @@ def test_disk_that_fills_up_leaves_nothing_half_written(photo, out) -> None:
     assert not out.exists()
 
 
-def test_full_stdout(tmp_path) -> None:
+def test_it_is_called_pysal_however_it_is_started() -> None:
+    done = pysal("--bad")
+    assert done.stderr == "pysal: No such option '--bad' (see pysal --help)\n"
+    assert done.returncode == 2
+
+
+def test_full_stdout() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)  # what stays in the buffer must not be tried again at the end
     command = [sys.executable, "-W", "ignore", "-m", "pysal", "methods"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
