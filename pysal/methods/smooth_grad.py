@@ -62,7 +62,7 @@ def smooth_grad(
         target: see `gradient`; fixed on the clean image.
         base: name of the method to smooth: "gradient", "guided_backprop", "grad_cam", "guided_grad_cam",
             "integrated_gradients", "blur_integrated_gradients" or "leave_one_out".
-        base_options: that method's own options.
+        base_options: that method's own options. Superpixels are those of the clean image, the same in all its copies.
         noise: standard deviation of the noise in multiples of each image's range max - min, 0 or more.
         samples: noisy copies per image.
         kind: "mean" of the maps, of their squares ("squared"), or their "variance" (never negative).
