@@ -140,7 +140,9 @@ def attribute(
         items = torch.arange(start, stop, device=plan.device)
         rows, draws = items // samples, items % samples
         noisy = ops.gaussian_noise(plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last)
-        found = BASES[base](plan.derive(noisy, rows), **options)
+        copies = plan.derive(noisy, rows)
+        copies.dtype = plan.accumulator_dtype  # the maps are rounded to the result's dtype once they are averaged
+        found = BASES[base](copies, **options)
         maps = found.map.to(plan.accumulator_dtype)
         if not moments:
             shape = (plan.images, *maps.shape[1:])
