@@ -1,0 +1,70 @@
+"""Every public method by name, with options that keep it quick, and models that show when and how they are run."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pysal
+from tests.methods.networks import seeded
+
+CALLS: dict[str, Callable[..., Tensor]] = {
+    "leave_one_out": functools.partial(pysal.leave_one_out, segments=pysal.Grid(2, 2)),
+    "gradient": pysal.gradient,
+    "guided_backprop": pysal.guided_backprop,
+    "grad_cam": pysal.grad_cam,
+    "guided_grad_cam": pysal.guided_grad_cam,
+    "smooth_grad": functools.partial(pysal.smooth_grad, samples=3),
+    "integrated_gradients": functools.partial(pysal.integrated_gradients, steps=5),
+    "blur_integrated_gradients": functools.partial(pysal.blur_integrated_gradients, steps=4, max_sigma=2.0),
+}
+VARIANTS: dict[str, Callable[..., Tensor]] = {
+    **CALLS,
+    "deconvnet": functools.partial(pysal.guided_backprop, rule="deconvnet"),
+    "leave_one_out of superpixels": functools.partial(pysal.leave_one_out, segments=pysal.Slic(6), fill="blur"),
+    "smooth_grad variance": functools.partial(pysal.smooth_grad, samples=4, kind="variance"),
+    "smooth_grad of integrated_gradients": functools.partial(
+        pysal.smooth_grad, samples=3, base="integrated_gradients", base_options={"steps": 3}
+    ),
+    "smooth_grad of guided_grad_cam": functools.partial(pysal.smooth_grad, samples=3, base="guided_grad_cam"),
+    "integrated_gradients adaptive": functools.partial(pysal.integrated_gradients, steps=12, placement="adaptive"),
+    "integrated_gradients to a tolerance": functools.partial(
+        pysal.integrated_gradients, tolerance=0.02, max_steps=33, baseline=["black", "mean"]
+    ),
+    "blur_integrated_gradients to a tolerance": functools.partial(
+        pysal.blur_integrated_gradients, tolerance=0.1, max_steps=33, max_sigma=2.0
+    ),
+}
+
+
+class RowByRow(nn.Module):
+    """A ReLU network whose scores of one image are the same bits whatever else is in its batch; spatial layer "second"."""
+
+    def __init__(self, channels: int = 3, size: int = 8, classes: int = 4) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, 5, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1)
+        self.weights = nn.Parameter(torch.randn(classes, 4, size, size))
+        self.relu = nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.relu(self.second(self.relu(self.first(inputs))))
+        return (hidden[:, None] * self.weights).flatten(2).sum(2)
+
+
+def row_by_row(**sizes: int) -> RowByRow:
+    return seeded(lambda: RowByRow(**sizes))  # type: ignore[return-value]
+
+
+class Watched(nn.Module):
+    """Runs `before(rows)` ahead of every pass of a model: to count passes, to fail, to cancel."""
+
+    def __init__(self, model: nn.Module, before: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.before = model, before
+        self.eval()
+
+    def forward(self, inputs: Tensor, *rest: Any, **named: Any) -> Any:
+        self.before(inputs)
+        return self.model(inputs, *rest, **named)
