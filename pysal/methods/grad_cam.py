@@ -159,7 +159,7 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules:
         small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
         cam = ops.grad_cam(activation, gradient, height, width, relu=True)
         result[start:stop] = cam if guided is None else guided * cam
-        native.append(small)
+        native.append(small.to(plan.dtype))
 
     plan.run(plan.images, body)
     return Attribution(result, passes=1, details={"layer": chosen.name, "native": torch.cat(native)})

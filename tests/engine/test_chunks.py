@@ -176,7 +176,7 @@ class FailsInBackward(torch.autograd.Function):
 
 
 def failing(seed: int) -> tuple[Watched, list[int]]:
-    """A model that runs out of memory in the first and every third or so pass of several rows, and the sizes of those passes."""
+    """A model that runs out of memory in the first and every third or so pass of several rows, and the rows of those passes."""
     chance, failed = random.Random(seed), []
 
     def before(batch: Tensor) -> None:
