@@ -65,8 +65,7 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     if isinstance(layer, str):
         if layer in modules:
             return Layer(layer, modules[layer])
-        close = [name for name in modules if name and layer and (layer in name or name in layer)][-3:]
-        close = close or difflib.get_close_matches(layer, modules)
+        close = [name for name in modules if layer and layer in name][-3:] or difflib.get_close_matches(layer, modules)
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
         refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
     if isinstance(layer, nn.Module):

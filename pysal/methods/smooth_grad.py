@@ -114,7 +114,7 @@ def attribute(
 ) -> Attribution:
     """Smooth a method over a plan's images; details: "base", "kind", "samples" and "standard_error" of the map's shape."""
     where = plan.where
-    if base not in BASES:
+    if not isinstance(base, str) or base not in BASES:
         refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
         refuse(where, "noise", "be a number of at least 0", repr(noise))
