@@ -1,5 +1,6 @@
 """Ways to cut an image into segments for leave-one-out."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,10 +129,10 @@ class Slic:
 
     def __post_init__(self) -> None:
         _check_whole("Slic", "n_segments", self.n_segments)
-        if not self.compactness > 0:
-            refuse("pysal.segments.Slic", "compactness", "be positive", self.compactness)
-        if not self.sigma >= 0:
-            refuse("pysal.segments.Slic", "sigma", "be 0 or more", self.sigma)
+        if not isinstance(self.compactness, (int, float)) or not 0 < self.compactness < math.inf:
+            refuse("pysal.segments.Slic", "compactness", "be a positive number", repr(self.compactness))
+        if not isinstance(self.sigma, (int, float)) or not 0 <= self.sigma < math.inf:
+            refuse("pysal.segments.Slic", "sigma", "be a number of at least 0", repr(self.sigma))
 
     def cut(self, images: Tensor) -> Labels:
         """Return the label maps for images (B, C, H, W); values outside [0, 1] are rescaled for the segmentation only."""
