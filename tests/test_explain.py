@@ -1,0 +1,300 @@
+"""One call for several methods: what it shares between them, what it leaves out, what it says."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pysal
+from pysal.methods.registry import METHODS
+from tests.methods.calls import CALLS, Watched, row_by_row
+from tests.methods.networks import images
+
+INPUTS = images(3, 3, 8, 8)
+# CALLS' own options: what explain must be told to return the same maps
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: dict(call.keywords) for name, call in CALLS.items() if isinstance(call, functools.partial)
+}
+
+
+def explain(model: Any, *args: Any, **options: Any) -> pysal.Explanation:
+    return pysal.explain(model, INPUTS, *args, **{"method_options": OPTIONS, **options})
+
+
+def test_maps_are_those_of_the_methods() -> None:
+    found = explain(row_by_row())
+    assert list(found.results) == list(METHODS) == list(CALLS)
+    assert found.skipped == {}
+    for name, call in CALLS.items():
+        assert torch.equal(found.maps[name], call(row_by_row(), INPUTS)), name
+        result = found[name]
+        assert (result.name, result.title) == (name, METHODS[name].title)
+        assert (result.reduction, result.signed) == (METHODS[name].reduction, METHODS[name].signed)
+        assert result.reduction != "none" or result.map.shape[1] == 1
+        assert 0 < result.seconds < found.seconds
+    assert found.build["version"] == pysal.build_info()["version"]
+    assert torch.equal(found.images, INPUTS)
+
+
+def test_target_and_scores() -> None:
+    model = row_by_row()
+    logits = model(INPUTS).detach()
+    classes = logits.argmax(1)
+    found = explain(model, ["gradient"], method_options=None)
+    assert torch.equal(found.target, classes)
+    assert found.target_names == [f"class {index}" for index in classes]
+    assert found.score_kind == "probability"
+    probabilities = logits.softmax(1)
+    torch.testing.assert_close(found.scores, probabilities.amax(1))
+    torch.testing.assert_close(found.probabilities, probabilities.amax(1))
+
+    found = explain(model, "gradient", [3, 0, 1], score="logit", method_options={})
+    assert found.target.tolist() == [3, 0, 1]
+    assert found.score_kind == "logit"
+    torch.testing.assert_close(found.scores, logits[[0, 1, 2], [3, 0, 1]])
+    torch.testing.assert_close(found.probabilities, probabilities[[0, 1, 2], [3, 0, 1]])
+
+
+def test_score_of_each_method() -> None:
+    model = row_by_row()
+    told = explain(model, ["gradient", "leave_one_out"], 1, score="log_probability", method_options=_only("leave_one_out"))
+    assert torch.equal(told.maps["gradient"], pysal.gradient(model, INPUTS, 1, score="log_probability"))
+    assert torch.equal(told.maps["leave_one_out"], CALLS["leave_one_out"](model, INPUTS, 1, score="log_probability"))
+    own = explain(model, ["gradient", "leave_one_out"], 1, method_options=_only("leave_one_out"))
+    assert torch.equal(own.maps["gradient"], pysal.gradient(model, INPUTS, 1, score="logit"))
+    assert torch.equal(own.maps["leave_one_out"], CALLS["leave_one_out"](model, INPUTS, 1, score="probability"))
+
+
+def _only(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: OPTIONS[name] for name in names}
+
+
+def brightness(output: Tensor) -> Tensor:
+    return output.mean(1)
+
+
+def test_callable_target() -> None:
+    found = explain(row_by_row(), ["gradient", "leave_one_out"], brightness, method_options=_only("leave_one_out"))
+    assert found.target.tolist() == [-1, -1, -1]
+    assert found.target_names == ["brightness"] * 3
+    assert found.score_kind == "callable"
+    assert found.probabilities is None
+    torch.testing.assert_close(found.scores, row_by_row()(INPUTS).mean(1).detach())
+    assert torch.equal(found.maps["gradient"], pysal.gradient(row_by_row(), INPUTS, brightness))
+
+
+def test_class_names_and_model_name() -> None:
+    model = row_by_row()
+    model.class_names = ["tench", "goldfish", "shark"]  # type: ignore[assignment]
+    model.name = "small net"  # type: ignore[assignment]
+    found = explain(model, "gradient", [0, 2, 3], method_options={})
+    assert found.target_names == ["tench", "shark", "class 3"]
+    assert found.model_name == "small net"
+    assert explain(row_by_row(), "gradient", method_options={}).model_name == "RowByRow"
+    assert explain(brightness_model, "gradient", method_options={}).model_name == "brightness_model"
+
+
+def brightness_model(batch: Tensor) -> Tensor:
+    return batch.mean((1, 2, 3))
+
+
+def test_binary_model_has_a_score_and_no_probability_table() -> None:
+    found = explain(brightness_model, "gradient", method_options={})
+    torch.testing.assert_close(found.scores, INPUTS.mean((1, 2, 3)).sigmoid())
+    assert found.probabilities is None
+
+
+@pytest.mark.filterwarnings("ignore:pysal.explain. the model's output already sums to 1")
+def test_probabilities_of_a_model_that_returns_them_are_as_returned() -> None:
+    model = nn.Sequential(row_by_row(), nn.Softmax(1)).eval()
+    found = explain(model, "gradient", 1, method_options={})
+    torch.testing.assert_close(found.probabilities, model(INPUTS)[:, 1].detach())
+
+
+def test_methods_share_the_clean_pass() -> None:
+    rows: list[int] = []
+    model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
+    explain(
+        model,
+        ["gradient", "leave_one_out", "integrated_gradients"],
+        method_options=_only("leave_one_out", "integrated_gradients"),
+    )
+    # the clean images; a gradient; 4 segments; 5 steps and the baselines' scores: of 3 images each
+    assert sum(rows) == 3 * (1 + 1 + 4 + 5 + 1)
+    apart: list[int] = []
+    model = Watched(row_by_row(), lambda batch: apart.append(len(batch)))
+    for name in ("gradient", "leave_one_out", "integrated_gradients"):
+        CALLS[name](model, INPUTS)
+    assert sum(apart) == sum(rows) + 3 * (0 + 1 + 1) - 3
+
+
+def test_default_layer_is_looked_for_once() -> None:
+    rows: list[int] = []
+    model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
+    found = explain(model, ["grad_cam", "guided_grad_cam"], method_options={})
+    assert sum(rows) == 3 * (1 + 1 + 1) + 1
+    assert found["grad_cam"].details["layer"] == found["guided_grad_cam"].details["layer"] == "model.relu"
+
+
+def test_passes_are_those_that_were_made() -> None:
+    for name in CALLS:
+        rows: list[int] = []
+        model = Watched(row_by_row(), lambda batch, rows=rows: rows.append(len(batch)))
+        found = explain(model, [name], method_options=_only(name) if name in OPTIONS else {})
+        extra = {"integrated_gradients": 6, "blur_integrated_gradients": 6, "grad_cam": 4, "guided_grad_cam": 4}.get(name, 3)
+        if name == "leave_one_out":
+            extra = 0  # its clean pass is its own
+        assert sum(rows) == 3 * found[name].passes + extra, name
+
+
+class Unrectified(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return torch.tanh(self.body(batch))
+
+
+def test_all_leaves_out_what_does_not_apply_and_says_why() -> None:
+    found = explain(Unrectified().eval())
+    assert list(found.skipped) == ["guided_backprop", "grad_cam", "guided_grad_cam"]
+    assert list(found.results) == [name for name in METHODS if name not in found.skipped]
+    assert "no ReLU was met" in found.skipped["guided_backprop"]
+    for name in ("grad_cam", "guided_grad_cam"):
+        assert found.skipped[name] == (
+            f"pysal.{name}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens="
+        )
+    for name in found.skipped:  # asked for by name, it is an error
+        with pytest.raises(pysal.NotApplicable) as error:
+            explain(Unrectified().eval(), ["gradient", name], method_options={})
+        assert str(error.value) == found.skipped[name]
+
+
+def test_all_of_a_black_box_is_leave_one_out() -> None:
+    net = row_by_row()
+    model = pysal.numpy_model(lambda batch: net(torch.from_numpy(batch)).detach().numpy())
+    found = explain(model)
+    assert list(found.results) == ["leave_one_out"]
+    assert torch.equal(found.maps["leave_one_out"], CALLS["leave_one_out"](net, INPUTS))
+    assert set(found.skipped) == set(METHODS) - {"leave_one_out"}
+    assert all(sentence.startswith(f"pysal.{name}: ") for name, sentence in found.skipped.items())
+
+
+def test_errors_that_are_not_about_the_model_are_not_skipped() -> None:
+    def breaks(batch: Tensor) -> None:
+        if torch.is_grad_enabled():
+            raise ValueError("from the model")
+
+    with pytest.raises(ValueError, match=r"^from the model$"):
+        explain(Watched(row_by_row(), breaks))
+
+
+def test_seed_is_smooth_grads() -> None:
+    def of(**options: Any) -> Tensor:
+        return pysal.explain(row_by_row(), INPUTS, "smooth_grad", 1, **options).maps["smooth_grad"]
+
+    first, second = (pysal.smooth_grad(row_by_row(), INPUTS, 1, samples=3, seed=seed) for seed in (0, 7))
+    assert not torch.equal(first, second)
+    three = {"smooth_grad": {"samples": 3}}
+    assert torch.equal(of(method_options=three), first)
+    assert torch.equal(of(method_options=three, seed=7), second)
+    assert torch.equal(of(method_options={"smooth_grad": {"samples": 3, "seed": 7}}, seed=1), second)
+    assert torch.equal(of(method_options={"smooth_grad": {"samples": 3, "image_ids": [0, 1, 2]}}), first)
+
+
+def test_methods_as_text_sequence_and_with_repeats() -> None:
+    model = row_by_row()
+    assert list(explain(model, "gradient", method_options={}).results) == ["gradient"]
+    found = explain(model, ("guided_backprop", "gradient", "guided_backprop"), method_options={})
+    assert list(found.results) == ["guided_backprop", "gradient"]
+
+
+NAMES = ", ".join(METHODS)
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"methods": "lime"}, ValueError, f"methods must be 'all' or names out of {NAMES}, got 'lime'"),
+    ({"methods": ["gradient", "lime"]}, ValueError, f"methods must be 'all' or names out of {NAMES}, got 'lime'"),
+    ({"methods": ["all"]}, ValueError, f"methods must be 'all' or names out of {NAMES}, got 'all'"),
+    ({"methods": [None]}, ValueError, f"methods must be 'all' or names out of {NAMES}, got None"),
+    ({"methods": []}, ValueError, "methods must name at least one method, got none"),
+    ({"methods": None}, TypeError, "methods must be 'all', a name or a sequence of names, got None"),
+    ({"methods": 3}, TypeError, "methods must be 'all', a name or a sequence of names, got 3"),
+    ({"method_options": {"lime": {}}}, ValueError, f"method_options must be for methods out of {NAMES}, got 'lime'"),
+    ({"method_options": ["lime"]}, TypeError, "method_options must be a mapping of methods to their options, got ['lime']"),
+    (
+        {"methods": ["gradient"], "method_options": {"grad_cam": {}}},
+        ValueError,
+        "method_options must be for the methods asked for (gradient), got 'grad_cam'",
+    ),
+    (
+        {"method_options": {"gradient": {"steps": 3}}},
+        ValueError,
+        "method_options['gradient'] must hold options out of none, got 'steps'",
+    ),
+    (
+        {"method_options": {"gradient": {"rules": None}}},
+        ValueError,
+        "method_options['gradient'] must hold options out of none, got 'rules'",
+    ),
+    (
+        {"method_options": {"grad_cam": {"target": 3}}},
+        ValueError,
+        "method_options['grad_cam'] must hold options out of layer, tokens, got 'target'",
+    ),
+    (
+        {"method_options": {"grad_cam": "layer"}},
+        TypeError,
+        "method_options['grad_cam'] must be a mapping of option names to values, got 'layer'",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "error", "sentence"), BAD, ids=[sentence[:60] for _, _, sentence in BAD])
+def test_refusals(options: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    passes: list[int] = []
+    with pytest.raises(error) as caught:
+        pysal.explain(Watched(row_by_row(), lambda batch: passes.append(1)), INPUTS, **options)
+    assert str(caught.value) == f"pysal.explain: {sentence}"
+    assert passes == []
+
+
+def test_bad_seed_is_refused_before_any_work() -> None:
+    passes: list[int] = []
+    model = Watched(row_by_row(), lambda batch: passes.append(1))
+    with pytest.raises(ValueError, match=r"^pysal.smooth_grad: seed must be a whole number in"):
+        pysal.explain(model, INPUTS, seed=2**64)
+    assert passes == []
+
+
+def test_shared_options_reach_every_method() -> None:
+    rows: list[int] = []
+    model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
+    explain(model, batch_size=2)
+    assert max(rows) == 2
+    inputs = INPUTS.float()
+    low = pysal.explain(row_by_row().float(), inputs, ["gradient"], 1, precision="mixed").maps["gradient"]
+    assert torch.equal(low, pysal.gradient(row_by_row().float(), inputs, 1, precision="mixed"))
+    assert not torch.equal(low, pysal.gradient(row_by_row().float(), inputs, 1))
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = row_by_row()
+
+        def forward(self, batch: Tensor, shift: Tensor) -> Tensor:
+            return self.net(batch + shift[:, None, None, None])
+
+    shift, model = torch.tensor([0.0, 1.0, -0.5], dtype=torch.float64), Shifted().eval()
+    found = explain(model, extra_inputs={"shift": shift})
+    assert found.skipped == {}
+    for name, call in CALLS.items():
+        assert torch.equal(found.maps[name], call(model, INPUTS, extra_inputs={"shift": shift})), name
+
+
+def test_progress_names_each_method() -> None:
+    seen: list[str] = []
+    with pysal.progress(lambda label, done, total: seen.append(label)):
+        explain(row_by_row())
+    assert list(dict.fromkeys(seen)) == ["explain", *METHODS]
