@@ -4,7 +4,9 @@ Names are imported on first use, so that `import pysal` and `pysal --help` do no
 """
 
 import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -106,6 +108,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pysal' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
+            value = getattr(value, name)  # importing the module pysal.explain must not hide the function pysal.explain
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -204,7 +204,7 @@ def test_tolerance_goes_to_both_integrated_gradients(small, photo, out, monkeypa
         seen.update(method_options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pysal.explain.explain", record)
+    monkeypatch.setattr(sys.modules["pysal.explain"], "explain", record)
     run("explain", photo, "--out", out, "--tolerance", "0.05")
     assert seen == {"integrated_gradients": {"tolerance": 0.05}, "blur_integrated_gradients": {"tolerance": 0.05}}
 
@@ -310,7 +310,7 @@ def test_missing_photo(photo, out) -> None:
 def test_bad_photo_among_good_ones_stops_before_any_work(small, photo, out, content, monkeypatch) -> None:
     bad = photo.with_name("bad.png")
     bad.write_bytes(photo.read_bytes()[:-100] if content == "cut" else content)
-    monkeypatch.setattr("pysal.explain.explain", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(sys.modules["pysal.explain"], "explain", lambda *_, **__: pytest.fail("work was done"))
     sentence = refused(2, "explain", photo, bad, "--out", out)
     assert sentence.startswith(f"pysal.read_image: source must be a readable image file, got {bad} (")
     assert not out.parent.exists()
@@ -405,7 +405,7 @@ def test_lack_of_memory_is_a_failure(small, photo, out, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("pysal: one row of gradient does not fit into the memory of cpu")
 
-    monkeypatch.setattr("pysal.explain.explain", fail)
+    monkeypatch.setattr(sys.modules["pysal.explain"], "explain", fail)
     expected = "pysal: one row of gradient does not fit into the memory of cpu"
     assert refused(1, "explain", photo, "--out", out) == expected
 
@@ -417,7 +417,7 @@ def test_warnings_are_sentences(small, photo, out, monkeypatch) -> None:
         warnings.warn("pysal::grad_cam has no\nnative kernel", stacklevel=1)
         return original(*args, **options)
 
-    monkeypatch.setattr("pysal.explain.explain", warn)
+    monkeypatch.setattr(sys.modules["pysal.explain"], "explain", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         result = CliRunner().invoke(cli.main, ["explain", str(photo), "--out", str(out), "--method", "gradient"])
@@ -436,7 +436,7 @@ def test_interrupt_says_what_was_written(small, photo, out, monkeypatch, finishe
             raise KeyboardInterrupt
         return explain(*args, **options)
 
-    monkeypatch.setattr("pysal.explain.explain", interrupted)
+    monkeypatch.setattr(sys.modules["pysal.explain"], "explain", interrupted)
     sentence = refused(130, "explain", photo, photo, photo, "--out", out, "--method", "gradient")
     files = [out / f"{stem}{end}" for stem in ("photo", "photo-2") for end in (".npz", ".png")][: 2 * finished]
     assert sentence == f"pysal explain: interrupted, wrote {', '.join(map(str, files)) or 'nothing'}"

@@ -33,6 +33,11 @@ def test_every_public_name_is_there() -> None:
     assert set(pysal.__all__) <= set(dir(pysal))
 
 
+def test_module_of_explain_does_not_hide_the_function() -> None:
+    done = run("import pysal.explain\nfrom pysal.explain import explain\nprint(pysal.explain is explain)", PACKAGE.parent)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"^module 'pysal' has no attribute 'weights'$"):
         _ = pysal.weights
