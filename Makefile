@@ -18,6 +18,8 @@ cxx_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu
 # The tools of the virtual environment come first, so that cmake, ninja and clang-format are the pinned ones.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup explain test lint lint-cxx format test-emu cuda-check bench clean distclean
 
@@ -60,7 +62,8 @@ setup: $(VENV)/stamp-built $(VENV)/stamp-dev ## virtual environment, pinned requ
 # ---- what people want
 
 explain: $(VENV)/stamp-built ## explain a photo in seven ways: a picture and a table in out/
-	$(VENV)/bin/pysal explain $(PHOTO) --out $(OUT) $(ARGS)
+	@mkdir -p $(OUT)
+	$(VENV)/bin/pysal explain $(PHOTO) --out $(OUT) $(ARGS) | tee $(OUT)/table.txt
 
 test: setup ## the tests
 	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(TESTS) $(ARGS)

@@ -158,6 +158,10 @@ CASES = [
     ),
     Case("gaussian_noise", "2 -> 16 x 3 x 224 x 224", F32, noise(F32)),
     Case(
+        "gaussian_noise_bits", "16 x 150528", torch.int64,
+        lambda device: (7, torch.zeros(16, dtype=torch.int64, device=device), torch.arange(16, device=device), 150528),
+    ),
+    Case(
         "grad_cam", "8 x 1280 x 7 x 7 -> 224 x 224", F32,
         lambda device: (*torch.randn(2, 8, 1280, 7, 7, device=device), 224, 224, True),
     ),
