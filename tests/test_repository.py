@@ -1,0 +1,128 @@
+"""What belongs together is complete: every op has all its parts, every method its page, every pin its reason."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from pysal import _library, ops
+from pysal.methods.registry import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+STEMS = sorted(path.stem for path in (ROOT / "pysal/ops").glob("[!_]*.py"))
+
+
+def designed() -> dict[str, str]:
+    """The schemas that docs/design.md lists: op name -> signature."""
+    text = (ROOT / "docs/design.md").read_text().split("## Op stems")[1].split("\n## ")[0]
+    return dict(re.findall(r"^(\w+)(\(.*\) -> .+)$", text, re.MULTILINE))
+
+
+def stem_of(op: str) -> str:
+    """The op card a schema is in: the longest stem that the op's name starts with."""
+    fitting = [stem for stem in STEMS if op == stem or op.startswith(f"{stem}_")]
+    assert fitting, f"no card in pysal/ops for {op}"
+    return max(fitting, key=len)
+
+
+def pins(name: str) -> dict[str, str]:
+    """The packages of a requirements file: normalised name -> version."""
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith(("#", "-r")))
+    return {normalised(package): version for package, version in pairs}
+
+
+def normalised(package: str) -> str:
+    """A package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_the_listing_is_read() -> None:
+    assert len(designed()) >= 14
+    assert {stem_of(op) for op in designed()} == set(STEMS)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize(
+    "part",
+    [
+        "pysal/ops/{}.py",
+        "pysal/reference/{}.py",
+        "csrc/cpu/{}.cpp",
+        "tests/ops/test_{}.py",
+        "tests/reference/test_{}.py",
+    ],
+)
+def test_every_op_has_all_its_parts(stem: str, part: str) -> None:
+    assert (ROOT / part.format(stem)).is_file(), f"{part.format(stem)} is missing"
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [("pysal/reference", "[!_]*.py"), ("csrc/cpu", "*.cpp"), ("csrc/cuda", "*.cu"), ("tests/ops", "test_*.py")],
+)
+def test_nothing_is_named_for_no_op(folder: str, pattern: str) -> None:
+    found = {path.stem.removeprefix("test_") for path in (ROOT / folder).glob(pattern)}
+    found -= {"level"} if folder == "csrc/cpu" else set()  # it picks the instruction set
+    assert found <= set(STEMS), f"{folder} has files of no op: {sorted(found - set(STEMS))}"
+
+
+def test_the_design_and_the_registry_agree() -> None:
+    assert ops.__all__, "importing the cards defines the ops"
+
+    def parse(op: str, signature: str) -> torch._C.FunctionSchema:
+        return torch._C.parse_schema(f"pysal::{op}{signature}")
+
+    assert set(designed()) == set(_library.SCHEMAS)
+    for op, signature in designed().items():
+        assert parse(op, signature) == parse(op, _library.SCHEMAS[op]), f"{op}: {_library.SCHEMAS[op]}"
+
+
+@pytest.mark.parametrize("op", sorted(_library.SCHEMAS))
+def test_every_op_has_a_benchmark(op: str) -> None:
+    assert f'Case("{op}"' in re.sub(r"\(\s+", "(", (ROOT / "benchmarks/bench_ops.py").read_text())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_test(name: str) -> None:
+    home = METHODS[name].attribute.__module__.rsplit(".", 1)[1]
+    assert (ROOT / f"tests/methods/test_{home}.py").is_file()
+
+
+def test_pins_are_exact_and_cover_the_ranges() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    declared += [one for extra in project["project"]["optional-dependencies"].values() for one in extra]
+    run, dev = pins("run.txt"), pins("dev.txt")
+    for requirement in declared:
+        name = normalised(re.split(r"[=<>!~ ]", requirement)[0])
+        assert name in run, f"{requirement} of pyproject.toml is not pinned in requirements/run.txt"
+    assert all(re.fullmatch(r"[\w.]+", version) for version in [*run.values(), *dev.values()])
+    assert run.keys().isdisjoint(dev)
+
+
+def test_every_direct_dependency_has_a_reason() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text()
+    for name in ("run.txt", "dev.txt"):
+        direct = (ROOT / "requirements" / name).read_text().split("# what those need")[0]
+        for line in direct.splitlines():
+            if "==" in line:
+                assert line.split("==")[0] in page, f"{line} is in requirements/{name}, its reason nowhere"
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_make_lists_its_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    assert targets == phony
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"make ([a-z-]+)", (ROOT / page).read_text()):
+            assert target in targets, f"{page} says make {target}"
