@@ -23,9 +23,7 @@ def occlusion_masks_boxes(
     return _select(images, fills, rows, box, dtype, channels_last)
 
 
-def _select(
-    images: Tensor, fills: Tensor, rows: Tensor, hidden: Tensor, dtype: torch.dtype, channels_last: bool
-) -> Tensor:
+def _select(images: Tensor, fills: Tensor, rows: Tensor, hidden: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
     out = torch.where(hidden[:, None], fills.index_select(0, rows), images.index_select(0, rows))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return out.to(dtype=dtype, memory_format=memory_format, copy=True)
