@@ -127,7 +127,7 @@ def explain(
         probabilities=_probabilities(clean.table, index),
         results=results,
         skipped=skipped,
-        model_name=str(getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__)),
+        model_name=_model_name(plan.layered_model),
         seconds=time.perf_counter() - started,
         build=build_info(),
     )
@@ -170,6 +170,10 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu()
     return [one.cpu() for one in value] if isinstance(value, list) else value
+
+
+def _model_name(model: object) -> str:
+    return str(getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__))
 
 
 def _name_of(model: object, target: Target, index: int) -> str:

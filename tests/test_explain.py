@@ -94,6 +94,10 @@ def test_class_names_and_model_name() -> None:
     assert found.model_name == "small net"
     assert explain(row_by_row(), "gradient", method_options={}).model_name == "RowByRow"
     assert explain(brightness_model, "gradient", method_options={}).model_name == "brightness_model"
+    for same in (pysal.prepare(model, INPUTS, batch_size=3), torch.compile(model, backend="eager")):
+        found = explain(same, "leave_one_out", [0, 2, 3], method_options=_only("leave_one_out"))
+        assert found.model_name == "small net"
+        assert found.target_names == ["tench", "shark", "class 3"]
 
 
 def brightness_model(batch: Tensor) -> Tensor:

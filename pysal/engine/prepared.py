@@ -98,10 +98,11 @@ def prepare(
     check_tensor(where, "example", example, ndim=4, dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16))
     if precision not in PRECISIONS:
         refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
-    example = example[:1].detach()
-    prepared = PreparedModel(model, example, precision)
-    _build(prepared, example)
-    prepared.rows = batch_size or _fastest_rows(prepared, example)
+    with torch.inference_mode(False):  # whose tensors could not be differentiated later
+        example = example[:1].detach().clone()
+        prepared = PreparedModel(model, example, precision)
+        _build(prepared, example)
+        prepared.rows = batch_size or _fastest_rows(prepared, example)
     prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
 

@@ -278,6 +278,16 @@ def test_a_new_tensor_in_the_place_of_a_weight_is_refused() -> None:
         pysal.gradient(prepared, x)
 
 
+def test_prepared_in_inference_mode() -> None:
+    model, inputs = Functional(lambda x, a: F.relu(a(x)), nn.Conv2d(3, 4, 3)).eval(), torch.rand(2, 3, 8, 8)
+    model(inputs)
+    with torch.inference_mode():
+        prepared = pysal.prepare(model, inputs + 0.0, batch_size=2)
+    assert prepared.fused
+    expected = pysal.gradient(pysal.prepare(model, inputs, batch_size=2), inputs, 1)
+    assert torch.equal(pysal.gradient(prepared, inputs, 1), expected)
+
+
 def test_what_cannot_be_traced_runs_as_it_is() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
