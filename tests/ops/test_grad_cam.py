@@ -125,10 +125,10 @@ def test_empty_and_extremes(backend: Backend) -> None:
     assert torch.equal(without_channels, torch.zeros(2, 1, 5, 6, device=backend.device))
 
     # the layer's own size changes nothing: one bad pixel stays one bad pixel, also after a ReLU
-    activations[1, 0, 0, 0] = torch.nan
+    activations[1, 0, 1, 1] = torch.nan
     out = op(activations, gradients, 3, 3, True)
     assert int(out.isnan().sum()) == 1
-    assert out[1, 0, 0, 0].isnan()
+    assert out[1, 0, 1, 1].isnan()
     gradients[0, 2] = torch.nan
     assert op(activations, gradients, 5, 5, True)[0].isnan().all()
 
