@@ -339,6 +339,7 @@ Tensor path_integral_product_cpu(const Tensor& inputs, const Tensor& baselines, 
               ": inputs must have the shape and device of accumulator");
   const Tensor x = dense(inputs), b = dense(baselines), totals = dense(accumulator);
   Tensor out = empty(accumulator, accumulator.sizes());
+  prefer_large_pages(out);
   PYSAL_DISPATCH_FLOATING(inputs.scalar_type(), "path_integral_product", [&] {
     const scalar_t *first = x.const_data_ptr<scalar_t>(), *origin = b.const_data_ptr<scalar_t>();
     if (is_double)
