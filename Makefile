@@ -16,6 +16,8 @@ sources := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/d
 comma := ,
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 cxx_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
+# Threads that wait for others sleep: spinning ones make small models many times slower on a machine that is busy elsewhere.
+export OMP_WAIT_POLICY ?= PASSIVE
 # The tools of the virtual environment come first, so that cmake, ninja and clang-format are the pinned ones.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
