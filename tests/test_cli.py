@@ -19,6 +19,7 @@ from torch import nn
 
 from pysal import cli, models
 from pysal.engine import chunks
+from pysal.engine.prepared import prepare
 from pysal.explain import explain
 from pysal.explanation import Explanation
 from pysal.methods.registry import METHODS
@@ -166,7 +167,7 @@ def test_explain_is_what_the_library_computes(small, photo, out) -> None:
         "blur_integrated_gradients": {"steps": 5},
     }
     image = models.read_image(photo, small)
-    expected = explain(small, image, target=2, seed=7, method_options=options)
+    expected = explain(prepare(small, image, batch_size=8), image, target=2, seed=7, method_options=options)
     found = Explanation.load(out / "photo.npz")
     assert found.target.tolist() == [2]
     assert found.target_names == ["tree frog"]
