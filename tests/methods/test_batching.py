@@ -23,7 +23,7 @@ Options = Callable[[list[int], Tensor], dict[str, Any]]
 CASES: dict[str, tuple[str, Options]] = {
     "leave_one_out in a grid": ("leave_one_out", lambda rows, x: {"segments": Grid(3, 2)}),
     "leave_one_out in windows": ("leave_one_out", lambda rows, x: {"segments": Window(4, 3), "fill": "mean", "score": "logit"}),
-    "leave_one_out in superpixels": ("leave_one_out", lambda rows, x: {"segments": Slic(8), "fill": x.flip(2)}),
+    "leave_one_out in superpixels": ("leave_one_out", lambda rows, x: {"segments": Slic(12, 1.0, 0.5), "fill": x.flip(2)}),
     "leave_one_out in ragged segments": (
         "leave_one_out",
         lambda rows, x: {"segments": [torch.arange(x[0, 0].numel()).view(x.shape[2:]) // (9 + 5 * row) - 1 for row in rows]},

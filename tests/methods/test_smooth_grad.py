@@ -95,8 +95,8 @@ BASES: dict[str, tuple[str, dict[str, Any], Maps]] = {
     ),
     "leave_one_out in superpixels of the clean image": (
         "leave_one_out",
-        {"segments": Slic(7)},
-        lambda x, b, t: pysal.leave_one_out(MODEL, x, t, segments=labels_of(INPUTS, Slic(7))[b], score="logit"),
+        {"segments": Slic(12, 1.0, 0.5)},
+        lambda x, b, t: pysal.leave_one_out(MODEL, x, t, segments=labels_of(INPUTS, Slic(12, 1.0, 0.5))[b], score="logit"),
     ),
 }
 
