@@ -24,7 +24,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu cuda-check bench clean distclean
+.PHONY: help setup explain test lint lint-cxx format test-emu cuda-check cuda-table gpu bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -93,6 +93,12 @@ test-emu: setup ## the CUDA kernels on the CPU: plain, shuffled, ASan + UBSan, T
 
 cuda-check: setup ## compile the CUDA kernels for every architecture; warnings and spills are errors
 	PYTHON=$(python) bash tests/cuda_check.sh
+
+cuda-table: setup ## write what each CUDA kernel takes into docs/cuda_kernels.md
+	PYTHON=$(python) bash tests/cuda_check.sh --write
+
+gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
+	VENV=$(abspath $(VENV)) bash tests/gpu.sh
 
 bench: setup ## time the ops against their eager references, into benchmarks/results/
 	$(python) -m pytest benchmarks -o addopts="--import-mode=importlib" -o python_files="bench_*.py" \
