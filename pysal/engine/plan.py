@@ -202,9 +202,9 @@ class Plan:
                 table = self.score.table(output, rows)
                 self.score.resolve(table, self.origin[rows])
                 if table is None:
-                    scores.append(self.score(output, self.origin[rows]).detach())
+                    scores.append(self.score(output, self.origin[rows]).detach().clone())
                 else:
-                    tables.append(table)
+                    tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
 
             self.run(self.images, body)
             self.score.close()
@@ -254,7 +254,7 @@ class Plan:
         output = self._output(batch, rows)
         table = self.score.table(output, rows)
         if table is None:
-            return self.score(output, self.origin[rows]).detach(), None
+            return self.score(output, self.origin[rows]).detach().clone(), None
         classes = self.score.scaled(table)
         return self.score.pick(classes, self.origin[rows]), classes
 
