@@ -64,6 +64,20 @@ def rectified(channels: int = 3, classes: int = 4, seed: int = 0) -> nn.Module:
     )
 
 
+class Answer(nn.Module):
+    """Answers a question, a row of word numbers, about an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.relu = nn.Conv2d(3, 6, 3, stride=2), nn.ReLU()
+        self.words, self.head = nn.Embedding(7, 6), nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor, question: Tensor) -> Tensor:
+        seen = self.relu(self.encoder(inputs))
+        asked = self.words(question).sum(1)
+        return self.head(8 * (seen * asked[:, :, None, None]).mean((2, 3)))
+
+
 class Scale(nn.Module):
     """Multiplies by a constant, so that averages over a few pixels still move the nonlinearity after them."""
 

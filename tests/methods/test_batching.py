@@ -11,7 +11,7 @@ import pysal
 from pysal import Grid, Slic, Window
 from pysal.methods.registry import METHODS
 from pysal.testing import assert_no_worse
-from tests.methods.networks import Counting, assert_rounding, images, rectified, smooth
+from tests.methods.networks import Answer, Counting, assert_rounding, images, rectified, seeded, smooth
 
 # two convolutions there and back, sums of at most 9 * 6 products each, and up to 40 steps or samples
 OPERATIONS = 4 * 54 + 40
@@ -107,6 +107,45 @@ def test_open_targets_are_each_images_own_class(method: str, batch_size: int) ->
     expected = getattr(pysal, method)(model, inputs, classes, **options)
     found = getattr(pysal, method)(model, inputs, batch_size=batch_size, **options)
     assert_rounding(found, expected, OPERATIONS, scale=100 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_further_inputs_go_with_their_images(case: str, by_name: bool) -> None:
+    inputs, model = images(IMAGES, 3, 9, 7), seeded(Answer)
+    questions = torch.arange(10).view(IMAGES, 2) * 3 % 7
+
+    def extra(rows: list[int]) -> Any:
+        return {"question": questions[rows]} if by_name else (questions[rows],)
+
+    expected = torch.cat([run(case, model, inputs, [row], extra_inputs=extra([row])) for row in range(IMAGES)])
+    found = run(case, model, inputs, list(range(IMAGES)), extra_inputs=extra(list(range(IMAGES))), batch_size=3)
+    assert float(expected.abs().max()) > 0
+    assert_rounding(found, expected, OPERATIONS, scale=max(1.0, float(expected.abs().max())))
+    # another question, another answer
+    turned = run(case, model, inputs, list(range(IMAGES)), extra_inputs=extra(list(range(IMAGES))[::-1]))
+    assert float((turned - expected).abs().max()) > 1e-3 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("target", [1, lambda output: output[:, 1]], ids=["class", "callable"])
+@pytest.mark.parametrize("method", ["leave_one_out", "integrated_gradients", "blur_integrated_gradients"])
+def test_a_model_may_answer_into_one_buffer(method: str, target: Any) -> None:
+    # as captured CUDA graphs do: what the last pass returned is overwritten by the next
+    inputs, model, buffer = images(IMAGES, 3, 9, 7), rectified(), torch.empty(100, 4, dtype=torch.float64)
+
+    def buffered(batch: Tensor) -> Tensor:
+        scores = model(batch)
+        return scores if torch.is_grad_enabled() else buffer[: len(batch)].copy_(scores)
+
+    options = {"segments": Grid(2, 2)} if method == "leave_one_out" else {"steps": 8}
+    expected, found = (
+        pysal.explain(each, inputs, [method], target, method_options={method: options}, batch_size=2)
+        for each in (model, buffered)
+    )
+    assert torch.equal(found[method].map, expected[method].map)
+    assert torch.equal(found.scores, expected.scores)
+    if method != "leave_one_out":
+        assert torch.equal(found[method].details["residual"], expected[method].details["residual"])
 
 
 @pytest.mark.parametrize("batch_size", [3, 1000])

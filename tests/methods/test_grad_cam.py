@@ -9,7 +9,7 @@ from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 import pysal
-from tests.methods.networks import assert_rounding, images, rectified, seeded, smooth
+from tests.methods.networks import Answer, assert_rounding, images, rectified, seeded, smooth
 
 # a layer's map sums at most 9 * 6 products per value, its gradients at most as many, over at most 6 channels
 OPERATIONS = 4 * 54
@@ -44,20 +44,6 @@ class Caption(nn.Module):
             words.append(self.word(8 * state))
             state = torch.tanh(self.state(torch.cat([words[-1], state], 1)))
         return torch.stack(words, 1)
-
-
-class Answer(nn.Module):
-    """Answers a question, a row of word numbers, about an image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.relu = nn.Conv2d(3, 6, 3, stride=2), nn.ReLU()
-        self.words, self.head = nn.Embedding(7, 6), nn.Linear(6, 4)
-
-    def forward(self, inputs: Tensor, question: Tensor) -> Tensor:
-        seen = self.relu(self.encoder(inputs))
-        asked = self.words(question).sum(1)
-        return self.head(8 * (seen * asked[:, :, None, None]).mean((2, 3)))
 
 
 class Transformer(nn.Module):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import FeatureAblation, Occlusion
+from scipy import ndimage
 from skimage.segmentation import slic
 from torch import Tensor
 
@@ -247,6 +248,15 @@ def test_fills(dtype: torch.dtype) -> None:
                 row = inputs[image].clone()
                 row[..., columns] = meant[image, ..., columns]
                 assert torch.equal(filled[2 * image + side], row), (fill, image, side)
+
+
+def test_blurred_fill_is_scipys() -> None:
+    inputs, model = images(2, 3, 20, 32), linear(3, 20, 32)  # sigma is a sixteenth of the longer side
+    blurred = torch.from_numpy(ndimage.gaussian_filter(inputs.numpy(), (0, 0, 2.0, 2.0), mode="reflect", truncate=4.0))
+    found = pysal.leave_one_out(model, inputs, 1, segments=Grid(4, 4), fill="blur", score="logit")
+    expected = pysal.leave_one_out(model, inputs, 1, segments=Grid(4, 4), fill=blurred, score="logit")
+    operations, scale = roundings(weights(model, inputs))
+    assert_rounding(found, expected, operations + 2 * 17, scale)  # two sums of 17 taps make a blur
 
 
 def test_fills_of_more_images_than_there_are_do_not_go_unnoticed() -> None:
