@@ -24,7 +24,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu cuda-check cuda-table gpu bench clean distclean
+.PHONY: help setup explain test lint lint-cxx format test-emu cuda-check cuda-table mutate gpu bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -96,6 +96,9 @@ cuda-check: setup ## compile the CUDA kernels for every architecture; warnings a
 
 cuda-table: setup ## write what each CUDA kernel takes into docs/cuda_kernels.md
 	PYTHON=$(python) bash tests/cuda_check.sh --write
+
+mutate: setup ## seed faults into the CUDA kernels: which check sees each (an hour on two cores); into docs/mutations.md
+	$(python) tests/emu/mutate.py $(ARGS)
 
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
 	VENV=$(abspath $(VENV)) bash tests/gpu.sh

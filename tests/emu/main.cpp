@@ -1,5 +1,5 @@
-// Runs the cases of tests/emu/*.cpp: main [order of threads]; see csrc/emu/cuda_emu.h. Exits 1 on a wrong result, 3 on
-// an exception.
+// Runs the cases of tests/emu/*.cpp: main [order of threads [prefix of the cases' names]]; see csrc/emu/cuda_emu.h.
+// Exits 1 on a wrong result, 3 on an exception.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -34,7 +34,10 @@ int main(int argc, char** argv) {
   }
   pysal::emu::set_order(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
   int count = 0;
-  for (const Case* c = cases; c != nullptr; c = c->next, ++count) {
+  const char* const prefix = argc > 2 ? argv[2] : "";
+  for (const Case* c = cases; c != nullptr; c = c->next) {
+    if (std::strncmp(c->name, prefix, std::strlen(prefix)) != 0) continue;
+    ++count;
     current = c->name;
     try {
       c->run();

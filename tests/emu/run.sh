@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the CUDA kernels for the CPU, without torch's libraries or Python, and runs their cases: in forward, reverse and
 # shuffled order of threads, under ASan + UBSan, and under TSan, which sees races.
-# Arguments: the configurations to run (plain, address, thread); all by default. CSRC names another source tree (mutate.py).
+# Arguments: the configurations to run (plain, address, thread); all by default. CSRC names another source tree,
+# BUILD another folder for objects, and with BUILD_ONLY nothing is run (mutate.py).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 csrc=${CSRC:-$PWD/csrc}
@@ -42,6 +43,7 @@ for configuration in "${configurations[@]}"; do
   compile "$build/scheduler.o" "$csrc/emu/cuda_emu.cpp" "${scheduler_flags[@]}" & jobs+=($!)
   for job in "${jobs[@]}"; do wait "$job"; done
   "${CXX:-g++}" "${sanitize[@]}" "$build"/*.o -o "$build/main"
+  [[ -z ${BUILD_ONLY:-} ]] || continue
 
   for order in "${orders[@]}"; do
     echo "--- $configuration, order $order"
