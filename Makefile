@@ -13,7 +13,6 @@ TESTS ?= tests
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
 sources := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-comma := ,
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 cxx_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 # Threads that wait for others sleep: spinning ones make small models many times slower on a machine that is busy elsewhere.
@@ -44,10 +43,8 @@ $(VENV)/stamp-dev: requirements/dev.txt $(VENV)/stamp-run
 	$(pip) install -r $<
 	@touch $@
 
-# Tests also want the CUDA kernels compiled for their emulation on the CPU, once every op has one; `make explain` does without.
-cards := $(basename $(notdir $(filter-out %/__init__.py,$(wildcard pysal/ops/*.py))))
-cuda_kernels := $(basename $(notdir $(wildcard csrc/cuda/*.cu)))
-EMU ?= $(if $(filter explain,$(MAKECMDGOALS))$(filter-out $(cuda_kernels),$(cards)),OFF,ON)
+# Tests also want the CUDA kernels compiled for their emulation on the CPU; `make explain` does without.
+EMU ?= $(if $(filter explain,$(MAKECMDGOALS)),OFF,ON)
 # The libraries lie beside the Python sources; should they be gone, or built without emulation, the stamp is worth nothing.
 ifeq ($(and $(wildcard pysal/_C.*.so),$(or $(filter OFF,$(EMU)),$(wildcard pysal/_C_emu.so))),)
 .PHONY: $(VENV)/stamp-built
@@ -71,7 +68,7 @@ explain: $(VENV)/stamp-built ## explain a photo in seven ways: a picture and a t
 	$(VENV)/bin/pysal explain $(PHOTO) --out $(OUT) $(ARGS) | tee $(OUT)/table.txt
 
 test: setup ## the tests
-	PYSAL_REQUIRE=cpu$(if $(filter ON,$(EMU)),$(comma)emulated) $(python) -m pytest $(TESTS) $(ARGS)
+	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(TESTS) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, codespell, clang-format
 	ruff check .

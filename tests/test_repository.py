@@ -54,8 +54,12 @@ def test_the_listing_is_read() -> None:
         "pysal/ops/{}.py",
         "pysal/reference/{}.py",
         "csrc/cpu/{}.cpp",
+        "csrc/cuda/{}.cu",
+        "csrc/cuda/{}.h",
+        "csrc/cuda/{}_op.cpp",
         "tests/ops/test_{}.py",
         "tests/reference/test_{}.py",
+        "tests/emu/{}.cpp",
     ],
 )
 def test_every_op_has_all_its_parts(stem: str, part: str) -> None:
