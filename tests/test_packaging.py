@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -19,11 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-def run(code, *options, **environment):
-    """Run Python in a folder that holds no pysal; return what it printed."""
+def run(code, *options, path):
+    """Run Python in a folder that holds no pysal, with `path` in front of the installed packages; return what it printed.
+
+    -S leaves out their .pth files: that of an editable install of this checkout would offer its pysal, and its pysal._C.
+    """
     result = subprocess.run(
-        [sys.executable, *options, "-c", code],
-        env={**os.environ, "PYTHONPATH": "", **environment},
+        [sys.executable, "-S", *options, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.fspath(path), sysconfig.get_path("platlib")])},
         cwd="/",
         capture_output=True,
         text=True,
@@ -64,7 +68,7 @@ info = pysal.build_info()
 assert not info["compiled"] and not info["fell_back"], info
 assert info["kernels"]["guided_relu"] == {"cpu": "reference", "cuda": "reference"}
 """
-    printed = run(code, "-W", "always", PYTHONPATH=str(checkout)).stderr
+    printed = run(code, "-W", "always", path=checkout).stderr
     assert printed.count("UserWarning") == 1
     assert "pysal is not compiled, so every op runs its slower PyTorch reference: build it with" in printed
 
@@ -114,7 +118,7 @@ assert info["compiled"] and info["kernels"]["guided_relu"]["cpu"] == "native", i
 assert info["version"] == info["version_built"] == importlib.metadata.version("pysal-saliency"), info
 pysal.ops.guided_relu(torch.ones(3))
 """
-    run(code, "-W", "error", PYTHONPATH=str(tmp_path / "installed"))
+    run(code, "-W", "error", path=tmp_path / "installed")
 
 
 @pytest.mark.slow
@@ -129,4 +133,4 @@ import pysal
 assert pysal.__file__ == {os.fspath(checkout / "pysal/__init__.py")!r}, pysal.__file__
 assert pysal.build_info()["compiled"]
 """
-    run(code, "-W", "error")
+    run(code, "-W", "error", path=tmp_path / "installed")
