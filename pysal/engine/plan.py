@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.chunks import run_chunks
 from pysal.engine.features import Layer, capture
 from pysal.engine.not_applicable import NotApplicable
@@ -20,7 +20,6 @@ from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
 
 Model: TypeAlias = Callable[..., Any]
 ExtraInputs: TypeAlias = Sequence[Any] | Mapping[str, Any]
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Shared = TypeVar("Shared")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.fold import fold
 from pysal.engine.lowered import FusedConvolution, lower
 from pysal.engine.precision import PRECISIONS, Precision
@@ -95,7 +95,7 @@ def prepare(
         refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
     if any(module.training for module in model.modules()):
         raise ValueError(f"{where}: model must be in eval mode, got one in training mode: call model.eval() first")
-    check_tensor(where, "example", example, ndim=4, dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16))
+    check_tensor(where, "example", example, ndim=4, dtypes=FLOATING)
     if precision not in PRECISIONS:
         refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
     with torch.inference_mode(False):  # whose tensors could not be differentiated later

@@ -177,9 +177,6 @@ class ReluRules:
         node.register_hook(apply)
 
 
-_RULE_NUMBERS: dict[ReluRule, int] = {"plain": 0, "guided": 1, "deconvnet": 2}
-
-
 class _Relu(torch.autograd.Function):
     follows_relu_rules = True  # each node says in `is_relu` whether it is one
 

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, refuse
 from pysal._library import define
 from pysal.reference import guided_relu as reference
 from pysal.reference.guided_relu import DECONVNET, GUIDED, PLAIN, is_channels_last
 
 RULES = {"plain": PLAIN, "guided": GUIDED, "deconvnet": DECONVNET}
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 SCHEMA = "(Tensor input, float upper, int rule) -> (Tensor output, Tensor gates)"
 SCHEMA_BACKWARD = "(Tensor grad_output, Tensor gates, int rule, bool channels_last) -> Tensor"
