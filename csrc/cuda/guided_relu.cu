@@ -2,7 +2,8 @@
 // (0 plain: gate g; 1 guided: gate 1[g > 0] g; 2 deconvnet: 1[g > 0] g), after Springenberg et al. 2014.
 // Layout: dense arrays in the memory order of output; bit i % 8 of byte i // 8 is element i.
 // Work split: a thread owns eight elements and their byte, so no two threads write one byte and no ballot is needed.
-// Bytes per element of size s: forward reads s, writes s + 1/8; backward reads s + 1/8, writes s.
+// Bytes per element of size s: forward reads s, writes s + 1/8, or 1/8 for the gates alone; backward reads s + 1/8
+// (deconvnet s), writes s.
 #include "guided_relu.h"
 
 #include "cuda_lang.h"
@@ -11,6 +12,7 @@ namespace pysal::cuda {
 namespace {
 constexpr int kBlock = 256;
 constexpr int kPerThread = 8;
+constexpr int kPlain = 0, kGuided = 1, kDeconvnet = 2;
 
 template <class A>
 struct Forward {
@@ -22,15 +24,14 @@ struct Forward {
   __device__ __forceinline__ bool gate(A x) const { return x > A(0) && x < upper; }
 };
 
-template <class A>
+template <class A, int kRule>
 struct Backward {
-  int rule;
-  __device__ __forceinline__ bool passes(A g, bool gate) const {
-    return (rule == 2 || gate) && (rule == 0 || g > A(0));
-  }
+  static constexpr bool kGated = kRule != kDeconvnet;
+  static constexpr bool kPositive = kRule != kPlain;
+  __device__ __forceinline__ bool passes(A g, bool gate) const { return (!kGated || gate) && (!kPositive || g > A(0)); }
 };
 
-template <class T, bool kAligned>
+template <class T, bool kAligned, bool kStores>
 __global__ void __launch_bounds__(kBlock) guided_relu_kernel(const GuidedReluParams params) {
   using A = arithmetic_t<T>;
   const T* __restrict__ const input = static_cast<const T*>(params.input);
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kBlock) guided_relu_kernel(const GuidedReluPar
       y.values[k] = static_cast<T>(forward.output(value));
       bits |= static_cast<unsigned>(forward.gate(value)) << k;
     }
-    store_eight<kAligned>(output + kPerThread * byte, y);
+    if constexpr (kStores) store_eight<kAligned>(output + kPerThread * byte, y);
     params.gates[byte] = static_cast<uint8_t>(bits);
   }
 
@@ -58,25 +59,27 @@ __global__ void __launch_bounds__(kBlock) guided_relu_kernel(const GuidedReluPar
     unsigned bits = 0;
     for (int64_t i = kPerThread * whole; i < params.count; ++i) {
       const A value = static_cast<A>(input[i]);
-      output[i] = static_cast<T>(forward.output(value));
+      if constexpr (kStores) output[i] = static_cast<T>(forward.output(value));
       bits |= static_cast<unsigned>(forward.gate(value)) << (i % kPerThread);
     }
     params.gates[whole] = static_cast<uint8_t>(bits);
   }
 }
 
-template <class T, bool kAligned>
+// grad_input may be grad_output, so neither is __restrict__: a thread reads its eight elements before it writes them.
+template <class T, bool kAligned, int kRule>
 __global__ void __launch_bounds__(kBlock) guided_relu_backward_kernel(const GuidedReluBackwardParams params) {
   using A = arithmetic_t<T>;
-  const T* __restrict__ const grad_output = static_cast<const T*>(params.grad_output);
-  T* __restrict__ const grad_input = static_cast<T*>(params.grad_input);
-  const Backward<A> backward{params.rule};
+  const T* const grad_output = static_cast<const T*>(params.grad_output);
+  T* const grad_input = static_cast<T*>(params.grad_input);
+  const uint8_t* __restrict__ const gates = params.gates;
+  const Backward<A, kRule> backward;
   const T zero = static_cast<T>(0.0f);
   const int64_t whole = params.count / kPerThread, stride = int64_t(gridDim.x) * blockDim.x;
 
   int64_t byte = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   for (; byte < whole; byte += stride) {
-    const unsigned bits = params.rule == 2 ? 0 : params.gates[byte];
+    const unsigned bits = backward.kGated ? gates[byte] : 0;
     const Eight<T> g = load_eight<kAligned>(grad_output + kPerThread * byte);
     Eight<T> d;
 #pragma unroll
@@ -86,7 +89,7 @@ __global__ void __launch_bounds__(kBlock) guided_relu_backward_kernel(const Guid
   }
 
   if (byte == whole && kPerThread * whole < params.count) {
-    const unsigned bits = params.gates[whole];
+    const unsigned bits = backward.kGated ? gates[whole] : 0;
     for (int64_t i = kPerThread * whole; i < params.count; ++i) {
       const T g = grad_output[i];
       grad_input[i] = backward.passes(static_cast<A>(g), bits >> (i % kPerThread) & 1) ? g : zero;
@@ -100,8 +103,10 @@ void launch_guided_relu(DType dtype, const GuidedReluParams& params, void* strea
   const dim3 grid = blocks_for((params.count + kPerThread - 1) / kPerThread, kBlock);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel =
-        aligned_to_16(params.input, params.output) ? guided_relu_kernel<T, true> : guided_relu_kernel<T, false>;
+    const bool aligned = aligned_to_16(params.input, params.output);
+    const auto kernel = params.output == nullptr
+                            ? (aligned ? guided_relu_kernel<T, true, false> : guided_relu_kernel<T, false, false>)
+                            : (aligned ? guided_relu_kernel<T, true, true> : guided_relu_kernel<T, false, true>);
     launch("guided_relu", kernel, grid, kBlock, 0, stream, params);
   });
 }
@@ -111,9 +116,16 @@ void launch_guided_relu_backward(DType dtype, const GuidedReluBackwardParams& pa
   const dim3 grid = blocks_for((params.count + kPerThread - 1) / kPerThread, kBlock);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel = aligned_to_16(params.grad_output, params.grad_input) ? guided_relu_backward_kernel<T, true>
-                                                                             : guided_relu_backward_kernel<T, false>;
-    launch("guided_relu_backward", kernel, grid, kBlock, 0, stream, params);
+    const auto run = [&](auto rule) {
+      constexpr int kRule = decltype(rule)::value;
+      const auto kernel = aligned_to_16(params.grad_output, params.grad_input)
+                              ? guided_relu_backward_kernel<T, true, kRule>
+                              : guided_relu_backward_kernel<T, false, kRule>;
+      launch("guided_relu_backward", kernel, grid, kBlock, 0, stream, params);
+    };
+    if (params.rule == kPlain) run(std::integral_constant<int, kPlain>());
+    if (params.rule == kGuided) run(std::integral_constant<int, kGuided>());
+    if (params.rule == kDeconvnet) run(std::integral_constant<int, kDeconvnet>());
   });
 }
 }  // namespace pysal::cuda

@@ -7,7 +7,7 @@
 namespace pysal::cuda {
 struct GuidedReluParams {
   const void* input;
-  void* output;
+  void* output;    // null: the gates alone are wanted
   uint8_t* gates;  // (count + 7) / 8
   int64_t count;
   double upper;
@@ -17,7 +17,7 @@ void launch_guided_relu(DType dtype, const GuidedReluParams& params, void* strea
 struct GuidedReluBackwardParams {
   const void* grad_output;
   const uint8_t* gates;  // (count + 7) / 8
-  void* grad_input;
+  void* grad_input;      // may be grad_output
   int64_t count;
   int rule;  // 0 plain, 1 guided, 2 deconvnet
 };

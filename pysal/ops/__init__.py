@@ -4,7 +4,7 @@ from pysal._library import build_info  # reached through here, so that it knows 
 from pysal.ops.gaussian_noise import gaussian_noise, gaussian_noise_bits
 from pysal.ops.gaussian_scale_space import gaussian_scale_space, gaussian_scale_space_derivative
 from pysal.ops.grad_cam import grad_cam
-from pysal.ops.guided_relu import guided_relu, guided_relu_backward
+from pysal.ops.guided_relu import guided_relu, guided_relu_backward, guided_relu_backward_, guided_relu_gates
 from pysal.ops.occlusion_masks import (
     occlusion_masks,
     occlusion_masks_boxes,
@@ -27,6 +27,8 @@ __all__ = [
     "grad_cam",
     "guided_relu",
     "guided_relu_backward",
+    "guided_relu_backward_",
+    "guided_relu_gates",
     "occlusion_masks",
     "occlusion_masks_boxes",
     "occlusion_masks_boxes_map",

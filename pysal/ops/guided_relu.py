@@ -13,21 +13,32 @@ from pysal.reference.guided_relu import DECONVNET, GUIDED, PLAIN, is_channels_la
 RULES = {"plain": PLAIN, "guided": GUIDED, "deconvnet": DECONVNET}
 
 SCHEMA = "(Tensor input, float upper, int rule) -> (Tensor output, Tensor gates)"
+SCHEMA_GATES = "(Tensor input, float upper) -> Tensor"
 SCHEMA_BACKWARD = "(Tensor grad_output, Tensor gates, int rule, bool channels_last) -> Tensor"
+SCHEMA_BACKWARD_ = "(Tensor(a!) grad, Tensor gates, int rule, bool channels_last) -> ()"
 
 define("guided_relu", SCHEMA, reference.guided_relu)
+define("guided_relu_gates", SCHEMA_GATES, reference.guided_relu_gates)
 define("guided_relu_backward", SCHEMA_BACKWARD, reference.guided_relu_backward)
+define("guided_relu_backward_", SCHEMA_BACKWARD_, reference.guided_relu_backward_)
 
 
 def _fake(input: Tensor, upper: float, rule: int) -> tuple[Tensor, Tensor]:
     memory_format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
-    gates = input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8)
-    return torch.empty_like(input, memory_format=memory_format), gates
+    return torch.empty_like(input, memory_format=memory_format), _fake_gates(input, upper)
+
+
+def _fake_gates(input: Tensor, upper: float) -> Tensor:
+    return input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8)
 
 
 def _fake_backward(grad_output: Tensor, gates: Tensor, rule: int, channels_last: bool) -> Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty_like(grad_output, memory_format=memory_format)
+
+
+def _fake_backward_(grad: Tensor, gates: Tensor, rule: int, channels_last: bool) -> None:
+    return None
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor]) -> None:
@@ -55,7 +66,9 @@ def _differentiate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None,
 
 
 torch.library.register_fake("pysal::guided_relu", _fake)
+torch.library.register_fake("pysal::guided_relu_gates", _fake_gates)
 torch.library.register_fake("pysal::guided_relu_backward", _fake_backward)
+torch.library.register_fake("pysal::guided_relu_backward_", _fake_backward_)
 torch.library.register_autograd("pysal::guided_relu", _differentiate, setup_context=_setup)
 torch.library.register_autograd("pysal::guided_relu_backward", _differentiate_backward, setup_context=_setup_backward)
 
@@ -101,6 +114,42 @@ def guided_relu(input: Tensor, upper: float = float("inf"), rule: str = "guided"
     return output, gates
 
 
+def guided_relu_gates(input: Tensor, upper: float = float("inf")) -> Tensor:
+    """Return the bits that say where 0 < input < upper, as `guided_relu` does, and nothing else.
+
+    `input` may be what a ReLU has already made of its input: its output is positive and below `upper` where its input was,
+    provided that `upper` is a number of its dtype, as 6 and infinity are of every one.
+
+    Args:
+        input: any shape; float32, float64, float16 or bfloat16. NaN has gate 0.
+        upper: where the output saturates, > 0: infinity for ReLU, 6 for ReLU6.
+
+    Returns:
+        (ceil(numel / 8),) uint8; bit i % 8 of byte i // 8 belongs to element i in the memory order of `input` where that is
+        dense in channels_last, else in contiguous order.
+
+    Raises:
+        TypeError: `input` is not a floating tensor.
+        ValueError: `upper` is not positive.
+
+    Source:
+        Springenberg et al. 2014, arXiv:1412.6806, figure 1.
+
+    Deviations:
+        None.
+
+    Example:
+        >>> guided_relu_gates(torch.tensor([-1.0, 2.0, 7.0]), upper=6.0)
+        tensor([2], dtype=torch.uint8)
+    """
+    where = "pysal::guided_relu_gates"
+    check_tensor(where, "input", input, dtypes=FLOATING)
+    if not upper > 0:
+        refuse(where, "upper", "be positive", upper)
+    gates: Tensor = torch.ops.pysal.guided_relu_gates(input, upper)
+    return gates
+
+
 def guided_relu_backward(grad_output: Tensor, gates: Tensor, rule: str, channels_last: bool = False) -> Tensor:
     """Return the gradient of `guided_relu`'s input from that of its output.
 
@@ -129,15 +178,56 @@ def guided_relu_backward(grad_output: Tensor, gates: Tensor, rule: str, channels
         tensor([1., 0., 0.])
     """
     where = "pysal::guided_relu_backward"
-    check_tensor(where, "grad_output", grad_output, dtypes=FLOATING)
+    number = _check_backward(where, "grad_output", grad_output, gates, rule, channels_last)
+    grad: Tensor = torch.ops.pysal.guided_relu_backward(grad_output, gates, number, channels_last)
+    return grad
+
+
+def guided_relu_backward_(grad: Tensor, gates: Tensor, rule: str, channels_last: bool = False) -> None:
+    """Turn the gradient of `guided_relu`'s output into that of its input, where it lies.
+
+    Where the bits are in another order than the tensor, it is worked on as a copy that is written back.
+
+    Args:
+        grad: the gradient g of `output`, of its shape, changed in place; float32, float64, float16 or bfloat16.
+        gates: (ceil(numel / 8),) uint8, as `guided_relu` returned them.
+        rule: "plain", "guided" or "deconvnet"; see `guided_relu`.
+        channels_last: whether the bits are in channels_last order, as they are where `output` is channels_last.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: `rule` is unknown, `gates` has the wrong shape or device, `channels_last` is asked of a tensor that is
+            not 4-D, or `grad` requires grad while gradients are being recorded.
+
+    Source:
+        Springenberg et al. 2014, arXiv:1412.6806, figure 1.
+
+    Deviations:
+        None.
+
+    Example:
+        >>> grad = torch.tensor([1.0, -1.0, 3.0])
+        >>> guided_relu_backward_(grad, torch.tensor([3], dtype=torch.uint8), "guided")
+        >>> grad
+        tensor([1., 0., 0.])
+    """
+    where = "pysal::guided_relu_backward_"
+    number = _check_backward(where, "grad", grad, gates, rule, channels_last)
+    if grad.requires_grad and torch.is_grad_enabled():
+        refuse(where, "grad", "not require grad outside torch.no_grad()", "requires_grad=True")
+    torch.ops.pysal.guided_relu_backward_(grad, gates, number, channels_last)
+
+
+def _check_backward(where: str, argument: str, grad: Tensor, gates: Tensor, rule: str, channels_last: bool) -> int:
+    """Refuse bad arguments of a backward; return the rule's number."""
+    check_tensor(where, argument, grad, dtypes=FLOATING)
     check_tensor(where, "gates", gates, dtypes=(torch.uint8,))
     if rule not in RULES:
         refuse(where, "rule", f"be one of {', '.join(RULES)}", repr(rule))
-    if gates.shape != ((grad_output.numel() + 7) // 8,):
-        refuse(where, "gates", f"have shape ({(grad_output.numel() + 7) // 8},)", f"shape {tuple(gates.shape)}")
-    if gates.device != grad_output.device:
-        refuse(where, "gates", f"be on {grad_output.device}", gates.device)
-    if channels_last and grad_output.ndim != 4:
-        refuse(where, "channels_last", "be False unless grad_output is 4-D", f"shape {tuple(grad_output.shape)}")
-    grad: Tensor = torch.ops.pysal.guided_relu_backward(grad_output, gates, RULES[rule], channels_last)
-    return grad
+    if gates.shape != ((grad.numel() + 7) // 8,):
+        refuse(where, "gates", f"have shape ({(grad.numel() + 7) // 8},)", f"shape {tuple(gates.shape)}")
+    if gates.device != grad.device:
+        refuse(where, "gates", f"be on {grad.device}", gates.device)
+    if channels_last and grad.ndim != 4:
+        refuse(where, "channels_last", f"be False unless {argument} is 4-D", f"shape {tuple(grad.shape)}")
+    return RULES[rule]

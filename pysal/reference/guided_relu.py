@@ -1,4 +1,4 @@
-"""Oracle of `pysal::guided_relu` and its backward."""
+"""Oracle of `pysal::guided_relu`, its gates alone and its backward."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,16 @@ def guided_relu(input: Tensor, upper: float, rule: int) -> tuple[Tensor, Tensor]
     """Return min(max(input, 0), upper) and 1[0 < input < upper] packed eight to a byte, in memory order."""
     memory_format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     x = input.to(torch.promote_types(input.dtype, torch.float32))
-    output = x.clamp(0.0, upper).to(input.dtype).clone(memory_format=memory_format)
-    gates = in_memory_order((x > 0) & (x < upper), memory_format)
-    padded = torch.nn.functional.pad(gates.to(torch.uint8), (0, -gates.numel() % 8)).reshape(-1, 8)
-    return output, (padded << torch.arange(8, device=input.device)).sum(1, dtype=torch.uint8)
+    return x.clamp(0.0, upper).to(input.dtype).clone(memory_format=memory_format), guided_relu_gates(input, upper)
+
+
+def guided_relu_gates(input: Tensor, upper: float) -> Tensor:
+    """Return 1[0 < input < upper] packed eight to a byte, in memory order."""
+    memory_format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    x = in_memory_order(input.to(torch.promote_types(input.dtype, torch.float32)), memory_format)
+    gates = ((x > 0) & (x < upper)).to(torch.uint8)
+    padded = torch.nn.functional.pad(gates, (0, -gates.numel() % 8)).reshape(-1, 8)
+    return (padded << torch.arange(8, device=input.device)).sum(1, dtype=torch.uint8)
 
 
 def guided_relu_backward(grad_output: Tensor, gates: Tensor, rule: int, channels_last: bool) -> Tensor:
@@ -27,6 +33,11 @@ def guided_relu_backward(grad_output: Tensor, gates: Tensor, rule: int, channels
         return grad.reshape(grad_output.shape)
     n, c, h, w = grad_output.shape
     return grad.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def guided_relu_backward_(grad: Tensor, gates: Tensor, rule: int, channels_last: bool) -> None:
+    """Put 0 where the rule does not let the gradient pass."""
+    grad.copy_(guided_relu_backward(grad, gates, rule, channels_last))
 
 
 def in_memory_order(values: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -21,6 +21,10 @@ void forward_and_backward(DType dtype, size_t count, size_t offset) {
     EXPECT(y == (x < 0 ? 0 : x > 0.5 ? 0.5 : x), std::to_string(i));
     EXPECT((gates[i / 8] >> (i % 8) & 1) == (x > 0 && x < 0.5), std::to_string(i));
   }
+  // of what came out they are the same, and the output is left alone
+  const std::unique_ptr<uint8_t[]> alone(new uint8_t[bytes]);
+  launch_guided_relu(dtype, {output.get() + offset, nullptr, alone.get(), n, 0.5}, nullptr);
+  for (size_t i = 0; i < bytes; ++i) EXPECT(alone[i] == gates[i], std::to_string(i));
   for (int rule = 0; rule < 3; ++rule) {
     launch_guided_relu_backward(dtype, {grad.get() + offset, gates.get(), grad_input.get() + offset, n, rule}, nullptr);
     for (size_t i = 0; i < count; ++i) {
@@ -28,6 +32,11 @@ void forward_and_backward(DType dtype, size_t count, size_t offset) {
       const bool gate = x > 0 && x < 0.5, passes = rule == 0 ? gate : rule == 1 ? gate && g > 0 : g > 0;
       EXPECT(static_cast<double>(grad_input[i + offset]) == (passes ? g : 0), std::to_string(i));
     }
+    const auto in_place = emu_test::random<T>(count + offset, 2);
+    T* const lies = in_place.get() + offset;
+    launch_guided_relu_backward(dtype, {lies, gates.get(), lies, n, rule}, nullptr);
+    for (size_t i = 0; i < count; ++i)
+      EXPECT(static_cast<double>(lies[i]) == static_cast<double>(grad_input[i + offset]), std::to_string(i));
   }
 }
 }  // namespace

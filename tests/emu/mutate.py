@@ -67,7 +67,7 @@ FAULTS = [
     Fault("guided_relu", "words at any address", "aligned_to_16(params.input, params.output) ?", "true ?"),
     Fault("guided_relu", "bits of the gate reversed", "forward.gate(value)) << k", "forward.gate(value)) << (7 - k)"),
     Fault("guided_relu", "gate without its upper edge", "x > A(0) && x < upper", "x > A(0)"),
-    Fault("guided_relu", "wrong rule masked", "rule == 0 || g > A(0)", "rule == 1 || g > A(0)"),
+    Fault("guided_relu", "wrong rule masked", "kPositive = kRule != kPlain", "kPositive = kRule != kGuided"),
     Fault("gaussian_noise", "next counter not counted", "element / 4 + 1", "element / 4"),
     Fault("gaussian_noise", "nine rounds", "round < 10", "round < 9"),
     Fault("gaussian_noise", "high half of the id dropped", "static_cast<uint32_t>(static_cast<uint64_t>(id) >> 32)", "0"),

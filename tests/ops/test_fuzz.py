@@ -139,9 +139,12 @@ def test_guided_relu(backend: Backend, data: st.DataObject, shape: tuple[int, ..
     upper = draw(st.sampled_from([math.inf, 6.0, 0.5, 0.3]))
     x = draw.floats(*shape, dtype=dtype)
     agrees(backend, "guided_relu", x, upper, rule, exact=True)
+    agrees(backend, "guided_relu_gates", x, upper, exact=True)
     gates = draw.integers((x.numel() + 7) // 8, low=0, high=256, dtype=torch.uint8)
     channels_last = x.ndim == 4 and draw(st.booleans())
     agrees(backend, "guided_relu_backward", draw.floats(*shape, dtype=dtype), gates, rule, channels_last, exact=True)
+    grad = draw.floats(*shape, dtype=dtype, expand=False)
+    writes_the_same(backend, "guided_relu_backward_", (grad,), gates, rule, channels_last)
 
 
 @NATIVE

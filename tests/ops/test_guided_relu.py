@@ -1,4 +1,4 @@
-"""pysal::guided_relu and its backward, on every backend, against the oracle. They select, so results are equal bit by bit."""
+"""pysal::guided_relu, its gates alone and its backward, against the oracle. They select: results are equal bit by bit."""
 
 import pytest
 import torch
@@ -37,8 +37,43 @@ def test_matches_reference(backend, dtype, shape, upper):
 def test_backward_matches_reference(backend, dtype, shape, rule):
     g = sample(*shape, dtype=dtype, seed=1)
     _, gates = reference.guided_relu(sample(*shape, dtype=dtype), 0.5, rule)
-    grad = backend.op("guided_relu_backward")(g.to(backend.device), gates.to(backend.device), rule, False)
-    assert torch.equal(grad.cpu(), reference.guided_relu_backward(g, gates, rule, False))
+    g, gates = g.to(backend.device), gates.to(backend.device)
+    grad = backend.op("guided_relu_backward")(g, gates, rule, False)
+    assert torch.equal(grad.cpu(), reference.guided_relu_backward(g.cpu(), gates.cpu(), rule, False))
+    where = g.data_ptr()
+    assert backend.op("guided_relu_backward_")(g, gates, rule, False) is None
+    assert torch.equal(g, grad)
+    assert g.data_ptr() == where
+
+
+@on_backends
+@of_dtypes
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("upper", UPPERS)
+def test_gates_match_reference(backend, dtype, shape, upper):
+    """Of the input, and of what came out of it, they are the bits that guided_relu writes; the tensor is only read."""
+    x = sample(*shape, dtype=dtype)
+    x.flatten()[::3] = 0.0
+    output, expected = reference.guided_relu(x, upper, 1)
+    for values in (x, output):
+        given = values.to(backend.device, copy=True)
+        gates = backend.op("guided_relu_gates")(given, upper)
+        assert torch.equal(gates.cpu(), expected)
+        assert torch.equal(given.cpu(), values)
+
+
+@on_backends
+@of_dtypes
+def test_gates_of_the_output_of_a_layer(backend, dtype):
+    """channels_last and contiguous memory is taken as it lies, so that no copy is made."""
+    activation = torch.nn.functional.relu6(sample(3, 5, 7, 9, dtype=dtype, low=-8.0, high=8.0))
+    for memory_format, order in ((torch.contiguous_format, (0, 1, 2, 3)), (torch.channels_last, (0, 2, 3, 1))):
+        given = activation.to(backend.device).contiguous(memory_format=memory_format)
+        gates = backend.op("guided_relu_gates")(given, 6.0).cpu()
+        is_open = ((activation > 0) & (activation < 6)).permute(order).flatten()
+        assert is_open.any()
+        assert (activation == 6).any()
+        assert [bool(gates[i // 8] >> i % 8 & 1) for i in range(len(is_open))] == is_open.tolist()
 
 
 @on_backends
@@ -53,6 +88,7 @@ def test_upper_between_two_numbers(backend, dtype, upper):
     expected, expected_gates = reference.guided_relu(x, upper, 1)
     assert torch.equal(output.cpu(), expected)
     assert torch.equal(gates.cpu(), expected_gates)
+    assert torch.equal(backend.op("guided_relu_gates")(x.to(backend.device), upper).cpu(), expected_gates)
 
 
 def rule_by_autograd(x, g, upper, rule):
@@ -95,10 +131,13 @@ def test_opcheck(requires_grad, rule):
     samples = [torch.empty(0), *(x for _, x in layouts(sample(2, 3, 4, 5)))]
     for x in samples:
         torch.library.opcheck(torch.ops.pysal.guided_relu.default, (x.requires_grad_(requires_grad), 0.5, rule))
+        torch.library.opcheck(torch.ops.pysal.guided_relu_gates.default, (x, 0.5))
     for channels_last in (False, True):
         g = sample(2, 3, 4, 5).requires_grad_(requires_grad)
         gates = torch.arange(15, dtype=torch.uint8)
         torch.library.opcheck(torch.ops.pysal.guided_relu_backward.default, (g, gates, rule, channels_last))
+        if not requires_grad:
+            torch.library.opcheck(torch.ops.pysal.guided_relu_backward_.default, (g, gates, rule, channels_last))
 
 
 @pytest.mark.parametrize("backend", backends(), ids=str)
@@ -112,10 +151,16 @@ def test_layouts(backend, dtype, shape):
         assert torch.equal(output.cpu(), values.clamp(0, 0.5)), name
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         assert_same_layout(output.cpu(), values.contiguous(memory_format=memory_format))
+        assert torch.equal(backend.op("guided_relu_gates")(x.to(backend.device), 0.5), gates), name
         for _, laid_out in layouts(g):
             grad = backend.op("guided_relu_backward")(laid_out.to(backend.device), gates, 1, channels_last)
             assert torch.equal(grad.cpu(), rule_by_autograd(values, g, 0.5, "guided")), name
             assert_same_layout(grad, output)
+        for layout, laid_out in layouts(g.to(backend.device)):
+            strides = laid_out.stride()
+            backend.op("guided_relu_backward_")(laid_out, gates, 1, channels_last)
+            assert torch.equal(laid_out, grad), (name, layout)
+            assert laid_out.stride() == strides
 
 
 @pytest.mark.parametrize("backend", backends(), ids=str)
@@ -126,7 +171,8 @@ def test_empty_and_extremes(backend, dtype):
         output, gates = backend.op("guided_relu")(x, 6.0, 1)
         grad = backend.op("guided_relu_backward")(x, gates, 1, False)
         assert output.shape == grad.shape == shape
-        assert gates.shape == (0,)
+        assert gates.shape == backend.op("guided_relu_gates")(x, 6.0).shape == (0,)
+        backend.op("guided_relu_backward_")(x, gates, 1, False)
     tiny, largest = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, tiny, -tiny, largest, -largest, 6.0], dtype=dtype)
     for repeats in (1, 8):  # in a partial byte, and in whole vectors
@@ -134,6 +180,7 @@ def test_empty_and_extremes(backend, dtype):
         output, gates = backend.op("guided_relu")(many.to(backend.device), 6.0, 1)
         expected = torch.tensor([torch.nan, 6, 0, 0, 0, tiny, 0, 6, 0, 6], dtype=dtype).repeat(repeats)
         torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(backend.op("guided_relu_gates")(many.to(backend.device), 6.0), gates)
         open_gates = [bool(gates[i // 8] >> i % 8 & 1) for i in range(len(many))]
         assert open_gates == [value == tiny for value in many.tolist()]
         for rule, name in enumerate(RULES):
@@ -154,9 +201,14 @@ def test_more_elements_than_an_int32_counts(backend):
     assert output[-1] == 2
     assert gates[-1] == 1  # element 2^31 + 8 is bit 0 of byte 2^28 + 1
     del output
+    assert torch.equal(backend.op("guided_relu_gates")(x, 6.0), gates)
     grad = backend.op("guided_relu_backward")(x.neg_(), gates, 2, False)
     assert grad[0] == 1
     assert grad[-1] == 0
+    del grad
+    backend.op("guided_relu_backward_")(x, gates, 0, False)
+    assert x[0] == 0
+    assert x[-1] == -2
 
 
 @pytest.mark.parametrize("backend", backends(), ids=str)
@@ -165,7 +217,11 @@ def test_determinism(backend):
 
     def run():
         output, gates = backend.op("guided_relu")(x, 0.5, 1)
-        return output, gates, backend.op("guided_relu_backward")(g, gates, 1, False)
+        grad = backend.op("guided_relu_backward")(g, gates, 1, False)
+        in_place = g.clone()
+        backend.op("guided_relu_backward_")(in_place, gates, 1, False)
+        assert torch.equal(in_place, grad)
+        return output, gates, backend.op("guided_relu_gates")(x, 0.5), grad
 
     first, threads = run(), torch.get_num_threads()
     try:
@@ -187,6 +243,17 @@ def test_compiles_and_keeps_dynamic_shapes():
         loss(x).backward()
         compiled(y).backward()
         assert torch.equal(x.grad, y.grad)
+
+
+def test_the_wrappers_call_their_ops():
+    x, g = sample(3, 5), sample(3, 5, seed=1)
+    gates = ops.guided_relu_gates(x, 0.5)
+    assert torch.equal(gates, ops.guided_relu(x, 0.5)[1])
+    assert torch.equal(ops.guided_relu_gates(x), reference.guided_relu_gates(x, torch.inf))
+    for rule in RULES:
+        in_place = g.clone()
+        ops.guided_relu_backward_(in_place, gates, rule)
+        assert torch.equal(in_place, ops.guided_relu_backward(g, gates, rule))
 
 
 X, GATES = torch.ones(3), torch.zeros(1, dtype=torch.uint8)
@@ -241,6 +308,26 @@ BAD_CALLS = [
         ValueError,
         "pysal::guided_relu_backward: channels_last must be False unless grad_output is 4-D, got shape (3,)",
     ),
+    (
+        lambda: ops.guided_relu_gates(X, upper=-1.0),
+        ValueError,
+        "pysal::guided_relu_gates: upper must be positive, got -1.0",
+    ),
+    (
+        lambda: ops.guided_relu_gates(GATES),
+        TypeError,
+        "pysal::guided_relu_gates: input must have dtype float32 or float64 or float16 or bfloat16, got uint8",
+    ),
+    (
+        lambda: ops.guided_relu_backward_(X, GATES, "plain", channels_last=True),
+        ValueError,
+        "pysal::guided_relu_backward_: channels_last must be False unless grad is 4-D, got shape (3,)",
+    ),
+    (
+        lambda: ops.guided_relu_backward_(torch.ones(3, requires_grad=True), GATES, "plain"),
+        ValueError,
+        "pysal::guided_relu_backward_: grad must not require grad outside torch.no_grad(), got requires_grad=True",
+    ),
 ]
 
 
@@ -254,10 +341,12 @@ def test_errors(call, error, message):
 @on_backends
 def test_the_kernel_itself_stays_in_bounds(backend):
     """Whoever calls the op without the wrapper gets an error, not a read past the end of gates."""
-    backward = backend.op("guided_relu_backward")
     if backend.name == "reference":
         return
     x, gates = torch.ones(9, device=backend.device), torch.zeros(2, dtype=torch.uint8, device=backend.device)
     for arguments in ((x, gates[:1], 1, False), (x, x, 1, False), (x, gates, 3, False), (x, gates, 1, True)):
-        with pytest.raises(RuntimeError, match=r"pysal::guided_relu_backward: .* must be"):
-            backward(*arguments)
+        for name in ("guided_relu_backward", "guided_relu_backward_"):
+            with pytest.raises(RuntimeError, match=rf"pysal::{name}: .* must be"):
+                backend.op(name)(*arguments)
+    with pytest.raises(RuntimeError):
+        backend.op("guided_relu_gates")(gates, 6.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pysal.reference.guided_relu import guided_relu, guided_relu_backward
+from pysal.reference.guided_relu import guided_relu, guided_relu_backward, guided_relu_backward_, guided_relu_gates
 from pysal.testing import sample
 
 # both edges, both signs of zero, what lies next to the edges, and what is not a number
@@ -26,6 +26,21 @@ def test_gates_are_packed_from_the_lowest_bit():
     x = sample(77, dtype=torch.float64)
     _, gates = guided_relu(x, torch.inf, 1)
     assert np.array_equal(gates.numpy(), np.packbits(x.numpy() > 0, bitorder="little"))
+
+
+def test_gates_alone_are_the_same_before_and_after():
+    x = torch.cat([sample(77, dtype=torch.float64, low=-3, high=9), torch.tensor(EDGES, dtype=torch.float64)])
+    output, gates = guided_relu(x, 6.0, 1)
+    assert torch.equal(guided_relu_gates(x, 6.0), gates)
+    assert torch.equal(guided_relu_gates(output, 6.0), gates)
+
+
+def test_in_place_is_the_same():
+    g, gates = sample(77, dtype=torch.float64), guided_relu_gates(sample(77, dtype=torch.float64, seed=1), 0.5)
+    for rule in (0, 1, 2):
+        in_place = g.clone()
+        guided_relu_backward_(in_place, gates, rule, False)
+        assert torch.equal(in_place, guided_relu_backward(g, gates, rule, False))
 
 
 def test_edges():

@@ -1,7 +1,8 @@
 // Loops of guided_relu: output = min(max(x, 0), upper), gates one bit per element, and the backward rules.
 // Work split: the caller gives each thread whole bytes of gates; a step takes as many vectors as fill whole bytes. The
 // two 16-bit floats share one loop over their bits, in vectors of 16 bytes, whose eight lanes are one byte of gates.
-// Bytes per element of size s: forward reads s and writes s + 1/8, backward reads s + 1/8 and writes s.
+// Bytes per element of size s: forward reads s and writes s + 1/8, or 1/8 for the gates alone; backward reads s + 1/8
+// and writes s.
 #include "guided_relu_kernels.h"
 
 #include "isa.h"
@@ -115,29 +116,31 @@ struct Half {  // the bits of a float16 or bfloat16
 template <class Kind>
 constexpr int kStep = Kind::kCount < 8 ? 8 : Kind::kCount;  // elements whose bits fill whole bytes
 
-template <class Kind>
+template <bool kStores, class Kind>
 PYSAL_INLINE void forward_step(const Kind& kind, const typename Kind::T* input, typename Kind::T* output,
                                uint8_t* gates) {
   unsigned bits = 0;
   for (int first = 0; first < kStep<Kind>; first += Kind::kCount) {
     const typename Kind::Vector x = load(input + first);
-    store(output + first, kind.output(x));
+    if (kStores) store(output + first, kind.output(x));
     bits |= bits_of(kind.gate(x)) << first;
   }
   for (int b = 0; b < kStep<Kind> / 8; ++b) gates[b] = static_cast<uint8_t>(bits >> (8 * b));
 }
 
-template <class Kind>
+// kStores: output is written, else it may be null.
+template <bool kStores, class Kind>
 PYSAL_INLINE void forward(const Kind& kind, const typename Kind::T* __restrict input,
                           typename Kind::T* __restrict output, uint8_t* __restrict gates, int64_t count) {
   int64_t i = 0;
-  for (; i + kStep<Kind> <= count; i += kStep<Kind>) forward_step(kind, input + i, output + i, gates + i / 8);
+  for (; i + kStep<Kind> <= count; i += kStep<Kind>)
+    forward_step<kStores>(kind, input + i, kStores ? output + i : nullptr, gates + i / 8);
   if (i == count) return;
   typename Kind::T in[kStep<Kind>] = {}, out[kStep<Kind>];  // the rest, in a step of its own
   uint8_t bytes[kStep<Kind> / 8];
   for (int64_t k = i; k < count; ++k) in[k - i] = input[k];
-  forward_step(kind, in, out, bytes);
-  for (int64_t k = i; k < count; ++k) output[k] = out[k - i];
+  forward_step<kStores>(kind, in, out, bytes);
+  for (int64_t k = i; kStores && k < count; ++k) output[k] = out[k - i];
   for (int64_t k = i; k < count; k += 8) gates[k / 8] = bytes[(k - i) / 8];
 }
 
@@ -155,10 +158,10 @@ PYSAL_INLINE void backward_step(const Kind& kind, const typename Kind::T* grad_o
   }
 }
 
+// grad_input may be grad_output: a step reads its elements before it writes them.
 template <bool kGated, bool kPositive, class Kind>
-PYSAL_INLINE void backward_rule(const Kind& kind, const typename Kind::T* __restrict grad_output,
-                                const uint8_t* __restrict gates, typename Kind::T* __restrict grad_input,
-                                int64_t count) {
+PYSAL_INLINE void backward_rule(const Kind& kind, const typename Kind::T* grad_output, const uint8_t* __restrict gates,
+                                typename Kind::T* grad_input, int64_t count) {
   int64_t i = 0;
   for (; i + kStep<Kind> <= count; i += kStep<Kind>)
     backward_step<kGated, kPositive>(kind, grad_output + i, gates + i / 8, grad_input + i);
@@ -180,13 +183,22 @@ PYSAL_INLINE void backward(const Kind& kind, const typename Kind::T* grad_output
 }
 
 void forward_float(const float* input, float upper, float* output, uint8_t* gates, int64_t count) {
-  forward(Float(upper), input, output, gates, count);
+  forward<true>(Float(upper), input, output, gates, count);
 }
 void forward_double(const double* input, double upper, double* output, uint8_t* gates, int64_t count) {
-  forward(Double(upper), input, output, gates, count);
+  forward<true>(Double(upper), input, output, gates, count);
 }
 void forward_half(const int16_t* input, HalfUpper upper, int16_t* output, uint8_t* gates, int64_t count) {
-  forward(Half(upper), input, output, gates, count);
+  forward<true>(Half(upper), input, output, gates, count);
+}
+void gates_float(const float* input, float upper, uint8_t* gates, int64_t count) {
+  forward<false>(Float(upper), input, nullptr, gates, count);
+}
+void gates_double(const double* input, double upper, uint8_t* gates, int64_t count) {
+  forward<false>(Double(upper), input, nullptr, gates, count);
+}
+void gates_half(const int16_t* input, HalfUpper upper, uint8_t* gates, int64_t count) {
+  forward<false>(Half(upper), input, nullptr, gates, count);
 }
 void backward_float(const float* grad_output, const uint8_t* gates, int rule, float* grad_input, int64_t count) {
   backward(Float(0.0f), grad_output, gates, rule, grad_input, count);
@@ -201,5 +213,6 @@ void backward_half(const int16_t* grad_output, const uint8_t* gates, int rule, i
 }  // namespace
 
 PYSAL_TABLE(GuidedReluKernels, guided_relu) = {forward_float,  forward_double,  forward_half,
+                                               gates_float,    gates_double,    gates_half,
                                                backward_float, backward_double, backward_half};
 }  // namespace pysal::cpu

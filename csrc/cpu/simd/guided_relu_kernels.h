@@ -16,6 +16,10 @@ struct GuidedReluKernels {
   void (*forward_float)(const float* input, float upper, float* output, uint8_t* gates, int64_t count);
   void (*forward_double)(const double* input, double upper, double* output, uint8_t* gates, int64_t count);
   void (*forward_half)(const int16_t* input, HalfUpper upper, int16_t* output, uint8_t* gates, int64_t count);
+  void (*gates_float)(const float* input, float upper, uint8_t* gates, int64_t count);
+  void (*gates_double)(const double* input, double upper, uint8_t* gates, int64_t count);
+  void (*gates_half)(const int16_t* input, HalfUpper upper, uint8_t* gates, int64_t count);
+  // grad_input may be grad_output
   void (*backward_float)(const float* grad_output, const uint8_t* gates, int rule, float* grad_input, int64_t count);
   void (*backward_double)(const double* grad_output, const uint8_t* gates, int rule, double* grad_input, int64_t count);
   void (*backward_half)(const int16_t* grad_output, const uint8_t* gates, int rule, int16_t infinity,
