@@ -5,6 +5,7 @@ model is changed. What is not recognised stays as it was traced.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,8 +68,10 @@ def fold(model: nn.Module) -> fx.GraphModule:
     Raises:
         Exception: whatever torch.fx raises where the model cannot be traced: control flow that depends on tensors, for one.
     """
-    snapshot = copy.deepcopy(model)
-    graph = fx.GraphModule(snapshot, _Tracer().trace(snapshot))
+    snapshot = copy.deepcopy(model).requires_grad_(False)
+    tracer = _Tracer()
+    graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
+    graph.meta["runs"] = tracer.runs
     _remove_identities(graph)
     _unify_convolutions(graph)
     _fold_padding(graph)
@@ -81,7 +84,24 @@ def fold(model: nn.Module) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Sees a batch norm under another class name for what it is."""
+    """Sees a batch norm under another class name for what it is, and notes in `meta["layers"]` what each module returned.
+
+    Attributes:
+        runs: module name -> how often it ran.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: dict[str, int] = {}
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        run = self.runs.get(name, 0)
+        self.runs[name] = run + 1
+        if isinstance(result, fx.Proxy):
+            result.node.meta.setdefault("layers", []).append((name, run))
+        return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m).forward is nn.BatchNorm2d.forward or super().is_leaf_module(m, module_qualified_name)
@@ -118,6 +138,7 @@ def _constant(graph: fx.GraphModule, node: object) -> Tensor | None:
 def _remove_identities(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if isinstance(module_of(graph, node), _IDENTITIES):
+            node.args[0].meta.setdefault("layers", []).extend(node.meta.get("layers", ()))
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 
@@ -217,5 +238,6 @@ def _fold_batch_norm(graph: fx.GraphModule) -> None:
         if norm.bias is not None:
             shift = shift + norm.bias.detach().double()
         graph.add_submodule(str(source.target), convolution.scaled(factor, shift))
+        source.meta["layers"] = node.meta.get("layers", [])  # the convolution's own result is gone
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)

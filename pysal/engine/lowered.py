@@ -1,23 +1,26 @@
 """Runs a folded model with few passes over memory, and differentiates it with respect to its input only.
 
-A convolution, the addition of a shortcut and the ReLU that follow it become one module. torch's own convolution keeps its input
-for the gradient of the weights; here nothing is kept but one bit per element of each ReLU.
+A convolution, the addition of a shortcut and the ReLU that follow it become one module, which knows the gradient of its input;
+`engine.tape` puts these together.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pysal import ops
 from pysal.engine.fold import Convolution, module_of, replace_by_module
-from pysal.engine.relu_rules import current_rules
 
 _ADDITIONS = (operator.add, torch.add)
 # Images per pass for which oneDNN arranges the weights; other numbers run too.
 PACKED_FOR = 8
+# Input channels times phases up to which the input gradient is arranged by phases.
+FEW_CHANNELS = 32
+# Taps of zero that replace padding on one side may make a kernel this many times larger: 3 x 3 becomes 4 x 4.
+MOST_TAPS = 2
 
 
 class FusedConvolution(nn.Module):
@@ -36,53 +39,57 @@ class FusedConvolution(nn.Module):
         super().__init__()
         self.convolution, self.upper, self.backward_dtype = convolution, upper, backward_dtype
         self.onednn = _onednn(convolution.weight)
-        self.forward_weight = convolution.weight
+        self.evened = _evened(convolution)
+        self.forward_weight = self.evened.weight
         if self.onednn:
             shape = [PACKED_FOR, *input_shape]
-            left, right, top, bottom = convolution.padding
-            if convolution.symmetric is None:
+            left, right, top, bottom = self.evened.padding
+            if self.evened.symmetric is None:
                 shape[2], shape[3] = shape[2] + top + bottom, shape[3] + left + right
-            self.forward_weight = _packed(convolution, convolution.weight, self._padding, convolution.stride, shape)
+            self.forward_weight = _packed(self.evened, self.forward_weight, self._padding, self.evened.stride, shape)
         self._make_backward(input_shape)
 
     @property
     def _padding(self) -> tuple[int, int]:
-        return self.convolution.symmetric or (0, 0)
-
-    @property
-    def reach(self) -> tuple[int, int]:
-        """Rows and columns between the first and the last input a window sees."""
-        height, width = self.convolution.weight.shape[2:]
-        dilation = self.convolution.dilation
-        return dilation[0] * (height - 1), dilation[1] * (width - 1)
+        return self.evened.symmetric or (0, 0)
 
     def _make_backward(self, input_shape: tuple[int, ...]) -> None:
-        """Arrange the weights of the input gradient: for stride 1 a convolution with the flipped kernel."""
-        convolution = self.convolution
-        weight = convolution.weight.to(self.backward_dtype)
-        reach = self.reach
+        """Arrange the weights of the input gradient: for stride 1 a convolution with the flipped kernel.
+
+        A convolution of few channels and a larger stride, such as the first of a network, is arranged by phases: the rows y and
+        columns x with the same remainders y % stride and x % stride see the same part of the kernel, and are the channels of
+        one convolution of stride 1.
+        """
+        even = self.evened
+        weight = even.weight.to(self.backward_dtype)
+        height, width = (
+            (input_shape[1 + i] + 2 * self._padding[i] - _reach(even)[i] - 1) // even.stride[i] + 1 for i in range(2)
+        )
         self.flipped_padding: tuple[int, int] | None = None
+        self.phases: _Phases | None = None
         self.backward_weight = weight.contiguous(memory_format=torch.channels_last)
-        if self.onednn and convolution.stride == (1, 1) and convolution.symmetric is not None:
-            padding = (reach[0] - self._padding[0], reach[1] - self._padding[1])
+        if not self.onednn or even.symmetric is None:
+            return
+        shape = [PACKED_FOR, weight.shape[0], height, width]
+        if even.stride == (1, 1):
+            padding = (_reach(even)[0] - self._padding[0], _reach(even)[1] - self._padding[1])
             if min(padding) >= 0:
                 self.flipped_padding = padding
-                groups = convolution.groups
-                grouped = weight.flip(2, 3).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-                height = input_shape[1] + 2 * self._padding[0] - reach[0]
-                width = input_shape[2] + 2 * self._padding[1] - reach[1]
-                shape = [PACKED_FOR, weight.shape[0], height, width]
-                self.backward_weight = _packed(convolution, grouped, padding, (1, 1), shape)
+                flipped = weight.flip(2, 3).unflatten(0, (even.groups, -1)).transpose(1, 2).flatten(0, 1)
+                self.backward_weight = _packed(even, flipped, padding, (1, 1), shape)
+        elif even.groups == 1 and even.dilation == (1, 1) and input_shape[0] * even.stride[0] * even.stride[1] <= FEW_CHANNELS:
+            self.phases = _Phases(weight, even.stride, self._padding, input_shape[1:], (height, width))
+            self.backward_weight = _packed(even, self.phases.weight, self.phases.padding, (1, 1), shape)
 
     def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the result; nothing is kept for a backward pass."""
-        convolution = self.convolution
-        if convolution.symmetric is None:
-            input = F.pad(input, convolution.padding)
-        geometry = (self._padding, convolution.stride, convolution.dilation, convolution.groups)
+        even = self.evened
+        if even.symmetric is None:
+            input = F.pad(input, even.padding)
+        geometry = (self._padding, even.stride, even.dilation, even.groups)
         if not self.onednn:
             padding, stride, dilation, groups = geometry
-            output = F.conv2d(input, convolution.weight, convolution.bias, stride, padding, dilation, groups)
+            output = F.conv2d(input, even.weight, even.bias, stride, padding, dilation, groups)
             output = output if shortcut is None else output.add_(shortcut)
             return output if self.upper is None else output.clamp_(0, self.upper)
         input = input.contiguous(memory_format=torch.channels_last)
@@ -91,16 +98,14 @@ class FusedConvolution(nn.Module):
             name, limits = "hardtanh", [0.0, self.upper]
         mkldnn = torch.ops.mkldnn
         if shortcut is None:
-            result: Tensor = mkldnn._convolution_pointwise(
-                input, self.forward_weight, convolution.bias, *geometry, name, limits, None
-            )
+            result: Tensor = mkldnn._convolution_pointwise(input, self.forward_weight, even.bias, *geometry, name, limits, None)
             return result
         shortcut = shortcut.contiguous(memory_format=torch.channels_last)
         result = mkldnn._convolution_pointwise.binary(
             input,
             shortcut,
             self.forward_weight,
-            convolution.bias,
+            even.bias,
             *geometry,
             "add",
             1.0,
@@ -110,82 +115,127 @@ class FusedConvolution(nn.Module):
         )
         return result if name != "hardtanh" else result.clamp_(max=self.upper)
 
-    def input_gradient(self, grad: Tensor, input_shape: torch.Size) -> Tensor:
-        """Return the gradient of the convolution's input from that of its output."""
-        convolution, dtype = self.convolution, grad.dtype
+    def input_gradient(self, grad: Tensor, input_shape: Sequence[int], onto: Tensor | None = None) -> Tensor:
+        """Return the gradient of the convolution's input from that of its output, in `backward_dtype`.
+
+        Args:
+            grad: (N, K, h, w), gradient of the output.
+            input_shape: (N, C, H, W).
+            onto: (N, C, H, W), in `backward_dtype`: overwritten by its sum with the gradient, which is returned.
+        """
+        even = self.evened
         grad = grad.to(self.backward_dtype)
-        if self.flipped_padding is not None:
-            result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                grad.contiguous(memory_format=torch.channels_last),
-                self.backward_weight,
-                None,
-                self.flipped_padding,
-                (1, 1),
-                convolution.dilation,
-                convolution.groups,
-                "none",
-                [],
-                None,
-            )
-            return result.to(dtype)
-        left, right, top, bottom = (0, 0, 0, 0) if convolution.symmetric is not None else convolution.padding
         height, width = input_shape[2:]
+        if self.flipped_padding is not None or self.phases is not None:
+            grad = grad.contiguous(memory_format=torch.channels_last)
+            padding = self.phases.padding if self.phases is not None else self.flipped_padding
+            geometry = (padding, (1, 1), even.dilation, even.groups)
+            mkldnn = torch.ops.mkldnn
+            if onto is not None and self.phases is None and onto.is_contiguous(memory_format=torch.channels_last):
+                added: Tensor = mkldnn._convolution_pointwise_.binary(
+                    onto, grad, self.backward_weight, None, *geometry, "add", 1.0, None, [], None
+                )
+                return added
+            result: Tensor = mkldnn._convolution_pointwise(grad, self.backward_weight, None, *geometry, "none", [], None)
+            result = result if self.phases is None else self.phases.join(result, height, width)
+            return result if onto is None else onto.add_(result)
+        left, right, top, bottom = (0, 0, 0, 0) if even.symmetric is not None else even.padding
         padded = (height + top + bottom, width + left + right)
         # what the last window of the convolution did not reach
         beyond = [
-            padded[i] + 2 * self._padding[i] - (grad.shape[2 + i] - 1) * convolution.stride[i] - self.reach[i] - 1
-            for i in range(2)
+            padded[i] + 2 * self._padding[i] - (grad.shape[2 + i] - 1) * even.stride[i] - _reach(even)[i] - 1 for i in range(2)
         ]
         result = F.conv_transpose2d(
-            grad,
-            self.backward_weight,
-            None,
-            convolution.stride,
-            self._padding,
-            beyond,
-            convolution.groups,
-            convolution.dilation,
+            grad, self.backward_weight, None, even.stride, self._padding, beyond, even.groups, even.dilation
         )
-        if convolution.symmetric is None:
+        if even.symmetric is None:
             result = result[:, :, top : top + height, left : left + width]
-        return result.to(dtype)
+        return result if onto is None else onto.add_(result)
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Return the result; where gradients are wanted, under the ReLU rule in force."""
-        wanted = input.requires_grad or (shortcut is not None and shortcut.requires_grad)
-        if torch.is_grad_enabled() and wanted:
-            result: Tensor = Fused.apply(input, shortcut, self)  # type: ignore[no-untyped-call]
-            return result
+        """Return the result, which autograd does not follow."""
         return self.run(input, shortcut)
 
 
-class Fused(torch.autograd.Function):
-    """The gradient of a FusedConvolution with respect to its inputs."""
+class _Phases:
+    """The input gradient of a convolution as a convolution of stride 1 with a channel per input channel and phase.
 
-    follows_relu_rules = True
+    For an axis with stride s, padding p and a kernel w of k taps, row y = s i + a of the gradient is the sum over t of
+    w[c + s t] g[i + o - t], c = (a + p) % s and o = (a + p - c) / s: what depends on a alone is its phase.
 
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, shortcut: Tensor | None, module: FusedConvolution) -> Tensor:
-        """Run the module and keep its ReLU's gates."""
-        output = module.run(input, shortcut)
-        ctx.module, ctx.input_shape, ctx.has_shortcut = module, input.shape, shortcut is not None
-        ctx.is_relu = module.upper is not None
-        if module.upper is not None:
-            ctx.rules = current_rules()
-            ctx.channels_last = not output.is_contiguous()
-            ctx.save_for_backward(ops.guided_relu(output, upper=module.upper)[1])
-        return output
+    Args:
+        weight: (K, C, kh, kw) of the convolution.
+        stride: of the convolution.
+        padding: of the convolution.
+        size: (H, W) of its input.
+        grad_size: (h, w) of its output.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Return the gradients of the input and the shortcut."""
-        grad = grads[0]
-        if ctx.module.upper is not None:
-            rule = "plain" if ctx.rules is None else ctx.rules.rule
-            (gates,) = ctx.saved_tensors
-            grad = ops.guided_relu_backward(grad, gates, rule, channels_last=ctx.channels_last)
-        input_grad = ctx.module.input_gradient(grad, ctx.input_shape) if ctx.needs_input_grad[0] else None
-        return input_grad, grad if ctx.has_shortcut else None, None
+    def __init__(
+        self,
+        weight: Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        size: tuple[int, ...],
+        grad_size: tuple[int, int],
+    ) -> None:
+        axes = [_phases_of_axis(weight.shape[2 + i], stride[i], padding[i]) for i in range(2)]
+        # gradient rows i + low ... i + high are seen by some phase
+        low = [min(shift - taps + 1 for _, taps, shift in axis) for axis in axes]
+        high = [max(shift for _, _, shift in axis) for axis in axes]
+        spans = [high[i] - low[i] + 1 for i in range(2)]
+        channels, (rows, columns) = weight.shape[1], stride
+        joint = weight.new_zeros(channels, rows, columns, weight.shape[0], *spans)
+        for a, (first_y, taps_y, shift_y) in enumerate(axes[0]):
+            for b, (first_x, taps_x, shift_x) in enumerate(axes[1]):
+                part = weight[:, :, first_y::rows, first_x::columns].flip(2, 3).transpose(0, 1)
+                top, left = shift_y - taps_y + 1 - low[0], shift_x - taps_x + 1 - low[1]
+                joint[:, a, b, :, top : top + taps_y, left : left + taps_x] = part
+        self.weight, self.stride = joint.flatten(0, 2), stride
+        self._counts = [-(-size[i] // stride[i]) for i in range(2)]
+        after = [self._counts[i] + high[i] - grad_size[i] for i in range(2)]
+        self.padding = (max(-low[0], after[0], 0), max(-low[1], after[1], 0))
+        self._first = [self.padding[i] + low[i] for i in range(2)]
+
+    def join(self, result: Tensor, height: int, width: int) -> Tensor:
+        """Return (N, C, height, width) from the convolution's (N, C * phases, h, w)."""
+        (rows, columns), (top, left) = self._counts, self._first
+        parts = result[:, :, top : top + rows, left : left + columns].unflatten(1, (-1, *self.stride))
+        size = (rows * self.stride[0], columns * self.stride[1])
+        joined: Tensor = parts.permute(0, 1, 4, 2, 5, 3).reshape(len(result), -1, *size)
+        return joined[:, :, :height, :width]
+
+
+def _phases_of_axis(taps: int, stride: int, padding: int) -> list[tuple[int, int, int]]:
+    """Return for each phase its first tap, its number of taps and the gradient's row its first tap meets at i = 0."""
+    found = []
+    for phase in range(stride):
+        first = (phase + padding) % stride
+        found.append((first, len(range(first, taps, stride)), (phase + padding - first) // stride))
+    return found
+
+
+def _reach(convolution: Convolution) -> tuple[int, int]:
+    """Return the rows and columns between the first and the last input a window sees."""
+    height, width = convolution.weight.shape[2:]
+    return convolution.dilation[0] * (height - 1), convolution.dilation[1] * (width - 1)
+
+
+def _evened(convolution: Convolution) -> Convolution:
+    """Return the same convolution with equal padding on opposite sides, by taps of zero, where that costs less than padding.
+
+    Padding one side alone copies the whole map: a depthwise convolution of 112 x 112 takes 4 times as long with it.
+    """
+    left, right, top, bottom = convolution.padding
+    rows, columns = max(top, bottom), max(left, right)
+    missing = [(columns - left, 1), (columns - right, 1), (rows - top, 0), (rows - bottom, 0)]
+    if any(zeros % convolution.dilation[axis] for zeros, axis in missing):
+        return convolution
+    weight = F.pad(convolution.weight, [zeros // convolution.dilation[axis] for zeros, axis in missing])
+    if weight.numel() > MOST_TAPS * convolution.weight.numel():
+        return convolution
+    padding = (columns, columns, rows, rows)
+    return Convolution(weight, convolution.bias, convolution.stride, padding, convolution.dilation, convolution.groups)
 
 
 def _onednn(weight: Tensor) -> bool:
@@ -225,8 +275,8 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
             continue
         last, inputs = node, [node.args[0]]
         addition = _only_user(last)
-        if addition is not None and _is_addition(addition, shapes) and addition.args[0] is not addition.args[1]:
-            shortcut = addition.args[1] if addition.args[0] is node else addition.args[0]
+        if addition is not None and is_addition(addition) and addition.args[0] is not addition.args[1]:
+            shortcut: Any = addition.args[1] if addition.args[0] is node else addition.args[0]
             if order[shortcut] < order[node] and shapes.found.get(shortcut) == shapes.found[node]:
                 last, inputs = addition, [node.args[0], shortcut]
         upper = None
@@ -237,6 +287,10 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
         new = replace_by_module(graph, last, fused, *inputs)
         order[new], shapes.found[new] = order[last], shapes.found[last]
         lowered += 1
+    for node in graph.graph.nodes:
+        if is_addition(node):
+            first, second = (shapes.found.get(arg) for arg in node.args)
+            node.meta["same_shapes"] = first is not None and first == second
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
@@ -263,8 +317,9 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def _is_addition(node: fx.Node, shapes: _Shapes) -> bool:
-    if node.kwargs or len(node.args) != 2 or not all(arg in shapes.found for arg in node.args):
+def is_addition(node: fx.Node) -> bool:
+    """Say whether a node adds two others, and nobody sees one of them changed by it."""
+    if node.kwargs or len(node.args) != 2 or not all(isinstance(arg, fx.Node) for arg in node.args):
         return False
     if node.target in (operator.iadd, "add_"):  # changes its first argument, which nobody else may be waiting for
         return isinstance(node.args[0], fx.Node) and len(node.args[0].users) == 1

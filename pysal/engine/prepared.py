@@ -10,6 +10,7 @@ from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.fold import fold
 from pysal.engine.lowered import FusedConvolution, lower
 from pysal.engine.precision import PRECISIONS, Precision
+from pysal.engine.tape import Program, Recorded
 
 # Images per pass that are tried out; the best is kept. More lose on a CPU.
 CPU_CHUNKS = (1, 2, 4, 8)
@@ -34,6 +35,7 @@ class PreparedModel:
         self._shape = tuple(example.shape[1:])
         self._fingerprint = _fingerprint(original)
         self._graph: nn.Module | None = None
+        self.program: Program | None = None
         self._notes: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -43,6 +45,8 @@ class PreparedModel:
         """Return the model's output."""
         if self._graph is None or args or kwargs or tuple(images.shape[1:]) != self._shape:
             return self.original(images, *args, **kwargs)
+        if self.program is not None and images.requires_grad and torch.is_grad_enabled():
+            return Recorded.apply(images, self.program)  # type: ignore[no-untyped-call]
         return self._graph(images)
 
     @property
@@ -131,6 +135,7 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes.append(f"runs as it is: the folded graph is {difference:.1e} away from it")
         return
     prepared._graph = graph
+    prepared.program = Program(graph, torch.bfloat16 if mixed else None)
     onednn = sum(isinstance(module, FusedConvolution) and module.onednn for module in graph.modules())
     word = "convolution runs" if lowered == 1 else "convolutions run"
     notes.append(f"{lowered} {word} fused, with batch norm, padding, shortcut and ReLU where they follow")

@@ -122,6 +122,8 @@ class ReluRules:
                 graph, whose activations are out of reach.
         """
         nodes = _between(score, leaf)
+        for tape in [node.tape for node in nodes if hasattr(node, "tape")]:
+            nodes += dict.fromkeys(node for output, input in tape.others() for node in _between(output, input))
         generalised, self._generalised = self._generalised, set()
         met = 0
         undefined: dict[str, None] = {}

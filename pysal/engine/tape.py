@@ -1,0 +1,437 @@
+"""One forward pass over a lowered graph, and any number of backward sweeps from its output to its input.
+
+Autograd keeps the input of every convolution for the gradient of its weights. Here each node keeps what the gradient of its
+input needs: a bit per element of a ReLU, the places of maxima, nothing for a convolution. A sweep overwrites the gradients it
+no longer needs, and may carry several gradients per image (of several classes, say), which share the image's bits. A node of
+no kind known here runs under autograd, on its own, so what nobody foresaw is slow at worst, not wrong.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pysal import ops
+from pysal.engine.fold import module_of
+from pysal.engine.lowered import FusedConvolution, is_addition, relu_upper
+from pysal.engine.relu_rules import ReluRule, current_rules
+
+_MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
+
+
+class Gradients:
+    """Gradients on their way down, by node and, where a node returns several tensors, by position."""
+
+    def __init__(self, needed: set[fx.Node]) -> None:
+        self._needed = needed
+        self._held: dict[tuple[fx.Node, int], tuple[Tensor, bool]] = {}
+
+    def add(self, node: fx.Node, grad: Tensor, *, owned: bool, position: int = 0) -> None:
+        """Add to a node's gradient; `owned` says that nobody else needs the tensor, so that it may be overwritten."""
+        if node not in self._needed:
+            return
+        before, before_owned = self._held.get((node, position), (None, False))
+        if before is not None:
+            if before_owned:
+                grad = before.add_(grad)
+            else:
+                grad = grad.add_(before) if owned else before + grad
+            owned = True
+        self._held[node, position] = grad, owned
+
+    def pop(self, node: fx.Node, position: int = 0) -> tuple[Tensor | None, bool]:
+        """Return a node's gradient, None where nothing depends on the node, and whether it may be overwritten."""
+        return self._held.pop((node, position), (None, False))
+
+    def pop_owned(self, node: fx.Node) -> Tensor | None:
+        """Return a node's gradient so far if there is one that may be overwritten."""
+        grad, owned = self._held.get((node, 0), (None, False))
+        return self.pop(node)[0] if owned and grad is not None else None
+
+    def needed(self, node: fx.Node) -> bool:
+        """Say whether a node's gradient is of use."""
+        return node in self._needed
+
+
+class _Gates:
+    """The gates of a ReLU's output, a bit each."""
+
+    def __init__(self, bits: Tensor, output: Tensor) -> None:
+        self.bits, self.rows = bits, len(output)
+        self.channels_last = output.ndim == 4 and not output.is_contiguous()
+
+    def mask(self, grad: Tensor, rule: ReluRule, *, owned: bool) -> Tensor:
+        """Return what the rule lets pass, in a tensor that may be overwritten."""
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        grad = grad.contiguous(memory_format=order) if owned else grad.clone(memory_format=order)
+        for part in grad.split(self.rows):
+            ops.guided_relu_backward_(part, self.bits, rule, channels_last=self.channels_last)
+        return grad
+
+
+class _Step:
+    """What a kind of node does; `run` returns its value and what `pull` needs to send a gradient of it to its inputs."""
+
+    def __init__(self, inputs: Sequence[fx.Node]) -> None:
+        self.inputs = inputs
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        raise NotImplementedError
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        raise NotImplementedError
+
+
+class _FusedStep(_Step):
+    def __init__(self, inputs: Sequence[fx.Node], module: FusedConvolution) -> None:
+        super().__init__(inputs)
+        self.module = module
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        output = self.module.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
+        upper = self.module.upper
+        gates = None if upper is None else _Gates(ops.guided_relu_gates(output, upper), output)
+        return output, (inputs[0].shape, gates)
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        shape, gates = kept
+        if gates is not None:
+            grad, owned = gates.mask(grad, rule, owned=owned), True
+        source = self.inputs[0]
+        if gradients.needed(source):
+            onto = gradients.pop_owned(source)
+            gradients.add(source, self.module.input_gradient(grad, (len(grad), *shape[1:]), onto), owned=True)
+        for shortcut in self.inputs[1:]:  # after the convolution, which has read the gradient
+            gradients.add(shortcut, grad, owned=owned)
+
+
+class _ReluStep(_Step):
+    def __init__(self, inputs: Sequence[fx.Node], upper: float) -> None:
+        super().__init__(inputs)
+        self.upper = upper
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        output, bits = ops.guided_relu(inputs[0], self.upper)
+        return output, _Gates(bits, output)
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        gradients.add(self.inputs[0], kept.mask(grad, rule, owned=owned), owned=True)
+
+
+class _AddStep(_Step):
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        return inputs[0] + inputs[1], None
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        for source in self.inputs:
+            gradients.add(source, grad, owned=False)
+
+
+class _NormStep(_Step):
+    """A batch norm that no convolution stands before."""
+
+    def __init__(self, inputs: Sequence[fx.Node], module: nn.BatchNorm2d) -> None:
+        super().__init__(inputs)
+        assert module.running_var is not None
+        self.module = module
+        scale = torch.rsqrt(module.running_var.detach() + module.eps)
+        self.scale = (scale if module.weight is None else scale * module.weight.detach()).view(1, -1, 1, 1)
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        return self.module(inputs[0]), None
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        scale = self.scale.to(grad.dtype)
+        gradients.add(self.inputs[0], grad.mul_(scale) if owned else grad * scale, owned=True)
+
+
+class _MaxPoolStep(_Step):
+    def __init__(self, inputs: Sequence[fx.Node], geometry: tuple[Any, ...]) -> None:
+        super().__init__(inputs)
+        self.geometry = geometry
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        output, places = torch.ops.aten.max_pool2d_with_indices(inputs[0], *self.geometry)
+        narrow = torch.int32 if inputs[0][0, 0].numel() < 2**31 else torch.int64
+        return output, (inputs[0].shape, places.to(narrow))
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        shape, places = kept
+        order = torch.contiguous_format if places.is_contiguous() else torch.channels_last
+        places = places.long().repeat(len(grad) // len(places), 1, 1, 1).contiguous(memory_format=order)
+        like = torch.empty((len(grad), *shape[1:]), dtype=grad.dtype, device=grad.device, memory_format=order)
+        grad = grad.contiguous(memory_format=order)
+        result = torch.ops.aten.max_pool2d_with_indices_backward(grad, like, *self.geometry, places)
+        gradients.add(self.inputs[0], result, owned=True)
+
+
+class _MeanStep(_Step):
+    """The mean of each map."""
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        return F.adaptive_avg_pool2d(inputs[0], 1), inputs[0].shape
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        wide = (grad / (kept[2] * kept[3])).expand(-1, -1, *kept[2:])
+        gradients.add(self.inputs[0], wide, owned=False)
+
+
+class _OtherStep:
+    """Any other node, under autograd."""
+
+    def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
+        self.node = node
+        self._interpreter = fx.Interpreter(graph)
+        self._in_place = False
+
+    def run(self, values: dict[fx.Node, Any], needed: set[fx.Node]) -> tuple[Any, Any]:
+        """Return the node's value and, where a gradient can go through it, its outputs and inputs in its own graph."""
+        try:
+            return self._run(values, needed)
+        except RuntimeError:
+            if self._in_place:
+                raise
+            self._in_place = True  # autograd does not let it work on our values as they are
+            return self._run(values, needed)
+
+    def _run(self, values: dict[fx.Node, Any], needed: set[fx.Node]) -> tuple[Any, Any]:
+        leaves: dict[tuple[fx.Node, int], Tensor] = {}
+
+        def fetch(source: fx.Node) -> Any:
+            if source not in needed:
+                return values[source]
+            position = -1
+
+            def enter(value: Any) -> Any:
+                nonlocal position
+                position += 1
+                if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+                    return value
+                leaf = leaves.setdefault((source, position), value.detach().requires_grad_())
+                return leaf.clone() if self._in_place else leaf
+
+            return tree_map(enter, values[source])
+
+        with torch.enable_grad():
+            args, kwargs = (fx.node.map_arg(part, fetch) for part in (self.node.args, self.node.kwargs))
+            result = getattr(self._interpreter, self.node.op)(self.node.target, args, kwargs)
+        outputs = [leaf if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in tree_leaves(result)]
+        value = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
+        return value, (outputs, leaves) if any(output is not None for output in outputs) else None
+
+    def pull(self, gradients: Gradients, kept: Any) -> None:
+        """Send the gradients of the node's outputs to its inputs."""
+        outputs, leaves = kept
+        reached, grads = [], []
+        for position, output in enumerate(outputs):
+            grad, _ = gradients.pop(self.node, position)
+            if grad is not None and output is not None:
+                reached.append(output)
+                grads.append(grad)
+        if not reached:
+            return
+        parts = []
+        for some in zip(*(grad.split(len(output)) for grad, output in zip(grads, reached, strict=True)), strict=True):
+            cast = [grad.to(output.dtype) for grad, output in zip(some, reached, strict=True)]
+            parts.append(torch.autograd.grad(reached, list(leaves.values()), cast, retain_graph=True, allow_unused=True))
+        for (source, position), found in zip(leaves, zip(*parts, strict=True), strict=True):
+            if found[0] is not None:
+                whole = found[0] if len(found) == 1 else torch.cat(found)
+                gradients.add(source, whole.to(grads[0].dtype), owned=len(found) > 1, position=position)
+
+
+class Program:
+    """A lowered graph, ready to be recorded.
+
+    Args:
+        graph: made by `lower`, with one input and one output.
+        backward_dtype: dtype of the gradients on their way; None = that of the output.
+    """
+
+    def __init__(self, graph: fx.GraphModule, backward_dtype: torch.dtype | None = None) -> None:
+        self.backward_dtype = backward_dtype
+        self.nodes = [node for node in graph.graph.nodes if node.op != "output"]
+        self.input = next(node for node in self.nodes if node.op == "placeholder")
+        (self.output,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        self.needed = {self.input}
+        for node in self.nodes:
+            if any(source in self.needed for source in node.all_input_nodes):
+                self.needed.add(node)
+        self.steps = {node: _step(graph, node) for node in self.nodes if node.op != "placeholder"}
+        last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
+        self.spent: dict[fx.Node, list[fx.Node]] = {}
+        for source, node in last_use.items():
+            if source is not self.output:
+                self.spent.setdefault(node, []).append(source)
+        self._layers: dict[str, dict[int, fx.Node]] = {}
+        for node in self.nodes:
+            for name, run in node.meta.get("layers", ()):
+                self._layers.setdefault(name, {})[run] = node
+        self._runs = graph.meta.get("runs", {})
+
+    def layer(self, name: str, run: int | None) -> fx.Node | None:
+        """Return the node whose value a module of the original model returned in one of its runs, None = its only one.
+
+        None where the graph does not compute that value, because it was fused into another.
+        """
+        if run is None and self._runs.get(name) != 1:
+            return None
+        return self._layers.get(name, {}).get(run or 0)
+
+    def record(self, images: Tensor, layers: Sequence[fx.Node] = ()) -> "Tape":
+        """Run the graph and keep what sweeps need, and the values of some nodes."""
+        values: dict[fx.Node, Any] = {self.input: images.detach()}
+        kept: list[tuple[fx.Node, Any]] = []
+        with torch.no_grad():
+            for node in self.nodes:
+                if node.op == "placeholder":
+                    values.setdefault(node, node.args[0] if node.args else None)
+                    continue
+                step = self.steps[node]
+                if isinstance(step, _OtherStep):
+                    values[node], entry = step.run(values, self.needed)
+                else:
+                    values[node], entry = step.run(*(values[source] for source in step.inputs))
+                if node in self.needed:
+                    kept.append((node, entry))
+                for source in self.spent.get(node, ()):
+                    if source not in layers:
+                        del values[source]
+        return Tape(self, kept, values[self.output], {layer: values[layer] for layer in layers}, len(images))
+
+
+class Tape:
+    """A recorded forward pass.
+
+    Attributes:
+        output: what the graph returned, (N, ...).
+        values: what the layers asked for returned.
+    """
+
+    def __init__(
+        self, program: Program, kept: list[tuple[fx.Node, Any]], output: Tensor, values: dict[fx.Node, Tensor], rows: int
+    ) -> None:
+        self.program, self.output, self.values, self.rows = program, output, values, rows
+        self._kept = kept
+
+    def sweep(
+        self, grad: Tensor, rule: ReluRule = "plain", *, layers: Sequence[fx.Node] = (), to_input: bool = True
+    ) -> tuple[Tensor | None, dict[fx.Node, Tensor | None]]:
+        """Return the gradient of the input, and those of some nodes' values, from that of the output.
+
+        Args:
+            grad: (T N, ...), gradients of the output: T of them for each of the N images, row t N + n being image n's.
+            rule: of the ReLUs.
+            layers: nodes.
+            to_input: whether the gradient of the input is wanted, too.
+        """
+        program = self.program
+        dtype = program.backward_dtype or grad.dtype
+        gradients = Gradients(program.needed)
+        gradients.add(program.output, grad.to(dtype), owned=False)
+        found: dict[fx.Node, Tensor | None] = {}
+        for node, kept in reversed(self._kept):
+            if node in layers:
+                held, owned = gradients.pop(node)
+                found[node] = None if held is None else held.to(grad.dtype)
+                if held is not None:
+                    gradients.add(node, held, owned=False)
+                if len(found) == len(layers) and not to_input:
+                    return None, found
+            step = program.steps[node]
+            if isinstance(step, _OtherStep):
+                if kept is not None:
+                    step.pull(gradients, kept)
+                continue
+            held, owned = gradients.pop(node)
+            if held is not None:
+                step.pull(gradients, kept, held, rule, owned=owned)
+        result, _ = gradients.pop(program.input)
+        return None if result is None else result.to(grad.dtype), found
+
+    @property
+    def relus(self) -> int:
+        """How many ReLUs follow the rule of a sweep."""
+        return sum(isinstance(part, _Gates) for part in self._parts())
+
+    @property
+    def bytes(self) -> int:
+        """Memory kept for sweeps, but for what autograd keeps of the nodes that run under it."""
+        tensors = [part.bits if isinstance(part, _Gates) else part for part in self._parts()]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+    def others(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return (output, input) of every autograd graph of a node that ran under autograd."""
+        for node, kept in self._kept:
+            if kept is not None and isinstance(self.program.steps[node], _OtherStep):
+                outputs, leaves = kept
+                yield from ((output, leaf) for output in outputs if output is not None for leaf in leaves.values())
+
+    def _parts(self) -> Iterator[Any]:
+        for node, kept in self._kept:
+            if not isinstance(self.program.steps[node], _OtherStep):
+                yield from kept if type(kept) is tuple else (kept,)
+
+
+class Recorded(torch.autograd.Function):
+    """A recorded pass as one node of autograd's graph."""
+
+    follows_relu_rules = True
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, program: Program) -> Tensor:
+        """Record the program."""
+        ctx.tape, ctx.rules = program.record(images), current_rules()
+        ctx.is_relu = ctx.tape.relus
+        output: Tensor = ctx.tape.output
+        del ctx.tape.output  # which will hold the node that holds the tape
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Sweep under the rule in force."""
+        rule = "plain" if ctx.rules is None else ctx.rules.rule
+        return ctx.tape.sweep(grads[0], rule)[0], None
+
+
+def _step(graph: fx.GraphModule, node: fx.Node) -> _Step | _OtherStep:
+    module = module_of(graph, node)
+    first: Any = node.args[0] if node.args else None
+    if isinstance(module, FusedConvolution):
+        return _FusedStep(node.args, module)  # type: ignore[arg-type]
+    if isinstance(first, fx.Node):
+        upper = relu_upper(graph, node)
+        if upper is not None:
+            return _ReluStep([first], upper)
+        if isinstance(module, nn.BatchNorm2d) and type(module).forward is nn.BatchNorm2d.forward:
+            if module.running_mean is not None and module.running_var is not None:
+                return _NormStep([first], module)
+        pool = _max_pool(module, node)
+        if pool is not None:
+            return _MaxPoolStep([first], pool)
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+            return _MeanStep([first])
+    if node.meta.get("same_shapes") and is_addition(node):
+        return _AddStep(node.args)  # type: ignore[arg-type]
+    return _OtherStep(graph, node)
+
+
+def _max_pool(module: nn.Module | None, node: fx.Node) -> tuple[Any, ...] | None:
+    """Return (kernel, stride, padding, dilation, ceil) of a node that pools."""
+    pair: Callable[[Any], list[int]] = lambda value: [value, value] if isinstance(value, int) else list(value)  # noqa: E731
+    if isinstance(module, nn.MaxPool2d) and not module.return_indices:
+        given: dict[str, Any] = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        given["ceil_mode"] = module.ceil_mode
+    elif node.op == "call_function" and node.target in _MAX_POOLS:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        given = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+        given |= dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        if given["return_indices"] or "kernel_size" not in given or "input" in given:
+            return None
+    else:
+        return None
+    stride = given["kernel_size"] if given["stride"] is None else given["stride"]
+    return pair(given["kernel_size"]), pair(stride), pair(given["padding"]), pair(given["dilation"]), given["ceil_mode"]
