@@ -7,6 +7,10 @@ OUT ?= out
 # the photo that `make explain` explains, and further options for it: ARGS="--target 285"
 PHOTO ?= examples/photos/siamese_cat.jpg
 ARGS ?=
+# what `make bench` times, and with how many threads per process
+METHOD ?=
+NETWORK ?=
+THREADS ?= 1
 # what `make test` hands to pytest: TESTS=tests/ops ARGS="-x -k blur"
 TESTS ?= tests
 
@@ -100,9 +104,11 @@ mutate: setup ## seed faults into the CUDA kernels: which check sees each (an ho
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
 	VENV=$(abspath $(VENV)) bash tests/gpu.sh
 
-bench: setup ## time the ops against their eager references, into benchmarks/results/
-	$(python) -m pytest benchmarks -o addopts="--import-mode=importlib" -o python_files="bench_*.py" \
-	  --benchmark-only --benchmark-columns=median,iqr,rounds --results benchmarks/results/$(version) $(ARGS)
+# one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; nothing is written then
+bench: setup ## time ops and methods against their peers, into benchmarks/results/ and README.md (20 minutes)
+	$(python) -m benchmarks --threads $(THREADS) $(if $(NETWORK),--network $(NETWORK)) \
+	  $(if $(METHOD),--method $(METHOD),--results benchmarks/results/$(version)) $(ARGS)
+	$(if $(METHOD)$(NETWORK),,$(python) -m benchmarks.tables)
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(VENV)/stamp-installed $(OUT)

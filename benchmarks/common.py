@@ -1,8 +1,12 @@
 """How everything here is timed: alternating runs, medians, rows and metadata. README.md is the contract."""
 
+import contextlib
+import ctypes
 import datetime
+import gc
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import pysal
 
@@ -21,6 +26,9 @@ WARM_UP_SECONDS = 0.2
 SAMPLING_SECONDS = 1.0
 MIN_SAMPLES, MAX_SAMPLES = 5, 301
 COPY_BYTES = 256 * 2**20
+# Methods take seconds, not microseconds: rounds instead of samples.
+METHOD_ROUNDS, METHOD_SECONDS = 3, 20.0
+MOST_METHOD_ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,26 @@ class Row:
     failed: str | None = None
 
 
+@dataclass(frozen=True)
+class MethodRow:
+    """One way to a method's map on one network, as it is written to the results."""
+
+    method: str
+    network: str
+    candidate: str
+    setting: str
+    samples: int
+    median_s: float | None
+    iqr_s: float | None
+    times_as_long_as_ours: float | None  # median over the rounds of candidate / ours in the same round
+    times_as_long_as_ours_iqr: float | None
+    peak_mem_bytes: int | None
+    difference: float | None
+    bound: float | None
+    agrees: bool | None
+    failed: str | None = None
+
+
 def clock(device: torch.device) -> Callable[[], float]:
     """Return a clock in seconds that waits until the device has done what it was given."""
     if device.type != "cuda":
@@ -56,7 +84,9 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 
 def median_and_iqr(samples: Sequence[float]) -> tuple[float, float]:
-    """Return the median and the interquartile range."""
+    """Return the median and the interquartile range; of one sample that sample and 0."""
+    if len(samples) == 1:
+        return samples[0], 0.0
     low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
     return middle, high - low
 
@@ -151,6 +181,86 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def host_clock() -> float:
+    """Return seconds: with one thread those the process worked, which a busy machine disturbs less, else those on the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return how long one call takes."""
+    gc.collect()
+    start = host_clock()
+    call()
+    return host_clock() - start
+
+
+def memory_now(name: str) -> int:
+    """Return a line of /proc/self/status in bytes: VmRSS, what the process holds, or VmHWM, the most it held."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def return_free_memory() -> None:
+    """Give the C library's free memory back to the kernel, so that the next peak counts from what is in use."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def first_run(call: Callable[[], Tensor]) -> tuple[Tensor, float, int]:
+    """Return what a call gives, its seconds, and the bytes the process held at its peak above what it held before."""
+    return_free_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    before = memory_now("VmRSS")
+    start = host_clock()
+    result = call()
+    seconds = host_clock() - start
+    peak = memory_now("VmHWM") - before
+    return_free_memory()
+    return result, seconds, peak
+
+
+def alternate_methods(
+    benchmark: Any,
+    runs: Mapping[str, Callable[[], object]],
+    firsts: Mapping[str, float],
+    always: Sequence[str],
+    rounds: int | None,
+) -> dict[str, list[float]]:
+    """Time methods in turn, A B C A B C.
+
+    The first runs, which were checked, count where a round is long, and are the warm-up where it is short. Where all candidates
+    would take too long, those not in `always` have their first run only.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; its table shows the first candidate.
+        runs: name -> the work; the first is ours.
+        firsts: name -> seconds of its first run.
+        always: names that are in every round.
+        rounds: how many; None = by the time that the first runs took.
+
+    Returns:
+        name -> seconds, one number per round.
+    """
+    long = METHOD_ROUNDS * sum(firsts.values()) > METHOD_SECONDS
+    if rounds is None:
+        rounds = METHOD_ROUNDS if long else min(MOST_METHOD_ROUNDS, int(METHOD_SECONDS / sum(firsts.values())))
+    samples = {name: [firsts[name]] if long else [] for name in runs}
+    ours, *others = [name for name in runs if name in always or not long]
+
+    def time_the_others() -> None:
+        for name in others:
+            samples[name].append(seconds_of(runs[name]))
+        gc.collect()
+
+    def timed_ours() -> None:
+        samples[ours].append(seconds_of(runs[ours]))
+
+    benchmark.pedantic(timed_ours, setup=time_the_others, rounds=max(rounds - long, 1))
+    return samples
+
+
 def processor() -> str:
     """Return the processor's name."""
     info = Path("/proc/cpuinfo")
@@ -197,6 +307,8 @@ def metadata(device: torch.device, bandwidth: float) -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": "process_time" if torch.get_num_threads() == 1 else "perf_counter",
+        "malloc": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "copy_bytes_per_second": round(bandwidth),
         "cuda": cuda,
@@ -258,6 +370,20 @@ def as_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_json(rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str, Any]:
+def methods_table(rows: Sequence[MethodRow]) -> str:
+    """Return the rows of methods as a table for people."""
+    heads = f"{'n':>2} {'median s':>9} {'IQR':>7} {'/ ours':>7} {'IQR':>6} {'MiB':>6} {'differs':>8}"
+    lines = [f"{'method':26} {'candidate':26} {'setting':28} {heads}"]
+    for row in rows:
+        numbers = str(row.failed)
+        if row.median_s is not None:
+            ratio = f"{row.times_as_long_as_ours:7.2f} {row.times_as_long_as_ours_iqr:6.2f}"
+            numbers = f"{row.samples:2} {row.median_s:9.3f} {row.iqr_s:7.3f} {ratio}"
+            numbers += f" {(row.peak_mem_bytes or 0) / 2**20:6.0f} {row.difference:8.1e}" + ("" if row.agrees else "  WRONG")
+        lines.append(f"{row.method:26} {row.candidate:26} {row.setting:28} {numbers}")
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row | MethodRow], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a results file holds."""
     return {"metadata": dict(about), "rows": [asdict(row) for row in rows]}

@@ -22,8 +22,27 @@ class Report:
 REPORTS: dict[str, Report] = {}
 
 
+class MethodReport:
+    """The rows of one network."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+        self.rows: list[common.MethodRow] = []
+        self.claims: list[dict[str, str | float | None]] = []
+
+    def claim(self, name: str, value: float, at_most: float | None) -> None:
+        """Note a figure and what it is meant to stay below."""
+        self.claims.append({"claim": name, "value": round(value, 3), "at_most": at_most})
+
+
+METHOD_REPORTS: dict[str, MethodReport] = {}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, default=None, help="folder for <suite>--<device>.json")
+    parser.addoption("--method", default=None, help="time this method only")
+    parser.addoption("--network", default=None, help="time methods on this network only")
+    parser.addoption("--rounds", type=int, default=None, help="rounds of each method")
     parser.addoption("--with-compile", action="store_true", help="also time torch.compile of the references (slow)")
 
 
@@ -36,6 +55,27 @@ def report(request: pytest.FixtureRequest) -> Report:
     return REPORTS[name]
 
 
+@pytest.fixture
+def method_report(network: str) -> MethodReport:
+    """The report of one network."""
+    return METHOD_REPORTS.setdefault(network, MethodReport(network))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = {name: config.getoption(f"--{name}") for name in ("method", "network")}
+    if not any(wanted.values()):
+        return
+    kept = [
+        item for item in items if all(value is None or _parameters(item).get(name) == value for name, value in wanted.items())
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Give every benchmark the same numbers and leave the generator as it was."""
@@ -45,15 +85,26 @@ def seeded() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for report in REPORTS.values():
-        if not report.rows:
-            continue
-        terminalreporter.section(common.device_name(report.device))
-        terminalreporter.write_line(common.as_table(report.rows))
-        folder: Path | None = config.getoption("--results")
-        if folder is not None:
+    folder: Path | None = config.getoption("--results")
+
+    def write(name: str, content: dict[str, object]) -> None:
+        if folder is not None and config.getoption("--method") is None:  # a part must not replace the whole
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"ops--{common.device_name(report.device)}.json"
-            about = common.metadata(report.device, report.bandwidth)
-            path.write_text(json.dumps(common.as_json(report.rows, about), indent=1) + "\n")
+            path = folder / name
+            path.write_text(json.dumps(content, indent=1) + "\n")
             terminalreporter.write_line(f"written: {path}")
+
+    for report in REPORTS.values():
+        if report.rows:
+            terminalreporter.section(common.device_name(report.device))
+            terminalreporter.write_line(common.as_table(report.rows))
+            about = common.metadata(report.device, report.bandwidth)
+            write(f"ops--{common.device_name(report.device)}.json", common.as_json(report.rows, about))
+    for methods in METHOD_REPORTS.values():
+        terminalreporter.section(methods.network)
+        terminalreporter.write_line(common.methods_table(methods.rows))
+        for claim in methods.claims:
+            terminalreporter.write_line("{claim}: {value} (at most {at_most})".format(**claim))
+        cpu = torch.device("cpu")
+        content = common.as_json(methods.rows, common.metadata(cpu, common.copy_bandwidth(cpu)))
+        write(f"methods-{methods.network}--{common.device_name(cpu)}.json", content | {"claims": methods.claims})

@@ -60,7 +60,7 @@ if [[ ${#failed[@]} -eq 0 ]]; then
   stage tests python -m pytest -q tests
   stage memcheck sanitizer memcheck
   stage racecheck sanitizer racecheck
-  stage bench make bench VENV="$VENV" ARGS="-k cuda"
+  stage bench make bench VENV="$VENV" ARGS="--suite ops -k cuda"
 fi
 
 printf '\n===== summary, %d s\n' "$SECONDS"

@@ -1,0 +1,51 @@
+"""Runs the benchmarks in processes of their own: `python -m benchmarks --help`. `make bench` calls this."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.networks import NETWORKS
+
+ROOT = Path(__file__).resolve().parents[1]
+# Under the C library's defaults every large tensor is mapped and cleared anew; see README.md.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time ops and methods.")
+    parser.add_argument("--suite", choices=["ops", "methods", "all"], default="all")
+    parser.add_argument("--method", help="this method only, which is not written to the results")
+    parser.add_argument("--network", choices=list(NETWORKS), help="methods on this network only")
+    parser.add_argument("--threads", type=int, default=1, help="of each process; with 1 the networks run side by side")
+    parser.add_argument("--results", type=Path, help="folder for the results")
+    options, more = parser.parse_known_args()
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    pytest = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-o", "python_files=bench_*.py"]
+    pytest += ["-q", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *more]
+    pytest += ["--results", str(options.results.resolve())] if options.results else []
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*pytest, *arguments], cwd=ROOT, env=environment)
+
+    failed = 0
+    if options.suite != "methods" and not options.method and not options.network:
+        failed |= start("benchmarks/bench_ops.py").wait()
+    if options.suite != "ops":
+        files = ["benchmarks/bench_methods.py", "benchmarks/bench_claims.py"]
+        files += ["--method", options.method] if options.method else []
+        networks = [options.network] if options.network else list(NETWORKS)
+        side_by_side = options.threads == 1 and len(networks) <= (os.cpu_count() or 1)
+        running = []
+        for network in networks:
+            running.append(start(*files, "--network", network))
+            if not side_by_side:
+                failed |= running[-1].wait()
+        for process in running:
+            failed |= process.wait()
+    return int(failed != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

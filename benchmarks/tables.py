@@ -1,0 +1,159 @@
+"""Writes the tables of README.md and docs/speed.md from the results: `python -m benchmarks.tables`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+BEGIN, END = "<!-- speed: written by benchmarks/tables.py -->", "<!-- /speed -->"
+NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet50": "ResNet-50"}
+METHODS = {
+    "leave_one_out_windows": "leave-one-out, 196 windows of 16",
+    "leave_one_out_segments": "leave-one-out, about 100 superpixels",
+    "integrated_gradients": "Integrated Gradients, 50 steps",
+    "smooth_grad": "SmoothGrad, 50 samples",
+    "blur_integrated_gradients": "Blur IG, 100 steps to sigma 50",
+    "gradient": "gradient",
+    "guided_backprop": "guided backprop",
+    "grad_cam": "Grad-CAM",
+    "guided_grad_cam": "Guided Grad-CAM",
+    "four_methods": "the last four in one `explain`",
+    "gradients_of_100_classes": "gradients of 100 classes",
+}
+# README's columns: heading -> the candidates that may stand there, the first that is in the results
+COLUMNS = {
+    "captum": ("captum", "captum, default", "captum, default and best"),
+    "captum, best setting": ("captum, best", "captum, default and best", "captum"),
+    "PAIR, best setting": ("PAIR, best", "PAIR, default and best", "PAIR"),
+    "PyTorch by hand": ("by hand",),
+    "pysal, unprepared": ("pysal, unprepared",),
+}
+OURS = "pysal"
+Row = Mapping[str, Any]
+
+
+def latest() -> list[dict[str, Any]]:
+    """The results of the newest version that has some for methods, one per network, in NETWORKS' order."""
+    folders = {path.parent for path in RESULTS.glob("*/methods-*--*.json")}
+    if not folders:
+        return []
+    newest = max(folders, key=lambda folder: [int(part) for part in folder.name.split(".")])
+    found = [json.loads(path.read_text()) for path in newest.glob("methods-*--*.json")]
+    return sorted(found, key=lambda result: list(NETWORKS).index(result["rows"][0]["network"]))
+
+
+def by_candidate(result: Mapping[str, Any], method: str) -> dict[str, Row]:
+    """The rows of one method: candidate -> row."""
+    return {row["candidate"]: row for row in result["rows"] if row["method"] == method}
+
+
+def times(row: Row | None, ours: Row) -> str:
+    """How many times as long as ours, by the medians; bold where it is less; ✗ where the map is wrong."""
+    if row is None or row["median_s"] is None:
+        return "-"
+    ratio = row["median_s"] / ours["median_s"]
+    text = f"{ratio:.1f}" if ratio >= 1.995 else f"{ratio:.2f}"
+    return (f"**{text}**" if ratio < 1 else text) + ("" if row["agrees"] else " ✗")
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(line) + " |" for line in body)]
+
+
+def where_and_when(result: Mapping[str, Any]) -> str:
+    about = result["metadata"]
+    threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+    return f"{about['processor']}, {threads}, torch {about['torch']}, {about['date'][:10]}, commit {about['commit'][:7]}"
+
+
+def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
+    """README's tables: how many times as long as ours others take."""
+    lines = [BEGIN, ""]
+    for result in results:
+        lines += [
+            f"**{NETWORKS[result['rows'][0]['network']]}**, one image of 224 x 224, float32 ({where_and_when(result)}):",
+            "",
+        ]
+        body = []
+        for method, title in METHODS.items():
+            rows = by_candidate(result, method)
+            if OURS not in rows:
+                continue
+            cells = [next((rows[name] for name in names if name in rows), None) for names in COLUMNS.values()]
+            ours = rows[OURS]
+            body.append([title, seconds(ours["median_s"]), *(times(row, ours) for row in cells)])
+        lines += [*table(["method", "pysal, prepared", *COLUMNS], body), ""]
+    if not results:
+        lines += ["Nothing has been measured for this version.", ""]
+    else:
+        lines += [
+            "The other columns are multiples of the first, medians of alternating runs: above 1 is slower, **bold** is",
+            "faster; ✗ is not the method's map, - has no such method. Settings, spreads, memory and overhead are in",
+            "[docs/speed.md](docs/speed.md). GPU figures are still to come.",
+            "",
+        ]
+    return "\n".join([*lines, END])
+
+
+def docs_section(results: Sequence[Mapping[str, Any]]) -> str:
+    """docs/speed.md's tables: every candidate with its setting, spread, memory and difference; and the claims."""
+    lines = [BEGIN, ""]
+    for result in results:
+        about = result["metadata"]
+        lines += [f"## {NETWORKS[result['rows'][0]['network']]}", ""]
+        lines += [f"{where_and_when(result)}; clock `{about['clock']}`, load average {about['load_average'][0]}.", ""]
+        for method, title in METHODS.items():
+            rows = by_candidate(result, method)
+            if OURS not in rows:
+                continue
+            lines += [f"### {title[0].upper()}{title[1:]}", ""]
+            head = ["candidate", "setting", "runs", "median", "times ours (IQR)", "peak memory", "difference"]
+            lines += [*table(head, [docs_line(row, rows[OURS]) for row in rows.values()]), ""]
+        lines += ["### Claims", ""]
+        claims = [
+            [one["claim"], f"{one['value']:.2f}", "" if one["at_most"] is None else f"{one['at_most']:g}"]
+            for one in result["claims"]
+        ]
+        lines += [*table(["figure", "measured", "aim, at most"], claims), ""]
+    if not results:
+        lines += ["Nothing has been measured for this version.", ""]
+    return "\n".join([*lines, END])
+
+
+def docs_line(row: Row, ours: Row) -> list[str]:
+    if row["median_s"] is None:
+        return [row["candidate"], f"not run: {row['failed']}", "", "", "", "", ""]
+    spread = f"{times(row, ours)} ({row['times_as_long_as_ours_iqr']:.2f})"
+    difference = f"{row['difference']:.0e}" if row["agrees"] else f"{row['difference']:.0e}, wrong"
+    memory = f"{row['peak_mem_bytes'] / 2**20:.0f} MiB"
+    setting = f"`{row['setting']}`" if "=" in row["setting"] else row["setting"]
+    return [row["candidate"], setting, str(row["samples"]), seconds(row["median_s"]), spread, memory, difference]
+
+
+def replaced(page: str, section: str) -> str:
+    """The page with another section between the marks."""
+    before, rest = page.split(BEGIN)
+    return before + section + rest.split(END)[1]
+
+
+def pages() -> dict[Path, str]:
+    """What each page with tables should say."""
+    results = latest()
+    sections = {ROOT / "README.md": readme_section(results), ROOT / "docs/speed.md": docs_section(results)}
+    return {path: replaced(path.read_text(), section) for path, section in sections.items()}
+
+
+def main() -> None:
+    for path, page in pages().items():
+        path.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The tables say what the committed results say, and what is timed by hand is right."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pysal
+from benchmarks import by_hand, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A small network in float64, in which two right computations differ by rounding only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU6(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU(), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(900, 5)).double().eval()
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/speed.md"])
+def test_the_tables_are_those_of_the_results(path: str) -> None:
+    page = tables.pages()[ROOT / path]
+    assert (ROOT / path).read_text() == page, f"{path} is out of date: python -m benchmarks.tables"
+
+
+def row(candidate: str, median: float, agrees: bool = True) -> dict[str, object]:
+    return {
+        "method": "gradient", "network": "resnet50", "candidate": candidate, "setting": "", "samples": 3, "median_s": median,
+        "times_as_long_as_ours_iqr": 0.0, "peak_mem_bytes": 2**20, "difference": 0.0, "agrees": agrees, "failed": None,
+    }  # fmt: skip
+
+
+def test_losses_and_wrong_maps_are_shown() -> None:
+    about = {"processor": "P", "threads": 1, "torch": "2", "date": "2026-01-01", "commit": "0123456", "clock": "c"}
+    rows = [row("pysal", 0.2), row("captum", 0.1), row("by hand", 0.5), row("PAIR", 0.4, agrees=False)]
+    result = {"metadata": about | {"load_average": [0]}, "rows": rows, "claims": []}
+    assert "| gradient | 200 ms | **0.50** | **0.50** | 2.0 ✗ | 2.5 | - |" in tables.readme_section([result])
+    assert "wrong" in tables.docs_section([result])
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-9 * expected.abs().max())
+
+
+def test_by_hand_is_the_method(model: nn.Module, image: torch.Tensor) -> None:
+    layer = model[2]
+    labels = torch.arange(32)[:, None] // 8 * 4 + torch.arange(32) // 8
+    occluded = pysal.leave_one_out(model, image, 3, segments=pysal.Window(8), score="logit")
+    assert close(by_hand.occlusion(model, image, 3, 8), occluded)
+    assert close(by_hand.ablation(model, image, 3, labels), occluded)
+    assert close(by_hand.gradient(model, image, 3), pysal.gradient(model, image, 3))
+    assert close(by_hand.guided_backprop(model, image, 3), pysal.guided_backprop(model, image, 3))
+    assert close(by_hand.grad_cam(model, image, 3, layer), pysal.grad_cam(model, image, 3, layer=layer))
+    assert close(by_hand.guided_grad_cam(model, image, 3, layer), pysal.guided_grad_cam(model, image, 3, layer=layer))
+    whole = pysal.integrated_gradients(model, image, 3, steps=12, quadrature="gauss_legendre")
+    assert close(by_hand.integrated_gradients(model, image, 3, 12), whole)
+    each = torch.cat([pysal.gradient(model, image, target) for target in range(5)])
+    assert close(by_hand.gradients_of_classes(model, image, range(5)), each)
+
+
+def test_blur_by_hand_is_the_method_but_for_its_difference_quotient(model: nn.Module, image: torch.Tensor) -> None:
+    found = by_hand.blur_integrated_gradients(model, image, 3, 6, 5.0)
+    expected = pysal.blur_integrated_gradients(model, image, 3, steps=6, max_sigma=5.0, quadrature="left")
+    assert bool((found - expected).abs().max() <= 1e-9 * expected.abs().max())
