@@ -23,9 +23,11 @@ LAYERS = {
     "viz": 6,
     "explanation": 7,
     "explain": 8,
-    "cli": 9,
-    "__init__": 10,
-    "__main__": 11,
+    "captum": 9,
+    "pair": 9,
+    "cli": 10,
+    "__init__": 11,
+    "__main__": 12,
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 

@@ -5,7 +5,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,21 @@ from pysal.engine.not_applicable import NotApplicable
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of a model, and which of its runs in one forward pass is meant; None = its only one."""
+    """A module of a model, and which tensor of which of its runs in one forward pass is meant.
+
+    Attributes:
+        name: what errors call it.
+        module: the module.
+        run: counted from 0; None = its only one, "last" = its last one.
+        at_input: its input is meant, not its output; the gradient there is that of all who use that tensor.
+        index: which entry, where that is a tuple or a list.
+    """
 
     name: str
     module: nn.Module
-    run: int | None = None
+    run: int | Literal["last"] | None = None
+    at_input: bool = False
+    index: int = 0
 
 
 class Features:
@@ -113,7 +123,7 @@ def default_layer(where: str, model: object, look: Callable[[], None]) -> Layer:
 
 @contextlib.contextmanager
 def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
-    """Capture a layer's output in the forward pass that runs inside the block.
+    """Capture a layer's output (or input) in the forward pass that runs inside the block.
 
     Args:
         where: the public name of the method, for errors.
@@ -128,30 +138,35 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
     runs = 0
     thread = threading.get_ident()  # the model may run in others at the same time
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def hook(_module: nn.Module, args: Any, output: Any = None) -> Any:
         nonlocal runs
         if threading.get_ident() != thread:
             return None
         runs += 1
         if layer.run is None and runs > 1:
             raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
-        if layer.run is not None and runs - 1 != layer.run:
+        if layer.run not in (None, "last", runs - 1):
             return None
-        sequence = isinstance(output, (tuple, list))
-        tensor = output[0] if sequence and output else output
+        value = args if layer.at_input else output
+        sequence = isinstance(value, (tuple, list))
+        tensor = value[layer.index] if sequence and len(value) > layer.index else value
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{where}: layer {layer.name!r} must return a tensor, got {type(output).__name__}")
+            verb = "be given" if layer.at_input else "return"
+            raise ValueError(f"{where}: layer {layer.name!r} must {verb} a tensor, got {type(value).__name__}")
         if cut:
             torch.set_grad_enabled(True)  # undone by the no_grad block around the whole pass
             tensor = tensor.detach().requires_grad_()
+        elif not tensor.requires_grad:
+            tensor.requires_grad_()  # a layer that the images do not reach
         features.activation = tensor
         passed = tensor.clone()  # a ReLU that works in place after the layer must not overwrite what was captured
         if not sequence:
             return passed
-        rest = (passed, *output[1:])
-        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+        rest = (*value[: layer.index], passed, *value[layer.index + 1 :])
+        return type(value)(*rest) if hasattr(value, "_fields") else type(value)(rest)
 
-    handle = layer.module.register_forward_hook(hook)
+    register = layer.module.register_forward_pre_hook if layer.at_input else layer.module.register_forward_hook
+    handle = register(hook)
     try:
         with torch.no_grad() if cut else contextlib.nullcontext():
             yield features

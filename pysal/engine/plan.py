@@ -285,10 +285,11 @@ class Plan:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return a layer's activation A, G = df/dA and, with `rules`, df/dx under the rule, all from one forward pass.
 
-        Without `rules` nothing below the layer is kept for the backward pass.
+        Without `rules` nothing below the layer is kept for the backward pass, unless its input is meant: others may use that.
         """
-        with self._modes(grad=True), capture(self.where, layer, cut=rules is None) as features:
-            leaf = _ordinary(batch).detach().requires_grad_(rules is not None)
+        cut = rules is None and not layer.at_input
+        with self._modes(grad=True), capture(self.where, layer, cut=cut) as features:
+            leaf = _ordinary(batch).detach().requires_grad_(not cut)
             with rules.recording() if rules else contextlib.nullcontext():
                 score = self._differentiable_score(leaf, rows, self.layered_model)
             activation = features.captured()

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from pysal._checks import refuse
 
-Target: TypeAlias = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
+
+class RowTarget:
+    """A callable target that is also told which image each row of the output belongs to, as `rows` (N,)."""
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        """Return (N,) scores."""
+        raise NotImplementedError
+
+
+Target: TypeAlias = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | RowTarget | None
 ScoreKind: TypeAlias = Literal["logit", "probability", "log_probability"]
 SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 
@@ -124,7 +133,7 @@ class Score:
         if table is not None:
             return self.pick(self.scaled(table), rows)
         assert self.function is not None
-        score = self.function(output)
+        score = self.function(output, rows) if isinstance(self.function, RowTarget) else self.function(output)
         if not isinstance(score, Tensor) or score.shape != rows.shape:
             got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
             refuse(self.where, "target(output)", f"be a tensor of shape {tuple(rows.shape)}", got)

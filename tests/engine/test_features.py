@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine.features import Layer
 from pysal.engine.plan import Plan
 from tests.methods.networks import images, seeded
 
@@ -254,3 +255,68 @@ def test_layer_gradients_are_those_of_plain_autograd() -> None:
     leaf = model.block.conv(INPUTS).detach().requires_grad_()
     score = model.head(model.pool(torch.sin(model.second(F.relu(leaf)))).flatten(1))[:, 1]
     torch.testing.assert_close(gradient, torch.autograd.grad(score.sum(), leaf)[0], rtol=1e-12, atol=1e-14)
+
+
+class Branching(nn.Module):
+    """Two tensors out of one layer; the input of the shared ReLU goes on beside it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.act = Pairs(), nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second = self.pair(inputs)
+        value = self.act(first * second)
+        return (self.act(value.sin()) + value.sin() * value).flatten(1)
+
+
+class Pairs(nn.Module):
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs.sin(), inputs.cos()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_of_several_tensors(index: int) -> None:
+    model = Branching().eval()
+    plan = Plan("pysal.grad_cam", model, INPUTS, 5)
+    activation, gradient, _ = plan.layer_gradients(INPUTS, torch.arange(2), Layer("pair", model.pair, index=index))
+    parts = [INPUTS.sin(), INPUTS.cos()]
+    parts[index].requires_grad_()
+    value = F.relu(parts[0] * parts[1])
+    score = (F.relu(value.sin()) + value.sin() * value).flatten(1)[:, 5].sum()
+    torch.testing.assert_close(activation, parts[index].detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(score, parts[index])[0])
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+def test_the_last_run_and_its_input(at_input: bool) -> None:
+    """The gradient at an input counts every use of that tensor."""
+    model = Branching().eval()
+    plan = Plan("pysal.grad_cam", model, INPUTS, 5)
+    layer = Layer("act", model.act, "last", at_input)
+    activation, gradient, _ = plan.layer_gradients(INPUTS, torch.arange(2), layer)
+    value = F.relu(INPUTS.sin() * INPUTS.cos())
+    source = value.sin().requires_grad_() if at_input else F.relu(value.sin()).requires_grad_()
+    # value.sin() is computed anew beside the ReLU: only the ReLU's own argument is its input
+    score = ((F.relu(source) if at_input else source) + value.sin() * value).flatten(1)[:, 5].sum()
+    torch.testing.assert_close(activation, source.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(score, source)[0])
+
+
+def test_an_input_that_others_use() -> None:
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            value = inputs.sin()
+            early = value * 2
+            return (early * self.act(value) + value.exp()).flatten(1)
+
+    model = Shortcut().eval()
+    plan = Plan("pysal.grad_cam", model, INPUTS, 5)
+    _, gradient, _ = plan.layer_gradients(INPUTS, torch.arange(2), Layer("act", model.act, at_input=True))
+    value = INPUTS.sin().requires_grad_()
+    score = (value * 2 * F.relu(value) + value.exp()).flatten(1)[:, 5].sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(score, value)[0])

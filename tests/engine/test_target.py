@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal.engine.plan import Plan
-from pysal.engine.target import class_scores
+from pysal.engine.target import RowTarget, class_scores
 from tests.methods.calls import CALLS, VARIANTS, row_by_row
 from tests.methods.networks import images, linear, weights
 
@@ -52,6 +52,19 @@ def test_callable() -> None:
     # it is given the output as the model returned it, and the kind of score does not touch what it returns
     found = pysal.gradient(lambda x: {"a": LINEAR(x), "b": x}, INPUTS, lambda out: out["a"][:, 2], score="probability")
     assert torch.equal(found, WEIGHTS[2].expand_as(INPUTS))
+
+
+def test_row_target() -> None:
+    """It is told which image each row belongs to, also where chunks and noisy copies mix them."""
+    several = torch.cat([INPUTS, INPUTS.flip(0), INPUTS])
+
+    class Own(RowTarget):
+        def __call__(self, output: Tensor, rows: Tensor) -> Tensor:
+            return output[torch.arange(len(rows)), rows % 4]
+
+    for batch_size in (None, 1, 4):
+        found = pysal.smooth_grad(LINEAR, several, Own(), samples=3, batch_size=batch_size)
+        torch.testing.assert_close(found, WEIGHTS[[0, 1, 2, 3, 0, 1]])
 
 
 def test_none_is_the_highest_class_of_each_image() -> None:

@@ -1,0 +1,231 @@
+"""The classes that captum's own wrappers ask for, shared with captum where it is installed."""
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pysal._checks import refuse
+from pysal.captum import _request
+from pysal.captum._request import Inputs, Target
+from pysal.methods import gradient
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Baselines: TypeAlias = "Tensor | float | tuple[Tensor | float, ...] | None"
+
+if TYPE_CHECKING:  # what the two branches below have in common
+
+    class _Attribution: ...
+
+    class _GradientAttribution(_Attribution): ...
+
+    class _PerturbationAttribution(_Attribution): ...
+
+    class _LayerAttribution(_Attribution): ...
+
+elif find_spec("captum") is not None:
+    from captum.attr._utils.attribution import Attribution as _Attribution
+    from captum.attr._utils.attribution import GradientAttribution as _GradientAttribution
+    from captum.attr._utils.attribution import LayerAttribution as _LayerAttribution
+    from captum.attr._utils.attribution import PerturbationAttribution as _PerturbationAttribution
+else:
+
+    class _Attribution: ...
+
+    class _GradientAttribution(_Attribution): ...
+
+    class _PerturbationAttribution(_Attribution): ...
+
+    class _LayerAttribution(_Attribution): ...
+
+
+def entry(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Give a method the `__wrapped__` that captum's NoiseTunnel and other wrappers call."""
+
+    @functools.wraps(method)
+    def attribute(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return method(*args, **kwargs)
+
+    return attribute
+
+
+class Attribution(_Attribution):
+    """What every class has: the forward function and the questions captum's wrappers ask.
+
+    Args:
+        forward_func: the model, or any function of it; read anew by each call of `attribute`.
+    """
+
+    attribute: Callable[..., Any]
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attributions contain the factor input - baseline."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """Whether `compute_convergence_delta` means anything for this method."""
+        return False
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Return the name of the class as words: "Feature Ablation"."""
+        return "".join(" " + letter if letter.isupper() and i else letter for i, letter in enumerate(cls.__name__))
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
+        """Not implemented, as in captum, but for `FeatureAblation`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"{where(self)}: attribute_future exists for FeatureAblation only")
+
+
+class GradientAttribution(Attribution, _GradientAttribution):
+    """A method that differentiates the forward function.
+
+    Args:
+        forward_func: the model, or any function of it.
+    """
+
+    @property
+    def gradient_func(self) -> Callable[..., tuple[Tensor, ...]]:
+        """Read-only: (forward_fn, inputs, target_ind, additional_forward_args) -> the gradient of each input."""
+        return _request.compute_gradients
+
+    def _ask(self, inputs: Inputs, target: Target, additional_forward_args: object, **options: Any) -> _request.Request:
+        return _request.Request(where(self), self.forward_func, inputs, target, additional_forward_args, **options)
+
+    def _gradients(self, request: _request.Request) -> tuple[Tensor, ...]:
+        return request.unpack(request.run(lambda plan: gradient.attribute(plan).map))
+
+    @entry
+    def compute_convergence_delta(
+        self,
+        attributions: Inputs,
+        start_point: Baselines,
+        end_point: Inputs,
+        target: Target = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        """Return by how much the attributions of each example fail to add up to the change of the output.
+
+        Args:
+            attributions: (B, ...) each.
+            start_point: baselines of the examples.
+            end_point: the examples.
+            target: see `Saliency`.
+            additional_forward_args: see `Saliency`.
+
+        Returns:
+            (B,) sum of the attributions - (f(end_point) - f(start_point)).
+
+        Raises:
+            AssertionError: numbers of examples that do not match.
+        """
+        ends = _request.as_tuple(end_point)
+        given = baselines_of(self, start_point, ends)
+        check_baselines(self, given, ends)
+        starts = tuple(_request.spread(end, start) for end, start in zip(ends, given, strict=True))
+        found = _request.as_tuple(attributions)
+        for one, end in zip(found, ends, strict=False):
+            if len(one) != len(end):
+                refuse(where(self), "attributions", f"have {len(end)} rows, as end_point", len(one), AssertionError)
+        _request.check_target_count(where(self), target, len(ends[0]))
+        with torch.no_grad():
+            change = [
+                _row_sums(_request.evaluate(self.forward_func, points, target, additional_forward_args))
+                for points in (starts, ends)
+            ]
+            return torch.stack([_row_sums(one) for one in found]).sum(0) - (change[1] - change[0])
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1).sum(1)
+
+
+class PerturbationAttribution(Attribution, _PerturbationAttribution):
+    """A method that changes the inputs and looks at the output.
+
+    Args:
+        forward_func: the model, or any function of it.
+    """
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: what is replaced by a baseline counts as input - baseline."""
+        return True
+
+
+class LayerAttribution(Attribution, _LayerAttribution):
+    """A method about a layer.
+
+    Args:
+        forward_func: the model, or any function of it.
+        layer: the layer, a module the forward function runs.
+        device_ids: accepted for captum's sake; the model runs on one device.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        Attribution.__init__(self, forward_func)
+        self.layer = layer
+        self.device_ids = device_ids
+
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor, interpolate_dims: int | tuple[int, ...], interpolate_mode: str = "nearest"
+    ) -> Tensor:
+        """Return a layer's attribution resized to the size of an input.
+
+        Args:
+            layer_attribution: (B, C, ...), one to three dimensions of space.
+            interpolate_dims: the size to reach.
+            interpolate_mode: as `mode` of `torch.nn.functional.interpolate`.
+        """
+        return F.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
+
+
+def where(attribution: Attribution) -> str:
+    """Return the public name of a class, for errors."""
+    return f"pysal.captum.{type(attribution).__name__}"
+
+
+def baselines_of(attribution: Attribution, baselines: Baselines, inputs: tuple[Tensor, ...]) -> tuple[Tensor | float, ...]:
+    """Return the baselines as a tuple: what stands for absence in each input, 0 (False) where none are given.
+
+    Raises:
+        AssertionError: a baseline that is neither number nor tensor.
+    """
+    if baselines is None:
+        return tuple(False if one.dtype == torch.bool else 0 for one in inputs)
+    given = baselines if isinstance(baselines, tuple) else (baselines,)
+    for one in given:
+        if not isinstance(one, (Tensor, int, float)):
+            refuse(where(attribution), "baselines", "be numbers or tensors", type(one).__name__, AssertionError)
+    return given
+
+
+def check_baselines(
+    attribution: Attribution, baselines: tuple[Tensor | float, ...], inputs: tuple[Tensor, ...], *, drawn: bool = False
+) -> None:
+    """Refuse baselines that fit the inputs neither row by row nor as one row for all; `drawn`: any number of rows will do.
+
+    Raises:
+        AssertionError: as said.
+    """
+    if len(baselines) != len(inputs):
+        refuse(where(attribution), "baselines", f"be {len(inputs)}, one for each input", len(baselines), AssertionError)
+    for one, input in zip(baselines, inputs, strict=True):
+        if isinstance(one, Tensor):
+            fits = one.shape[1:] == input.shape[1:] if drawn else one.shape == input.shape or one.shape[:1] == (1,)
+            if not fits:
+                wanted = f"fit an input of shape {tuple(input.shape)}"
+                refuse(where(attribution), "baselines", wanted, f"shape {tuple(one.shape)}", AssertionError)

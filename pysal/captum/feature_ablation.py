@@ -1,0 +1,308 @@
+"""captum's FeatureAblation."""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.futures import Future, collect_all
+
+from pysal._checks import FLOATING, refuse
+from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
+from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, call, select, spread
+from pysal.engine.ablation import Ablation, Features, Masks
+from pysal.engine.chunks import progress, run_chunks
+from pysal.methods import leave_one_out
+from pysal.segments import Segments
+
+
+class FeatureAblation(PerturbationAttribution):
+    """How much the output drops when a feature is replaced by its baseline, as `pysal.leave_one_out`.
+
+    The forward function may return a number for each row, several, or one answer for the whole batch; its inputs may be of any
+    rank and dtype.
+
+    Args:
+        forward_func: the model, or any function of tensors; it may return a tensor, an int or a float, and for
+            `attribute_future` a `torch.futures.Future` of a tensor.
+
+    Source:
+        Zeiler and Fergus 2013, arXiv:1311.2901, section 4.2.
+
+    Example:
+        >>> FeatureAblation(lambda x: 2 * x.sum(1)).attribute(torch.tensor([[1.0, 3.0]]))
+        tensor([[2., 6.]])
+    """
+
+    @entry
+    def attribute(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: Target = None,
+        additional_forward_args: object = None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        perturbations_per_eval: int = 1,
+        show_progress: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return, at each element, the drop of the output without its feature.
+
+        Args:
+            inputs: (B, ...), or a tuple of such tensors.
+            baselines: a number or a tensor for each input, broadcast to it; None = 0.
+            target: see `Saliency`; with None all numbers of the output are explained, one after the other.
+            additional_forward_args: see `Saliency`.
+            feature_mask: for each input the number of each element's feature, one row for all examples or one for each; the
+                same number in several inputs is one feature. None = each element is a feature.
+            perturbations_per_eval: most features in one pass, each with all examples.
+            show_progress: show a tqdm bar.
+            **kwargs: none; here because captum's signature has it.
+
+        Returns:
+            (n, ...) for n numbers in the output of all examples, in the output's dtype; a tuple of them for a tuple of inputs.
+
+        Raises:
+            AssertionError: a target or baselines that do not fit; `perturbations_per_eval` above 1 where the output does not
+                grow with the batch.
+        """
+        _refuse_options(self, kwargs)
+        several = as_tuple(inputs)
+        masks = _masks(feature_mask, several)
+        found = self._leave_out(
+            several, baselines, target, additional_forward_args, Masks(masks, several), _segments(masks, several),
+            perturbations_per_eval, show_progress,
+        )  # fmt: skip
+        return found if isinstance(inputs, tuple) else found[0]
+
+    @entry
+    def attribute_future(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: Target = None,
+        additional_forward_args: object = None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        perturbations_per_eval: int = 1,
+        show_progress: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return a `Future` of what `attribute` returns, for a forward function that returns futures.
+
+        All passes are begun before any is waited for. Arguments and exceptions are those of `attribute`; what a future raises
+        comes out of the result's `wait`.
+        """
+        _refuse_options(self, kwargs)
+        several = as_tuple(inputs)
+        ablation = self._ablation(several, baselines, Masks(_masks(feature_mask, several), several))
+        evaluate = functools.partial(self._evaluate, several, target, additional_forward_args, future=True)
+        features = _queue(ablation)
+        chunk = self._checked(perturbations_per_eval)
+        passes = [evaluate(tuple(one.clone() for one in several), 1)]
+        with torch.no_grad(), self._bar(show_progress, len(features), chunk) as done:
+            done(0)
+            for start in range(0, len(features), chunk):
+                part = features[start : start + chunk]
+                passes.append(evaluate(ablation.without(part), len(part)))
+                done(start + len(part))
+
+        def finish(collected: Future[list[Future[Tensor]]]) -> Any:
+            initial, *rest = (one.value() for one in collected.value())
+            drops = _no_drops(ablation, initial)
+            for number, output in enumerate(rest):
+                part = features[number * chunk : (number + 1) * chunk]
+                drops[part] = self._drop(initial, output, len(part), several)
+            found = self._maps(ablation, drops)
+            return found if isinstance(inputs, tuple) else found[0]
+
+        return collect_all(passes).then(finish)
+
+    def _leave_out(
+        self,
+        inputs: tuple[Tensor, ...],
+        baselines: Baselines,
+        target: Target,
+        additional_forward_args: object,
+        features: Features,
+        segments: Segments | None,
+        perturbations_per_eval: int,
+        show_progress: bool,
+    ) -> tuple[Tensor, ...]:
+        ablation = self._ablation(inputs, baselines, features)
+        chunk = self._checked(perturbations_per_eval)
+        queue = _queue(ablation)
+        with torch.no_grad(), self._bar(show_progress, len(queue), chunk) as done:
+            if segments is not None and ablation.fills[0].isfinite().all() and not torch.is_inference_mode_enabled():
+                request = Request(
+                    where(self), self.forward_func, inputs[0], target, additional_forward_args, chunk * len(inputs[0])
+                )
+                try:
+                    return (self._of_images(request, segments, ablation.fills[0], len(queue), done, show_progress),)
+                except (PerBatch, AssertionError):  # the output is not one number for each row
+                    done(None)
+            evaluate = functools.partial(self._evaluate, inputs, target, additional_forward_args)
+            initial = evaluate(tuple(one.clone() for one in inputs), 1)
+            done(0)
+            drops = _no_drops(ablation, initial)
+
+            def body(start: int, stop: int) -> None:
+                part = queue[start:stop]
+                output = evaluate(ablation.without(part), len(part))
+                drops[part] = self._drop(initial, output, len(part), inputs)
+                done(stop)
+
+            row_bytes = sum(one.numel() * one.element_size() for one in inputs)
+            run_chunks(len(queue), body, label=self.get_name(), batch_size=chunk, device=inputs[0].device, row_bytes=row_bytes)
+            return self._maps(ablation, drops)
+
+    def _of_images(
+        self, request: Request, segments: Segments, fill: Tensor, features: int, done: Callable[[int | None], None], show: bool
+    ) -> Tensor:
+        """Return the map by the engine of images, which mixes the rows of a batch and skips features that change nothing."""
+        clean = True
+
+        def report(_label: str, rows: int, total: int) -> None:  # of the clean pass first, then of the features
+            nonlocal clean
+            done(0 if clean else round(features * rows / total))
+            clean = clean and rows < total
+
+        plan = request.plan()
+        plan.dtype = plan.accumulator_dtype
+        with progress(report) if show else nullcontext():
+            found = leave_one_out.attribute(plan, segments=segments, fill=fill)
+        return self._rounded(found.map.expand_as(request.inputs[0]).contiguous(), found.details["drops"][0].dtype)
+
+    def _rounded(self, found: Tensor, dtype: torch.dtype) -> Tensor:
+        return found.to(dtype)
+
+    def _maps(self, ablation: Ablation, drops: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._rounded(one, drops.dtype) for one in ablation.maps(drops))
+
+    def _checked(self, perturbations_per_eval: object) -> int:
+        if not isinstance(perturbations_per_eval, int) or perturbations_per_eval < 1:
+            requirement = "be a whole number of at least 1"
+            refuse(where(self), "perturbations_per_eval", requirement, repr(perturbations_per_eval), AssertionError)
+        return perturbations_per_eval
+
+    def _ablation(self, inputs: tuple[Tensor, ...], baselines: Baselines, features: Features) -> Ablation:
+        given = baselines_of(self, baselines, inputs)
+        if len(given) != len(inputs):
+            refuse(where(self), "baselines", f"be {len(inputs)}, one for each input", len(given), AssertionError)
+        fills = []
+        for one, fill in zip(inputs, given, strict=True):
+            dtype = torch.result_type(one, fill)
+            fills.append(spread(one.to(dtype), fill))
+        return Ablation(inputs, tuple(fills), features)
+
+    def _evaluate(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Target,
+        additional_forward_args: object,
+        batch: tuple[Tensor, ...],
+        copies: int,
+        *,
+        future: bool = False,
+    ) -> Any:
+        """Return the selected output for `copies` of the batch, a tensor or a future of one."""
+        lengths = {len(one) for one in inputs}
+        further = [
+            one.repeat(copies, *(1,) * (one.ndim - 1))
+            if copies > 1 and isinstance(one, Tensor) and one.ndim and len(one) in lengths
+            else one
+            for one in arguments(additional_forward_args)
+        ]
+        output = call(self.forward_func, batch, further)
+        rows = torch.arange(len(inputs[0])).repeat(copies)
+        if isinstance(output, Future) != future:
+            wanted = "return a Future for attribute_future" if future else "not return a Future: that is for attribute_future"
+            refuse(where(self), "forward_func", wanted, type(output).__name__, AssertionError)
+        if isinstance(output, Future):
+            return output.then(lambda found: self._number(select(where(self), found.value(), target, rows)))
+        return self._number(output if target is None else select(where(self), output, target, rows))
+
+    def _number(self, output: object) -> Tensor:
+        if isinstance(output, Tensor):
+            return output
+        if not isinstance(output, (int, float)):
+            refuse(where(self), "forward_func", "return a tensor, an int or a float", type(output).__name__, AssertionError)
+        return torch.tensor(output, dtype=torch.int64 if isinstance(output, int) else torch.float64)
+
+    def _drop(self, initial: Tensor, output: Tensor, copies: int, inputs: tuple[Tensor, ...]) -> Tensor:
+        if copies > 1 and (not initial.ndim or output.shape != (copies * len(initial), *initial.shape[1:])):
+            requirement = f"grow with the batch for perturbations_per_eval > 1, from shape {tuple(initial.shape)}"
+            got = f"shape {tuple(output.shape)} for {copies} times {len(inputs[0])} rows"
+            refuse(where(self), "the output", requirement, got, AssertionError)
+        return initial.reshape(1, -1) - output.reshape(copies, -1)
+
+    @contextmanager
+    def _bar(self, show: bool, features: int, chunk: int) -> Iterator[Callable[[int | None], None]]:
+        """Give a function that says how many features are done, the clean pass before them; None = none, not even that."""
+        if not show:
+            yield lambda _done: None
+            return
+        from tqdm.auto import tqdm
+
+        total = math.ceil(features / chunk) + 1
+        with tqdm(desc=f"{self.get_name()} attribution", total=total, mininterval=0.5) as bar:
+            yield lambda done: bar.update((0 if done is None else 1 + math.ceil(done / chunk)) - bar.n)
+
+
+def _refuse_options(attribution: FeatureAblation, options: dict[str, Any]) -> None:
+    if options:
+        refuse(where(attribution), "attribute's arguments", "be those of captum 0.9", ", ".join(options), TypeError)
+
+
+def _masks(feature_mask: Tensor | tuple[Tensor, ...] | None, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if feature_mask is not None:
+        masks = as_tuple(feature_mask)
+        if len(masks) != len(inputs):
+            refuse("pysal.captum", "feature_mask", f"be {len(inputs)}, one for each input", len(masks), AssertionError)
+        return masks
+    masks, first = (), 0
+    for one in inputs:
+        count = math.prod(one.shape[1:]) if len(one) else 0
+        masks += (first + torch.arange(count, device=one.device).reshape(min(len(one), 1), *one.shape[1:]),)
+        first += count
+    return masks
+
+
+def _segments(masks: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """Return the masks as the label maps of images, where they are some: the same in all channels."""
+    if len(inputs) != 1 or inputs[0].ndim != 4 or inputs[0].dtype not in FLOATING or 0 in inputs[0].shape:
+        return None
+    image, mask = inputs[0], masks[0]
+    if mask.ndim == 4 and mask.shape[1] > 1:
+        if not torch.equal(mask, mask[:, :1].expand_as(mask)):
+            return None
+        mask = mask[:, :1]
+    if mask.ndim == 3 and mask.shape[0] > 1:
+        return None
+    if mask.ndim > 4 or image.shape[2] * image.shape[3] < 2:
+        return None
+    numbered = torch.unique(mask, return_inverse=True)[1]
+    rows = numbered.reshape((1,) * (4 - numbered.ndim) + tuple(numbered.shape))[:, 0]
+    labels: Tensor = rows.expand(-1, *image.shape[2:])
+    return labels
+
+
+def _queue(ablation: Ablation) -> list[int]:
+    return [feature for feature, reachable in enumerate(ablation.reachable) if reachable]
+
+
+def _no_drops(ablation: Ablation, initial: Tensor) -> Tensor:
+    return torch.zeros(len(ablation.features), initial.numel(), dtype=initial.dtype, device=initial.device)
+
+
+def _introduce_to_captum() -> None:
+    """Have captum's DataLoaderAttribution, which goes by a list of classes, accept ours."""
+    if find_spec("captum") is not None:
+        importlib.import_module("captum.attr._core.dataloader_attr").SUPPORTED_METHODS.add(FeatureAblation)
+
+
+_introduce_to_captum()

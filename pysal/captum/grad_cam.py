@@ -1,0 +1,192 @@
+"""captum's LayerGradCam and GuidedGradCam."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysal import ops
+from pysal._checks import refuse
+from pysal.captum._bases import GradientAttribution, LayerAttribution, entry, where
+from pysal.captum._request import Inputs, Request, Target
+from pysal.engine.features import Layer
+from pysal.engine.plan import Plan
+from pysal.engine.relu_rules import ReluRules
+from pysal.methods.guided_backprop import make_rules
+
+# What torch.autograd.grad may be told that changes nothing here.
+HARMLESS_GRAD_KWARGS = {"retain_graph", "allow_unused"}
+
+
+class LayerGradCam(LayerAttribution, GradientAttribution):
+    """The channels of a layer, weighted by their mean gradients, as `pysal.grad_cam` before it is resized.
+
+    Args:
+        forward_func: the model, or any function of it.
+        layer: the layer; where it runs more than once in a pass, its last run counts.
+        device_ids: accepted for captum's sake; the model runs on one device.
+
+    Source:
+        Selvaraju et al. 2016, arXiv:1610.02391.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+
+    @entry
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return the weighted channels of the layer, added up.
+
+        Args:
+            inputs: see `Saliency`.
+            target: see `Saliency`.
+            additional_forward_args: see `Saliency`.
+            attribute_to_layer_input: the layer's input is meant, not its output.
+            relu_attributions: whether negative values become 0, as in the paper.
+            attr_dim_summation: whether the channels are added up.
+            grad_kwargs: "retain_graph" and "allow_unused" are accepted and change nothing.
+
+        Returns:
+            (B, 1, ...) of the layer's own size, (B, K, ...) without the summation; a tuple of them for a layer of several
+            tensors.
+
+        Raises:
+            AssertionError: see `Saliency`; a layer that does not run.
+            NotImplementedError: other `grad_kwargs`.
+        """
+        for name in grad_kwargs or ():
+            if name not in HARMLESS_GRAD_KWARGS:
+                refuse(where(self), "grad_kwargs", "hold retain_graph or allow_unused", repr(name), NotImplementedError)
+        request = self._ask(inputs, target, additional_forward_args, whole_numbers="kept")
+        cams: list[Tensor] = []
+        tensors = 1
+        while len(cams) < tensors:
+            layer = _Watched(self.layer, at_input=attribute_to_layer_input, index=len(cams))
+            activation, gradient, _ = _run(request, layer, None)
+            tensors = layer.tensors
+            cams.append(weighted(activation, gradient, relu=relu_attributions, add_up=attr_dim_summation))
+        return tuple(cams) if len(cams) > 1 else cams[0]
+
+
+class GuidedGradCam(GradientAttribution):
+    """Guided backprop times the upsampled Grad-CAM map, as `pysal.guided_grad_cam` but for the way of resizing.
+
+    Args:
+        model: the model.
+        layer: see `LayerGradCam`.
+        device_ids: see `LayerGradCam`.
+        strict: see `GuidedBackprop`.
+
+    Source:
+        Selvaraju et al. 2016, arXiv:1610.02391, section 3.2.
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module, device_ids: list[int] | None = None, *, strict: bool = True) -> None:
+        super().__init__(model)
+        if not isinstance(model, nn.Module):
+            refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
+        self.model, self.layer, self.device_ids, self.strict = model, layer, device_ids, strict
+
+    @entry
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: object = None,
+        interpolate_mode: str = "nearest",
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        """Return the product, from one forward pass.
+
+        Args:
+            inputs: see `Saliency`.
+            target: see `Saliency`.
+            additional_forward_args: see `Saliency`.
+            interpolate_mode: as `mode` of `torch.nn.functional.interpolate`.
+            attribute_to_layer_input: see `LayerGradCam`.
+
+        Returns:
+            A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
+
+        Raises:
+            AssertionError: see `LayerGradCam`; a layer of several tensors.
+            ValueError: with `strict`, as `GuidedBackprop`; a map that cannot be resized to an input's shape. captum hides the
+                latter and returns an empty tensor.
+        """
+        request = self._ask(inputs, target, additional_forward_args)
+        rules = make_rules(where(self), "guided", "error" if self.strict else "plain")
+        layer = _Watched(self.layer, at_input=attribute_to_layer_input)
+        activation, gradient, guided = _run(request, layer, rules)
+        if layer.tensors > 1:
+            refuse(where(self), "layer", "be of one tensor", layer.tensors, AssertionError)
+        assert guided is not None
+        cam = weighted(activation, gradient, relu=True)
+        return request.answer(
+            [
+                one * LayerAttribution.interpolate(cam, tuple(one.shape[2:]), interpolate_mode).to(one)
+                for one in request.unpack(guided)
+            ]
+        )
+
+
+class _Watched:
+    """A layer, and how many tensors it was seen to have."""
+
+    def __init__(self, module: nn.Module, *, at_input: bool, index: int = 0) -> None:
+        self.layer = Layer(type(module).__name__, module, "last", at_input, index)
+        self.tensors = 0
+
+    def __enter__(self) -> None:
+        def count(_module: nn.Module, args: Any, output: Any = None) -> None:
+            found = args if self.layer.at_input else output
+            self.tensors = len(found) if isinstance(found, (tuple, list)) else 1
+
+        register = "register_forward_pre_hook" if self.layer.at_input else "register_forward_hook"
+        self._handle = getattr(self.layer.module, register)(count)
+
+    def __exit__(self, *_error: object) -> None:
+        self._handle.remove()
+
+
+def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return a layer's activation, the gradient there and, with `rules`, the gradient of the packed inputs under them."""
+
+    def work(plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+        parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+        def body(start: int, stop: int) -> None:
+            rows = torch.arange(start, stop, device=plan.device)
+            parts.append(plan.layer_gradients(plan.inputs[start:stop], rows, watched.layer, rules))
+
+        plan.run(plan.images, body)
+        activations, gradients, guided = zip(*parts, strict=True)
+        return torch.cat(activations), torch.cat(gradients), None if rules is None else torch.cat(guided)
+
+    with watched:
+        try:
+            return request.run(work)
+        except ValueError as error:
+            if watched.tensors:
+                raise
+            raise AssertionError(str(error)) from error
+
+
+def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool = True) -> Tensor:
+    """Return the channels (B, K, ...) weighted by their mean gradients: (B, 1, ...), or (B, K, ...) not added up."""
+    shape = activation.shape
+    images = [one.reshape(shape[0], shape[1], 1, -1) for one in (activation, gradient)]
+    if not add_up:
+        images = [one.flatten(0, 1)[:, None] for one in images]
+    cam = ops.grad_cam(images[0], images[1], 1, images[0].shape[3], relu=relu)
+    return cam.reshape(shape[0], 1 if add_up else shape[1], *shape[2:])

@@ -1,0 +1,82 @@
+"""captum's GuidedBackprop and Deconvolution."""
+
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from pysal._checks import refuse
+from pysal.captum._bases import GradientAttribution, entry, where
+from pysal.captum._request import Inputs, Target
+from pysal.engine.relu_rules import OtherActivations
+from pysal.methods import guided_backprop
+
+
+class _ReluRuleAttribution(GradientAttribution):
+    _rule: ClassVar[Literal["guided", "deconvnet"]]
+
+    def __init__(self, model: nn.Module, *, strict: bool = True) -> None:
+        super().__init__(model)
+        if not isinstance(model, nn.Module):
+            refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
+        self.model = model
+        self.strict = strict
+
+    @property
+    def _other_activations(self) -> OtherActivations:
+        return "error" if self.strict else "plain"
+
+    @entry
+    def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: object = None) -> Any:
+        """Return the gradient under the rule.
+
+        Args:
+            inputs: see `Saliency`.
+            target: see `Saliency`.
+            additional_forward_args: see `Saliency`.
+
+        Returns:
+            A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
+
+        Raises:
+            AssertionError: see `Saliency`.
+            ValueError: with `strict`, an activation the rule does not define, or no ReLU at all.
+        """
+        request = self._ask(inputs, target, additional_forward_args)
+        other = self._other_activations
+        found = request.run(lambda plan: guided_backprop.attribute(plan, rule=self._rule, other_activations=other).map)
+        return request.answer(request.unpack(found))
+
+
+class GuidedBackprop(_ReluRuleAttribution):
+    """The gradient with the guided rule at every ReLU, as `pysal.guided_backprop`.
+
+    Args:
+        model: the model.
+        strict: whether a network with activations the rule does not define, or without any ReLU, is refused; False gives their
+            ordinary derivative without a word, as captum does.
+
+    Source:
+        Springenberg et al. 2014, arXiv:1412.6806, section 3.4.
+
+    Deviations:
+        The rule works at the operator: functional ReLU, ReLU6 and a ReLU whose input is used elsewhere follow it, too.
+    """
+
+    _rule = "guided"
+
+
+class Deconvolution(_ReluRuleAttribution):
+    """The gradient with the deconvnet's rule at every ReLU: what is positive of the incoming gradient passes.
+
+    Args:
+        model: the model.
+        strict: see `GuidedBackprop`.
+
+    Source:
+        Zeiler and Fergus 2013, arXiv:1311.2901.
+
+    Deviations:
+        As `GuidedBackprop`.
+    """
+
+    _rule = "deconvnet"

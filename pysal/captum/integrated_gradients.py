@@ -1,0 +1,129 @@
+"""captum's IntegratedGradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysal import ops
+from pysal._checks import refuse
+from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
+from pysal.captum._request import Inputs, Target, floating, spread
+from pysal.engine.plan import Plan
+from pysal.engine.quadrature import Quadrature, Rule, rule
+
+QUADRATURES: dict[str, Quadrature] = {
+    "riemann_left": "left",
+    "riemann_right": "right",
+    "riemann_middle": "midpoint",
+    "riemann_trapezoid": "trapezoid",
+    "gausslegendre": "gauss_legendre",
+}
+
+
+class IntegratedGradients(GradientAttribution):
+    """The mean gradient on the straight path from the baselines to the inputs, as `pysal.integrated_gradients`.
+
+    Args:
+        forward_func: the model, or any function of tensors.
+        multiply_by_inputs: whether that is multiplied by input - baseline.
+        exact_captum: use captum's own nodes and weights, which are rounded to float32 and, for "riemann_trapezoid", add up to
+            1 - 1 / n_steps.
+
+    Source:
+        Sundararajan, Taly and Yan 2017, arXiv:1703.01365.
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True, *, exact_captum: bool = False
+    ) -> None:
+        super().__init__(forward_func)
+        self._multiply_by_inputs = multiply_by_inputs
+        self._exact_captum = exact_captum
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attributions contain the factor input - baseline."""
+        return self._multiply_by_inputs
+
+    def has_convergence_delta(self) -> bool:
+        """True: the attributions of an example add up to the change of its score."""
+        return True
+
+    @entry
+    def attribute(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: Target = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Return the integrated gradients and, if asked, how far they are from adding up.
+
+        Args:
+            inputs: see `Saliency`; integers become floating.
+            baselines: a number or a tensor for each input, of its shape or with one row for all; None = 0.
+            target: see `Saliency`.
+            additional_forward_args: see `Saliency`.
+            n_steps: gradients per example.
+            method: "gausslegendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
+            internal_batch_size: most rows (example, step) of one pass; None = as many as memory allows.
+            return_convergence_delta: whether the delta is returned, too.
+
+        Returns:
+            A tensor of the inputs' shape, float32 or wider, a tuple of them for a tuple; with a delta, the pair of that and
+            (B,) deltas.
+
+        Raises:
+            AssertionError: see `Saliency`; baselines that do not fit, an unknown method, too few steps.
+            RuntimeError: see `Saliency`.
+        """
+        request = self._ask(inputs, target, additional_forward_args, rows=internal_batch_size, whole_numbers="floating")
+        given = baselines_of(self, baselines, request.inputs)
+        check_baselines(self, given, request.inputs)
+        if method not in QUADRATURES:
+            refuse(where(self), "method", f"be one of {', '.join(QUADRATURES)}", repr(method), AssertionError)
+        least = 1 if method == "gausslegendre" else 2
+        if n_steps < least:
+            refuse(where(self), "n_steps", f"be at least {least} for {method}", n_steps, AssertionError)
+        steps = (captum_rule if self._exact_captum else rule)(QUADRATURES[method], n_steps)
+        starts = request.pack([floating(spread(one, start)) for one, start in zip(request.inputs, given, strict=True)])
+        found = request.unpack(request.run(lambda plan: self._integrate(plan, starts, steps)), least=torch.float32)
+        if not return_convergence_delta:
+            return request.answer(found)
+        delta = self.compute_convergence_delta(found, baselines, inputs, target, additional_forward_args)
+        return request.answer(found), delta
+
+    def _integrate(self, plan: Plan, starts: Tensor, steps: Rule) -> Tensor:
+        starts, number = starts.contiguous(), len(steps.nodes)
+        nodes, weights = (torch.from_numpy(one).to(plan.device) for one in (steps.nodes, steps.weights))
+        total = plan.zeros()
+
+        def body(start: int, stop: int) -> None:
+            items = torch.arange(start, stop, device=plan.device)
+            rows, places = items // number, items % number
+            points = ops.path_integral_points(plan.inputs, starts, rows, nodes[places], channels_last=plan.channels_last)
+            ops.path_integral_accumulate_(total, plan.gradients(points, rows), None, rows, weights[places])
+
+        plan.run(plan.images * number, body)
+        return ops.path_integral_product(plan.inputs, starts, total) if self._multiply_by_inputs else total
+
+
+def captum_rule(quadrature: Quadrature, steps: int) -> Rule:
+    """Return captum's nodes and weights: float32 weights, float32 Riemann nodes, a trapezoid of n cells with n nodes."""
+    if quadrature == "gauss_legendre":
+        exact = rule(quadrature, steps)
+        return Rule(exact.nodes, exact.weights.astype(np.float32).astype(np.float64))
+    first = {"left": 0.0, "right": 1 / steps, "midpoint": 1 / (2 * steps), "trapezoid": 0.0}[quadrature]
+    last = {"left": 1 - 1 / steps, "right": 1.0, "midpoint": 1 - 1 / (2 * steps), "trapezoid": 1.0}[quadrature]
+    nodes = torch.linspace(first, last, steps, dtype=torch.float32).double().numpy()
+    weights = np.full(steps, 1 / steps)
+    if quadrature == "trapezoid":
+        weights[[0, -1]] /= 2
+    return Rule(nodes, weights.astype(np.float32).astype(np.float64))

@@ -1,0 +1,273 @@
+"""captum's NoiseTunnel: SmoothGrad and its relatives around any attribution."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysal import ops
+from pysal._checks import refuse
+from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
+from pysal.captum._request import Inputs, arguments, as_tuple, floating
+from pysal.engine.chunks import run_chunks
+
+NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
+# Inputs of one example draw from streams of their own: image ids this far apart.
+STREAM = 2**40
+
+
+class NoiseTunnel(Attribution):
+    """The mean of an attribution over noisy copies of the inputs, as `pysal.smooth_grad`.
+
+    Args:
+        attribution_method: any attribution of this module or of captum.
+        rng: "philox", whose noise depends on the seed, the example and the sample alone, so that no batch size changes the
+            result; or "captum": captum's noise, bit for bit, from torch's generator (and NumPy's for drawn baselines), which
+            depends on `nt_samples_batch_size`.
+        seed: of "philox"; None = drawn from torch's generator at each call, so that `torch.manual_seed` decides.
+
+    Source:
+        Smilkov et al. 2017, arXiv:1706.03825; "smoothgrad_sq": Hooker et al. 2018, arXiv:1806.10758; "vargrad": Adebayo et al.
+        2018, arXiv:1810.03307.
+    """
+
+    def __init__(
+        self,
+        attribution_method: Any,
+        *,
+        rng: Literal["philox", "captum"] = "philox",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(attribution_method.forward_func)
+        if rng not in ("philox", "captum"):
+            refuse(where(self), "rng", "be 'philox' or 'captum'", repr(rng))
+        self.attribution_method = attribution_method
+        self.is_delta_supported = bool(attribution_method.has_convergence_delta())
+        self.is_gradient_method = isinstance(attribution_method, _GradientAttribution)
+        self.rng, self.seed = rng, seed
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attribution's maps contain the factor input - baseline."""
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        """Whether the attribution has a convergence delta."""
+        return self.is_delta_supported
+
+    @entry
+    def attribute(
+        self,
+        inputs: Inputs,
+        nt_type: str = "smoothgrad",
+        nt_samples: int = 5,
+        nt_samples_batch_size: int | None = None,
+        stdevs: float | tuple[float, ...] = 1.0,
+        draw_baseline_from_distrib: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the mean, the mean square or the variance of the attributions of noisy inputs.
+
+        Args:
+            inputs: (B, ...), or a tuple of such tensors.
+            nt_type: "smoothgrad", "smoothgrad_sq" or "vargrad" (never negative).
+            nt_samples: noisy copies per example.
+            nt_samples_batch_size: most copies of all examples at once; None = as many as memory allows.
+            stdevs: standard deviation of the noise, one float or one for each input.
+            draw_baseline_from_distrib: draw each copy's baseline from the rows of `baselines`.
+            **kwargs: of the attribution; `target`, `additional_forward_args`, `baselines` and `feature_mask` go with their
+                example.
+
+        Returns:
+            What the attribution returns for `inputs`; with `return_convergence_delta`, the pair of that and (B * nt_samples,)
+            deltas, those of an example side by side.
+
+        Raises:
+            AssertionError: an unknown `nt_type`, `stdevs` that are no floats or do not fit, an attribution that has not one
+                map for each example.
+        """
+        several = as_tuple(inputs)
+        if nt_type not in NT_TYPES:
+            refuse(where(self), "nt_type", f"be one of {', '.join(NT_TYPES)}", repr(nt_type), AssertionError)
+        if not isinstance(nt_samples, int) or nt_samples < 1:
+            refuse(where(self), "nt_samples", "be a whole number of at least 1", repr(nt_samples), AssertionError)
+        deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
+        if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):
+            refuse(where(self), "stdevs", f"be a float or {len(several)} of them", repr(stdevs), AssertionError)
+        moments = _Moments(where(self), len(several[0]), squared=nt_type == "smoothgrad_sq", variance=nt_type == "vargrad")
+        deltas: list[Tensor] = []
+        wants_delta = self.is_delta_supported and bool(kwargs.get("return_convergence_delta"))
+
+        def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any) -> None:
+            options = _of_rows(kwargs, rows, len(several[0]))
+            if baselines is not None:
+                options["baselines"] = baselines
+            if self.is_gradient_method:
+                noisy = tuple(one.requires_grad_() for one in noisy)
+            method = self.attribution_method
+            attribute = getattr(method.attribute, "__wrapped__", type(method).attribute)
+            found = attribute(method, noisy if isinstance(inputs, tuple) else noisy[0], **options)
+            if wants_delta:
+                found, delta = found
+                deltas.append(delta)
+            moments.take(found, rows)
+
+        with torch.no_grad():
+            run = self._philox if self.rng == "philox" else self._captum
+            run(
+                several,
+                deviations,
+                nt_samples,
+                nt_samples_batch_size,
+                self._draws(several, draw_baseline_from_distrib, kwargs),
+                take,
+            )
+        found = moments.result()
+        return (found, torch.cat(deltas)) if wants_delta else found
+
+    def _draws(self, inputs: tuple[Tensor, ...], draw: bool, kwargs: dict[str, Any]) -> tuple[Tensor | float, ...] | None:
+        """Return the baselines to draw from, None where there are none."""
+        if "baselines" not in kwargs:
+            return None
+        given = baselines_of(self, kwargs["baselines"], inputs)
+        check_baselines(self, given, inputs, drawn=draw)
+        return given if draw else None
+
+    def _philox(
+        self,
+        inputs: tuple[Tensor, ...],
+        deviations: tuple[float, ...],
+        samples: int,
+        cap: int | None,
+        distribution: tuple[Tensor | float, ...] | None,
+        take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
+    ) -> None:
+        examples, device = len(inputs[0]), inputs[0].device
+        seed = int(torch.randint(-(2**63), 2**63 - 1, ())) if self.seed is None else self.seed
+        images = [floating(one).detach().reshape(examples, 1, 1, -1) for one in inputs]
+        scales = [
+            torch.full((examples,), one, dtype=torch.float64, device=image.device)
+            for one, image in zip(deviations, images, strict=True)
+        ]
+        drawn = [
+            one[
+                torch.randint(len(one), (examples * samples,), generator=torch.Generator().manual_seed(seed + number)).to(
+                    one.device
+                )
+            ]
+            if isinstance(one, Tensor)
+            else one
+            for number, one in enumerate(distribution or ())
+        ]
+
+        def body(start: int, stop: int) -> None:
+            items = torch.arange(start, stop, device=device)
+            rows, draws = items // samples, items % samples
+            noisy = [
+                ops.gaussian_noise(
+                    image, scale, seed, rows.to(image.device), rows.to(image.device) + number * STREAM, draws.to(image.device)
+                )
+                for number, (image, scale) in enumerate(zip(images, scales, strict=True))
+            ]
+            shaped = tuple(one.reshape(len(rows), *input.shape[1:]) for one, input in zip(noisy, inputs, strict=True))
+            baselines = tuple(one[start:stop] if isinstance(one, Tensor) else one for one in drawn)
+            take(shaped, rows, baselines if distribution else None)
+
+        run_chunks(
+            examples * samples,
+            body,
+            label=self.get_name(),
+            batch_size=None if cap is None else max(1, cap) * examples,
+            device=device,
+            row_bytes=sum(one[:1].numel() * one.element_size() for one in images),
+        )
+
+    def _captum(
+        self,
+        inputs: tuple[Tensor, ...],
+        deviations: tuple[float, ...],
+        samples: int,
+        cap: int | None,
+        distribution: tuple[Tensor | float, ...] | None,
+        take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
+    ) -> None:
+        examples = len(inputs[0])
+        size = samples if cap is None else min(samples, cap)
+        parts = [size] * (samples // size) + [samples % size] * (samples % size > 0)
+        baselines: dict[int, Any] = {}
+        for part in parts:
+            if part not in baselines:  # captum draws once for all full parts
+                baselines[part] = tuple(
+                    one[np.random.choice(len(one), part * examples).tolist()] if isinstance(one, Tensor) else one
+                    for one in distribution or ()
+                )
+            noisy = []
+            for one, deviation in zip(inputs, deviations, strict=True):
+                shape = (examples * part, *one.shape[1:])
+                noise = torch.normal(0, torch.tensor(deviation, device=one.device).repeat(shape))
+                noisy.append(one.detach().repeat_interleave(part, dim=0) + noise)
+            rows = torch.arange(examples, device=inputs[0].device).repeat_interleave(part)
+            take(tuple(noisy), rows, baselines[part] if distribution else None)
+
+
+class _Moments:
+    """Running moments of an attribution's tensors, one row for each example."""
+
+    def __init__(self, where: str, examples: int, *, squared: bool, variance: bool) -> None:
+        self.where, self.examples, self.squared, self.variance = where, examples, squared, variance
+        self.is_tuple = False
+        self.dtypes: list[torch.dtype] = []
+        self.state: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def take(self, found: Any, rows: Tensor) -> None:
+        self.is_tuple = isinstance(found, tuple)
+        maps = [floating(one.detach()) for one in as_tuple(found)]
+        for one in maps:
+            if len(one) != len(rows):
+                requirement = f"return one map for each of {len(rows)} examples"
+                refuse(self.where, "attribution_method", requirement, len(one), AssertionError)
+        if not self.state:
+            self.dtypes = [one.dtype for one in maps]
+            for one in maps:
+                wide = torch.float64 if one.dtype == torch.float64 else torch.float32
+                mean = torch.zeros((self.examples, *one.shape[1:]), dtype=wide, device=one.device)
+                counts = torch.zeros(self.examples, dtype=torch.int64, device=one.device)
+                self.state.append((mean, torch.zeros_like(mean), counts))
+        for one, (mean, squares, counts) in zip(maps, self.state, strict=True):
+            samples = one.to(mean.dtype)
+            samples = samples.square() if self.squared else samples
+            ops.path_integral_moments_(mean, squares, counts, samples, rows.to(one.device))
+
+    def result(self) -> Any:
+        found = tuple(
+            (squares / counts.reshape(-1, *(1,) * (mean.ndim - 1)) if self.variance else mean).to(dtype)
+            for (mean, squares, counts), dtype in zip(self.state, self.dtypes, strict=True)
+        )
+        return found if self.is_tuple else found[0]
+
+
+def _of_rows(kwargs: dict[str, Any], rows: Tensor, examples: int) -> dict[str, Any]:
+    """Return an attribution's arguments for copies of the examples `rows` (N,)."""
+
+    def pick(one: Any) -> Any:
+        return one[rows.to(one.device)] if isinstance(one, Tensor) and one.ndim and len(one) == examples else one
+
+    options = dict(kwargs)
+    target = options.get("target")
+    if isinstance(target, list):
+        options["target"] = [target[row] for row in rows.tolist()]
+    elif isinstance(target, Tensor) and target.numel() > 1:
+        options["target"] = target[rows.to(target.device)]
+    if options.get("additional_forward_args") is not None:
+        options["additional_forward_args"] = tuple(pick(one) for one in arguments(options["additional_forward_args"]))
+    for name in ("baselines", "feature_mask"):
+        given = options.get(name)
+        if given is not None:  # one row stands for all examples
+            several = tuple(
+                one if isinstance(one, Tensor) and len(one) == 1 else pick(one)
+                for one in (given if isinstance(given, tuple) else (given,))
+            )
+            options[name] = several if isinstance(given, tuple) else several[0]
+    return options

@@ -1,0 +1,45 @@
+"""captum's Saliency: the gradient."""
+
+from typing import Any
+
+from pysal.captum._bases import GradientAttribution, entry
+from pysal.captum._request import Inputs, Target
+
+
+class Saliency(GradientAttribution):
+    """The gradient of the target's score with respect to the inputs, as `pysal.gradient`.
+
+    Args:
+        forward_func: the model, or any function of tensors.
+
+    Source:
+        Simonyan, Vedaldi and Zisserman 2013, arXiv:1312.6034.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
+        >>> Saliency(model).attribute(torch.rand(1, 3, 8, 8), target=3).shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    @entry
+    def attribute(self, inputs: Inputs, target: Target = None, abs: bool = True, additional_forward_args: object = None) -> Any:
+        """Return the gradient, or its absolute value.
+
+        Args:
+            inputs: (B, ...), or a tuple of such tensors, one for each of the function's first arguments.
+            target: which number of a row of the output is explained: None, where that is a single one; its index, an int or a
+                tuple of ints; or one index for each example, as a list or a 1-D tensor.
+            abs: whether the sign is dropped.
+            additional_forward_args: further arguments of the function, one or a tuple; tensors with B rows go with their
+                example, anything else is passed on as it is.
+
+        Returns:
+            A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
+
+        Raises:
+            AssertionError: a target that does not pick one number of each row; inputs of different numbers of rows.
+            RuntimeError: an output that does not depend on the inputs.
+        """
+        request = self._ask(inputs, target, additional_forward_args)
+        found = self._gradients(request)
+        return request.answer([one.abs() for one in found] if abs else found)

@@ -1,0 +1,163 @@
+"""Leaves features out of inputs of every rank and dtype, from whole batches.
+
+`leave_one_out` is for images: its queue mixes the rows of a batch and skips segments that change nothing. Here a feature is
+left out of all rows at once, so the function may answer for the batch as a whole.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+# half open in each dimension but the first, which is the batch's
+Box: TypeAlias = tuple[slice, ...]
+
+
+class Features(Protocol):
+    """Numbered features of several inputs; one may reach into more than one input."""
+
+    def __len__(self) -> int:
+        """Return the number of features."""
+        ...
+
+    def inputs_of(self, feature: int) -> tuple[int, ...]:
+        """Return which inputs a feature is in."""
+        ...
+
+    def without(self, number: int, input: Tensor, fill: Tensor, features: Sequence[int]) -> Tensor:
+        """Return copies of input `number` (R, ...), one without each of the features, one after the other."""
+        ...
+
+    def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
+        """Return drops (F, n) at the elements of input `number`: (n, ...)."""
+        ...
+
+
+class Masks:
+    """Features by masks of whole numbers: an element belongs to the feature whose number it holds.
+
+    Args:
+        masks: one for each input, of its shape or broadcast to it.
+        inputs: the inputs.
+    """
+
+    def __init__(self, masks: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        self._masks = [
+            mask.reshape((1,) * (one.ndim - mask.ndim) + tuple(mask.shape)).to(one.device)
+            for mask, one in zip(masks, inputs, strict=True)
+        ]
+        homes: dict[int, list[int]] = {}
+        for number, mask in enumerate(masks):
+            for label in torch.unique(mask).tolist():
+                homes.setdefault(label, []).append(number)
+        self._labels = list(homes)
+        self._homes = [tuple(one) for one in homes.values()]
+
+    def __len__(self) -> int:
+        """Return the number of features."""
+        return len(self._labels)
+
+    def inputs_of(self, feature: int) -> tuple[int, ...]:
+        """Return which inputs a feature is in."""
+        return self._homes[feature]
+
+    def without(self, number: int, input: Tensor, fill: Tensor, features: Sequence[int]) -> Tensor:
+        """See `Features`."""
+        mask = self._masks[number]
+        labels = torch.tensor([self._labels[feature] for feature in features], device=mask.device)
+        hit = mask == labels.reshape(-1, *(1,) * mask.ndim)
+        return torch.where(hit, fill, input).flatten(0, 1)
+
+    def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
+        """See `Features`."""
+        mask = self._masks[number]
+        labels, order = torch.sort(torch.tensor(self._labels, device=mask.device))
+        feature = order[torch.searchsorted(labels, mask.contiguous())]
+        if len(mask) == 1:
+            found = drops.T[:, feature[0]]
+        else:  # each row of the input has features of its own
+            outputs = torch.arange(drops.shape[1], device=mask.device).reshape(-1, *(1,) * (mask.ndim - 1))
+            found = drops[feature, outputs]
+        return found.expand(drops.shape[1], *input.shape[1:]).contiguous()
+
+
+class Boxes:
+    """Features by boxes, which may overlap: an element gets the mean drop of the boxes that cover it.
+
+    Args:
+        boxes: for each input, the boxes in it.
+    """
+
+    def __init__(self, boxes: Sequence[Sequence[Box]]) -> None:
+        self._boxes = [(number, (slice(None), *box)) for number, several in enumerate(boxes) for box in several]
+
+    def __len__(self) -> int:
+        """Return the number of features."""
+        return len(self._boxes)
+
+    def inputs_of(self, feature: int) -> tuple[int, ...]:
+        """Return which input a feature is in."""
+        return (self._boxes[feature][0],)
+
+    def without(self, number: int, input: Tensor, fill: Tensor, features: Sequence[int]) -> Tensor:
+        """See `Features`."""
+        copies = input.to(torch.result_type(input, fill)).unsqueeze(0).repeat(len(features), *(1,) * input.ndim)
+        for copy, feature in zip(copies, features, strict=True):
+            home, box = self._boxes[feature]
+            if home == number:
+                copy[box] = fill.expand_as(input)[box].to(copy.dtype)
+        return copies.flatten(0, 1)
+
+    def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
+        """See `Features`."""
+        total = drops.new_zeros((drops.shape[1], *input.shape[1:]), dtype=torch.promote_types(drops.dtype, torch.float32))
+        covered = torch.zeros((1, *input.shape[1:]), device=input.device)
+        for drop, (home, box) in zip(drops, self._boxes, strict=True):
+            if home == number:
+                total[box] += drop.reshape(-1, *(1,) * (input.ndim - 1))
+                covered[box] += 1
+        return total / covered
+
+
+def sliding_boxes(shape: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> Iterator[Box]:
+    """Return the windows over a shape, the first dimension fastest, the last window of each dimension cut at the border."""
+    starts = [range(0, max(size - side + step, 1), step) for size, side, step in zip(shape, window, stride, strict=True)]
+    for corner in itertools.product(*reversed(starts)):
+        yield tuple(slice(at, min(at + side, size)) for at, side, size in zip(reversed(corner), window, shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Inputs, what fills a feature that is left out, and the features.
+
+    Attributes:
+        inputs: (R, ...) each; the numbers of rows may differ.
+        fills: one for each input, broadcast to it.
+        features: see `Features`.
+    """
+
+    inputs: tuple[Tensor, ...]
+    fills: tuple[Tensor, ...]
+    features: Features
+
+    @property
+    def reachable(self) -> list[bool]:
+        """For each feature, whether it is in an input that has elements at all."""
+        return [any(self.inputs[i].numel() for i in self.features.inputs_of(f)) for f in range(len(self.features))]
+
+    def without(self, features: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return each input in copies, one without each of the features, one after the other."""
+        homes = {number for feature in features for number in self.features.inputs_of(feature)}
+        return tuple(
+            self.features.without(number, one, fill, features)
+            if number in homes
+            else one.repeat(len(features), *(1,) * (one.ndim - 1))
+            for number, (one, fill) in enumerate(zip(self.inputs, self.fills, strict=True))
+        )
+
+    def maps(self, drops: Tensor) -> tuple[Tensor, ...]:
+        """Return drops (F, n) at the elements of each input: (n, ...)."""
+        return tuple(self.features.spread(number, one, drops.to(one.device)) for number, one in enumerate(self.inputs))

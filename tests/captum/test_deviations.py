@@ -1,0 +1,220 @@
+"""Where pysal.captum differs from captum by design: each test shows captum's error against something known in closed form."""
+
+from typing import Any
+
+import captum.attr
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pysal.captum
+from tests.captum.networks import NETWORKS, Functional, Shared
+from tests.captum.peer import IGNORED, difference, peers
+
+pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED]
+
+RULES = {"GuidedBackprop": True, "Deconvolution": False}
+
+
+class Ruled(torch.autograd.Function):
+    """ReLU whose backward is the rule, line for line."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, guided: bool) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.guided = guided
+        return value.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (value,) = ctx.saved_tensors
+        positive = gradient * (gradient > 0)
+        return (positive * (value > 0) if ctx.guided else positive), None
+
+
+def by_hand(model: nn.Module, inputs: Tensor, target: int, guided: bool) -> Tensor:
+    """The rule at every ReLU of the two networks below."""
+
+    def relu(value: Tensor) -> Tensor:
+        return Ruled.apply(value, guided)
+
+    leaf = inputs.detach().clone().requires_grad_()
+    if isinstance(model, Functional):
+        value = relu(model.second(relu(model.conv(leaf)))).mean((2, 3))
+    else:
+        assert isinstance(model, Shared)
+        value = model.conv(leaf)
+        value = (relu(value) + value).square().mean((2, 3))
+    return torch.autograd.grad(model.head(value)[:, target].sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("name", ["functional", "shared"])
+def test_rules_hold_at_the_operator(name: str, method: str) -> None:
+    model, inputs = NETWORKS[name].model(), NETWORKS[name].inputs(2)
+    right = by_hand(model, inputs, 2, RULES[method])
+    theirs, ours = (one.attribute(inputs, 2) for one in peers(method, model))
+    assert difference(right, ours) < 1e-12
+    assert difference(right, theirs) > 0.1
+    if name == "functional":  # captum saw no ReLU at all, and said nothing
+        assert difference(captum.attr.Saliency(model).attribute(inputs, 2, abs=False), theirs) < 1e-12
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.Tanh])
+@pytest.mark.parametrize("method", ["GuidedBackprop", "Deconvolution", "GuidedGradCam"])
+def test_strict(method: str, activation: type[nn.Module]) -> None:
+    """Without a ReLU captum returns the plain gradient; ours says so, unless told not to."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation(), nn.Flatten(), nn.Linear(144, 5)).double().eval()
+    inputs = NETWORKS["conv"].inputs(2)
+    arguments = (model, model[0]) if method == "GuidedGradCam" else (model,)
+    theirs, lenient = (one.attribute(inputs, 1) for one in peers(method, *arguments, strict=False))
+    assert difference(theirs, lenient) < 1e-12
+    with pytest.raises(ValueError, match="ReLU"):
+        getattr(pysal.captum, method)(*arguments).attribute(inputs, 1)
+
+
+def test_noise_tunnel_does_not_depend_on_batching() -> None:
+    model, inputs = NETWORKS["conv"].model(), NETWORKS["conv"].inputs(3)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for size in (None, 1, 3):
+        for package, results in zip((captum.attr, pysal.captum), found, strict=True):
+            torch.manual_seed(5)
+            tunnel = package.NoiseTunnel(package.Saliency(model))
+            results.append(tunnel.attribute(inputs, nt_samples=7, nt_samples_batch_size=size, stdevs=0.5, target=1))
+    theirs, ours = found
+    assert all(difference(ours[0], other) < 1e-12 for other in ours[1:])
+    assert all(difference(theirs[0], other) > 0.05 for other in theirs[1:])
+
+
+def test_noise_tunnel_follows_its_seed_or_torchs() -> None:
+    model, inputs = NETWORKS["conv"].model(), NETWORKS["conv"].inputs(2)
+
+    def run(seed: int | None, manual: int) -> Tensor:
+        torch.manual_seed(manual)
+        return pysal.captum.NoiseTunnel(pysal.captum.Saliency(model), seed=seed).attribute(inputs, target=1)
+
+    assert torch.equal(run(None, 0), run(None, 0))
+    assert not torch.equal(run(None, 0), run(None, 1))
+    assert torch.equal(run(3, 0), run(3, 1))
+    state = torch.get_rng_state()
+    pysal.captum.NoiseTunnel(pysal.captum.Saliency(model), seed=3).attribute(inputs, target=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_of_several_inputs_is_independent() -> None:
+    inputs = (torch.zeros(1, 4000), torch.zeros(1, 4000))
+    tunnel = pysal.captum.NoiseTunnel(pysal.captum.Saliency(lambda x, y: (x.square() + y.square()).sum(1) / 2), seed=1)
+    first, second = tunnel.attribute(inputs, nt_samples=1, stdevs=(1.0, 2.0), abs=False)
+    assert abs(float(first.std()) - 1) < 5 / 4000**0.5
+    assert abs(float(second.std()) - 2) < 10 / 4000**0.5
+    assert abs(float(torch.corrcoef(torch.cat([first, second]))[0, 1])) < 5 / 4000**0.5
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_captums_noise_bit_for_bit(size: int | None) -> None:
+    """What the forward function is given is the same to the last bit, in the same order."""
+    inputs = (NETWORKS["linear"].inputs(3, torch.float32), NETWORKS["sequence"].inputs(3, torch.float32))
+    seen: list[list[Tensor]] = []
+
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        seen[-1].append(torch.cat([x.detach(), y.detach().flatten(1)], 1).clone())
+        return x.sum(1) * y.sum((1, 2))
+
+    for package, options in ((captum.attr, {}), (pysal.captum, {"rng": "captum"})):
+        seen.append([])
+        torch.manual_seed(9)
+        package.NoiseTunnel(package.Saliency(forward), **options).attribute(
+            inputs, nt_samples_batch_size=size, stdevs=(0.3, 0.4)
+        )
+    assert torch.equal(torch.cat(seen[0]), torch.cat(seen[1]))
+
+
+def test_a_variance_is_never_negative() -> None:
+    inputs = torch.full((2, 50), 1e4)
+    forward = lambda x: x.square().sum(1)  # noqa: E731
+    found = []
+    for package in (captum.attr, pysal.captum):
+        torch.manual_seed(0)
+        tunnel = package.NoiseTunnel(package.Saliency(forward))
+        found.append(tunnel.attribute(inputs, nt_type="vargrad", nt_samples=9, stdevs=1.0))
+    assert float(found[0].min()) < 0  # the true variance is about 4
+    assert float(found[1].min()) > 0
+    assert 2 < float(found[1].mean()) < 5
+
+
+def test_the_weights_of_the_trapezoid_rule_add_up() -> None:
+    """On a linear function every rule is exact: x times the weight of x."""
+    inputs, weight = NETWORKS["linear"].inputs(3), torch.linspace(-1, 2, 6, dtype=torch.float64)
+    theirs, ours = peers("IntegratedGradients", lambda x: x @ weight)
+    for steps in (2, 10, 50):
+        choices = {"n_steps": steps, "method": "riemann_trapezoid", "return_convergence_delta": True}
+        found, delta = ours.attribute(inputs, **choices)
+        assert difference(inputs * weight, found) < 1e-12
+        assert float(delta.abs().max()) < 1e-12
+        short, missing = theirs.attribute(inputs, **choices)
+        assert difference(inputs * weight * (1 - 1 / steps), short) < 1e-6
+        assert torch.allclose(missing, -(inputs @ weight) / steps, rtol=1e-6)
+        exact = pysal.captum.IntegratedGradients(lambda x: x @ weight, exact_captum=True).attribute(inputs, **choices)
+        assert difference((short, missing), exact) < 1e-12
+
+
+def test_weights_are_not_rounded_to_float32() -> None:
+    """Two Gauss-Legendre nodes integrate a quadratic gradient exactly: x^3 from 0 adds up to x^3."""
+    inputs = NETWORKS["linear"].inputs(3)
+    theirs, ours = (one.attribute(inputs, n_steps=20) for one in peers("IntegratedGradients", lambda x: x.pow(3).sum(1)))
+    assert difference(inputs.pow(3), ours) < 1e-14
+    assert difference(inputs.pow(3), theirs) > 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_noise_tunnel_in_half_precision(dtype: torch.dtype) -> None:
+    model, inputs = NETWORKS["conv"].model(dtype), NETWORKS["conv"].inputs(2, dtype)
+    with pytest.raises(RuntimeError):
+        captum.attr.NoiseTunnel(captum.attr.Saliency(model)).attribute(inputs, target=1)
+    found = pysal.captum.NoiseTunnel(pysal.captum.IntegratedGradients(model), seed=2).attribute(inputs, stdevs=0.1, target=1)
+    wide = pysal.captum.NoiseTunnel(pysal.captum.IntegratedGradients(NETWORKS["conv"].model(torch.float32)), seed=2)
+    right = wide.attribute(inputs.float(), stdevs=0.1, target=1)
+    assert difference(right, found) < 16 * torch.finfo(dtype).eps
+
+
+def test_guided_grad_cam_says_what_it_cannot_do() -> None:
+    """A vector has no size to resize a map to: captum returns an empty tensor and warns."""
+    network = NETWORKS["two_inputs"]
+    model, inputs = network.model(), network.inputs(2)
+    theirs, ours = peers("GuidedGradCam", model, model.conv)
+    with pytest.warns(UserWarning, match="returning empty tensor"):
+        assert theirs.attribute(inputs, 1)[1].numel() == 0
+    with pytest.raises(ValueError, match="spatial dimensions"):
+        ours.attribute(inputs, 1)
+
+
+def test_masks_of_fewer_dimensions() -> None:
+    """A mask (F,) is one for all rows, however many features go together."""
+    inputs = NETWORKS["linear"].inputs(3)
+    weight = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    theirs, ours = peers("FeatureAblation", lambda x: x @ weight)
+    for together in (1, 3, 6):
+        found = ours.attribute(inputs, feature_mask=torch.arange(6), perturbations_per_eval=together)
+        assert difference(inputs * weight, found) < 1e-12
+    wrong = theirs.attribute(inputs, feature_mask=torch.arange(6), perturbations_per_eval=3)
+    assert difference(inputs * weight, wrong) > 0.1
+
+
+def test_infinity_can_be_left_out() -> None:
+    """What fills a feature replaces it, whatever was there; captum multiplies it by 0."""
+    inputs = torch.tensor([[1.0, float("inf")]])
+    theirs, ours = (one.attribute(inputs) for one in peers("FeatureAblation", lambda x: x.tanh().sum(1)))
+    assert torch.allclose(ours, inputs.tanh())
+    assert torch.isnan(theirs[0, 1])
+
+
+def test_errors_leave_inputs_alone() -> None:
+    """After an exception captum leaves requires_grad on the caller's tensor."""
+    marked = []
+    for package in (captum.attr, pysal.captum):
+        inputs = torch.rand(2, 3)
+        with pytest.raises(AssertionError):
+            package.Saliency(lambda x: F.relu(x)).attribute(inputs)
+        marked.append(inputs.requires_grad)
+    assert marked == [True, False]

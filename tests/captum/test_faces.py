@@ -1,0 +1,316 @@
+"""What a program sees of the classes but for the numbers: signatures, errors, progress, and their place among captum's."""
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import captum.attr
+import pytest
+import torch
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pysal.captum
+from tests.captum.networks import NETWORKS
+from tests.captum.peer import IGNORED, difference, peers
+
+pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED]
+
+CLASSES = [
+    "Saliency", "GuidedBackprop", "Deconvolution", "GuidedGradCam", "LayerGradCam", "IntegratedGradients", "NoiseTunnel",
+    "Occlusion", "FeatureAblation",
+]  # fmt: skip
+MODEL, INPUTS = NETWORKS["conv"].model(), NETWORKS["conv"].inputs(2)
+VECTORS = NETWORKS["linear"].inputs(3)
+
+
+def made(name: str) -> tuple[Any, Any]:
+    """The two objects of a class."""
+    if name == "NoiseTunnel":
+        return captum.attr.NoiseTunnel(captum.attr.Saliency(MODEL)), pysal.captum.NoiseTunnel(pysal.captum.Saliency(MODEL))
+    return peers(name, MODEL, MODEL[0]) if name in ("LayerGradCam", "GuidedGradCam") else peers(name, MODEL)
+
+
+def parameters(function: Callable[..., Any], kinds: set[Any]) -> list[tuple[str, Any, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return [(one.name, one.default, one.kind) for one in found if one.kind in kinds]
+
+
+POSITIONAL = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_signatures(name: str) -> None:
+    theirs, ours = getattr(captum.attr, name), getattr(pysal.captum, name)
+    assert parameters(ours.__init__, POSITIONAL) == parameters(theirs.__init__, POSITIONAL)
+    assert parameters(ours.attribute, POSITIONAL) == parameters(theirs.attribute, POSITIONAL)
+    for method in ("compute_convergence_delta", "interpolate"):
+        if callable(getattr(theirs, method, None)):
+            assert parameters(getattr(ours, method), POSITIONAL) == parameters(getattr(theirs, method), POSITIONAL)
+    # what is ours alone is keyword-only and has a default
+    assert all(one[1] is not inspect.Parameter.empty for one in parameters(ours.__init__, {inspect.Parameter.KEYWORD_ONLY}))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_wrappers_ask(name: str) -> None:
+    theirs, ours = made(name)
+    assert isinstance(ours, captum.attr.Attribution)
+    for base in (captum.attr.GradientAttribution, captum.attr.PerturbationAttribution, captum.attr.LayerAttribution):
+        assert isinstance(ours, base) == isinstance(theirs, base)
+    assert isinstance(ours, captum.attr.Attribution)
+    assert ours.get_name() == theirs.get_name()
+    assert ours.has_convergence_delta() == theirs.has_convergence_delta()
+    assert ours.multiplies_by_inputs == theirs.multiplies_by_inputs
+    assert ours.forward_func is theirs.forward_func
+    assert callable(ours.attribute.__wrapped__)
+    if name != "FeatureAblation":
+        for one in [theirs] * hasattr(theirs, "attribute_future") + [ours]:
+            with pytest.raises(NotImplementedError):
+                one.attribute_future()
+
+
+def test_the_forward_function_is_read_by_each_call() -> None:
+    for name in ("Saliency", "IntegratedGradients", "FeatureAblation"):
+        theirs, ours = peers(name, lambda x: x.sum(1))
+        for one in (theirs, ours):
+            one.forward_func = lambda x: x.square().sum(1)
+        assert difference(theirs.attribute(VECTORS), ours.attribute(VECTORS)) < 1e-6
+
+
+BAD: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
+    "target too large": ("Saliency", MODEL, (INPUTS, 5), {}),
+    "no target": ("Saliency", MODEL, (INPUTS,), {}),
+    "target of too many dimensions": ("Saliency", MODEL, (INPUTS, (1, 1)), {}),
+    "too few targets": ("Saliency", MODEL, (INPUTS, [1]), {}),
+    "a matrix of targets": ("Saliency", MODEL, (INPUTS, torch.zeros(2, 2).long()), {}),
+    "floating target": ("Saliency", MODEL, (INPUTS, 1.5), {}),
+    "strings as targets": ("Saliency", MODEL, (INPUTS, ["a", "b"]), {}),
+    "targets of vectors": ("Saliency", lambda x: x.sum((1, 2, 3)), (INPUTS, [0, 0]), {}),
+    "inputs no tensor": ("Saliency", MODEL, ([1.0],), {}),
+    "whole numbers": ("Saliency", lambda x: x.sum(1).float(), (torch.ones(2, 3).long(),), {}),
+    "nothing to differentiate": ("Saliency", lambda x: torch.ones(len(x)), (INPUTS,), {}),
+    "scalar to differentiate": ("Saliency", lambda x: x.sum(), (INPUTS,), {}),
+    "no module": ("GuidedBackprop", lambda x: x, (INPUTS,), {}),
+    "method": ("IntegratedGradients", MODEL, (INPUTS, 0, 1), {"method": "simpson"}),
+    "no steps": ("IntegratedGradients", MODEL, (INPUTS, 0, 1), {"n_steps": 0}),
+    "negative steps": ("IntegratedGradients", MODEL, (INPUTS, 0, 1), {"n_steps": -1}),
+    "one Riemann step": ("IntegratedGradients", MODEL, (INPUTS, 0, 1), {"n_steps": 1, "method": "riemann_left"}),
+    "baselines no tensor": ("IntegratedGradients", MODEL, (INPUTS, "black", 1), {}),
+    "two baselines for one input": ("IntegratedGradients", MODEL, (INPUTS, (0, 0), 1), {}),
+    "baselines of another shape": ("IntegratedGradients", MODEL, (INPUTS, INPUTS[:, :, :4], 1), {}),
+    "window as an int": ("Occlusion", MODEL, (INPUTS, (3,)), {"target": 1}),
+    "window too large": ("Occlusion", MODEL, (INPUTS, (3, 9, 3)), {"target": 1}),
+    "stride too large": ("Occlusion", MODEL, (INPUTS, (3, 3, 3), (1, 4, 1)), {"target": 1}),
+    "too few strides": ("Occlusion", MODEL, (INPUTS, (3, 3, 3), (1, 1)), {"target": 1}),
+    "two windows for one input": ("Occlusion", MODEL, (INPUTS, ((3, 3, 3), (3, 3, 3))), {"target": 1}),
+    "no perturbation": ("FeatureAblation", MODEL, (INPUTS,), {"target": 1, "perturbations_per_eval": 0}),
+    "one and a half perturbations": ("FeatureAblation", MODEL, (INPUTS,), {"target": 1, "perturbations_per_eval": 1.5}),
+    "an output that does not grow": ("FeatureAblation", lambda x: x.sum(), (VECTORS,), {"perturbations_per_eval": 2}),
+    "a string as output": ("FeatureAblation", lambda x: "yes", (VECTORS,), {}),
+    "a future for attribute": ("FeatureAblation", lambda x: torch.futures.Future(), (VECTORS,), {}),
+    "noise type": ("NoiseTunnel", MODEL, (INPUTS, "smooth"), {"target": 1}),
+    "deviation as an int": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "stdevs": 1}),
+    "too many deviations": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "stdevs": (0.1, 0.1)}),
+    "an unknown argument": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "speed": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_errors_are_of_captums_type(case: str) -> None:
+    name, model, arguments, options = BAD[case]
+
+    def run(package: Any) -> None:
+        method = package.NoiseTunnel(package.Saliency(model)) if name == "NoiseTunnel" else getattr(package, name)(model)
+        method.attribute(*arguments, **options)
+
+    raised = []
+    for package in (captum.attr, pysal.captum):
+        with pytest.raises(Exception) as error:
+            run(package)
+        raised.append(error.type)
+    assert issubclass(raised[1], raised[0])
+
+
+def test_a_future_is_asked_for() -> None:
+    for package in (captum.attr, pysal.captum):
+        with pytest.raises(AssertionError):
+            package.FeatureAblation(lambda x: x.sum(1)).attribute_future(VECTORS)
+
+
+def test_a_layer_that_does_not_run() -> None:
+    for name in ("LayerGradCam", "GuidedGradCam"):
+        for one in peers(name, MODEL, nn.ReLU()):
+            with pytest.raises(AssertionError):
+                one.attribute(INPUTS, 1)
+
+
+def test_a_layer_behind_whole_numbers() -> None:
+    """Token ids, which no float32 can carry, go to the model as they are."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 4), nn.Linear(4, 5)
+
+        def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
+            assert tokens.dtype == torch.int64
+            assert weights.dtype == torch.float32
+            return self.head((self.embedding(tokens - 2**40) * weights[..., None]).sum(1).tanh())
+
+    model = Tokens().eval()
+    inputs = (2**40 + torch.arange(12).reshape(2, 6) % 10, torch.rand(2, 6))
+    theirs, ours = (one.attribute(inputs, 3) for one in peers("LayerGradCam", model, model.embedding))
+    assert difference(theirs, ours) < 1e-6
+
+
+def test_a_layer_of_two_tensors() -> None:
+    class Two(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images[:, :2].sin(), images[:, 1:].cos()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+
+        def forward(self, images: Tensor) -> Tensor:
+            first, second = self.two(images)
+            return (first * second).relu().flatten(1)
+
+    model = Model().eval()
+    theirs, ours = (one.attribute(INPUTS, 3) for one in peers("LayerGradCam", model, model.two))
+    assert len(ours) == 2
+    assert difference(theirs, ours) < 1e-12
+    for one in peers("GuidedGradCam", model, model.two):
+        with pytest.raises(AssertionError):
+            one.attribute(INPUTS, 3)
+
+
+def test_a_layer_that_runs_twice() -> None:
+    """Its last run counts."""
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), act, nn.Conv2d(3, 3, 3), act, nn.Flatten(), nn.Linear(48, 5)).double().eval()
+    for at_input in (False, True):
+        theirs, ours = (one.attribute(INPUTS, 3, None, at_input) for one in peers("LayerGradCam", model, act))
+        assert difference(theirs, ours) < 1e-12
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_progress(together: int, capfd: pytest.CaptureFixture[str]) -> None:
+    mask = torch.arange(192).reshape(1, 3, 8, 8) // 8
+    for choices in ({"feature_mask": mask}, {"feature_mask": mask[:, :1] // 4}):
+        shown = []
+        for one in peers("FeatureAblation", MODEL):
+            one.attribute(INPUTS, target=1, perturbations_per_eval=together, show_progress=True, **choices)
+            shown.append(capfd.readouterr().err.strip().split("\r")[-1].split("[")[0])
+        assert shown[0] == shown[1]
+        assert "Feature Ablation attribution: 100%" in shown[1]
+    pysal.captum.Occlusion(MODEL).attribute(INPUTS, (3, 4, 4), (1, 2, 2), target=1, show_progress=True)
+    assert "Occlusion attribution: 100%" in capfd.readouterr().err
+    pysal.captum.Occlusion(MODEL).attribute(INPUTS, (3, 4, 4), (1, 2, 2), target=1)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_caps_are_caps(size: int) -> None:
+    seen: list[int] = []
+
+    def forward(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return MODEL(images)
+
+    pysal.captum.IntegratedGradients(forward).attribute(INPUTS, target=1, n_steps=7, internal_batch_size=size)
+    assert max(seen) == size
+    seen.clear()
+    mask = torch.arange(64).reshape(1, 1, 8, 8) // 8
+    for given in (mask, mask.expand(1, 3, 8, 8) + torch.tensor([0, 1, 2]).reshape(1, 3, 1, 1)):
+        pysal.captum.FeatureAblation(forward).attribute(INPUTS, target=1, feature_mask=given, perturbations_per_eval=size)
+        assert max(seen) == size * len(INPUTS)
+    seen.clear()
+    noise = pysal.captum.NoiseTunnel(pysal.captum.Saliency(forward))
+    noise.attribute(INPUTS, nt_samples=5, nt_samples_batch_size=size, target=1)
+    assert max(seen) <= size * len(INPUTS)
+
+
+def test_nothing_is_left_behind() -> None:
+    inputs, state = INPUTS.detach().clone(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in MODEL.state_dict().items()}
+    for name in CLASSES:
+        if name == "NoiseTunnel":
+            continue
+        ours = made(name)[1]
+        ours.attribute(inputs, **({"sliding_window_shapes": (3, 4, 4)} if name == "Occlusion" else {}), target=1)
+    assert torch.equal(inputs, INPUTS)
+    assert not inputs.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in MODEL.state_dict().items())
+    assert all(one.grad is None for one in MODEL.parameters())
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in MODEL.modules())
+
+
+METRICS: dict[str, dict[str, Any]] = {
+    "Saliency": {},
+    "IntegratedGradients": {"n_steps": 6},
+    "GuidedBackprop": {},
+    "FeatureAblation": {"feature_mask": torch.arange(64).reshape(1, 1, 8, 8) // 16},
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_captums_metrics(name: str) -> None:
+    def perturb(images: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.randn_like(images) * 0.01
+        return noise, images - noise
+
+    found = []
+    for one in peers(name, MODEL):
+        torch.manual_seed(0)
+        sensitivity = sensitivity_max(one.attribute, INPUTS, target=1, **METRICS[name])
+        found.append(
+            (sensitivity, infidelity(MODEL, perturb, INPUTS, one.attribute(INPUTS, target=1, **METRICS[name]), target=1))
+        )
+    assert difference(*found) < 1e-6
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_captums_data_loader_attribution(together: int) -> None:
+    data = TensorDataset(torch.arange(60.0).reshape(20, 3), torch.arange(40.0).reshape(20, 2))
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    found = []
+    for one in peers("FeatureAblation", lambda x, y: x @ weight + y.prod(1)):
+        loader = DataLoader(data, batch_size=7)
+        found.append(captum.attr.DataLoaderAttribution(one).attribute(loader, perturbations_per_pass=together))
+    assert difference(*found) < 1e-6
+
+
+WITHOUT = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "captum":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "captum" else find(name, package)
+import pysal.captum
+assert "torch" not in sys.modules
+import torch
+from pysal.captum import FeatureAblation, IntegratedGradients, LayerAttribution, LayerGradCam, NoiseTunnel, Occlusion, Saliency
+assert not any(name.split(".")[0] == "captum" for name in sys.modules)
+x = torch.rand(2, 3, 8, 8)
+conv = torch.nn.Conv2d(3, 4, 3)
+model = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
+assert Saliency(model).attribute(x, 1).shape == x.shape
+assert NoiseTunnel(IntegratedGradients(model)).attribute(x, target=1, return_convergence_delta=True)[1].shape == (10,)
+assert Occlusion(model).attribute(x, (3, 4, 4), target=1).shape == x.shape
+assert FeatureAblation(model).get_name() == "Feature Ablation"
+assert LayerAttribution.interpolate(LayerGradCam(model, conv).attribute(x, 1), (8, 8)).shape == (2, 1, 8, 8)
+"""
+
+
+def test_captum_need_not_be_installed() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT], check=True, timeout=120)
