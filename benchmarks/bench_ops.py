@@ -129,7 +129,26 @@ def noise(dtype: torch.dtype) -> Callable[[torch.device], tuple[Any, ...]]:
     return build
 
 
+def boxes_in_a_map(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """24 boxes of 10 x 10 in an activation of 480 x 14 x 14, and corners of the regions that a 5 x 5 convolution reads."""
+    map = torch.randn(1, 480, 14, 14, device=device).contiguous(memory_format=torch.channels_last)
+    boxes = torch.randn(24, 480, 10, 10, device=device).contiguous(memory_format=torch.channels_last)
+    origins = torch.tensor([[n % 5, n // 5] for n in range(24)], dtype=torch.int32, device=device)
+    return map, boxes, origins, (origins - 2).clamp(-2, 0)
+
+
+def box_depthwise(device: torch.device) -> tuple[Any, ...]:
+    """That convolution, with ReLU6."""
+    weight, bias = torch.randn(5, 5, 480, device=device), torch.zeros(480, device=device)
+    return *boxes_in_a_map(device), 14, 14, weight, bias, 1, 1, 1, 1, 0.0, 6.0
+
+
 CASES = [
+    Case(
+        "box_regions", "24 x 480 x 10 x 10 -> 18 x 18", F32, lambda device: (*boxes_in_a_map(device), 18, 18, 1, 1, 0.0),
+    ),
+    Case("box_regions_depthwise", "24 x 480 x 10 x 10 -> 14 x 14, 5 x 5", F32, box_depthwise),
+    Case("box_regions_sums", "24 x 480 x 10 x 10", F32, lambda device: boxes_in_a_map(device)[:3]),
     Case("occlusion_masks", "2 -> 32 x 3 x 224 x 224", F32, occlusion(F32, False)),
     Case("occlusion_masks", "2 -> 32 x 3 x 224 x 224 channels_last", F32, occlusion(F32, True)),
     Case("occlusion_masks", "2 -> 32 x 3 x 224 x 224 channels_last", BF16, occlusion(BF16, True)),

@@ -1,6 +1,7 @@
 """The ops, one card per file: schema, fake, autograd and the documented wrapper."""
 
 from pysal._library import build_info  # reached through here, so that it knows every op
+from pysal.ops.box_regions import box_regions, box_regions_depthwise, box_regions_sums
 from pysal.ops.gaussian_noise import gaussian_noise, gaussian_noise_bits
 from pysal.ops.gaussian_scale_space import gaussian_scale_space, gaussian_scale_space_derivative
 from pysal.ops.grad_cam import grad_cam
@@ -19,6 +20,9 @@ from pysal.ops.path_integral import (
 )
 
 __all__ = [
+    "box_regions",
+    "box_regions_depthwise",
+    "box_regions_sums",
     "build_info",
     "gaussian_noise",
     "gaussian_noise_bits",

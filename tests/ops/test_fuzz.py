@@ -150,6 +150,24 @@ def test_guided_relu(backend: Backend, data: st.DataObject, shape: tuple[int, ..
 @NATIVE
 @FUZZ
 @given(data=st.data(), shape=image_shapes)
+def test_box_regions(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
+    draw = Drawer(data, backend.device)
+    dtype, count, (_, channels, height, width) = draw(st.sampled_from(BELOW_FLOAT64)), draw(st.integers(0, 4)), shape
+    map = draw.floats(1, channels, height, width, dtype=dtype)
+    boxes = draw.floats(count, channels, draw(st.integers(0, height)), draw(st.integers(0, width)), dtype=dtype)
+    places = [draw.integers(count, 2, low=-3, high=max(height, width) + 3) for _ in range(2)]
+    size = draw(st.tuples(st.integers(0, 9), st.integers(0, 9)))
+    steps, dilations = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
+    agrees(backend, "box_regions", map, boxes, *places, *size, *steps, 0.5, exact=True)
+    agrees(backend, "box_regions_sums", map, boxes, places[0])
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    weight, bias = draw.floats(*kernel, channels, dtype=dtype), draw.floats(channels, dtype=dtype)
+    agrees(backend, "box_regions_depthwise", map, boxes, *places, *size, weight, bias, *steps, *dilations, -0.5, 0.75)
+
+
+@NATIVE
+@FUZZ
+@given(data=st.data(), shape=image_shapes)
 def test_occlusion_masks(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, target, channels_last = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES)), draw(st.booleans())
