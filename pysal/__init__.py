@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pysal import models, ops, reference, segments, viz
+    from pysal import captum, models, ops, pair, reference, segments, viz
     from pysal.engine.black_box import numpy_model
     from pysal.engine.chunks import Cancelled, progress
     from pysal.engine.not_applicable import NotApplicable
@@ -62,7 +62,7 @@ _HOMES = {
     "read_images": "pysal.models",
     "smooth_grad": "pysal.methods.smooth_grad",
 }
-_MODULES = ("models", "ops", "reference", "segments", "viz")
+_MODULES = ("captum", "models", "ops", "pair", "reference", "segments", "viz")
 
 __all__ = [
     "Cancelled",
@@ -76,6 +76,7 @@ __all__ = [
     "__version__",
     "blur_integrated_gradients",
     "build_info",
+    "captum",
     "explain",
     "grad_cam",
     "gradient",
@@ -86,6 +87,7 @@ __all__ = [
     "models",
     "numpy_model",
     "ops",
+    "pair",
     "prepare",
     "progress",
     "read_image",

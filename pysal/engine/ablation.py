@@ -85,13 +85,15 @@ class Masks:
 
 
 class Boxes:
-    """Features by boxes, which may overlap: an element gets the mean drop of the boxes that cover it.
+    """Features by boxes, which may overlap: an element gets the mean drop of the boxes that cover it, or their sum.
 
     Args:
         boxes: for each input, the boxes in it.
+        mean: the mean, not the sum.
     """
 
-    def __init__(self, boxes: Sequence[Sequence[Box]]) -> None:
+    def __init__(self, boxes: Sequence[Sequence[Box]], *, mean: bool = True) -> None:
+        self._mean = mean
         self._boxes = [(number, (slice(None), *box)) for number, several in enumerate(boxes) for box in several]
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ class Boxes:
             if home == number:
                 total[box] += drop.reshape(-1, *(1,) * (input.ndim - 1))
                 covered[box] += 1
-        return total / covered
+        return total / covered if self._mean else total
 
 
 def sliding_boxes(shape: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> Iterator[Box]:

@@ -66,6 +66,13 @@ def test_boxes_spread_the_mean_of_those_that_cover_an_element() -> None:
     assert second.tolist() == [[[5, 5, 5]], [[50, 50, 50]]]
 
 
+def test_boxes_may_add_up() -> None:
+    """Where no box is, the sum is 0."""
+    inputs = (torch.zeros(1, 5),)
+    boxes = Boxes([[(slice(0, 3),), (slice(2, 4),)]], mean=False)
+    assert Ablation(inputs, inputs, boxes).maps(torch.tensor([[1.0], [3.0]]))[0].tolist() == [[1, 1, 4, 3, 0]]
+
+
 def test_boxes_replace_in_their_own_input_only() -> None:
     inputs = (torch.arange(4).reshape(1, 4), torch.arange(3.0).reshape(1, 3))
     fills: tuple[Tensor, ...] = (torch.full((1, 4), 0.5), torch.full((1, 3), -1.0))
