@@ -218,3 +218,19 @@ def test_errors_leave_inputs_alone() -> None:
             package.Saliency(lambda x: F.relu(x)).attribute(inputs)
         marked.append(inputs.requires_grad)
     assert marked == [True, False]
+
+
+def test_an_input_without_effect_has_no_attribution() -> None:
+    inputs = (torch.rand(2, 3), torch.rand(2, 4))
+    theirs, ours = peers("Saliency", lambda x, y: x.square().sum(1))
+    found = ours.attribute(inputs)
+    assert torch.equal(found[0], 2 * inputs[0])
+    assert not found[1].any()
+    with pytest.raises(RuntimeError):
+        theirs.attribute(inputs)
+
+
+def test_progress_of_occlusion_counts_windows(capfd: pytest.CaptureFixture[str]) -> None:
+    for one, arrives in zip(peers("Occlusion", lambda x: x.sum((1, 2))), (False, True), strict=True):
+        one.attribute(torch.rand(2, 6, 6), (3, 3), show_progress=True)
+        assert ("100%" in capfd.readouterr().err) == arrives
