@@ -20,9 +20,11 @@ def gradient(model: nn.Module, image: Tensor, target: int) -> Tensor:
     return leaf.grad
 
 
-def integrated_gradients(model: nn.Module, image: Tensor, target: int, steps: int) -> Tensor:
-    """Gauss-Legendre from black."""
+def integrated_gradients(model: nn.Module, image: Tensor, target: int, steps: int, *, ends: bool = False) -> Tensor:
+    """Gauss-Legendre from black; with `ends` the mean over equal steps that include both ends, as PAIR has it."""
     places, weights = np.polynomial.legendre.leggauss(steps)
+    if ends:
+        places, weights = np.linspace(-1, 1, steps), np.full(steps, 2 / steps)
     alphas = torch.from_numpy((places + 1) / 2).to(image.dtype)
     shares = torch.from_numpy(weights / 2).to(image.dtype)
     total = torch.zeros_like(image)

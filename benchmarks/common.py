@@ -28,6 +28,8 @@ MIN_SAMPLES, MAX_SAMPLES = 5, 301
 COPY_BYTES = 256 * 2**20
 # Methods take seconds, not microseconds: rounds instead of samples.
 METHOD_ROUNDS, METHOD_SECONDS = 3, 20.0
+# A third round of a long method is run where the second and the third fit into this.
+LONG_SECONDS = 60.0
 MOST_METHOD_ROUNDS = 15
 
 
@@ -244,8 +246,10 @@ def alternate_methods(
         name -> seconds, one number per round.
     """
     long = METHOD_ROUNDS * sum(firsts.values()) > METHOD_SECONDS
-    if rounds is None:
-        rounds = METHOD_ROUNDS if long else min(MOST_METHOD_ROUNDS, int(METHOD_SECONDS / sum(firsts.values())))
+    if rounds is None and long:
+        rounds = METHOD_ROUNDS if 2 * sum(firsts[name] for name in always if name in firsts) < LONG_SECONDS else 2
+    elif rounds is None:
+        rounds = min(MOST_METHOD_ROUNDS, int(METHOD_SECONDS / sum(firsts.values())))
     samples = {name: [firsts[name]] if long else [] for name in runs}
     ours, *others = [name for name in runs if name in always or not long]
 
