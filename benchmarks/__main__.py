@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="folder for the results")
     options, more = parser.parse_known_args()
     environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment["BENCHMARK_COMMAND"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
     pytest = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-o", "python_files=bench_*.py"]
     pytest += ["-q", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *more]
     pytest += ["--results", str(options.results.resolve())] if options.results else []

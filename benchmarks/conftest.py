@@ -56,9 +56,23 @@ def report(request: pytest.FixtureRequest) -> Report:
 
 
 @pytest.fixture
-def method_report(network: str) -> MethodReport:
-    """The report of one network."""
-    return METHOD_REPORTS.setdefault(network, MethodReport(network))
+def method_report(network: str, request: pytest.FixtureRequest) -> Iterator[MethodReport]:
+    """The report of one network; written after each benchmark, so that what a stopped session has measured is not lost."""
+    report = METHOD_REPORTS.setdefault(network, MethodReport(network))
+    yield report
+    cpu = torch.device("cpu")
+    content = common.as_json(report.rows, common.metadata(cpu, 0.0)) | {"claims": report.claims}
+    write(request.config, f"methods-{network}--{common.device_name(cpu)}.json", content)
+
+
+def write(config: pytest.Config, name: str, content: dict[str, object]) -> str:
+    """Write a results file where a folder is given and return what to tell about it; a part must not replace the whole."""
+    folder: Path | None = config.getoption("--results")
+    if folder is None or config.getoption("--method") is not None:
+        return "not written"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    return f"written: {folder / name}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -85,26 +99,14 @@ def seeded() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    folder: Path | None = config.getoption("--results")
-
-    def write(name: str, content: dict[str, object]) -> None:
-        if folder is not None and config.getoption("--method") is None:  # a part must not replace the whole
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / name
-            path.write_text(json.dumps(content, indent=1) + "\n")
-            terminalreporter.write_line(f"written: {path}")
-
     for report in REPORTS.values():
         if report.rows:
             terminalreporter.section(common.device_name(report.device))
             terminalreporter.write_line(common.as_table(report.rows))
-            about = common.metadata(report.device, report.bandwidth)
-            write(f"ops--{common.device_name(report.device)}.json", common.as_json(report.rows, about))
+            content = common.as_json(report.rows, common.metadata(report.device, report.bandwidth))
+            terminalreporter.write_line(write(config, f"ops--{common.device_name(report.device)}.json", content))
     for methods in METHOD_REPORTS.values():
         terminalreporter.section(methods.network)
         terminalreporter.write_line(common.methods_table(methods.rows))
         for claim in methods.claims:
             terminalreporter.write_line("{claim}: {value} (at most {at_most})".format(**claim))
-        cpu = torch.device("cpu")
-        content = common.as_json(methods.rows, common.metadata(cpu, common.copy_bandwidth(cpu)))
-        write(f"methods-{methods.network}--{common.device_name(cpu)}.json", content | {"claims": methods.claims})
