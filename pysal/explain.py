@@ -92,6 +92,9 @@ def explain(
     for name in names:
         with skipping(name):
             request(name).rehearse(METHODS[name].attribute, options[name])
+    for name in names:  # nothing will be refused any more: what several methods ask of the images is made in one pass
+        with skipping(name):
+            request(name).rehearse(METHODS[name].attribute, options[name], announce=True)
     clean = plan.clean()
     for name in names:
         method = METHODS[name]
@@ -126,7 +129,7 @@ def explain(
         score_kind=kind,
         probabilities=_probabilities(clean.table, index),
         results=results,
-        skipped=skipped,
+        skipped={name: skipped[name] for name in names if name in skipped},
         model_name=_model_name(plan.layered_model),
         seconds=time.perf_counter() - started,
         build=build_info(),

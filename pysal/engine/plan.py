@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.chunks import run_chunks
-from pysal.engine.features import Layer, capture
+from pysal.engine.features import Layer
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import ReluRules
+from pysal.engine.sweeps import Found, Sweep, Swept, sweep
 from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
 
 Model: TypeAlias = Callable[..., Any]
@@ -103,11 +104,14 @@ class Plan:
             renamed._warn_of_probabilities(renamed._clean.table)
         return renamed
 
-    def rehearse(self, attribute: Callable[..., Any], options: Mapping[str, Any]) -> None:
-        """Run a method's core up to its first use of the model: what it refuses is refused before any work."""
+    def rehearse(self, attribute: Callable[..., Any], options: Mapping[str, Any], *, announce: bool = False) -> None:
+        """Run a method's core up to its first use of the model: what it refuses is refused before any work.
+
+        With `announce` the sweeps it asks of the unchanged images are noted, and will be made with the clean pass.
+        """
         rehearsal = _Rehearsal.__new__(_Rehearsal)
         rehearsal.__dict__.update(self.__dict__)
-        rehearsal.root = rehearsal
+        rehearsal.root, rehearsal.announcing = rehearsal, announce
         with contextlib.suppress(_ModelUsed):
             attribute(rehearsal, **options)
 
@@ -166,7 +170,8 @@ class Plan:
         return self.model.original if isinstance(self.model, PreparedModel) else self.eager_model
 
     @contextlib.contextmanager
-    def _modes(self, *, grad: bool) -> Iterator[None]:
+    def modes(self, *, grad: bool) -> Iterator[None]:
+        """Set what autograd and arithmetic a model pass needs."""
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
@@ -175,7 +180,8 @@ class Plan:
         ):
             yield
 
-    def _forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
+    def forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
+        """Return what a model answers to rows of the images, with the extra inputs of each."""
         origin = self.origin[rows]
 
         def pick(value: Any) -> Any:
@@ -191,26 +197,42 @@ class Plan:
     def clean(self) -> Clean:
         """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target."""
         if self._clean is None:
-            tables: list[Tensor] = []
-            scores: list[Tensor] = []
-
-            def body(start: int, stop: int) -> None:
-                rows = torch.arange(start, stop, device=self.device)
-                # a copy: a model that works in place must change neither the caller's images nor ours
-                output = self._output(self.inputs[start:stop].clone(), rows)
-                table = self.score.table(output, rows)
-                self.score.resolve(table, self.origin[rows])
-                if table is None:
-                    scores.append(self.score(output, self.origin[rows]).detach().clone())
-                else:
-                    tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
-
-            self.run(self.images, body)
+            clean = self._announced() or self._look()
+            self._clean = clean
             self.score.close()
-            self._clean = Clean(torch.cat(tables) if tables else None, torch.cat(scores) if scores else None)
             if self.root is self:
-                self._warn_of_probabilities(self._clean.table)
+                self._warn_of_probabilities(clean.table)
         return self._clean
+
+    def _announced(self) -> Clean | None:
+        """Make the sweeps that were announced, all in one pass, and return the clean scores it tells."""
+        announced: list[tuple[ScoreKind, Sweep]] = self._shared.pop("announced", [])
+        if not announced:
+            return None
+        kind = announced[0][0]
+        together = self.renamed(self.where, kind)
+        with contextlib.suppress(NotApplicable):  # which whoever asked for it will say in its own name
+            together._sweep_images(list(dict.fromkeys(one for other, one in announced if other == kind)), required=False)
+        return together._clean
+
+    def _look(self) -> Clean:
+        """Run the model once per image."""
+        tables: list[Tensor] = []
+        scores: list[Tensor] = []
+
+        def body(start: int, stop: int) -> None:
+            rows = torch.arange(start, stop, device=self.device)
+            # a copy: a model that works in place must change neither the caller's images nor ours
+            output = self._output(self.inputs[start:stop].clone(), rows)
+            table = self.score.table(output, rows)
+            self.score.resolve(table, self.origin[rows])
+            if table is None:
+                scores.append(self.score(output, self.origin[rows]).detach().clone())
+            else:
+                tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
+
+        self.run(self.images, body)
+        return Clean(torch.cat(tables) if tables else None, torch.cat(scores) if scores else None)
 
     def _warn_of_probabilities(self, table: Tensor | None) -> None:
         if table is None or table.shape[1] == 1 or self.score.kind == "logit" or "warned" in self._shared:
@@ -242,8 +264,8 @@ class Plan:
             self.clean()
 
     def _output(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> Any:
-        with self._modes(grad=False):
-            return self._forward(self.model if model is None else model, _ordinary(batch), rows)
+        with self.modes(grad=False):
+            return self.forward(self.model if model is None else model, _ordinary(batch), rows)
 
     def scores(self, batch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the explained score (N,) of changed images and, for class targets, that of every class (N, K).
@@ -257,28 +279,16 @@ class Plan:
         classes = self.score.scaled(table)
         return self.score.pick(classes, self.origin[rows]), classes
 
-    def _differentiable_score(self, leaf: Tensor, rows: Tensor, model: Model) -> Tensor:
-        output = self._forward(model, leaf.clone(), rows)
-        self.score.resolve(self.score.table(output, rows), self.origin[rows])
-        return self.score(output, self.origin[rows])
+    def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""
+        table = self.score.table(output, rows)
+        self.score.resolve(table, self.origin[rows])
+        return table, self.score(output, self.origin[rows])
 
-    def _found(self, gradient: Tensor | None) -> Tensor:
-        if gradient is None:
-            raise NotApplicable(
-                f"{self.where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
-                "leave_one_out explains such a model"
-            )
-        return gradient
-
-    def gradients(self, batch: Tensor, rows: Tensor, rules: ReluRules | None = None) -> Tensor:
-        """Return df/dx (N, C, H, W) at each row of `batch`, under a rule for ReLUs where one is given."""
-        with self._modes(grad=True):
-            leaf = _ordinary(batch).detach().requires_grad_()
-            with rules.recording() if rules else contextlib.nullcontext():
-                score = self._differentiable_score(leaf, rows, self.eager_model if rules else self.model)
-            if rules:
-                rules.finish(score, leaf)
-            return self._found(_gradient(score, leaf))
+    def gradients(self, batch: Tensor, rows: Tensor) -> Tensor:
+        """Return df/dx (N, C, H, W) at each row of `batch`."""
+        image = Sweep()
+        return sweep(self, batch, rows, [image]).found[image][0]
 
     def layer_gradients(
         self, batch: Tensor, rows: Tensor, layer: Layer, rules: ReluRules | None = None
@@ -287,19 +297,37 @@ class Plan:
 
         Without `rules` nothing below the layer is kept for the backward pass, unless its input is meant: others may use that.
         """
-        cut = rules is None and not layer.at_input
-        with self._modes(grad=True), capture(self.where, layer, cut=cut) as features:
-            leaf = _ordinary(batch).detach().requires_grad_(not cut)
-            with rules.recording() if rules else contextlib.nullcontext():
-                score = self._differentiable_score(leaf, rows, self.layered_model)
-            activation = features.captured()
-            if rules is None:
-                return activation.detach(), features.used(_gradient(score, activation)), None
-            rules.finish(score, leaf)
-            final, rules.rule = rules.rule, "plain"
-            gradient = features.used(_gradient(score, activation, again=True))
-            rules.rule = final
-            return activation.detach(), gradient, self._found(_gradient(score, leaf))
+        at_layer, at_images = Sweep(layer=layer, where=self.where), Sweep(rules.rule, rules.other) if rules else None
+        found = sweep(self, batch, rows, [at_layer, *([at_images] if at_images else [])]).found
+        return *found[at_layer], found[at_images][0] if at_images else None  # type: ignore[return-value]
+
+    def sweeps(self, *wanted: Sweep) -> list[Found]:
+        """Return what sweeps over the unchanged images find; each is made once, however many methods ask for it."""
+        made: dict[tuple[ScoreKind, Sweep], Found] = self._shared.setdefault("sweeps", {})
+        missing = [one for one in wanted if (self.score.kind, one) not in made]
+        if missing:
+            self._sweep_images(missing, required=True)
+        return [made[self.score.kind, one] for one in wanted]
+
+    def _sweep_images(self, wanted: Sequence[Sweep], *, required: bool) -> None:
+        """Make sweeps over the unchanged images, which also tell the clean scores; what is not required may be left out."""
+        parts: list[Swept] = []
+
+        def body(start: int, stop: int) -> None:
+            rows = torch.arange(start, stop, device=self.device)
+            parts.append(sweep(self, self.inputs[start:stop], rows, wanted, required=required))
+
+        self.run(self.images, body)
+        self.score.close()
+        made = self._shared.setdefault("sweeps", {})
+        for one in wanted:
+            if all(one in part.found for part in parts):
+                made[self.score.kind, one] = tuple(
+                    torch.cat(pieces) for pieces in zip(*(p.found[one] for p in parts), strict=True)
+                )
+        if self._clean is None:
+            tables = [part.table for part in parts if part.table is not None]
+            self._clean = Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat([part.scores for part in parts]))
 
 
 @contextlib.contextmanager
@@ -318,18 +346,25 @@ class _ModelUsed(Exception):
 
 
 class _Rehearsal(Plan):
+    announcing: bool
+
     def run(self, total: int, body: Callable[[int, int], None]) -> None:
         raise _ModelUsed
 
     def look_at_first_image(self) -> None:
+        if not self.announcing:
+            raise _ModelUsed
+        super().look_at_first_image()
+
+    def clean(self) -> Clean:
+        if self._clean is None:
+            raise _ModelUsed
+        return self._clean
+
+    def sweeps(self, *wanted: Sweep) -> list[Found]:
+        if self.announcing:
+            self._shared.setdefault("announced", []).extend((self.score.kind, one) for one in wanted)
         raise _ModelUsed
-
-
-def _gradient(score: Tensor, at: Tensor, *, again: bool = False) -> Tensor | None:
-    """Return the gradient of the summed scores, None where they do not depend on `at`; `again` keeps the graph for another."""
-    if not score.requires_grad:
-        return None
-    return torch.autograd.grad(score.sum(), at, retain_graph=again, allow_unused=True)[0]
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A snapshot of a model that runs forward and input gradient as fast as this machine allows, and says what was done for it."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
+from pysal.engine.features import Layer, default_layer
 from pysal.engine.fold import fold
 from pysal.engine.lowered import FusedConvolution, lower
+from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision
 from pysal.engine.tape import Program, Recorded
 
@@ -18,6 +21,8 @@ GPU_CHUNKS = (8, 16, 32, 64, 128)
 # Folding changes the rounding of every layer. A graph further than this from the model, relative to its largest output, is
 # not the same function, and is not used.
 FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+# Values of each weight that are compared before every use; all of them would take as long as a forward pass.
+SAMPLES = 64
 
 
 class PreparedModel:
@@ -33,9 +38,10 @@ class PreparedModel:
         self.original, self.precision = original, precision
         self.rows: int | None = None
         self._shape = tuple(example.shape[1:])
-        self._fingerprint = _fingerprint(original)
+        self._weights = _Weights(original)
         self._graph: nn.Module | None = None
         self.program: Program | None = None
+        self.default_layer: Layer | None = None
         self._notes: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -43,11 +49,20 @@ class PreparedModel:
 
     def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output."""
-        if self._graph is None or args or kwargs or tuple(images.shape[1:]) != self._shape:
+        program = self.program_for(images)
+        if self._graph is None or program is None or args or kwargs:
             return self.original(images, *args, **kwargs)
-        if self.program is not None and images.requires_grad and torch.is_grad_enabled():
-            return Recorded.apply(images, self.program)  # type: ignore[no-untyped-call]
+        if images.requires_grad and torch.is_grad_enabled():
+            return Recorded.apply(images, program)  # type: ignore[no-untyped-call]
         return self._graph(images)
+
+    def program_for(self, images: Tensor) -> Program | None:
+        """Return what computes the model's output for images of this size, None where the original does."""
+        return self.program if tuple(images.shape[1:]) == self._shape else None
+
+    def default_layer_for(self, images: Tensor) -> Layer | None:
+        """Return the last layer with a spatial map for images of this size, None where that is not known."""
+        return self.default_layer if tuple(images.shape[1:]) == self._shape else None
 
     @property
     def fused(self) -> bool:
@@ -61,12 +76,54 @@ class PreparedModel:
     def check_unchanged(self, where: str) -> None:
         """Refuse to go on if a weight or buffer of the original has changed since.
 
+        Every tensor's place, autograd's count of its changes and 64 of its values, evenly spread, are compared: only a
+        change of single values past autograd, through `.data`, may go unseen.
+
         Raises:
             ValueError: names the first one that has.
         """
-        for name, mark in _fingerprint(self.original).items():
-            if self._fingerprint.get(name) != mark:
-                refuse(where, "model", "be prepared again after its weights have changed", f"a new value of {name!r}")
+        name = self._weights.changed(self.original)
+        if name is not None:
+            refuse(where, "model", "be prepared again after its weights have changed", f"a new value of {name!r}")
+
+
+class _Weights:
+    """What tells whether the tensors of a model have changed: where they are, how often they were written, some values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = _tensors(model)
+        self._marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()}
+        self._views = [_sample(tensor) for tensor in tensors.values()]
+        self._values = self._read()
+
+    def _read(self) -> Tensor:
+        return torch.cat([view.to(torch.float64) for view in self._views]).nan_to_num() if self._views else torch.zeros(0)
+
+    def changed(self, model: nn.Module) -> str | None:
+        """Return the name of a tensor that has changed."""
+        marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in _tensors(model).items()}
+        for name in marks.keys() | self._marks.keys():
+            if marks.get(name) != self._marks.get(name):
+                return name
+        values = self._read()
+        if torch.equal(values, self._values):
+            return None
+        sizes = [len(view) for view in self._views]
+        pairs = zip(self._marks, values.split(sizes), self._values.split(sizes), strict=True)
+        return next(name for name, now, then in pairs if not torch.equal(now, then))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Return a view of some of a tensor's values, evenly spread over its memory."""
+    if tensor.layout != torch.strided or tensor.numel() == 0:
+        return torch.zeros(0, device=tensor.device)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    step = max(1, span // SAMPLES)
+    return tensor.detach().as_strided((-(-span // step),), (step,), tensor.storage_offset())
 
 
 def prepare(
@@ -124,8 +181,13 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     if not lowered:
         notes.append("runs as it is: it has no convolution that could be fused")
         return
+    answers: list[Any] = []
     with torch.no_grad():
-        expected, got = prepared.original(example.clone()), graph(example)
+        with contextlib.suppress(NotApplicable):
+            prepared.default_layer = default_layer(
+                "pysal.prepare", prepared.original, lambda: answers.append(prepared.original(example.clone()))
+            )
+        expected, got = answers[0], graph(example)
     if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
         notes.append("runs as it is: its output is not one tensor")
         return
@@ -170,16 +232,6 @@ def _seconds(prepared: PreparedModel, batch: Tensor) -> float:
         if batch.device.type == "cuda":
             torch.cuda.synchronize(batch.device)
         return time.perf_counter() - started
-
-
-def _fingerprint(model: nn.Module) -> dict[str, tuple[int, int, str]]:
-    """Return marks that change with the weights: where they are, how often they were written, their sum."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        return {
-            name: (tensor.data_ptr(), tensor._version, float(tensor.sum(dtype=torch.float64)).hex())  # hex: NaN equals itself
-            for name, tensor in tensors.items()
-        }
 
 
 def _first_line(error: Exception) -> str:

@@ -6,9 +6,9 @@ that Python never called (inside a TorchScript module, a C++ composite) is found
 activations a rule does not define. What is not on the way from the images, say a text encoder, is no concern of a rule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,17 @@ _HIDDEN = {
 _HARMLESS = ("pysal.engine.precision", "torch.nn.modules._functions")
 
 
+class RecordedPass(Protocol):
+    """What the rules need to know of a pass recorded on a tape."""
+
+    @property
+    def relus(self) -> int:
+        """ReLUs that follow the rule of a sweep."""
+
+    def others(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return (output, input) of every part that ran under autograd."""
+
+
 _current: ContextVar["ReluRules | None"] = ContextVar("pysal_relu_rules", default=None)
 
 
@@ -123,9 +134,23 @@ class ReluRules:
         """
         nodes = _between(score, leaf)
         for tape in [node.tape for node in nodes if hasattr(node, "tape")]:
-            nodes += dict.fromkeys(node for output, input in tape.others() for node in _between(output, input))
+            nodes += _nodes_of(tape)
+        self._check(nodes, 0, reaches=bool(nodes))
+
+    def finish_tape(self, tape: RecordedPass) -> None:
+        """Do the same for a recorded pass.
+
+        Raises:
+            NotApplicable: as `finish`.
+        """
+        self._check(_nodes_of(tape), tape.relus, reaches=True)
+
+    def _check(self, nodes: list[Any], met: int, *, reaches: bool) -> None:
+        """Hook and count the ReLUs among autograd nodes, `met` being known of, and refuse what is not allowed.
+
+        Nothing is refused where the score does not depend on the images, that is, does not reach them.
+        """
         generalised, self._generalised = self._generalised, set()
-        met = 0
         undefined: dict[str, None] = {}
         for node in nodes:
             name, function = node.name(), getattr(node, "_forward_cls", None)
@@ -154,7 +179,7 @@ class ReluRules:
                 f"{self.where}: the rule is defined for ReLU only, and the network has {names}; "
                 f"pass other_activations={allowed} to go on"
             )
-        if nodes and met == 0 and self.other != "plain":
+        if reaches and met == 0 and self.other != "plain":
             raise NotApplicable(
                 f"{self.where}: no ReLU was met between the score and the inputs, so the result would be the plain gradient; "
                 "pass other_activations='plain' if that is what you want"
@@ -259,6 +284,10 @@ _HANDLERS: dict[Any, Callable[..., Tensor | None]] = {
     F.hardtanh: _hardtanh,
     F.hardtanh_: _hardtanh_,
 }
+
+
+def _nodes_of(tape: RecordedPass) -> list[Any]:
+    return list(dict.fromkeys(node for output, input in tape.others() for node in _between(output, input)))
 
 
 def _between(score: Tensor, leaf: Tensor) -> list[Any]:

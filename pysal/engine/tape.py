@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal import ops
+from pysal.engine.features import Layer
 from pysal.engine.fold import module_of
 from pysal.engine.lowered import FusedConvolution, is_addition, relu_upper
 from pysal.engine.relu_rules import ReluRule, current_rules
@@ -272,14 +273,15 @@ class Program:
                 self._layers.setdefault(name, {})[run] = node
         self._runs = graph.meta.get("runs", {})
 
-    def layer(self, name: str, run: int | None) -> fx.Node | None:
-        """Return the node whose value a module of the original model returned in one of its runs, None = its only one.
+    def layer(self, layer: Layer) -> fx.Node | None:
+        """Return the node whose value a layer of the original model returned.
 
         None where the graph does not compute that value, because it was fused into another.
         """
-        if run is None and self._runs.get(name) != 1:
+        runs = self._runs.get(layer.name, 0)
+        if (layer.run is None and runs != 1) or getattr(layer, "at_input", False) or getattr(layer, "index", 0):
             return None
-        return self._layers.get(name, {}).get(run or 0)
+        return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
     def record(self, images: Tensor, layers: Sequence[fx.Node] = ()) -> "Tape":
         """Run the graph and keep what sweeps need, and the values of some nodes."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,9 +14,11 @@ from pysal.engine.attribution import Attribution
 from pysal.engine.features import Layer, default_layer, find_layer
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.relu_rules import OtherActivations, ReluRules
+from pysal.engine.prepared import PreparedModel
+from pysal.engine.relu_rules import OtherActivations
+from pysal.engine.sweeps import Sweep
 from pysal.engine.target import ScoreKind, Target
-from pysal.methods.guided_backprop import make_rules
+from pysal.methods.guided_backprop import ruled
 
 Tokens: TypeAlias = Literal["vit", "swin"] | Callable[[Tensor], Tensor] | None
 
@@ -140,34 +143,45 @@ def attribute_guided(
     other_activations: OtherActivations = "error",
 ) -> Attribution:
     """Return Guided Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
-    return _attribute(plan, layer, tokens, make_rules(plan.where, "guided", other_activations))
+    return _attribute(plan, layer, tokens, ruled(plan.where, "guided", other_activations))
 
 
-def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, rules: ReluRules | None) -> Attribution:
+@dataclass(frozen=True)
+class _Cam:
+    """Makes maps of the image's size and of the layer's out of a layer's activation and gradient."""
+
+    tokens: Tokens
+    height: int
+    width: int
+    where: str = field(compare=False)
+    layer: str = field(compare=False)
+
+    def __call__(self, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        activation = _spatial(self.where, self.layer, self.tokens, activation)
+        gradient = _spatial(self.where, self.layer, self.tokens, gradient)
+        small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
+        return ops.grad_cam(activation, gradient, self.height, self.width, relu=True), small
+
+
+def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: Sweep | None) -> Attribution:
     if not (tokens is None or callable(tokens) or (isinstance(tokens, str) and tokens in ("vit", "swin"))):
         refuse(plan.where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
     chosen = _choose(plan, layer)
     height, width = plan.inputs.shape[2:]
-    result = plan.zeros(channels=1 if rules is None else None).to(plan.dtype)
-    native: list[Tensor] = []
-
-    def body(start: int, stop: int) -> None:
-        rows = torch.arange(start, stop, device=plan.device)
-        activation, gradient, guided = plan.layer_gradients(plan.inputs[start:stop], rows, chosen, rules)
-        activation = _spatial(plan.where, chosen.name, tokens, activation)
-        gradient = _spatial(plan.where, chosen.name, tokens, gradient)
-        small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
-        cam = ops.grad_cam(activation, gradient, height, width, relu=True)
-        result[start:stop] = cam if guided is None else guided * cam
-        native.append(small.to(plan.dtype))
-
-    plan.run(plan.images, body)
-    return Attribution(result, passes=1, details={"layer": chosen.name, "native": torch.cat(native)})
+    at_layer = Sweep(layer=chosen, reduce=_Cam(tokens, height, width, plan.where, chosen.name), where=plan.where)
+    (result, native), *others = plan.sweeps(at_layer, *([guided] if guided else []))
+    for (gradient,) in others:
+        result = gradient * result
+    return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.name, "native": native.to(plan.dtype)})
 
 
 def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
     if layer is not None:
         return find_layer(plan.where, plan.layered_model, layer)
+    if isinstance(plan.model, PreparedModel):
+        known = plan.model.default_layer_for(plan.inputs)
+        if known is not None:
+            return known
     return plan.shared("default_layer", lambda root: default_layer(plan.where, root.layered_model, root.look_at_first_image))
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from pysal.engine.attribution import Attribution
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.relu_rules import ReluRules
+from pysal.engine.sweeps import Sweep
 from pysal.engine.target import ScoreKind, Target
 
 
@@ -62,13 +62,7 @@ def gradient(
     return attribute(plan).map
 
 
-def attribute(plan: Plan, rules: ReluRules | None = None) -> Attribution:
-    """Return the gradient of every image of a plan, under a rule for ReLUs where one is given."""
-    result = plan.zeros().to(plan.dtype)
-
-    def body(start: int, stop: int) -> None:
-        rows = torch.arange(start, stop, device=plan.device)
-        result[start:stop] = plan.gradients(plan.inputs[start:stop], rows, rules)
-
-    plan.run(plan.images, body)
-    return Attribution(result, passes=1)
+def attribute(plan: Plan) -> Attribution:
+    """Return the gradient of every image of a plan."""
+    ((result,),) = plan.sweeps(Sweep())
+    return Attribution(result.to(plan.dtype), passes=1)

@@ -10,8 +10,8 @@ from pysal.engine.attribution import Attribution
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.relu_rules import OtherActivations, ReluRules
+from pysal.engine.sweeps import Sweep
 from pysal.engine.target import ScoreKind, Target
-from pysal.methods import gradient
 
 WHERE = "pysal.guided_backprop"
 
@@ -76,7 +76,14 @@ def attribute(
     plan: Plan, *, rule: Literal["guided", "deconvnet"] = "guided", other_activations: OtherActivations = "error"
 ) -> Attribution:
     """Return the guided gradient of every image of a plan."""
-    return gradient.attribute(plan, make_rules(plan.where, rule, other_activations))
+    ((result,),) = plan.sweeps(ruled(plan.where, rule, other_activations))
+    return Attribution(result.to(plan.dtype), passes=1)
+
+
+def ruled(where: str, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> Sweep:
+    """Return the sweep to the images under a rule, or refuse an unknown one."""
+    rules = make_rules(where, rule, other_activations)
+    return Sweep(rules.rule, rules.other)
 
 
 def make_rules(where: str, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> ReluRules:

@@ -298,6 +298,21 @@ def test_a_new_tensor_in_the_place_of_a_weight_is_refused() -> None:
         pysal.gradient(prepared, x)
 
 
+def test_a_weight_written_past_autograd_is_refused() -> None:
+    model, x = build(network)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    model.parts[3].weight.data.mul_(2)
+    with pytest.raises(ValueError, match=r"a new value of 'parts\.3\.weight'"):
+        pysal.gradient(prepared, x)
+
+
+def test_a_weight_of_nan_has_not_changed() -> None:
+    model, x = build(network)
+    with torch.no_grad():
+        model.parts[3].weight[0, 0, 0, 0] = torch.nan
+    pysal.prepare(model, x, batch_size=2).check_unchanged("test")
+
+
 def test_prepared_in_inference_mode() -> None:
     model, inputs = Functional(lambda x, a: F.relu(a(x)), nn.Conv2d(3, 4, 3)).eval(), torch.rand(2, 3, 8, 8)
     model(inputs)

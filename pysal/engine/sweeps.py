@@ -1,0 +1,243 @@
+"""Backward passes over the same forward pass: several methods, or several classes, for the price of one forward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from pysal.engine.features import Features, Layer, capture
+from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.prepared import PreparedModel
+from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
+from pysal.engine.tape import Program
+
+if TYPE_CHECKING:
+    from pysal.engine.plan import Plan
+
+# What a sweep found: the gradient of the images alone, or what `reduce` made of a layer's activation and gradient.
+Found = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A backward pass that a method wants. Equal sweeps are made once.
+
+    Attributes:
+        rule: of the ReLUs.
+        other: what to do with activations the rule does not define.
+        layer: where the gradient is wanted; None = at the images.
+        reduce: (activation, gradient) of the layer -> what is kept of them, (N, ...) each.
+        where: public name of the method whose layer it is, for errors.
+    """
+
+    rule: ReluRule = "plain"
+    other: OtherActivations = "error"
+    layer: Layer | None = None
+    reduce: Callable[[Tensor, Tensor], Found] | None = None
+    where: str = field(default="pysal", compare=False)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one forward pass and its sweeps found: class scores (N, K) or None, scores (N,), and each sweep's result."""
+
+    table: Tensor | None
+    scores: Tensor
+    found: dict[Sweep, Found]
+
+
+def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, required: bool = True) -> Swept:
+    """Run the model once on rows of a plan's images and sweep back as often as asked.
+
+    Args:
+        plan: runs the model.
+        batch: (N, C, H, W).
+        rows: (N,), the image each belongs to.
+        wanted: sweeps; those under a rule have the same `other`.
+        required: whether to refuse a rule that does not apply to the model; else its sweeps are left out.
+
+    Raises:
+        NotApplicable: a rule does not apply, or the model is not differentiable.
+    """
+    others = list(dict.fromkeys(one.other for one in wanted if one.rule != "plain"))
+    if len(others) > 1:
+        groups = [[one for one in wanted if one.rule == "plain" or one.other == others[0]]]
+        groups += [[one for one in wanted if one.rule != "plain" and one.other == other] for other in others[1:]]
+        parts = [sweep(plan, batch, rows, group, required=required) for group in groups]
+        return Swept(parts[0].table, parts[0].scores, {one: found for part in parts for one, found in part.found.items()})
+    program = taped(plan, batch)
+    nodes: dict[Layer, fx.Node] = {}
+    for one in wanted:
+        node = program.layer(one.layer) if program is not None and one.layer is not None else None
+        if one.layer is not None and node is not None:
+            nodes[one.layer] = node
+    on_tape = [one for one in wanted if program is not None and (one.layer is None or one.layer in nodes)]
+    with_autograd = [one for one in wanted if one not in on_tape]
+    results: list[Swept] = []
+    with plan.modes(grad=True):
+        if on_tape:
+            assert program is not None
+            results.append(_on_tape(plan, program, batch, rows, on_tape, nodes, required))
+        if with_autograd:
+            results.append(_with_autograd(plan, batch, rows, with_autograd, required))
+    found = {one: result for part in results for one, result in part.found.items()}
+    return Swept(results[0].table, results[0].scores, found)
+
+
+def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *, at_once: int) -> Tensor:
+    """Return the gradients (N, T, C, H, W) of the scores of T classes per row from one forward pass.
+
+    Args:
+        plan: runs the model.
+        batch: (N, C, H, W).
+        rows: (N,), the image each belongs to.
+        classes: (N, T).
+        at_once: most gradients in one sweep of a prepared model.
+    """
+    program = taped(plan, batch)
+    columns = range(classes.shape[1])
+    with plan.modes(grad=True):
+        if program is None:
+            leaf = _leaf(batch)
+            output = plan.forward(plan.model, leaf.clone(), rows)
+        else:
+            tape = program.record(batch)
+            output = leaf = tape.output.detach().requires_grad_()
+        table = plan.score.table(output, rows)
+        assert table is not None
+        scores = plan.score.scaled(table).gather(1, classes).sum(0)
+        if not scores.requires_grad:
+            raise _not_differentiable(plan)
+        pulled = (torch.autograd.grad(scores[t], leaf, retain_graph=True, allow_unused=True)[0] for t in columns)
+        if program is None:
+            found = [_found(plan, one) for one in pulled]
+        else:
+            number = max(1, at_once // len(batch))
+            seeds = torch.stack([_found(plan, one) for one in pulled]).split(number)
+            swept = [tape.sweep(some.flatten(0, 1))[0] for some in seeds]
+            found = [part for one in swept for part in _found(plan, one).unflatten(0, (-1, len(batch)))]
+        return torch.stack(found, 1)
+
+
+def taped(plan: Plan, batch: Tensor) -> Program | None:
+    """Return the program to record for a batch, None where the model is to be run as it is."""
+    model = plan.model
+    return model.program_for(batch) if isinstance(model, PreparedModel) and not plan.extra_inputs else None
+
+
+def _rules(plan: Plan, wanted: Sequence[Sweep]) -> ReluRules | None:
+    """Return what records the forward pass, where a sweep follows a rule."""
+    ruled = [one for one in wanted if one.rule != "plain"]
+    return ReluRules(plan.where, ruled[0].rule, ruled[0].other) if ruled else None
+
+
+def _applicable(
+    rules: ReluRules | None, check: Callable[[ReluRules], None], wanted: Sequence[Sweep], required: bool
+) -> list[Sweep]:
+    """Return the sweeps that can be made."""
+    if rules is not None:
+        try:
+            check(rules)
+        except NotApplicable:
+            if required:
+                raise
+            return [one for one in wanted if one.rule == "plain"]
+    return list(wanted)
+
+
+def _on_tape(
+    plan: Plan,
+    program: Program,
+    batch: Tensor,
+    rows: Tensor,
+    wanted: Sequence[Sweep],
+    nodes: dict[Layer, fx.Node],
+    required: bool,
+) -> Swept:
+    rules = _rules(plan, wanted)
+    with rules.recording() if rules else contextlib.nullcontext():
+        tape = program.record(batch, list(nodes.values()))
+    output = tape.output.detach().requires_grad_()
+    table, scores = plan.score_of(output, rows)
+    (seed,) = torch.autograd.grad(scores.sum(), output, allow_unused=True) if scores.requires_grad else (None,)
+    found: dict[Sweep, Found] = {}
+    wanted = _applicable(rules, lambda rules: rules.finish_tape(tape), wanted, required)
+    for rule in dict.fromkeys(one.rule for one in wanted):
+        if rules is not None:
+            rules.rule = rule
+        some = [one for one in wanted if one.rule == rule]
+        at = {one.layer: nodes[one.layer] for one in some if one.layer is not None}
+        grad, grads = tape.sweep(
+            _found(plan, seed), rule, layers=list(at.values()), to_input=any(one.layer is None for one in some)
+        )
+        for one in some:
+            if one.layer is None:
+                found[one] = (_found(plan, grad),)
+            else:
+                used = Features(one.where, one.layer).used(grads[at[one.layer]])
+                found[one] = _reduced(one, tape.values[at[one.layer]], used)
+    return Swept(None if table is None else table.detach(), scores.detach(), found)
+
+
+def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
+    layers = {one.layer: one.where for one in wanted if one.layer is not None}
+    rules = _rules(plan, wanted)
+    # nothing below a single layer is kept where nothing else is wanted; its input may be used by others
+    cut = (
+        len(layers) == 1
+        and all(one.layer is not None for one in wanted)
+        and not any(getattr(layer, "at_input", False) for layer in layers)
+    )
+    with contextlib.ExitStack() as stack:
+        features = {layer: stack.enter_context(capture(where, layer, cut=cut)) for layer, where in layers.items()}
+        leaf = _leaf(batch).requires_grad_(not cut)
+        with rules.recording() if rules else contextlib.nullcontext():
+            model = plan.layered_model if layers else plan.eager_model if rules else plan.model
+            table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
+        activations = {layer: features[layer].captured() for layer in layers}
+        found: dict[Sweep, Found] = {}
+        wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
+        kinds = list(dict.fromkeys(one.rule for one in wanted))
+        for rule in kinds:
+            if rules is not None:
+                rules.rule = rule
+            some = [one for one in wanted if one.rule == rule]
+            ends = {one.layer: leaf if one.layer is None else activations[one.layer] for one in some}
+            grads: Sequence[Tensor | None] = [None] * len(ends)
+            if scores.requires_grad:
+                again = rule != kinds[-1]
+                grads = torch.autograd.grad(scores.sum(), list(ends.values()), retain_graph=again, allow_unused=True)
+            at = dict(zip(ends, grads, strict=True))
+            for one in some:
+                if one.layer is None:
+                    found[one] = (_found(plan, at[None]),)
+                else:
+                    used = features[one.layer].used(at[one.layer])
+                    found[one] = _reduced(one, activations[one.layer].detach(), used)
+        return Swept(None if table is None else table.detach(), scores.detach(), found)
+
+
+def _reduced(one: Sweep, activation: Tensor, gradient: Tensor) -> Found:
+    return (activation, gradient) if one.reduce is None else one.reduce(activation, gradient)
+
+
+def _leaf(batch: Tensor) -> Tensor:
+    return (batch.clone() if batch.is_inference() else batch).detach().requires_grad_()
+
+
+def _found(plan: Plan, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise _not_differentiable(plan)
+    return gradient
+
+
+def _not_differentiable(plan: Plan) -> Any:
+    return NotApplicable(
+        f"{plan.where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
+        "leave_one_out explains such a model"
+    )
