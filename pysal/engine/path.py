@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -12,14 +12,92 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.plan import Plan
-from pysal.engine.quadrature import Array, Rule, refined
+from pysal.engine.quadrature import (
+    PLACEMENTS,
+    QUADRATURES,
+    Array,
+    Placement,
+    Quadrature,
+    Rule,
+    in_panels,
+    placed,
+    refined,
+    steps_per_panel,
+)
 
 # Cells the error-controlled rule starts with, before its first halving.
 FIRST_CELLS = 16
+# Intervals of the forward-only probe that decides where adaptive placement puts the steps.
+PROBE_PANELS = 8
 
-# points(paths, positions): the model's inputs at those positions t in [0, 1] of those paths, and what each gradient is
-# multiplied by before it is added up (None: nothing)
+# points(paths, positions): the model's inputs at those positions of those paths, and what each gradient is multiplied by
+# before it is added up (None: nothing)
 Points: TypeAlias = Callable[[NDArray[np.int64], Array], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a path is integrated: the options that Integrated Gradients and Blur IG share, checked.
+
+    Attributes:
+        quadrature: the rule.
+        placement: where its nodes stand on the path.
+        number: of gradients per path.
+        tolerance: refine each path by halving until its map's estimated relative error is below this.
+        most: gradients per path with a tolerance.
+    """
+
+    quadrature: Quadrature
+    placement: Placement
+    number: int
+    tolerance: float | None
+    most: int
+
+    @classmethod
+    def check(
+        cls,
+        where: str,
+        *,
+        quadrature: Quadrature | None,
+        placement: Placement,
+        steps: int,
+        tolerance: float | None,
+        max_steps: int,
+    ) -> "Steps":
+        """Return the options, or refuse those that make no sense; with a tolerance only the nested trapezoid rule will do."""
+        if quadrature is not None and quadrature not in QUADRATURES:
+            refuse(where, "quadrature", f"be one of {', '.join(map(repr, QUADRATURES))}", repr(quadrature))
+        if tolerance is not None and quadrature not in (None, "trapezoid"):
+            refuse(where, "quadrature", "be 'trapezoid' or None with a tolerance, which halves its steps", repr(quadrature))
+        if placement not in PLACEMENTS:
+            refuse(where, "placement", f"be one of {', '.join(map(repr, PLACEMENTS))}", repr(placement))
+        for name, value, least in (("steps", steps, 1), ("max_steps", max_steps, 2 * FIRST_CELLS + 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                refuse(where, name, f"be a whole number of at least {least}", repr(value))
+        if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+            refuse(where, "tolerance", "be None or between 0 and 1", repr(tolerance))
+        if placement == "adaptive" and tolerance is None and steps < PROBE_PANELS:
+            refuse(where, "steps", f"be at least {PROBE_PANELS} with placement='adaptive'", steps)
+        return cls(quadrature or ("midpoint" if tolerance is None else "trapezoid"), placement, steps, tolerance, max_steps)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where the paths of a method lead.
+
+    Attributes:
+        owners: (P,) the image of the plan that each path belongs to.
+        points: see `Points`.
+        finish: (integrals, their paths) -> maps, whose error counts.
+        position: of the places s in [0, 1], in the unit of `points`; None = s itself.
+        slope: derivative of `position`.
+    """
+
+    owners: Tensor
+    points: Points
+    finish: Callable[[Tensor, Tensor], Tensor]
+    position: Callable[[Array], Array] | None = None
+    slope: Callable[[Array], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,47 +115,73 @@ class Integral:
     error: Array | None
 
 
-def add_up(plan: Plan, into: Tensor, owners: Tensor, rules: dict[int, Rule], points: Points) -> None:
-    """Add the weighted gradients at every node of every path's rule to `into` (P, C, H, W), chunk by chunk.
+def integrate(plan: Plan, path: Path, steps: Steps) -> Integral:
+    """Integrate the gradients along every path of a method."""
+    number = len(path.owners)
+    first = steps.number if steps.tolerance is None else FIRST_CELLS
+    cells = [np.array([first])] * number
+    if steps.placement == "adaptive":
+        cells = [steps_per_panel(changes, first) for changes in _probe(plan, path)]
 
-    Args:
-        plan: runs the model.
-        into: accumulators, one per path.
-        owners: (P,) the image of the plan each path belongs to.
-        rules: path -> nodes and weights.
-        points: see `Points`.
-    """
-    paths = np.concatenate([np.full(len(one.nodes), path, dtype=np.int64) for path, one in rules.items()])
+    def place(rule: Rule) -> Rule:
+        if steps.placement == "squared":
+            rule = placed(rule, steps.quadrature, np.square, lambda t: 2 * t)
+        if path.position is not None and path.slope is not None:
+            rule = placed(rule, steps.quadrature, path.position, path.slope)
+        return rule
+
+    if steps.tolerance is not None:
+        return _refine(plan, path, cells, place, steps.tolerance, steps.most)
+    total = _accumulators(plan, path)
+    rules = {index: place(in_panels(steps.quadrature, counts)) for index, counts in enumerate(cells)}
+    _add_up(plan, path, total, rules)
+    return Integral(total, np.full(number, steps.number), None)
+
+
+def _accumulators(plan: Plan, path: Path) -> Tensor:
+    shape = (len(path.owners), *plan.inputs.shape[1:])
+    return torch.zeros(shape, dtype=plan.accumulator_dtype, device=plan.device)
+
+
+def _probe(plan: Plan, path: Path) -> Array:
+    """Return (P, 8): the change of f over each eighth of each path."""
+    nodes = np.linspace(0.0, 1.0, PROBE_PANELS + 1)
+    paths = np.repeat(np.arange(len(path.owners)), len(nodes))
+    places = np.tile(nodes if path.position is None else path.position(nodes), len(path.owners))
+    found = np.empty(len(paths))
+
+    def body(start: int, stop: int) -> None:
+        rows = path.owners[torch.from_numpy(paths[start:stop]).to(plan.device)]
+        batch, _ = path.points(paths[start:stop], places[start:stop])
+        found[start:stop] = plan.scores(batch, rows)[0].double().cpu().numpy()
+
+    plan.run(len(paths), body)
+    return cast(Array, np.diff(found.reshape(len(path.owners), len(nodes)), axis=1))
+
+
+def _add_up(plan: Plan, path: Path, into: Tensor, rules: dict[int, Rule]) -> None:
+    """Add the weighted gradients at every node of every path's rule to `into` (P, C, H, W), chunk by chunk."""
+    paths = np.concatenate([np.full(len(one.nodes), index, dtype=np.int64) for index, one in rules.items()])
     nodes = np.concatenate([one.nodes for one in rules.values()])
     weights = np.concatenate([one.weights for one in rules.values()])
 
     def body(start: int, stop: int) -> None:
-        batch, factors = points(paths[start:stop], nodes[start:stop])
+        batch, factors = path.points(paths[start:stop], nodes[start:stop])
         rows = torch.from_numpy(paths[start:stop]).to(plan.device)
-        gradients = plan.gradients(batch, owners[rows])
+        gradients = plan.gradients(batch, path.owners[rows])
         step_weights = torch.from_numpy(weights[start:stop]).to(plan.device)
         ops.path_integral_accumulate_(into, gradients, factors, rows, step_weights)
 
     plan.run(len(nodes), body)
 
 
-def integrate(plan: Plan, owners: Tensor, rules: dict[int, Rule], points: Points) -> Integral:
-    """Integrate with a fixed rule for each path."""
-    total = plan.zeros()[owners]
-    add_up(plan, total, owners, rules, points)
-    return Integral(total, np.array([len(one.nodes) for one in rules.values()]), None)
-
-
-def integrate_to(
+def _refine(
     plan: Plan,
-    owners: Tensor,
-    cells: dict[int, NDArray[np.int64]],
-    place: Callable[[int, Rule], Rule],
-    points: Points,
-    finish: Callable[[Tensor, Tensor], Tensor],
-    *,
+    path: Path,
+    cells: list[NDArray[np.int64]],
+    place: Callable[[Rule], Rule],
     tolerance: float,
-    max_steps: int,
+    most: int,
 ) -> Integral:
     """Refine each path on its own until the estimated relative error of its map is below `tolerance`.
 
@@ -86,50 +190,38 @@ def integrate_to(
 
     Args:
         plan: runs the model.
-        owners: (P,) the image each path belongs to.
-        cells: path -> cells of each of its equal panels in the first round.
-        place: (path, rule in t) -> rule along the path.
-        points: see `Points`.
-        finish: (integrals, their paths) -> maps, whose error counts.
+        path: what is integrated.
+        cells: of each path, the cells of each of its equal panels in the first round.
+        place: rule on [0, 1] -> rule along the path.
         tolerance: largest relative l2 error.
-        max_steps: most points per path.
+        most: points per path.
     """
-    number = len(owners)
-    total = plan.zeros()[owners]
+    number = len(path.owners)
+    total = _accumulators(plan, path)
     steps = np.zeros(number, dtype=np.int64)
     error = np.full(number, np.inf)
     active = np.arange(number)
     level = 0
     while len(active):
-        rules = {int(path): place(int(path), refined(level, cells[int(path)])) for path in active}
+        rules = {int(index): place(refined(level, cells[index])) for index in active}
         if level:
-            fits = [steps[path] + len(rules[int(path)].nodes) <= max_steps for path in active]
-            active = active[np.array(fits)]
-            rules = {int(path): rules[int(path)] for path in active}
-            if not len(active):
+            rules = {index: one for index, one in rules.items() if steps[index] + len(one.nodes) <= most}
+            active = np.array(list(rules), dtype=np.int64)
+            if not rules:
                 break
         new = torch.zeros_like(total)
-        add_up(plan, new, owners, rules, points)
+        _add_up(plan, path, new, rules)
         rows = torch.from_numpy(active).to(plan.device)
-        for path in active:
-            steps[path] += len(rules[int(path)].nodes)
+        for index, one in rules.items():
+            steps[index] += len(one.nodes)
         if level == 0:
             total = new
         else:
-            difference = finish((new[rows] - total[rows]) / 2, rows).double().flatten(1).norm(dim=1)
+            difference = path.finish((new[rows] - total[rows]) / 2, rows).double().flatten(1).norm(dim=1)
             total[rows] = (total[rows] + new[rows]) / 2
-            size = finish(total[rows], rows).double().flatten(1).norm(dim=1)
+            size = path.finish(total[rows], rows).double().flatten(1).norm(dim=1)
             relative = torch.where(size > 0, difference / size, torch.where(difference > 0, torch.inf, 0.0))
             error[active] = relative.cpu().numpy()
             active = active[error[active] > tolerance]
         level += 1
     return Integral(total, steps, error)
-
-
-def check_steps(where: str, steps: object, tolerance: object, max_steps: object) -> None:
-    """Refuse step counts and tolerances that make no sense."""
-    for name, value, least in (("steps", steps, 1), ("max_steps", max_steps, 2 * FIRST_CELLS + 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            refuse(where, name, f"be a whole number of at least {least}", repr(value))
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
-        refuse(where, "tolerance", "be None or between 0 and 1", repr(tolerance))

@@ -11,12 +11,12 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
-from pysal.engine.path import FIRST_CELLS, check_steps, integrate, integrate_to
+from pysal.engine.path import Path, Steps, integrate
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.quadrature import Array, Quadrature, Rule, placed, rule
+from pysal.engine.quadrature import Array, Placement, Quadrature
 from pysal.engine.target import ScoreKind, Target
-from pysal.methods.integrated_gradients import check_quadrature, path_details
+from pysal.methods.integrated_gradients import path_details
 
 # Step h of the difference quotient (L(sigma + h) - L(sigma)) / h, in pixels; PAIR's default.
 STEP = 0.01
@@ -33,6 +33,7 @@ def blur_integrated_gradients(
     boundary: Literal["constant", "reflect"] = "constant",
     derivative: Literal["difference", "analytic"] = "difference",
     quadrature: Quadrature | None = None,
+    placement: Placement = "squared",
     tolerance: float | None = None,
     max_steps: int = 1000,
     score: ScoreKind = "logit",
@@ -54,7 +55,9 @@ def blur_integrated_gradients(
         sqrt: sigma_i = sqrt(max_sigma i / steps) instead of max_sigma i / steps.
         boundary: "constant", zero outside the image; or "reflect", which keeps the brightness at the border.
         derivative: of L: "difference", over a step of 0.01 pixels, or "analytic".
-        quadrature: "left" (default), "right", "midpoint", "trapezoid" or "gauss_legendre".
+        quadrature: "midpoint" (default), "left", "right", "trapezoid" or "gauss_legendre".
+        placement: of the steps: "squared", closer together towards the sharp image; "uniform", as in the paper, which with
+            quadrature="left" is PAIR's sum; "adaptive", see `integrated_gradients`.
         tolerance: see `integrated_gradients`.
         max_steps: see `integrated_gradients`.
         score: see `gradient`.
@@ -92,6 +95,7 @@ def blur_integrated_gradients(
         boundary=boundary,
         derivative=derivative,
         quadrature=quadrature,
+        placement=placement,
         tolerance=tolerance,
         max_steps=max_steps,
     ).map
@@ -106,12 +110,14 @@ def attribute(
     boundary: Literal["constant", "reflect"] = "constant",
     derivative: Literal["difference", "analytic"] = "difference",
     quadrature: Quadrature | None = None,
+    placement: Placement = "squared",
     tolerance: float | None = None,
     max_steps: int = 1000,
 ) -> Attribution:
     """Integrate over the blurs of a plan's images; details: "residual" (B,), "steps" (B,), with a tolerance "error" (B,)."""
-    quadrature = check_quadrature(plan.where, quadrature, "left", tolerance)
-    check_steps(plan.where, steps, tolerance, max_steps)
+    how = Steps.check(
+        plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
+    )
     if isinstance(max_sigma, bool) or not isinstance(max_sigma, (int, float)) or not 0 < max_sigma < math.inf:
         refuse(plan.where, "max_sigma", "be a positive number of pixels", repr(max_sigma))
     if boundary not in ("constant", "reflect"):
@@ -122,14 +128,14 @@ def attribute(
     images, step = plan.images, STEP if derivative == "difference" else 0.0
     owners = torch.arange(images, device=plan.device)
 
-    def slope_of_root(t: Array) -> Array:
-        # 0 where it is infinite: there sigma is 0, and so is dL/dsigma, faster than any power of t on a grid of pixels
-        return np.divide(math.sqrt(max_sigma) / 2, np.sqrt(t), out=np.zeros_like(t), where=t > 0)
+    def sigma(s: Array) -> Array:
+        return np.sqrt(max_sigma * s) if sqrt else max_sigma * s
 
-    def place(_path: int, base: Rule) -> Rule:
-        if sqrt:
-            return placed(base, quadrature, lambda t: np.sqrt(max_sigma * t), slope_of_root)
-        return placed(base, quadrature, lambda t: max_sigma * t, lambda t: np.full_like(t, max_sigma))
+    def slope(s: Array) -> Array:
+        if not sqrt:
+            return np.full_like(s, max_sigma)
+        # 0 where it is infinite: there sigma is 0, and so is dL/dsigma, faster than any power of s on a grid of pixels
+        return np.divide(math.sqrt(max_sigma) / 2, np.sqrt(s), out=np.zeros_like(s), where=s > 0)
 
     def points(paths: NDArray[np.int64], sigmas: Array) -> tuple[Tensor, Tensor]:
         if (paths == paths[0]).all():  # the usual case of one image, many steps: no copies of the image
@@ -141,15 +147,9 @@ def attribute(
     def finish(integrals: Tensor, _paths: Tensor) -> Tensor:
         return -integrals
 
-    if tolerance is None:
-        rules = {path: place(path, rule(quadrature, steps)) for path in range(images)}
-        integral = integrate(plan, owners, rules, points)
-    else:
-        cells = {path: np.array([FIRST_CELLS]) for path in range(images)}
-        integral = integrate_to(plan, owners, cells, place, points, finish, tolerance=tolerance, max_steps=max_steps)
-
+    integral = integrate(plan, Path(owners, points, finish, sigma, slope), how)
     result = finish(integral.total, owners)
-    blurriest = math.sqrt(max_sigma) if sqrt else max_sigma
+    blurriest = float(sigma(np.ones(1))[0])
     ends: list[Tensor] = []
 
     def body(start: int, stop: int) -> None:

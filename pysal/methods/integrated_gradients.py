@@ -1,6 +1,6 @@
 """Integrated Gradients."""
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +11,11 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
 from pysal.engine.fills import Fill, resolve_fill
-from pysal.engine.path import FIRST_CELLS, Integral, check_steps, integrate, integrate_to
+from pysal.engine.path import Integral, Path, Steps, integrate
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.quadrature import (
-    PLACEMENTS,
-    QUADRATURES,
-    Array,
-    Placement,
-    Quadrature,
-    Rule,
-    in_panels,
-    placed,
-    steps_per_panel,
-)
+from pysal.engine.quadrature import Array, Placement, Quadrature
 from pysal.engine.target import ScoreKind, Target
-
-# Intervals of the forward-only probe that decides where adaptive placement puts the steps.
-PROBE_PANELS = 8
 
 
 def integrated_gradients(
@@ -39,7 +26,7 @@ def integrated_gradients(
     baseline: Fill | list[Fill] = 0.0,
     steps: int = 50,
     quadrature: Quadrature | None = None,
-    placement: Placement = "uniform",
+    placement: Placement = "squared",
     tolerance: float | None = None,
     max_steps: int = 1000,
     score: ScoreKind = "logit",
@@ -60,9 +47,10 @@ def integrated_gradients(
         baseline: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur", an image, or a list of these,
             over which the maps are averaged.
         steps: gradients per image and baseline.
-        quadrature: "gauss_legendre" (default), "midpoint", "left", "right" or "trapezoid"; the weights of each sum to 1.
-        placement: of the steps on the path, a in [0, 1]: "uniform"; "squared", a = t^2; "adaptive", in proportion to the square
-            root of the change of f over 8 intervals, found with 9 forward passes.
+        quadrature: "midpoint" (default), "gauss_legendre", "left", "right" or "trapezoid"; the weights of each sum to 1.
+        placement: of the steps on the path, a in [0, 1]: "squared", a = t^2, close to the baseline where the gradient changes
+            most; "uniform"; "adaptive", in proportion to the square root of the change of f over 8 intervals, found with 9
+            forward passes. `docs/quadrature.md` measures them.
         tolerance: refine each image by halving the step until the estimated relative l2 error of its map is below this; the
             rule is then the trapezoid rule.
         max_steps: most gradients per image and baseline with `tolerance`.
@@ -111,17 +99,14 @@ def attribute(
     baseline: Fill | list[Fill] = 0.0,
     steps: int = 50,
     quadrature: Quadrature | None = None,
-    placement: Placement = "uniform",
+    placement: Placement = "squared",
     tolerance: float | None = None,
     max_steps: int = 1000,
 ) -> Attribution:
     """Integrate the gradients of a plan; details: "residual" (B,), "steps" (B,), with a tolerance "error" (B,)."""
-    quadrature = check_quadrature(plan.where, quadrature, "gauss_legendre", tolerance)
-    if placement not in PLACEMENTS:
-        refuse(plan.where, "placement", f"be one of {', '.join(map(repr, PLACEMENTS))}", repr(placement))
-    check_steps(plan.where, steps, tolerance, max_steps)
-    if placement == "adaptive" and tolerance is None and steps < PROBE_PANELS:
-        refuse(plan.where, "steps", f"be at least {PROBE_PANELS} with placement='adaptive'", steps)
+    how = Steps.check(
+        plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
+    )
     baselines = _baselines(plan, baseline)
     plan.fix_target()
 
@@ -138,23 +123,7 @@ def attribute(
     def finish(integrals: Tensor, paths: Tensor) -> Tensor:
         return ops.path_integral_product(ends[paths], baselines[paths], integrals)
 
-    panels = {path: np.array([FIRST_CELLS if tolerance else steps]) for path in range(len(owners))}
-    if placement == "adaptive":
-        changes = _probe(plan, owners, points)
-        total = FIRST_CELLS if tolerance else steps
-        panels = {path: steps_per_panel(changes[path], total) for path in range(len(owners))}
-
-    def place(_path: int, base: Rule) -> Rule:
-        if placement == "squared":
-            return placed(base, quadrature, np.square, lambda t: 2 * t)
-        return base
-
-    if tolerance is None:
-        rules = {path: place(path, in_panels(quadrature, counts)) for path, counts in panels.items()}
-        integral = integrate(plan, owners, rules, points)
-    else:
-        integral = integrate_to(plan, owners, panels, place, points, finish, tolerance=tolerance, max_steps=max_steps)
-
+    integral = integrate(plan, Path(owners, points, finish), how)
     maps = finish(integral.total, torch.arange(len(owners), device=plan.device))
     ends_of_path = _scores(plan, owners, baselines)
     difference = plan.clean_scores()[0][owners] - ends_of_path
@@ -163,17 +132,6 @@ def attribute(
     passes = float(integral.steps.sum()) / plan.images
     details = path_details(integral, residual, plan.images)
     return Attribution(result.to(plan.dtype), passes, details)
-
-
-def check_quadrature(where: str, quadrature: Quadrature | None, default: Quadrature, tolerance: float | None) -> Quadrature:
-    """Return the quadrature to use; with a tolerance only the nested trapezoid rule will do."""
-    if quadrature is not None and quadrature not in QUADRATURES:
-        refuse(where, "quadrature", f"be one of {', '.join(map(repr, QUADRATURES))}", repr(quadrature))
-    if tolerance is None:
-        return quadrature or default
-    if quadrature not in (None, "trapezoid"):
-        refuse(where, "quadrature", "be 'trapezoid' or None with a tolerance, which halves its steps", repr(quadrature))
-    return "trapezoid"
 
 
 def path_details(integral: Integral, residual: Tensor, images: int) -> dict[str, Any]:
@@ -196,21 +154,6 @@ def _baselines(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
     if len(resolved) == 1:
         return resolved[0].contiguous()
     return torch.stack(resolved, 1).flatten(0, 1)
-
-
-def _probe(plan: Plan, owners: Tensor, points: Any) -> Array:
-    """Return (P, 8): the change of f over each eighth of each path."""
-    nodes = np.linspace(0.0, 1.0, PROBE_PANELS + 1)
-    paths = np.repeat(np.arange(len(owners)), len(nodes))
-    places = np.tile(nodes, len(owners))
-    found = np.empty(len(paths))
-
-    def body(start: int, stop: int) -> None:
-        rows = owners[torch.from_numpy(paths[start:stop]).to(plan.device)]
-        found[start:stop] = plan.scores(points(paths[start:stop], places[start:stop])[0], rows)[0].double().cpu().numpy()
-
-    plan.run(len(paths), body)
-    return cast(Array, np.diff(found.reshape(len(owners), len(nodes)), axis=1))
 
 
 def _scores(plan: Plan, owners: Tensor, batch: Tensor) -> Tensor:

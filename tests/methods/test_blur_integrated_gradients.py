@@ -46,6 +46,10 @@ def blurred(inputs: Tensor, sigma: float, boundary: str = "constant") -> Tensor:
     return torch.from_numpy(filtered)
 
 
+# The sum of the paper and of PAIR, which is not the default.
+LEFT: dict[str, Any] = {"quadrature": "left", "placement": "uniform"}
+
+
 def difference_quotient(inputs: Tensor, sigma: float, boundary: str = "constant") -> Tensor:
     return (blurred(inputs, sigma + STEP, boundary) - blurred(inputs, sigma, boundary)) / STEP
 
@@ -85,7 +89,7 @@ def assert_within(found: Tensor, expected: Tensor, share: float) -> None:
 def test_is_the_formula(shape: tuple[int, ...], sqrt: bool, batch_size: int) -> None:
     inputs, model = images(*shape), smooth(shape[1])
     expected = formula(model, inputs, 2, left_sigmas(5.0, 40, sqrt))
-    options: dict[str, Any] = {"max_sigma": 5.0, "steps": 40, "sqrt": sqrt, "batch_size": batch_size}
+    options: dict[str, Any] = {"max_sigma": 5.0, "steps": 40, "sqrt": sqrt, "batch_size": batch_size, **LEFT}
     found = pysal.blur_integrated_gradients(model, inputs, 2, **options)
     assert_within(found, expected, FLOAT64)
 
@@ -101,7 +105,7 @@ def test_is_the_formula_for_any_width_and_boundary(max_sigma: float, boundary: s
     # up to blurs many times wider than the image
     inputs, model = images(2, 3, 9, 7), smooth()
     expected = formula(model, inputs, 1, left_sigmas(max_sigma, 10, sqrt), boundary)
-    options: dict[str, Any] = {"max_sigma": max_sigma, "steps": 10, "sqrt": sqrt, "boundary": boundary}
+    options: dict[str, Any] = {"max_sigma": max_sigma, "steps": 10, "sqrt": sqrt, "boundary": boundary, **LEFT}
     assert_within(pysal.blur_integrated_gradients(model, inputs, 1, **options), expected, FLOAT64)
     narrow = pysal.blur_integrated_gradients(smooth().float(), inputs.float(), 1, **options)
     assert_within(narrow, expected, FLOAT32)
@@ -109,7 +113,10 @@ def test_is_the_formula_for_any_width_and_boundary(max_sigma: float, boundary: s
 
 def test_defaults() -> None:
     inputs, model = images(1, 3, 9, 7), smooth()
-    expected = formula(model, inputs, 1, left_sigmas(50.0, 100, sqrt=False))
+    t = (np.arange(100) + 0.5) / 100
+    expected = torch.zeros_like(inputs)
+    for sigma, width in zip((50 * t**2).tolist(), (50 * 2 * t / 100).tolist(), strict=True):
+        expected -= width * difference_quotient(inputs, sigma) * gradients(model, blurred(inputs, sigma), 1)
     assert_within(pysal.blur_integrated_gradients(model, inputs, 1), expected, FLOAT64)
 
 
@@ -118,7 +125,7 @@ def test_of_a_linear_model_telescopes(boundary: str) -> None:
     # where the steps are as long as the difference quotient's, (sigma_{i+1} - sigma_i) D_i = L(sigma_{i+1}) - L(sigma_i):
     # the sum is x - L(S) times the weights, whatever lies between
     inputs, model = images(2, 3, 9, 7), linear(3, 9, 7)
-    found = explained(model, inputs, 2, max_sigma=1.5, steps=150, boundary=boundary)
+    found = explained(model, inputs, 2, max_sigma=1.5, steps=150, boundary=boundary, **LEFT)
     w = weights(model, inputs)[2]
     assert_within(found.map, w * (inputs - blurred(inputs, 1.5, boundary)), FLOAT64)
     # each of 189 numbers off by no more than that share of the largest
@@ -130,7 +137,7 @@ def test_of_a_linear_model_is_weights_times_the_sum_of_differences(sqrt: bool) -
     inputs, model = images(2, 3, 9, 7), linear(3, 9, 7)
     sigmas = left_sigmas(6.0, 12, sqrt)
     total = sum((after - sigma) * difference_quotient(inputs, sigma) for sigma, after in itertools.pairwise(sigmas))
-    found = pysal.blur_integrated_gradients(model, inputs, 2, max_sigma=6.0, steps=12, sqrt=sqrt)
+    found = pysal.blur_integrated_gradients(model, inputs, 2, max_sigma=6.0, steps=12, sqrt=sqrt, **LEFT)
     assert_within(found, -weights(model, inputs)[2] * total, FLOAT64)
 
 
@@ -155,7 +162,7 @@ def exact_derivative(inputs: Tensor, sigma: float, boundary: str) -> Tensor:
 def test_analytic_derivative(boundary: str) -> None:
     inputs, model = images(2, 3, 9, 7), smooth()
     expected = formula(model, inputs, 1, left_sigmas(5.0, 20, sqrt=False), boundary, exact_derivative)
-    options: dict[str, Any] = {"max_sigma": 5.0, "steps": 20, "boundary": boundary, "derivative": "analytic"}
+    options: dict[str, Any] = {"max_sigma": 5.0, "steps": 20, "boundary": boundary, "derivative": "analytic", **LEFT}
     assert_within(pysal.blur_integrated_gradients(model, inputs, 1, **options), expected, FLOAT64)
     narrow = pysal.blur_integrated_gradients(smooth().float(), inputs.float(), 1, **options)
     assert_within(narrow, expected, FLOAT32)
@@ -174,8 +181,27 @@ def test_other_quadratures(quadrature: str) -> None:
     for node, height in zip(nodes.tolist(), heights.tolist(), strict=True):
         slope = gradients(model, blurred(inputs, 5 * node), 1)
         expected -= 5 * height * difference_quotient(inputs, 5 * node) * slope
-    found = pysal.blur_integrated_gradients(model, inputs, 1, max_sigma=5.0, steps=8, quadrature=quadrature)
+    options: dict[str, Any] = {"max_sigma": 5.0, "steps": 8, "quadrature": quadrature, "placement": "uniform"}
+    found = pysal.blur_integrated_gradients(model, inputs, 1, **options)
     assert_within(found, expected, FLOAT64)
+
+
+@pytest.mark.parametrize(("placement", "steps"), [("squared", 1), ("squared", 9), ("adaptive", 8), ("adaptive", 30)])
+@pytest.mark.parametrize("quadrature", ["left", "right"])
+@pytest.mark.parametrize("sqrt", [False, True])
+def test_cells_of_any_placement_cover_the_path(sqrt: bool, quadrature: str, placement: str, steps: int) -> None:
+    # a model whose gradient does not change, and a path on which the derivative does not either: only the widths count
+    inputs, model = images(2, 3, 9, 7), linear(3, 9, 7)
+    options: dict[str, Any] = {"steps": steps, "quadrature": quadrature, "placement": placement, "sqrt": sqrt}
+
+    def flat(planes: Tensor, sigmas: list[float], **_: Any) -> tuple[Tensor, Tensor]:
+        return planes.clone(), torch.ones_like(planes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pysal.ops, "gaussian_scale_space_derivative", flat)
+        found = pysal.blur_integrated_gradients(model, inputs, 1, max_sigma=4.0, **options)
+    blurriest = 2.0 if sqrt else 4.0
+    assert_rounding(found, -blurriest * weights(model, inputs)[1].expand_as(found), 4 * steps + 20)
 
 
 @pytest.mark.parametrize("sqrt", [False, True])
@@ -191,7 +217,7 @@ def test_residual_falls_with_steps(sqrt: bool) -> None:
         )[:, 1]
 
     def error(quadrature: str, steps: int) -> float:
-        options: dict[str, Any] = {"quadrature": quadrature, "derivative": "analytic", "sqrt": sqrt}
+        options: dict[str, Any] = {"quadrature": quadrature, "placement": "uniform", "derivative": "analytic", "sqrt": sqrt}
         found = explained(model, inputs, max_sigma=4.0, steps=steps, **options)
         assert_rounding(found.details["residual"], found.map.flatten(1).sum(1) - change, 10_000, scale=1.0)
         return float(((found.details["residual"] - jumps) / change).abs().max())
@@ -253,7 +279,9 @@ def pairs(model: torch.nn.Module, inputs: Tensor, target: int, **options: Any) -
 def test_equals_pair_where_pair_is_right(model: torch.nn.Module, sqrt: bool, batch_size: int) -> None:
     inputs = images(2, 3, 9, 7)
     options: dict[str, Any] = {"max_sigma": 5.0, "steps": 20, "sqrt": sqrt, "batch_size": batch_size}
-    assert_within(pysal.blur_integrated_gradients(model, inputs, 1, **options), pairs(model, inputs, 1, **options), FLOAT64)
+    assert_within(
+        pysal.blur_integrated_gradients(model, inputs, 1, **options, **LEFT), pairs(model, inputs, 1, **options), FLOAT64
+    )
 
 
 @pytest.mark.parametrize("batch_size", [7, 20])
@@ -274,5 +302,5 @@ def test_pair_weighs_a_batch_of_root_steps_by_its_last_width_and_this_does_not(b
         explained_away -= (sigmas[last] - sigmas[last - 1]) * difference_quotient(inputs, sigma) * slope
     assert_within(theirs, explained_away, FLOAT64)
 
-    ours = pysal.blur_integrated_gradients(model, inputs, 1, **options, batch_size=batch_size)
+    ours = pysal.blur_integrated_gradients(model, inputs, 1, **options, **LEFT, batch_size=batch_size)
     assert_within(ours, expected, FLOAT64)

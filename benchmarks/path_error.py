@@ -1,0 +1,97 @@
+"""Measures how far the maps of path methods are from the exact ones, against gradients spent, and writes docs/quadrature.md.
+
+path_error.py [--model NAME] [--photos N]: everything, about an hour on one core; the figures go to
+benchmarks/results/<version>/path_error-<model>.json as they are found, and the page is written from all such files.
+path_error.py --page: only the page. No step is timed.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import skimage.data
+import torch
+
+import pysal
+from pysal.models import Classifier, load, read_image
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results" / pysal.__version__
+PAGE = ROOT / "docs/quadrature.md"
+PHOTOS = ["siamese_cat", "coffee", "tabby_cat", "camera", "egyptian_cat", "rocket", "persian_cat", "chelsea"]
+STEPS = (20, 50, 100, 200)
+# As many steps as a reference takes; half as many differ from it by about the error of the half.
+REFERENCE_STEPS = 1000
+RULES = [
+    *[(quadrature, "uniform") for quadrature in ("right", "trapezoid", "midpoint", "gauss_legendre")],
+    *[(quadrature, "squared") for quadrature in ("midpoint", "gauss_legendre")],
+    ("midpoint", "adaptive"),
+]
+CASES: dict[str, list[dict[str, Any]]] = {
+    "integrated_gradients": [{"baseline": 0.0}, {"baseline": "blur"}],
+    "blur_integrated_gradients": [{}],
+}
+TOLERANCES = (0.05, 0.02)
+
+
+def photo(name: str, model: Classifier) -> torch.Tensor:
+    """Return one of the shipped photos, or one of scikit-image's."""
+    if name == "rocket":
+        return read_image(skimage.data.rocket(), model)
+    return read_image(ROOT / f"examples/photos/{name}.jpg", model)
+
+
+def measure(model_name: str, photos: list[str]) -> None:
+    """Measure what the results file does not hold yet."""
+    model = load(model_name)
+    path = results(model_name)
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for name, (method, cases) in itertools.product(photos, CASES.items()):
+        for case in cases:
+            about = {"photo": name, "method": method, **case}
+            if any(about.items() <= row.items() for row in rows):
+                continue
+            rows += [{**about, **row} for row in errors(model, photo(name, model), method, case)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+            print(about, flush=True)
+
+
+def errors(model: Classifier, image: torch.Tensor, method: str, case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the relative l2 error of the map for every rule, placement and number of steps, and for every tolerance."""
+    fast = pysal.prepare(model, image, batch_size=4)
+
+    def explained(**options: Any) -> Any:
+        return pysal.explain(fast, image, [method], method_options={method: {**case, **options}})[method]
+
+    truth = explained(quadrature="midpoint", placement="squared", steps=REFERENCE_STEPS).map.double()
+
+    def error(found: Any) -> float:
+        return round(float((found.map.double() - truth).norm() / truth.norm()), 5)
+
+    for (quadrature, placement), steps in itertools.product(RULES, STEPS):
+        found = explained(quadrature=quadrature, placement=placement, steps=steps)
+        residual = round(float(found.details["residual"][0]), 4)
+        about = {"quadrature": quadrature, "placement": placement, "steps": steps}
+        yield {**about, "error": error(found), "residual": residual}
+    for tolerance in TOLERANCES:
+        found = explained(tolerance=tolerance)
+        estimate = round(float(found.details["error"][0]), 5)
+        taken = int(found.details["steps"][0])
+        yield {"tolerance": tolerance, "steps": taken, "error": error(found), "estimate": estimate}
+
+
+def results(model_name: str) -> Path:
+    """Return where the figures of a model are."""
+    return RESULTS / f"path_error-{model_name}.json"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="efficientnet-lite0")
+    parser.add_argument("--photos", type=int, default=len(PHOTOS))
+    arguments = parser.parse_args()
+    measure(arguments.model, PHOTOS[: arguments.photos])
