@@ -125,9 +125,9 @@ def test_integrated_gradients_are_no_worse_than_captums() -> None:
         leaf = captum_input(two().to(dtype))
         return explainer.attribute(leaf, target=torch.tensor([281, 967]), n_steps=8, method="gausslegendre").detach()
 
-    assert_no_worse(
-        pysal.integrated_gradients(model(), two(), [281, 967], steps=8), theirs(torch.float64), theirs(torch.float32)
-    )
+    options: dict[str, Any] = {"steps": 8, "quadrature": "gauss_legendre", "placement": "uniform"}
+    found = pysal.integrated_gradients(model(), two(), [281, 967], **options)
+    assert_no_worse(found, theirs(torch.float64), theirs(torch.float32))
 
 
 def test_leave_one_out_is_no_worse_than_captums() -> None:
@@ -157,7 +157,8 @@ def test_blur_ig_is_the_formula(sqrt: bool) -> None:
         leaf = blurred(sigma).clone().requires_grad_()
         (slope,) = torch.autograd.grad(network(leaf)[0, 281], leaf)
         expected -= (after - sigma) * (blurred(sigma + 0.01) - blurred(sigma)) / 0.01 * slope
-    found = pysal.blur_integrated_gradients(network, inputs, 281, max_sigma=20.0, steps=5, sqrt=sqrt, batch_size=3)
+    options: dict[str, Any] = {"max_sigma": 20.0, "steps": 5, "sqrt": sqrt, "quadrature": "left", "placement": "uniform"}
+    found = pysal.blur_integrated_gradients(network, inputs, 281, batch_size=3, **options)
     assert float((found - expected).abs().max()) <= 1e-10 * float(expected.abs().max())
 
 
