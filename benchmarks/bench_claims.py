@@ -20,11 +20,11 @@ HELD = 8  # images in the batch whose backward pass is waited for
 
 PATHS: dict[str, Callable[[Subject], Tensor]] = {
     "integrated_gradients": lambda subject: pysal.integrated_gradients(
-        subject.fast, subject.image, subject.target, steps=STEPS, quadrature="gauss_legendre"
+        subject.fast, subject.image, subject.target, steps=STEPS, quadrature="gauss_legendre", placement="uniform"
     ),
     "smooth_grad": lambda subject: pysal.smooth_grad(subject.fast, subject.image, subject.target, samples=STEPS, noise=NOISE),
     "blur_integrated_gradients": lambda subject: pysal.blur_integrated_gradients(
-        subject.fast, subject.image, subject.target, steps=STEPS, max_sigma=MAX_SIGMA, quadrature="left"
+        subject.fast, subject.image, subject.target, steps=STEPS, max_sigma=MAX_SIGMA, quadrature="left", placement="uniform"
     ),
 }
 

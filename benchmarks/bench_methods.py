@@ -179,7 +179,7 @@ def integrated_gradients(subject: Subject) -> Comparison:
     of_pair = best(lambda batch: pair(8, batch))
     return Comparison(
         [
-            *ours(pysal.integrated_gradients, subject, steps=STEPS, quadrature="gauss_legendre"),
+            *ours(pysal.integrated_gradients, subject, steps=STEPS, quadrature="gauss_legendre", placement="uniform"),
             Candidate("by hand", lambda: by_hand.integrated_gradients(model, image, target, STEPS)),
             *default_and_best("captum", "internal_batch_size", None, of_captum, partial(captum, STEPS)),
             *default_and_best("PAIR", "batch_size", 1, of_pair, partial(pair, STEPS), same_rule),
@@ -224,7 +224,14 @@ def blur_integrated_gradients(subject: Subject) -> Comparison:
     found = best(lambda batch: pair(8, batch))
     return Comparison(
         [
-            *ours(pysal.blur_integrated_gradients, subject, steps=BLUR_STEPS, max_sigma=MAX_SIGMA, quadrature="left"),
+            *ours(
+                pysal.blur_integrated_gradients,
+                subject,
+                steps=BLUR_STEPS,
+                max_sigma=MAX_SIGMA,
+                quadrature="left",
+                placement="uniform",
+            ),
             Candidate("by hand", lambda: by_hand.blur_integrated_gradients(model, image, target, BLUR_STEPS, MAX_SIGMA)),
             *default_and_best("PAIR", "batch_size", 1, found, partial(pair, BLUR_STEPS)),
         ],
