@@ -1,5 +1,7 @@
 """The tables say what the committed results say, and what is timed by hand is right."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 import pysal
-from benchmarks import by_hand, tables
+from benchmarks import by_hand, common, networks, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,3 +73,44 @@ def test_blur_by_hand_is_the_method_but_for_its_difference_quotient(model: nn.Mo
     found = by_hand.blur_integrated_gradients(model, image, 3, 6, 5.0)
     expected = pysal.blur_integrated_gradients(model, image, 3, steps=6, max_sigma=5.0, quadrature="left")
     assert bool((found - expected).abs().max() <= 1e-9 * expected.abs().max())
+
+
+class Pedantic:
+    """What is used of pytest-benchmark's fixture."""
+
+    def pedantic(self, call: Callable[[], None], setup: Callable[[], None], rounds: int) -> None:
+        for _ in range(rounds):
+            setup()
+            call()
+
+
+@pytest.mark.parametrize(
+    ("first", "order", "counts"),
+    [
+        (0.1, "bcabca", {"a": 2, "b": 2, "c": 2}),  # short: the first runs are the warm-up
+        (100.0, "ba", {"a": 2, "b": 2, "c": 1}),  # long: they count, and "c" is not run again
+    ],
+)
+def test_candidates_are_timed_in_turn(first: float, order: str, counts: dict[str, int]) -> None:
+    ran: list[str] = []
+    runs = {name: partial(ran.append, name) for name in "abc"}
+    samples = common.alternate_methods(Pedantic(), runs, dict.fromkeys("abc", first), ["a", "b"], 2)
+    assert "".join(ran) == order
+    assert {name: len(seconds) for name, seconds in samples.items()} == counts
+
+
+def test_the_peak_is_seen_although_the_memory_is_given_back() -> None:
+    found, seconds, peak = common.first_run(lambda: torch.ones(2**24).sum())  # 64 MiB
+    assert found == 2**24
+    assert seconds > 0
+    assert 60 * 2**20 < peak < 200 * 2**20
+
+
+def test_resnet50_is_the_published_one() -> None:
+    with torch.device("meta"):
+        model = networks.ResNet50()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
+    names = dict(model.named_parameters())
+    assert names["layer3.0.downsample.0.weight"].shape == (1024, 512, 1, 1)
+    assert model.layer2[0].conv2.stride == (2, 2)
+    assert model(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 1000)
