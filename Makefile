@@ -27,7 +27,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu cuda-check cuda-table mutate gpu bench clean distclean
+.PHONY: help setup explain test lint lint-cxx format test-emu sanitize cuda-check cuda-table mutate gpu bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -91,6 +91,9 @@ format: setup ## let ruff and clang-format rewrite the sources
 
 test-emu: setup ## the CUDA kernels on the CPU: plain, shuffled, ASan + UBSan, TSan
 	PYTHON=$(python) bash tests/emu/run.sh
+
+sanitize: setup ## the CPU kernels under ASan + UBSan
+	PYTHON=$(python) bash tests/sanitize.sh $(ARGS)
 
 cuda-check: setup ## compile the CUDA kernels for every architecture; warnings and spills are errors
 	PYTHON=$(python) bash tests/cuda_check.sh

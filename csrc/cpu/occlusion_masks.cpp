@@ -4,6 +4,7 @@
 // Work split: a task is a band of image lines, small enough for the first-level cache, for a run of rows n. It brings
 // the band of the image into the output's dtype and format once, and again only where rows[n] changes; each row n is
 // then a copy of the band and, on top, the fill's pixels in the segment.
+// With mean and std, images and fills are normalised first, once, into the output's dtype and format.
 // Bytes: each output element is written once (twice inside the segment, in cache), each image read once per run.
 #include <cstring>
 
@@ -130,9 +131,52 @@ void write_images(const Source* images, const Source* fills, bool source_last, c
   });
 }
 
+// (x - mean) / std per channel, in the images' arithmetic type.
+Tensor normalised(const Tensor& images, const Tensor& mean, const Tensor& std, ScalarType dtype, bool channels_last) {
+  const bool source_last = is_channels_last(images);
+  const Tensor source = dense(images, source_last);
+  const int64_t batch = images.size(0), channels = images.size(1), pixels = images.size(2) * images.size(3);
+  Tensor out = empty(images, images.sizes(), dtype, channels_last);
+  const double *means = mean.const_data_ptr<double>(), *stds = std.const_data_ptr<double>();
+  PYSAL_DISPATCH_FLOATING(images.scalar_type(), "occlusion_masks", [&] {
+    using A = arithmetic_t<scalar_t>;
+    const scalar_t* from = source.const_data_ptr<scalar_t>();
+    PYSAL_DISPATCH_FLOATING(dtype, "occlusion_masks", [&] {
+      scalar_t* to = out.mutable_data_ptr<scalar_t>();
+      const auto work = 1 + kTaskBytes / (1 + pixels * static_cast<int64_t>(sizeof(scalar_t)));
+      torch::stable::parallel_for(0, batch * channels, work, [&](int64_t begin, int64_t end) {
+        for (int64_t plane = begin; plane < end; ++plane) {
+          const int64_t image = plane / channels * channels * pixels, c = plane % channels;
+          const A centre = static_cast<A>(means[c]), scale = static_cast<A>(stds[c]);
+          const int64_t first = source_last ? c : c * pixels, step = source_last ? channels : 1;
+          const int64_t target = channels_last ? c : c * pixels, target_step = channels_last ? channels : 1;
+          for (int64_t p = 0; p < pixels; ++p)
+            to[image + target + p * target_step] =
+                convert<scalar_t>((convert<A>(from[image + first + p * step]) - centre) / scale);
+        }
+      });
+    });
+  });
+  return out;
+}
+
 template <class Segments>
 Tensor occluded(const char* op, const Tensor& images, const Tensor& fills, const Tensor& rows, ScalarType dtype,
-                bool channels_last, const Segments& segments) {
+                bool channels_last, const std::optional<Tensor>& mean, const std::optional<Tensor>& std,
+                const Segments& segments) {
+  PYSAL_CHECK(mean.has_value() == std.has_value(), "pysal::", op, ": mean and std must be given together");
+  if (mean) {
+    for (const Tensor& values : {*mean, *std})
+      PYSAL_CHECK(values.is_cpu() && values.scalar_type() == ScalarType::Double && values.numel() == images.size(1),
+                  "pysal::", op, ": mean and std must be ", images.size(1), " float64 on the CPU, got ", values.numel(),
+                  " elements of ", torch::headeronly::toString(values.scalar_type()));
+    PYSAL_CHECK(fills.is_cpu() && fills.scalar_type() == images.scalar_type() && fills.sizes().equals(images.sizes()),
+                "pysal::", op, ": fills must have the shape, dtype and device of images");
+    const Tensor means = dense(*mean), stds = dense(*std);
+    return occluded(op, normalised(images, means, stds, dtype, channels_last),
+                    normalised(fills, means, stds, dtype, channels_last), rows, dtype, channels_last, std::nullopt,
+                    std::nullopt, segments);
+  }
   PYSAL_CHECK(fills.is_cpu() && fills.scalar_type() == images.scalar_type() && fills.sizes().equals(images.sizes()),
               "pysal::", op, ": fills must have the shape, dtype and device of images");
   const int64_t count = rows.numel();
@@ -161,20 +205,22 @@ Shape image_shape(const char* op, const Tensor& images) {
 }
 
 Tensor occlusion_masks_cpu(const Tensor& images, const Tensor& fills, const Tensor& labels, const Tensor& rows,
-                           const Tensor& ids, ScalarType dtype, bool channels_last) {
+                           const Tensor& ids, ScalarType dtype, bool channels_last, const std::optional<Tensor>& mean,
+                           const std::optional<Tensor>& std) {
   const Shape shape = image_shape("occlusion_masks", images);
   const Tensor map = int32_values("occlusion_masks", "labels", labels, images.size(0) * shape.pixels());
   const Tensor segment = int32_values("occlusion_masks", "ids", ids, rows.numel());
   const LabelSegments segments{map.const_data_ptr<int32_t>(), segment.const_data_ptr<int32_t>(), shape};
-  return occluded("occlusion_masks", images, fills, rows, dtype, channels_last, segments);
+  return occluded("occlusion_masks", images, fills, rows, dtype, channels_last, mean, std, segments);
 }
 
 Tensor occlusion_masks_boxes_cpu(const Tensor& images, const Tensor& fills, const Tensor& boxes, const Tensor& rows,
-                                 ScalarType dtype, bool channels_last) {
+                                 ScalarType dtype, bool channels_last, const std::optional<Tensor>& mean,
+                                 const std::optional<Tensor>& std) {
   const Shape shape = image_shape("occlusion_masks_boxes", images);
   const Tensor box = int32_values("occlusion_masks_boxes", "boxes", boxes, 4 * rows.numel());
   const BoxSegments segments{box.const_data_ptr<int32_t>(), shape};
-  return occluded("occlusion_masks_boxes", images, fills, rows, dtype, channels_last, segments);
+  return occluded("occlusion_masks_boxes", images, fills, rows, dtype, channels_last, mean, std, segments);
 }
 
 Tensor occlusion_masks_map_cpu(const Tensor& scores, const Tensor& labels) {

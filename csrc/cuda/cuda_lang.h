@@ -65,9 +65,15 @@ void dispatch(DType dtype, const Body& body) {
   }
 }
 
-// Blocks for one thread per item, at most kMaxBlocks: kernels go on in grid-stride loops.
+// The most blocks along a side of a grid: kernels go on in grid-stride loops.
+#if defined(PYSAL_EMU)
+constexpr int64_t kMaxBlocks = 3;  // so that small cases go round those loops
+#else
+constexpr int64_t kMaxBlocks = 1 << 15;  // more than a GPU runs at once, so the tail of the last wave stays short
+#endif
+
+// Blocks for one thread per item, at most kMaxBlocks.
 inline dim3 blocks_for(int64_t items, int64_t block) {
-  constexpr int64_t kMaxBlocks = 1 << 16;  // more than a GPU runs at once, so the tail of the last wave stays short
   const int64_t blocks = (items + block - 1) / block;
   return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
 }

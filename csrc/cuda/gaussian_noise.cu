@@ -16,8 +16,7 @@
 namespace pysal::cuda {
 namespace {
 constexpr int kBlock = 256;
-constexpr int64_t kMaxBlocks = 1024;   // of one image: fills a GPU by itself; larger images go on in strides
-constexpr int64_t kMaxRows = 1 << 15;  // the grid's second side ends at 65535
+constexpr int64_t kOfImage = 1024;  // blocks of one image: they fill a GPU; larger images go on in strides
 
 struct Quad {
   uint32_t word[4];
@@ -264,9 +263,8 @@ __global__ void __launch_bounds__(kBlock) noise_bits_kernel(const GaussianNoiseB
 
 // Items of one image along x, images along y.
 dim3 grid_for(int64_t items, int64_t count) {
-  const int64_t blocks = (items + kBlock - 1) / kBlock;
-  return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks),
-              static_cast<unsigned>(count < kMaxRows ? count : kMaxRows));
+  const dim3 blocks = blocks_for(min(items, kOfImage * kBlock), kBlock);
+  return dim3(blocks.x, static_cast<unsigned>(min(count, kMaxBlocks)));
 }
 
 template <class A>

@@ -1,5 +1,6 @@
 // occlusion_masks: out[n] = fills[rows[n]] inside segment n, images[rows[n]] outside; a segment is a label of a map or
 // a box. And back: each pixel's map value is the score of its label, or the mean score of the boxes that cover it.
+// With a mean and std per channel, what is written is (x - mean) / std.
 // Layouts: images and fills contiguous or channels_last, out in the asked dtype and order, the rest contiguous.
 // Work split: a thread owns eight neighbouring elements of out, or one where sizes or addresses forbid 16-byte words,
 // for a run of rows n. It keeps image, fill and labels of that place in registers, as out wants them, and takes them
@@ -45,8 +46,10 @@ struct Cursor {
   }
 };
 
+// Registers: for 4 blocks on a multiprocessor, 3 where double is written: more would spill.
 template <class S, class T, bool kBoxes, int kCount>
-__global__ void __launch_bounds__(kBlock, 4) occlusion_kernel(const OcclusionParams params, bool words) {
+__global__ void __launch_bounds__(kBlock, sizeof(T) == 8 ? 3 : 4)
+    occlusion_kernel(const OcclusionParams params, bool words) {
   using A = arithmetic_t<S>;
   const Layout as_out{params.channels, params.height * params.width, params.out_last, params.out_last};
   T* __restrict__ const out = static_cast<T*>(params.out);
@@ -77,28 +80,31 @@ __global__ void __launch_bounds__(kBlock, 4) occlusion_kernel(const OcclusionPar
         }
         held = -1;
       } else if (row != held) {
-        const S* __restrict__ const from_image = static_cast<const S*>(params.images) + row * size;
-        const S* __restrict__ const from_fill = static_cast<const S*>(params.fills) + row * size;
-        if (kCount == 8 && words) {
-          A values[kCount];
-          load_elements<kCount>(from_image, as_out, place, true, values);
+        const Cursor start(params, place);
+        const auto read = [&](const void* images, T* values) {
+          const S* __restrict__ const from = static_cast<const S*>(images) + row * size;
+          A elements[kCount];
+          if (kCount == 8 && words) load_elements<kCount>(from, as_out, place, true, elements);
+          if (kCount != 8 || !words || params.mean != nullptr) {
+            Cursor cursor = start;
 #pragma unroll
-          for (int k = 0; k < kCount; ++k) image[k] = static_cast<T>(static_cast<arithmetic_t<T>>(values[k]));
-          load_elements<kCount>(from_fill, as_out, place, true, values);
-#pragma unroll
-          for (int k = 0; k < kCount; ++k) fill[k] = static_cast<T>(static_cast<arithmetic_t<T>>(values[k]));
-        }
-        if (kCount != 8 || !words || !kBoxes) {
-          Cursor cursor(params, place);
-#pragma unroll
-          for (int k = 0; k < kCount; ++k, cursor.advance()) {
-            if (kCount != 8 || !words) {
-              const int64_t source = cursor.source();
-              image[k] = static_cast<T>(static_cast<arithmetic_t<T>>(static_cast<A>(from_image[source])));
-              fill[k] = static_cast<T>(static_cast<arithmetic_t<T>>(static_cast<A>(from_fill[source])));
+            for (int k = 0; k < kCount; ++k, cursor.advance()) {
+              if (kCount != 8 || !words) elements[k] = static_cast<A>(from[cursor.source()]);
+              if (params.mean != nullptr)
+                elements[k] = (elements[k] - static_cast<A>(params.mean[cursor.channel])) /
+                              static_cast<A>(params.std[cursor.channel]);
             }
-            if constexpr (!kBoxes) labels[k] = params.labels[row * as_out.pixels + cursor.pixel()];
           }
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) values[k] = static_cast<T>(static_cast<arithmetic_t<T>>(elements[k]));
+        };
+        read(params.images, image);
+        read(params.fills, fill);
+        if constexpr (!kBoxes) {
+          Cursor cursor = start;
+#pragma unroll
+          for (int k = 0; k < kCount; ++k, cursor.advance())
+            labels[k] = params.labels[row * as_out.pixels + cursor.pixel()];
         }
         held = row;
       }
@@ -108,8 +114,8 @@ __global__ void __launch_bounds__(kBlock, 4) occlusion_kernel(const OcclusionPar
         const int bottom = params.boxes[4 * n + 2], right = params.boxes[4 * n + 3];
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
-          const bool hidden = top <= ys[k] && ys[k] < bottom && left <= xs[k] && xs[k] < right;
-          chosen.values[k] = hidden ? fill[k] : image[k];
+          const bool covered = top <= ys[k] && ys[k] < bottom && left <= xs[k] && xs[k] < right;
+          chosen.values[k] = covered ? fill[k] : image[k];
         }
       } else {
         const int id = params.ids[n];
@@ -198,7 +204,7 @@ __global__ void __launch_bounds__(kTile) occlusion_boxes_map_kernel(const Occlus
           ++covering;
         }
       }
-      __syncthreads();
+      // no barrier: the next round counts in `found`, read before the one above, and stores boxes after its own first
     }
     if (y < params.height && x < params.width)
       static_cast<T*>(params.out)[(plane * params.height + y) * params.width + x] =

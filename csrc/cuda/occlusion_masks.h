@@ -9,11 +9,12 @@ namespace pysal::cuda {
 struct OcclusionParams {
   const void *images, *fills;  // (batch, channels, height, width)
   bool source_last;
-  const int32_t* rows;    // (count,)
-  const int32_t* labels;  // (batch, height, width), read where boxes is null
-  const int32_t* ids;     // (count,)
-  const int32_t* boxes;   // (count, 4) or null
-  void* out;              // (count, channels, height, width)
+  const double *mean, *std;  // (channels,) each, or both null: (x - mean) / std is written
+  const int32_t* rows;       // (count,)
+  const int32_t* labels;     // (batch, height, width), read where boxes is null
+  const int32_t* ids;        // (count,)
+  const int32_t* boxes;      // (count, 4) or null
+  void* out;                 // (count, channels, height, width)
   bool out_last;
   int64_t batch, count, channels, height, width;
 };

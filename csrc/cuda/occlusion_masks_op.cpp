@@ -7,7 +7,8 @@ namespace pysal::cuda {
 namespace {
 // labels and ids, or boxes
 Tensor occluded(const char* op, const Tensor& images, const Tensor& fills, const Tensor& rows, const Tensor* labels,
-                const Tensor* ids, const Tensor* boxes, ScalarType dtype, bool channels_last) {
+                const Tensor* ids, const Tensor* boxes, ScalarType dtype, bool channels_last,
+                const std::optional<Tensor>& mean, const std::optional<Tensor>& std) {
   PYSAL_CHECK(images.dim() == 4, "pysal::", op, ": images must have 4 dimensions, got ", images.dim());
   check_alike(op, "fills", fills, images);
   const DType source = dtype_of(images, "pysal::occlusion_masks"), target = asked_dtype(op, dtype);
@@ -20,28 +21,35 @@ Tensor occluded(const char* op, const Tensor& images, const Tensor& fills, const
                          : values_on_device(op, "labels", *labels, batch * height * width, ScalarType::Int, images);
   const Tensor id = ids == nullptr ? row : values_on_device(op, "ids", *ids, count, ScalarType::Int, images);
   const Tensor box = boxes == nullptr ? row : values_on_device(op, "boxes", *boxes, 4 * count, ScalarType::Int, images);
+  PYSAL_CHECK(mean.has_value() == std.has_value(), "pysal::", op, ": mean and std must be given together");
+  const Tensor means = mean ? values_on_device(op, "mean", *mean, channels, ScalarType::Double, images) : row;
+  const Tensor stds = std ? values_on_device(op, "std", *std, channels, ScalarType::Double, images) : row;
   const bool last = is_channels_last(images);
   const Tensor dense_images = dense(images, last), dense_fills = dense(fills, last);
   Tensor out = empty(images, {count, channels, height, width}, dtype, channels_last);
   const int32_t* const none = nullptr;
   launch_occlusion(
       source, target,
-      {dense_images.const_data_ptr(), dense_fills.const_data_ptr(), last, row.const_data_ptr<int32_t>(),
-       labels == nullptr ? none : map.const_data_ptr<int32_t>(), ids == nullptr ? none : id.const_data_ptr<int32_t>(),
-       boxes == nullptr ? none : box.const_data_ptr<int32_t>(), out.mutable_data_ptr(), channels_last, batch, count,
-       channels, height, width},
+      {dense_images.const_data_ptr(), dense_fills.const_data_ptr(), last,
+       mean ? means.const_data_ptr<double>() : nullptr, std ? stds.const_data_ptr<double>() : nullptr,
+       row.const_data_ptr<int32_t>(), labels == nullptr ? none : map.const_data_ptr<int32_t>(),
+       ids == nullptr ? none : id.const_data_ptr<int32_t>(), boxes == nullptr ? none : box.const_data_ptr<int32_t>(),
+       out.mutable_data_ptr(), channels_last, batch, count, channels, height, width},
       launch.stream());
   return out;
 }
 
 Tensor occlusion_masks_cuda(const Tensor& images, const Tensor& fills, const Tensor& labels, const Tensor& rows,
-                            const Tensor& ids, ScalarType dtype, bool channels_last) {
-  return occluded("occlusion_masks", images, fills, rows, &labels, &ids, nullptr, dtype, channels_last);
+                            const Tensor& ids, ScalarType dtype, bool channels_last, const std::optional<Tensor>& mean,
+                            const std::optional<Tensor>& std) {
+  return occluded("occlusion_masks", images, fills, rows, &labels, &ids, nullptr, dtype, channels_last, mean, std);
 }
 
 Tensor occlusion_masks_boxes_cuda(const Tensor& images, const Tensor& fills, const Tensor& boxes, const Tensor& rows,
-                                  ScalarType dtype, bool channels_last) {
-  return occluded("occlusion_masks_boxes", images, fills, rows, nullptr, nullptr, &boxes, dtype, channels_last);
+                                  ScalarType dtype, bool channels_last, const std::optional<Tensor>& mean,
+                                  const std::optional<Tensor>& std) {
+  return occluded("occlusion_masks_boxes", images, fills, rows, nullptr, nullptr, &boxes, dtype, channels_last, mean,
+                  std);
 }
 
 Tensor occlusion_masks_map_cuda(const Tensor& scores, const Tensor& labels) {

@@ -4,9 +4,11 @@
 // Work split: a thread owns eight neighbouring elements of an image, or one where sizes or addresses forbid 16-byte
 // words. Points: for a run of rows n it keeps b and x - b in registers and takes them anew where rows[n] changes. Sums
 // and moments: it owns these elements of one image's totals and takes the rows of that image from all n in order, so
-// there are no atomics and the order of a sum does not depend on the launch. Weights and counts are read on the device.
-// A row outside [0, batch): points are NaN, sums and moments pass it over. Nothing is read or written outside.
-// Bytes: each point is written, each gradient, factor and sample read once; totals are read and written once.
+// there are no atomics and the order of a sum does not depend on the launch; it asks for several rows before it adds
+// the first, since the totals of few images are too few threads to hide one load after the other. Weights and counts
+// are read on the device. A row outside [0, batch): points are NaN, sums and moments pass it over. Nothing is read or
+// written outside. Bytes: each point is written, each gradient, factor and sample read once; totals are read and
+// written once.
 #include "path_integral.h"
 
 #include "layout.h"
@@ -15,6 +17,8 @@ namespace pysal::cuda {
 namespace {
 constexpr int kBlock = 128, kWarp = 32;
 constexpr int kRun = 16;  // rows for which a thread keeps its part of a path
+template <class A>
+constexpr int kTogether = sizeof(A) == 8 ? 2 : 4;  // rows whose loads are under way at once; more would spill
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class S, class T, int kCount>
@@ -53,15 +57,25 @@ __global__ void __launch_bounds__(kBlock, 4)
   }
 }
 
-// Calls body(n) for the rows n of `image` in order. All lanes of a warp must come here together.
-template <class Body>
-__device__ __forceinline__ void each_row(const int32_t* __restrict__ rows, int64_t count, int64_t image,
-                                         const Body& body) {
+// Calls body(ns, found) for the rows n of `image`, in order and at most kMost at once: ns[0] to ns[found - 1]. All
+// lanes of a warp must come here together.
+template <int kMost, class Body>
+__device__ __forceinline__ void each_rows(const int32_t* __restrict__ rows, int64_t count, int64_t image,
+                                          const Body& body) {
   for (int64_t first = 0; first < count; first += kWarp) {
     const int64_t mine = first + threadIdx.x % kWarp;
     unsigned votes = __ballot_sync(kAllLanes, mine < count && rows[mine] == image);
-    for (int k = 0; votes != 0; ++k, votes >>= 1)
-      if (votes & 1) body(first + k);
+    while (votes != 0) {
+      int64_t ns[kMost];
+      int found = 0;
+#pragma unroll
+      for (int r = 0; r < kMost; ++r) {
+        ns[r] = first + __ffs(static_cast<int>(votes)) - 1;
+        found += votes != 0;
+        votes &= votes - 1;
+      }
+      body(ns, found);
+    }
   }
 }
 
@@ -77,21 +91,31 @@ __global__ void __launch_bounds__(kBlock, 4)
     A* const target = totals + image * size + place;
     A sums[kCount];
     bool taken = false;
-    each_row(params.rows, params.count, image, [&](int64_t n) {
+    each_rows<kTogether<A>>(params.rows, params.count, image, [&](const int64_t* ns, int found) {
       if (!inside) return;
-      const A weight = static_cast<A>(params.weights[n]);
-      A terms[kCount];
-      load_elements<kCount>(gradients + n * size, of_gradients, place, kCount == 8, terms);
+      A terms[kTogether<A>][kCount];
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) terms[k] *= weight;
+      for (int r = 0; r < kTogether<A>; ++r)
+        if (r < found) load_elements<kCount>(gradients + ns[r] * size, of_gradients, place, kCount == 8, terms[r]);
+#pragma unroll
+      for (int r = 0; r < kTogether<A>; ++r)
+        if (r < found) {
+          const A weight = static_cast<A>(params.weights[ns[r]]);
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) terms[r][k] *= weight;
+        }
       if (params.factors != nullptr) {
         const auto multiply = [&](auto zero) {
           using F = decltype(zero);
-          A values[kCount];
-          load_elements<kCount>(static_cast<const F*>(params.factors) + n * size, of_factors, place, kCount == 8,
-                                values);
 #pragma unroll
-          for (int k = 0; k < kCount; ++k) terms[k] *= values[k];
+          for (int r = 0; r < kTogether<A>; ++r)
+            if (r < found) {
+              A values[kCount];
+              load_elements<kCount>(static_cast<const F*>(params.factors) + ns[r] * size, of_factors, place,
+                                    kCount == 8, values);
+#pragma unroll
+              for (int k = 0; k < kCount; ++k) terms[r][k] *= values[k];
+            }
         };
         switch (params.factors_dtype) {
           case DType::float32:
@@ -114,7 +138,11 @@ __global__ void __launch_bounds__(kBlock, 4)
         taken = true;
       }
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) sums[k] += terms[k];
+      for (int r = 0; r < kTogether<A>; ++r)
+        if (r < found) {
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) sums[k] += terms[r][k];
+        }
     });
     if (taken) store_elements<kCount>(target, sums);
   }
@@ -132,10 +160,12 @@ __global__ void __launch_bounds__(kBlock, 4) path_moments_kernel(const PathMomen
     A means[kCount], squares[kCount];
     bool taken = false;
     int64_t seen = params.counts[image];
-    each_row(params.rows, params.count, image, [&](int64_t n) {
+    each_rows<kTogether<A>>(params.rows, params.count, image, [&](const int64_t* ns, int found) {
       if (!inside) return;
-      A values[kCount];
-      load_elements<kCount>(samples + n * size, layout, place, kCount == 8, values);
+      A values[kTogether<A>][kCount];
+#pragma unroll
+      for (int r = 0; r < kTogether<A>; ++r)
+        if (r < found) load_elements<kCount>(samples + ns[r] * size, layout, place, kCount == 8, values[r]);
       if (!taken) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
@@ -144,13 +174,17 @@ __global__ void __launch_bounds__(kBlock, 4) path_moments_kernel(const PathMomen
         }
         taken = true;
       }
-      const A count = static_cast<A>(++seen);
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        const A deviation = values[k] - means[k];
-        means[k] += deviation / count;
-        squares[k] += deviation * (values[k] - means[k]);
-      }
+      for (int r = 0; r < kTogether<A>; ++r)
+        if (r < found) {
+          const A count = static_cast<A>(++seen);
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) {
+            const A deviation = values[r][k] - means[k];
+            means[k] += deviation / count;
+            squares[k] += deviation * (values[r][k] - means[k]);
+          }
+        }
     });
     if (taken) {
       store_elements<kCount>(mean, means);
@@ -165,9 +199,9 @@ __global__ void __launch_bounds__(kBlock, 4) path_counts_kernel(const PathMoment
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t image = int64_t(blockIdx.x) * kWarps + warp; image < params.batch;
        image += int64_t(gridDim.x) * kWarps) {
-    int64_t found = 0;
-    each_row(params.rows, params.count, image, [&](int64_t) { ++found; });
-    if (lane == 0) params.counts[image] += found;
+    int64_t seen = 0;
+    each_rows<1>(params.rows, params.count, image, [&](const int64_t*, int found) { seen += found; });
+    if (lane == 0) params.counts[image] += seen;
   }
 }
 

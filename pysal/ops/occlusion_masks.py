@@ -9,8 +9,9 @@ from pysal import _checks
 from pysal._library import define
 from pysal.reference import occlusion_masks as reference
 
-SCHEMA = "(Tensor images, Tensor fills, Tensor labels, Tensor rows, Tensor ids, ScalarType dtype, bool channels_last) -> Tensor"
-BOXES_SCHEMA = "(Tensor images, Tensor fills, Tensor boxes, Tensor rows, ScalarType dtype, bool channels_last) -> Tensor"
+_WRITTEN = "ScalarType dtype, bool channels_last, Tensor? mean=None, Tensor? std=None) -> Tensor"
+SCHEMA = f"(Tensor images, Tensor fills, Tensor labels, Tensor rows, Tensor ids, {_WRITTEN}"
+BOXES_SCHEMA = f"(Tensor images, Tensor fills, Tensor boxes, Tensor rows, {_WRITTEN}"
 MAP_SCHEMA = "(Tensor scores, Tensor labels) -> Tensor"
 BOXES_MAP_SCHEMA = "(Tensor scores, Tensor boxes, SymInt height, SymInt width) -> Tensor"
 
@@ -21,13 +22,28 @@ define("occlusion_masks_boxes_map", BOXES_MAP_SCHEMA, reference.occlusion_masks_
 
 
 def _fake_masks(
-    images: Tensor, fills: Tensor, labels: Tensor, rows: Tensor, ids: Tensor, dtype: torch.dtype, channels_last: bool
+    images: Tensor,
+    fills: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    ids: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
     return _fake_images(images, rows, dtype, channels_last)
 
 
 def _fake_masks_boxes(
-    images: Tensor, fills: Tensor, boxes: Tensor, rows: Tensor, dtype: torch.dtype, channels_last: bool
+    images: Tensor,
+    fills: Tensor,
+    boxes: Tensor,
+    rows: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
     return _fake_images(images, rows, dtype, channels_last)
 
@@ -52,34 +68,37 @@ def _fake_images(images: Tensor, rows: Tensor, dtype: torch.dtype, channels_last
 # The masks select, so a gradient goes back to the image outside the segment and to the fill inside it, summed over
 # the rows of each image.
 def _setup_masks(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, _, labels, rows, ids, _, _ = inputs
-    ctx.save_for_backward(labels, rows, ids)
+    images, _, labels, rows, ids, _, _, _, std = inputs
+    ctx.save_for_backward(labels, rows, ids, std)
     ctx.shape, ctx.dtype = images.shape, images.dtype
 
 
 def _differentiate_masks(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    labels, rows, ids = ctx.saved_tensors
+    labels, rows, ids, std = ctx.saved_tensors
     hidden = (labels.index_select(0, rows) == ids[:, None, None])[:, None]
-    return *_sum_by_image(ctx, grad, hidden, rows), None, None, None, None, None
+    return *_sum_by_image(ctx, grad, hidden, rows, std), *[None] * 7
 
 
 def _setup_masks_boxes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, _, boxes, rows, _, _ = inputs
-    ctx.save_for_backward(boxes, rows)
+    images, _, boxes, rows, _, _, _, std = inputs
+    ctx.save_for_backward(boxes, rows, std)
     ctx.shape, ctx.dtype = images.shape, images.dtype
 
 
 def _differentiate_masks_boxes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    boxes, rows = ctx.saved_tensors
+    boxes, rows, std = ctx.saved_tensors
     hidden = _inside(boxes, ctx.shape[2], ctx.shape[3])[:, None]
-    return *_sum_by_image(ctx, grad, hidden, rows), None, None, None, None
+    return *_sum_by_image(ctx, grad, hidden, rows, std), *[None] * 6
 
 
-def _sum_by_image(ctx: Any, grad: Tensor, hidden: Tensor, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _sum_by_image(
+    ctx: Any, grad: Tensor, hidden: Tensor, rows: Tensor, std: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     compute = torch.promote_types(ctx.dtype, torch.float32)
+    grad = grad.to(compute) if std is None else grad.to(compute) / std.to(compute)[:, None, None]
     zeros = grad.new_zeros(ctx.shape, dtype=compute)
     keep, fill = (
-        zeros.index_add(0, rows, grad.to(compute) * part).to(ctx.dtype) if needed else None
+        zeros.index_add(0, rows, grad * part).to(ctx.dtype) if needed else None
         for part, needed in ((~hidden, ctx.needs_input_grad[0]), (hidden, ctx.needs_input_grad[1]))
     )
     return keep, fill
@@ -141,6 +160,8 @@ def occlusion_masks(
     *,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
     """Return, for each n, image rows[n] with the pixels of segment ids[n] replaced by its fill.
 
@@ -154,13 +175,16 @@ def occlusion_masks(
         ids: (N,), integer: the segment hidden in each result; one that no pixel has hides nothing.
         dtype: of the result, floating; None for images' dtype.
         channels_last: whether the result is in torch.channels_last memory format.
+        mean: (C,), floating, with std: the result is (x - mean) / std per channel; None for x as it is.
+        std: (C,), floating, > 0, with mean.
 
     Returns:
         (N, C, H, W) in `dtype` on images' device; differentiable in images and fills.
 
     Raises:
         TypeError: not a tensor, or a dtype other than the above.
-        ValueError: another rank or shape, tensors on several devices, or (CPU tensors only) a row outside [0, B).
+        ValueError: another rank or shape, tensors on several devices, one of mean and std without the other, or (CPU tensors
+            only) a row outside [0, B) or a std that is not positive.
 
     Source:
         Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
@@ -182,7 +206,8 @@ def occlusion_masks(
     rows = _checks.check_indices(where, "rows", rows, ndim=1, device=images.device, limit=images.shape[0])
     ids = _checks.check_indices(where, "ids", ids, ndim=1, device=images.device)
     _checks.check_same_shape(where, "ids", ids, "rows", rows.shape)
-    out: Tensor = torch.ops.pysal.occlusion_masks(images, fills, labels, rows, ids, dtype, channels_last)
+    mean, std = _check_normalisation(where, mean, std, images)
+    out: Tensor = torch.ops.pysal.occlusion_masks(images, fills, labels, rows, ids, dtype, channels_last, mean, std)
     return out
 
 
@@ -194,6 +219,8 @@ def occlusion_masks_boxes(
     *,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
     """Return, for each n, image rows[n] with the pixels inside box n replaced by its fill.
 
@@ -204,14 +231,16 @@ def occlusion_masks_boxes(
         rows: (N,), integer in [0, B): the image of each result.
         dtype: of the result, floating; None for images' dtype.
         channels_last: whether the result is in torch.channels_last memory format.
+        mean: (C,), floating, with std: the result is (x - mean) / std per channel; None for x as it is.
+        std: (C,), floating, > 0, with mean.
 
     Returns:
         (N, C, H, W) in `dtype` on images' device; differentiable in images and fills.
 
     Raises:
         TypeError: not a tensor, or a dtype other than the above.
-        ValueError: another rank or shape, tensors on several devices, or (CPU tensors only) a row outside [0, B) or a
-            box that is not inside the image.
+        ValueError: another rank or shape, tensors on several devices, one of mean and std without the other, or (CPU tensors
+            only) a row outside [0, B), a box that is not inside the image or a std that is not positive.
 
     Source:
         Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
@@ -228,7 +257,8 @@ def occlusion_masks_boxes(
     images, fills, dtype = _check_images(where, images, fills, dtype)
     rows = _checks.check_indices(where, "rows", rows, ndim=1, device=images.device, limit=images.shape[0])
     boxes = _check_boxes(where, boxes, rows.shape[0], images.device, images.shape[2], images.shape[3])
-    out: Tensor = torch.ops.pysal.occlusion_masks_boxes(images, fills, boxes, rows, dtype, channels_last)
+    mean, std = _check_normalisation(where, mean, std, images)
+    out: Tensor = torch.ops.pysal.occlusion_masks_boxes(images, fills, boxes, rows, dtype, channels_last, mean, std)
     return out
 
 
@@ -310,6 +340,24 @@ def _check_images(where: str, images: Tensor, fills: Tensor, dtype: torch.dtype 
     _checks.check_same_shape(where, "fills", fills, "images", images.shape)
     _checks.check_same_device(where, "fills", fills, "images", images.device)
     return images, fills, _checks.check_dtype(where, dtype, images.dtype)
+
+
+def _check_normalisation(
+    where: str, mean: Tensor | None, std: Tensor | None, images: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return mean and std in float64 on the images' device, if both are given."""
+    if (mean is None) != (std is None):
+        _checks.refuse(where, "mean" if mean is None else "std", "be given where the other is", "None")
+    if mean is None or std is None:
+        return None, None
+    for argument, value in (("mean", mean), ("std", std)):
+        _checks.check_tensor(where, argument, value, dtypes=_checks.FLOATING)
+        if value.shape != (images.shape[1],):
+            _checks.refuse(where, argument, f"have shape ({images.shape[1]},)", f"shape {tuple(value.shape)}")
+    if std.device.type == "cpu" and not torch.compiler.is_compiling() and not (std > 0).all():
+        _checks.refuse(where, "std", "be positive", std.tolist())
+    mean, std = (value.detach().to(device=images.device, dtype=torch.float64) for value in (mean, std))
+    return mean, std
 
 
 def _check_boxes(where: str, boxes: Tensor, count: int, device: torch.device, height: int, width: int) -> Tensor:

@@ -5,26 +5,53 @@ from torch import Tensor
 
 
 def occlusion_masks(
-    images: Tensor, fills: Tensor, labels: Tensor, rows: Tensor, ids: Tensor, dtype: torch.dtype, channels_last: bool
+    images: Tensor,
+    fills: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    ids: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
-    """Return image rows[n] with the pixels labelled ids[n] taken from its fill, (N, C, H, W) in `dtype`."""
+    """Return image rows[n] with the pixels labelled ids[n] taken from its fill, normalised, (N, C, H, W) in `dtype`."""
     segment = labels.index_select(0, rows) == ids[:, None, None]
-    return _select(images, fills, rows, segment, dtype, channels_last)
+    return _select(images, fills, rows, segment, dtype, channels_last, mean, std)
 
 
 def occlusion_masks_boxes(
-    images: Tensor, fills: Tensor, boxes: Tensor, rows: Tensor, dtype: torch.dtype, channels_last: bool
+    images: Tensor,
+    fills: Tensor,
+    boxes: Tensor,
+    rows: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
-    """Return image rows[n] with box n (top, left, bottom, right) taken from its fill, (N, C, H, W) in `dtype`."""
+    """Return image rows[n] with box n (top, left, bottom, right) taken from its fill, normalised, (N, C, H, W) in `dtype`."""
     top, left, bottom, right = boxes[:, :, None, None].unbind(1)
     y = torch.arange(images.shape[2], device=images.device)[:, None]
     x = torch.arange(images.shape[3], device=images.device)
     box = (top <= y) & (y < bottom) & (left <= x) & (x < right)
-    return _select(images, fills, rows, box, dtype, channels_last)
+    return _select(images, fills, rows, box, dtype, channels_last, mean, std)
 
 
-def _select(images: Tensor, fills: Tensor, rows: Tensor, hidden: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+def _select(
+    images: Tensor,
+    fills: Tensor,
+    rows: Tensor,
+    hidden: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> Tensor:
     out = torch.where(hidden[:, None], fills.index_select(0, rows), images.index_select(0, rows))
+    if mean is not None and std is not None:
+        compute = torch.promote_types(images.dtype, torch.float32)
+        out = (out.to(compute) - mean.to(compute)[:, None, None]) / std.to(compute)[:, None, None]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return out.to(dtype=dtype, memory_format=memory_format, copy=True)
 

@@ -33,6 +33,12 @@ std::unique_ptr<T[]> unwritten(size_t count) {
   for (size_t i = 0; i < count; ++i) values[i] = static_cast<T>(NAN);
   return values;
 }
+
+// How many elements inputs and outputs lie past an address that 16-byte words may have.
+struct Offsets {
+  size_t in, out;
+};
+constexpr Offsets kOffsets[] = {{0, 0}, {1, 1}, {1, 0}, {0, 1}};
 }  // namespace emu_test
 
 #define EMU_TEST_JOIN_(a, b) a##b

@@ -1,8 +1,8 @@
 """Seeds faults into the CUDA kernels, one at a time, and shows which check of the emulation sees each.
 
-mutate.py [WORD...]: all faults, into docs/mutations.md; with words, only those whose source or name holds one of them,
-printed. A fault is an exact piece of source and what stands there instead; a piece that is gone or no longer unique stops
-the run, so faults cannot rot. Exits 1 if no check sees one of them.
+mutate.py [WORD...]: all faults, or those whose source or name holds a word; their rows go into docs/mutations.md. A fault
+is an exact piece of source and what stands there instead; a piece that is gone or no longer unique stops the run, so faults
+cannot rot. Exits 1 if no check sees one of them.
 """
 
 import os
@@ -32,10 +32,17 @@ that noticed nothing; `diagnosed` means that the emulation itself refused, as fo
 """
 
 
+KINDS = (
+    *("missing barrier", "halo", "tail", "alignment", "wrong mask", "plain add", "off by one"),
+    *("unchecked load", "unchecked store", "wrong counter"),
+)
+
+
 class Fault(NamedTuple):
     """A piece of csrc/cuda/<stem>.cu and what replaces it; nth counts from 1 where the piece is there more than once."""
 
     stem: str
+    kind: str
     name: str
     old: str
     new: str
@@ -56,103 +63,275 @@ BARRIER = "__syncthreads();"
 FAULTS = [
     Fault(
         "guided_relu",
+        "tail",
         "tail of one element dropped",
         "kPerThread * whole < params.count",
         "kPerThread * whole + 1 < params.count",
         1,
     ),
     Fault(
-        "guided_relu", "read past the end", "whole = params.count / kPerThread", "whole = (params.count + 7) / kPerThread", 2
+        "guided_relu",
+        "off by one",
+        "read past the end",
+        "whole = params.count / kPerThread",
+        "whole = (params.count + 7) / kPerThread",
+        2,
     ),
-    Fault("guided_relu", "words at any address", "aligned_to_16(params.input, params.output) ?", "true ?"),
-    Fault("guided_relu", "bits of the gate reversed", "forward.gate(value)) << k", "forward.gate(value)) << (7 - k)"),
-    Fault("guided_relu", "gate without its upper edge", "x > A(0) && x < upper", "x > A(0)"),
-    Fault("guided_relu", "wrong rule masked", "kPositive = kRule != kPlain", "kPositive = kRule != kGuided"),
-    Fault("gaussian_noise", "next counter not counted", "element / 4 + 1", "element / 4"),
-    Fault("gaussian_noise", "nine rounds", "round < 10", "round < 9"),
-    Fault("gaussian_noise", "high half of the id dropped", "static_cast<uint32_t>(static_cast<uint64_t>(id) >> 32)", "0"),
-    Fault("gaussian_noise", "store one past the end", "if (4 * quad + k < size)", "if (4 * quad + k <= size)"),
-    Fault("gaussian_noise", "words in images of any size", "words = size % 4 == 0 &&", "words ="),
+    Fault(
+        "guided_relu",
+        "alignment",
+        "words at any address",
+        "aligned = aligned_to_16(params.input, params.output)",
+        "aligned = true",
+    ),
+    Fault(
+        "guided_relu", "wrong mask", "bits of the gate reversed", "forward.gate(value)) << k", "forward.gate(value)) << (7 - k)"
+    ),
+    Fault("guided_relu", "wrong mask", "gate without its upper edge", "x > A(0) && x < upper", "x > A(0)"),
+    Fault("guided_relu", "wrong mask", "wrong rule masked", "kPositive = kRule != kPlain", "kPositive = kRule != kGuided"),
+    Fault("gaussian_noise", "wrong counter", "next counter not counted", "element / 4 + 1", "element / 4"),
+    Fault("gaussian_noise", "off by one", "nine rounds", "round < 10", "round < 9"),
     Fault(
         "gaussian_noise",
+        "wrong counter",
+        "high half of the id dropped",
+        "static_cast<uint32_t>(static_cast<uint64_t>(id) >> 32)",
+        "0",
+    ),
+    Fault(
+        "gaussian_noise", "unchecked store", "store one past the end", "if (4 * quad + k < size)", "if (4 * quad + k <= size)"
+    ),
+    Fault("gaussian_noise", "tail", "words in images of any size", "words = size % 4 == 0 &&", "words ="),
+    Fault(
+        "gaussian_noise",
+        "alignment",
         "words at any address",
         "size % 4 == 0 && aligned_to_16(params.images, params.output)",
         "size % 4 == 0",
     ),
-    Fault("gaussian_noise", "unchecked store of bits", "if (4 * quad + k < params.elements) ", ""),
-    Fault("gaussian_noise", "one pixel too many", "if (pixel >= pixels) continue;", "if (pixel > pixels) continue;"),
-    Fault("gaussian_noise", "unchecked row", "row >= 0 && row < params.batch", "row >= 0"),
-    Fault("gaussian_scale_space", "no barrier in the tree", f"{BARRIER}\n    if (thread < half)", "if (thread < half)"),
+    Fault("gaussian_noise", "unchecked store", "unchecked store of bits", "if (4 * quad + k < params.elements) ", ""),
     Fault(
-        "gaussian_scale_space", "no barrier before the sum is read", f"{BARRIER}\n  const double total", "const double total"
+        "gaussian_noise", "off by one", "one pixel too many", "if (pixel >= pixels) continue;", "if (pixel > pixels) continue;"
     ),
-    Fault("gaussian_scale_space", "no barrier after the load", f"{BARRIER}\n\n    // groups", "\n    // groups"),
+    Fault("gaussian_noise", "unchecked load", "unchecked row", "row >= 0 && row < params.batch", "row >= 0"),
     Fault(
-        "gaussian_scale_space", "no barrier before the next load", f"{BARRIER}\n  }}\n\n  // transposed", "}\n\n  // transposed"
+        "gaussian_scale_space",
+        "missing barrier",
+        "no barrier in the tree",
+        f"{BARRIER}\n    if (thread < half)",
+        "if (thread < half)",
     ),
     Fault(
         "gaussian_scale_space",
+        "missing barrier",
+        "no barrier before the sum is read",
+        f"{BARRIER}\n  const double total",
+        "const double total",
+    ),
+    Fault(
+        "gaussian_scale_space", "missing barrier", "no barrier after the load", f"{BARRIER}\n\n    // groups", "\n    // groups"
+    ),
+    Fault(
+        "gaussian_scale_space",
+        "missing barrier",
+        "no barrier before the next load",
+        f"{BARRIER}\n  }}\n\n  // transposed",
+        "}\n\n  // transposed",
+    ),
+    Fault(
+        "gaussian_scale_space",
+        "missing barrier",
         "no barrier before the store",
         f"{BARRIER}\n  for (int i = thread; i < kTile",
         "for (int i = thread; i < kTile",
     ),
     Fault(
         "gaussian_scale_space",
+        "missing barrier",
         "barrier in a branch",
         f"{BARRIER}\n\n    // groups",
         f"if (warp < 4) {BARRIER}\n\n    // groups",
     ),
     Fault(
         "gaussian_scale_space",
+        "halo",
         "halo one short",
         "int end = last + reach < highest ? last + reach",
         "int end = last + reach < highest ? last + reach - 1",
     ),
-    Fault("gaussian_scale_space", "reflection off by one", "k < 0 ? -1 - k", "k < 0 ? -k"),
-    Fault("gaussian_scale_space", "outermost tap dropped", "values[x % 8] = j <= reach", "values[x % 8] = j < reach"),
+    Fault("gaussian_scale_space", "halo", "reflection off by one", "k < 0 ? -1 - k", "k < 0 ? -k"),
     Fault(
-        "gaussian_scale_space", "unchecked column", "line + row >= length || column + other >= columns", "line + row >= length"
+        "gaussian_scale_space", "off by one", "outermost tap dropped", "values[x % 8] = j <= reach", "values[x % 8] = j < reach"
     ),
-    Fault("gaussian_scale_space", "wrong table", "windows[kNext].at(8 + r - q) * v", "windows[kLevel].at(8 + r - q) * v"),
-    Fault("grad_cam", "no barrier before parts are read", f"{BARRIER}\n    const int mine", "const int mine"),
+    Fault(
+        "gaussian_scale_space",
+        "unchecked store",
+        "unchecked column",
+        "line + row >= length || column + other >= columns",
+        "line + row >= length",
+    ),
+    Fault(
+        "gaussian_scale_space",
+        "wrong mask",
+        "wrong table",
+        "windows[kNext].at(8 + r - q) * v",
+        "windows[kLevel].at(8 + r - q) * v",
+    ),
+    Fault(
+        "grad_cam", "missing barrier", "no barrier before parts are read", f"{BARRIER}\n    const int mine", "const int mine"
+    ),
     Fault(
         "grad_cam",
+        "missing barrier",
         "no barrier before parts are reused",
         f"sum / static_cast<A>(pixels);\n    }}\n    {BARRIER}",
         "sum / static_cast<A>(pixels);\n    }",
     ),
-    Fault("grad_cam", "no barrier after the taps", f"{BARRIER}\n\n    const auto pixel_of", "\n    const auto pixel_of"),
-    Fault("grad_cam", "no barrier before slices are added", f"parts[thread] = sum;\n        {BARRIER}", "parts[thread] = sum;"),
-    Fault("grad_cam", "a shuffle step left out", "int bits = kWarp / 2", "int bits = kWarp / 4"),
-    Fault("grad_cam", "mask of half a warp", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu"),
-    Fault("grad_cam", "unchecked store of weights", "mine < kGroup && first + mine < channels", "mine < kGroup"),
-    Fault("grad_cam", "words in planes of any size", "aligned = run % 8 == 0 &&", "aligned ="),
-    Fault("grad_cam", "stored by every lane", "if (thread % kWarp == 0) samples[sample]", "samples[sample]"),
-    Fault("grad_cam", "sample past the last", "rest == 0 || first + 1 == side.from", "rest == 0"),
-    Fault("grad_cam", "ReLU of everything", "params.relu && sum < A(0)", "params.relu || sum < A(0)"),
-    Fault("occlusion_masks", "no barrier before warps are counted", f"= __popc(votes);\n      {BARRIER}", "= __popc(votes);"),
-    Fault("occlusion_masks", "no barrier before boxes are read", f"{BARRIER}\n      for (int i = 0", "for (int i = 0"),
-    Fault("occlusion_masks", "no barrier before the next boxes", f"{BARRIER}\n    }}\n    if (y", "}\n    if (y"),
-    Fault("occlusion_masks", "a box's place off by one", "votes & ((1u << lane) - 1)", "votes & ((2u << lane) - 1)"),
-    Fault("occlusion_masks", "unchecked label", "labels[k] >= 0 && labels[k] < params.segments", "labels[k] >= 0"),
-    Fault("occlusion_masks", "unchecked column", "y < params.height && x < params.width", "y < params.height"),
-    Fault("occlusion_masks", "box closed at its end", "ys[k] < bottom", "ys[k] <= bottom"),
-    Fault("occlusion_masks", "image of another row kept", "row != held", "held < 0"),
-    Fault("occlusion_masks", "words at any address", "out_last && aligned_to_16(params.images, params.fills)", "out_last"),
-    Fault("path_integral", "ballot past the end", "mine < count && rows[mine] == image", "rows[mine] == image"),
-    Fault("path_integral", "sample not counted", "static_cast<A>(++seen)", "static_cast<A>(seen + 1)"),
-    Fault("path_integral", "path of another row kept", "row != held", "held < 0"),
-    Fault("path_integral", "NaN kept for the next row", "static_cast<A>(NAN);\n        held = -1;", "static_cast<A>(NAN);"),
-    Fault("path_integral", "plain add by every lane", "if (lane == 0) params.counts[image]", "params.counts[image]"),
-    Fault("path_integral", "row one past the batch", "row < 0 || row >= params.batch", "row < 0 || row > params.batch"),
-    Fault("path_integral", "unchecked end of the image", "inside = place < size", "inside = place <= size", 1),
+    Fault(
+        "grad_cam",
+        "missing barrier",
+        "no barrier after the taps",
+        f"{BARRIER}\n\n    const auto pixel_of",
+        "\n    const auto pixel_of",
+    ),
+    Fault(
+        "grad_cam",
+        "missing barrier",
+        "no barrier before slices are added",
+        f"parts[thread] = sum;\n        {BARRIER}",
+        "parts[thread] = sum;",
+    ),
+    Fault("grad_cam", "tail", "a shuffle step left out", "int bits = kWarp / 2", "int bits = kWarp / 4"),
+    Fault("grad_cam", "wrong mask", "mask of half a warp", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu"),
+    Fault(
+        "grad_cam", "unchecked store", "unchecked store of weights", "mine < kGroup && first + mine < channels", "mine < kGroup"
+    ),
+    Fault("grad_cam", "tail", "words in planes of any size", "aligned = run % 8 == 0 &&", "aligned ="),
+    Fault("grad_cam", "unchecked store", "stored by every lane", "if (thread % kWarp == 0) samples[sample]", "samples[sample]"),
+    Fault("grad_cam", "halo", "sample past the last", "rest == 0 || first + 1 == side.from", "rest == 0"),
+    Fault("grad_cam", "wrong mask", "ReLU of everything", "params.relu && sum < A(0)", "params.relu || sum < A(0)"),
+    Fault(
+        "occlusion_masks",
+        "missing barrier",
+        "no barrier before warps are counted",
+        f"= __popc(votes);\n      {BARRIER}",
+        "= __popc(votes);",
+    ),
+    Fault(
+        "occlusion_masks",
+        "missing barrier",
+        "no barrier before boxes are read",
+        f"{BARRIER}\n      for (int i = 0",
+        "for (int i = 0",
+    ),
+    Fault(
+        "occlusion_masks", "off by one", "a box's place off by one", "votes & ((1u << lane) - 1)", "votes & ((2u << lane) - 1)"
+    ),
+    Fault(
+        "occlusion_masks",
+        "unchecked load",
+        "unchecked label",
+        "labels[k] >= 0 && labels[k] < params.segments",
+        "labels[k] >= 0",
+    ),
+    Fault(
+        "occlusion_masks", "unchecked store", "unchecked column", "y < params.height && x < params.width", "y < params.height"
+    ),
+    Fault("occlusion_masks", "off by one", "box closed at its end", "ys[k] < bottom", "ys[k] <= bottom"),
+    Fault("occlusion_masks", "wrong counter", "image of another row kept", "row != held", "held < 0"),
+    Fault(
+        "occlusion_masks",
+        "alignment",
+        "words at any address",
+        "out_last && aligned_to_16(params.images, params.fills)",
+        "out_last",
+    ),
+    Fault(
+        "path_integral", "unchecked load", "ballot past the end", "mine < count && rows[mine] == image", "rows[mine] == image"
+    ),
+    Fault("path_integral", "wrong counter", "sample not counted", "static_cast<A>(++seen)", "static_cast<A>(seen + 1)"),
+    Fault("path_integral", "wrong counter", "path of another row kept", "row != held", "held < 0"),
     Fault(
         "path_integral",
+        "wrong counter",
+        "NaN kept for the next row",
+        "static_cast<A>(NAN);\n        held = -1;",
+        "static_cast<A>(NAN);",
+    ),
+    Fault(
+        "path_integral", "plain add", "plain add by every lane", "if (lane == 0) params.counts[image]", "params.counts[image]"
+    ),
+    Fault(
+        "path_integral",
+        "off by one",
+        "row one past the batch",
+        "row < 0 || row >= params.batch",
+        "row < 0 || row > params.batch",
+    ),
+    Fault(
+        "path_integral", "unchecked store", "unchecked end of the image", "inside = place < size", "inside = place <= size", 1
+    ),
+    Fault(
+        "path_integral",
+        "alignment",
         "words at any address",
         "params.count % 8 == 0 && aligned_to_16(params.inputs, params.baselines) &&",
         "params.count % 8 == 0 &&",
     ),
-    Fault("path_integral", "sum begun anew", "sums[k] = target[k]", "sums[k] = A(0)"),
+    Fault("path_integral", "wrong counter", "sum begun anew", "sums[k] = target[k]", "sums[k] = A(0)"),
+    Fault(
+        "guided_relu",
+        "unchecked store",
+        "output stored where only gates are wanted",
+        "if constexpr (kStores) store_eight",
+        "store_eight",
+    ),
+    Fault(
+        "guided_relu", "wrong mask", "guided rule without its gate", "kGated = kRule != kDeconvnet", "kGated = kRule == kPlain"
+    ),
+    Fault(
+        "guided_relu",
+        "alignment",
+        "words at any address, backward",
+        "aligned_to_16(params.grad_output, params.grad_input)",
+        "true",
+    ),
+    Fault(
+        "grad_cam",
+        "alignment",
+        "words of activations at any address",
+        "params.channels % 8 == 0 && aligned_to_16(params.activations, params.activations)",
+        "params.channels % 8 == 0",
+    ),
+    Fault(
+        "grad_cam", "alignment", "words of the map at any address", " && reinterpret_cast<uintptr_t>(params.out) % 16 == 0", ""
+    ),
+    Fault("occlusion_masks", "wrong counter", "another channel's mean", "params.mean[cursor.channel]", "params.mean[0]"),
+    Fault(
+        "occlusion_masks",
+        "off by one",
+        "channels counted too far",
+        "++channel < params.channels",
+        "++channel <= params.channels",
+    ),
+    Fault(
+        "path_integral",
+        "tail",
+        "last of the rows under way not added",
+        "sums[k] += terms[r][k]",
+        "sums[k] += r < 3 ? terms[r][k] : 0",
+    ),
+    Fault(
+        "path_integral",
+        "wrong counter",
+        "a row of two asked for",
+        "votes &= votes - 1;",
+        "votes &= votes - 1, votes &= votes - 1;",
+    ),
+    Fault(
+        "path_integral", "alignment", "words of totals at any address", "aligned_to_16(params.totals, params.gradients) &&", ""
+    ),
+    Fault("path_integral", "alignment", "words of means at any address", "aligned_to_16(params.mean, params.squares) &&", ""),
 ]
 
 
@@ -214,8 +393,21 @@ def row(fault: Fault) -> list[str]:
             os.replace(original, path)
 
 
+def committed() -> dict[tuple[str, str], str]:
+    """Return the rows of the page, by source and fault."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    return {(m[1], m[2]): m[0] for m in re.finditer(r"^\| (\w+) \| [^|]+ \| ([^|]+) \|.*\|$", text, re.MULTILINE)}
+
+
+def write(rows: dict[tuple[str, str], str]) -> None:
+    """Write the page, in the order of FAULTS; rows of faults that are no more are left out."""
+    known = [rows[fault.stem, fault.name] for fault in FAULTS if (fault.stem, fault.name) in rows]
+    columns = f"| source | kind | fault | {' | '.join(CHECKS)} |"
+    PAGE.write_text("\n".join([HEADER, columns, f"|---|---|---|{'---|' * len(CHECKS)}", *known]) + "\n")
+
+
 def main(words: list[str]) -> None:
-    """Run the chosen faults; write the page where all of them ran."""
+    """Run the chosen faults and write their rows of the page, each as soon as it is known."""
     chosen = [fault for fault in FAULTS if not words or any(word in f"{fault.stem} {fault.name}" for word in words)]
     if not chosen:
         sys.exit(f"no fault holds {' or '.join(words)}")
@@ -228,17 +420,14 @@ def main(words: list[str]) -> None:
         for stem in dict.fromkeys(fault.stem for fault in chosen):
             if (found := verdict(program, order, stem)) != "-":
                 sys.exit(f"{stem} is not sound to begin with: {found} ({name}, order {order})")
-    lines = [f"| source | fault | {' | '.join(CHECKS)} |", f"|---|---|{'---|' * len(CHECKS)}"]
-    print(*lines, sep="\n")
-    unseen = []
+    rows, unseen = committed(), []
     for fault in chosen:
         found = row(fault)
-        lines.append(f"| {fault.stem} | {fault.name} | {' | '.join(found)} |")
-        print(lines[-1], flush=True)
+        rows[fault.stem, fault.name] = f"| {fault.stem} | {fault.kind} | {fault.name} | {' | '.join(found)} |"
+        print(rows[fault.stem, fault.name], flush=True)
+        write(rows)
         if set(found) == {"-"}:
             unseen.append(f"{fault.stem}: {fault.name}")
-    if not words:
-        PAGE.write_text("\n".join([HEADER, *lines]) + "\n")
     if unseen:
         sys.exit(f"no check sees {len(unseen)} of {len(chosen)}:\n" + "\n".join(unseen))
 

@@ -36,27 +36,29 @@ bool covers(const int32_t* box, size_t y, size_t x) {
   return box[0] <= whole(y) && whole(y) < box[2] && box[1] <= whole(x) && whole(x) < box[3];
 }
 
-// offset != 0: no 16-byte words
 template <class S, class T>
-void masks(DType source, DType target, Shape shape, bool source_last, bool out_last, bool by_box, size_t offset) {
+void masks(DType source, DType target, Shape shape, bool source_last, bool out_last, bool by_box,
+           emu_test::Offsets offsets, bool normalised = false) {
   const size_t size = shape.size();
-  const auto images = emu_test::random<S>(kBatch * size + offset),
-             fills = emu_test::random<S>(kBatch * size + offset, 2);
-  const auto out = emu_test::unwritten<T>(kRows * size + offset);
+  const auto images = emu_test::random<S>(kBatch * size + offsets.in),
+             fills = emu_test::random<S>(kBatch * size + offsets.in, 2);
+  const auto out = emu_test::unwritten<T>(kRows * size + offsets.out);
   const auto labels = numbers(kBatch * shape.pixels(), 3, -1, 4), ids = numbers(kRows, 4, -2, 5);
   const auto boxes = numbers(4 * kRows, 5, -3, 12);
   const std::unique_ptr<int32_t[]> rows(new int32_t[kRows]);
   for (size_t n = 0; n < kRows; ++n) rows[n] = image_of(n);
-  launch_occlusion(
-      source, target,
-      {images.get() + offset, fills.get() + offset, source_last, rows.get(), by_box ? nullptr : labels.get(),
-       by_box ? nullptr : ids.get(), by_box ? boxes.get() : nullptr, out.get() + offset, out_last, kBatch, kRows,
-       whole(shape.channels), whole(shape.height), whole(shape.width)},
-      nullptr);
+  const auto mean = emu_test::random<double>(shape.channels, 7), std = emu_test::random<double>(shape.channels, 8);
+  for (size_t c = 0; c < shape.channels; ++c) std[c] += 2.0;
+  launch_occlusion(source, target,
+                   {images.get() + offsets.in, fills.get() + offsets.in, source_last, normalised ? mean.get() : nullptr,
+                    normalised ? std.get() : nullptr, rows.get(), by_box ? nullptr : labels.get(),
+                    by_box ? nullptr : ids.get(), by_box ? boxes.get() : nullptr, out.get() + offsets.out, out_last,
+                    kBatch, kRows, whole(shape.channels), whole(shape.height), whole(shape.width)},
+                   nullptr);
   for (size_t n = 0; n < kRows; ++n)
     for (size_t c = 0; c < shape.channels; ++c)
       for (size_t p = 0; p < shape.pixels(); ++p) {
-        const double got = static_cast<double>(out[n * size + shape.at(out_last, c, p) + offset]);
+        const double got = static_cast<double>(out[n * size + shape.at(out_last, c, p) + offsets.out]);
         if (rows[n] < 0 || rows[n] >= whole(kBatch)) {
           EXPECT(std::isnan(got), std::to_string(n));
           continue;
@@ -64,8 +66,10 @@ void masks(DType source, DType target, Shape shape, bool source_last, bool out_l
         const size_t image = static_cast<size_t>(rows[n]);
         const bool hidden = by_box ? covers(boxes.get() + 4 * n, p / shape.width, p % shape.width)
                                    : labels[image * shape.pixels() + p] == ids[n];
-        const S expected = (hidden ? fills : images)[image * size + shape.at(source_last, c, p) + offset];
-        EXPECT(got == static_cast<double>(static_cast<T>(static_cast<float>(expected))), std::to_string(n));
+        const S expected = (hidden ? fills : images)[image * size + shape.at(source_last, c, p) + offsets.in];
+        float value = static_cast<float>(expected);
+        if (normalised) value = (value - static_cast<float>(mean[c])) / static_cast<float>(std[c]);
+        EXPECT(got == static_cast<double>(static_cast<T>(value)), std::to_string(n));
       }
 }
 
@@ -113,12 +117,15 @@ CASE(occlusion_masks_select) {
   // whole words, more of them than a block has threads, no whole words, one pixel, nothing
   for (const Shape shape : {Shape{3, 4, 6}, Shape{3, 20, 24}, Shape{3, 5, 7}, Shape{2, 1, 1}, Shape{2, 0, 3}})
     for (const int lasts : {0, 1, 2, 3})
-      for (const size_t offset : {0, 1})
+      for (const emu_test::Offsets offsets : emu_test::kOffsets)
         for (const bool by_box : {false, true}) {
           const bool source = lasts & 1, out = lasts & 2;
-          masks<float, float>(DType::float32, DType::float32, shape, source, out, by_box, offset);
-          masks<float, c10::Half>(DType::float32, DType::float16, shape, source, out, by_box, offset);
-          masks<c10::Half, double>(DType::float16, DType::float64, shape, source, out, by_box, offset);
+          masks<float, float>(DType::float32, DType::float32, shape, source, out, by_box, offsets);
+          masks<float, float>(DType::float32, DType::float32, shape, source, out, by_box, offsets, true);
+          if (offsets.in != offsets.out) continue;
+          masks<c10::Half, c10::Half>(DType::float16, DType::float16, shape, source, out, by_box, offsets, true);
+          masks<float, c10::Half>(DType::float32, DType::float16, shape, source, out, by_box, offsets);
+          masks<c10::Half, double>(DType::float16, DType::float64, shape, source, out, by_box, offsets);
         }
 }
 

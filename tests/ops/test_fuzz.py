@@ -176,9 +176,13 @@ def test_occlusion_masks(backend: Backend, data: st.DataObject, shape: tuple[int
     labels = draw.integers(batch, height, width, low=-1, high=4)
     rows = draw.rows(batch)
     ids = draw.integers(len(rows), low=-1, high=4)
-    agrees(backend, "occlusion_masks", images, fills, labels, rows, ids, target, channels_last, exact=True)
+    factors: tuple[Tensor | None, Tensor | None] = (None, None)
+    if draw(st.booleans()):
+        channels = shape[1]
+        factors = draw.floats(channels, dtype=torch.float64), draw.floats(channels, dtype=torch.float64, low=0.2)
+    agrees(backend, "occlusion_masks", images, fills, labels, rows, ids, target, channels_last, *factors, exact=True)
     boxes = draw_boxes(draw, len(rows), height, width)
-    agrees(backend, "occlusion_masks_boxes", images, fills, boxes, rows, target, channels_last, exact=True)
+    agrees(backend, "occlusion_masks_boxes", images, fills, boxes, rows, target, channels_last, *factors, exact=True)
 
 
 @NATIVE

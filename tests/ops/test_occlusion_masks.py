@@ -47,6 +47,11 @@ def segmented(shape: tuple[int, ...], rows: int, dtype: torch.dtype = torch.floa
     )
 
 
+def normalisation(channels: int) -> tuple[Tensor, Tensor]:
+    """Return a mean and a std for each channel."""
+    return sample(channels, dtype=torch.float64, seed=8), sample(channels, dtype=torch.float64, seed=9, low=0.2)
+
+
 def boxed(count: int, height: int, width: int) -> Tensor:
     """Return boxes inside the image: any, among them an empty one and the whole image."""
     generator = torch.Generator().manual_seed(count)
@@ -72,10 +77,25 @@ def test_matches_reference(backend: Backend, source: torch.dtype, target: torch.
                 ("occlusion_masks_boxes", (images, fills, boxes, of)),
             ):
                 on_device = [argument.to(backend.device) for argument in arguments]
-                out = backend.op(name)(*on_device, target, channels_last).cpu()
-                expected = getattr(reference, name)(*arguments, target, channels_last)
-                assert_same_layout(out, expected)
-                assert torch.equal(out, expected)
+                for factors in ((None, None), normalisation(shape[1])):
+                    given = [factor if factor is None else factor.to(backend.device) for factor in factors]
+                    out = backend.op(name)(*on_device, target, channels_last, *given).cpu()
+                    expected = getattr(reference, name)(*arguments, target, channels_last, *factors)
+                    assert_same_layout(out, expected)
+                    assert torch.equal(out, expected)
+
+
+@ALL
+def test_normalisation_is_that_of_torchvision(backend: Backend) -> None:
+    """Normalising what is written is normalising what was written, up to the rounding of 1 / std."""
+    images, fills, labels, rows, ids = (value.to(backend.device) for value in segmented((2, 3, 7, 9), 6))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
+    plain = backend.op("occlusion_masks")(images, fills, labels, rows, ids, torch.float64, True)
+    factors = (mean.to(backend.device), std.to(backend.device))
+    out = backend.op("occlusion_masks")(images, fills, labels, rows, ids, torch.float32, True, *factors).cpu()
+    expected = (plain.cpu() - mean[:, None, None]) / std[:, None, None]
+    once = (plain.cpu().float() - mean.float()[:, None, None]) / std.float()[:, None, None]
+    assert_no_worse(out, expected, once)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -158,11 +178,13 @@ def test_backward_matches_reference(backend: Backend, dtype: torch.dtype) -> Non
 
 def test_gradcheck() -> None:
     images, fills, labels, rows, ids = segmented((2, 2, 4, 3), 4, torch.float64)
-    leaves = [images.requires_grad_(), fills.requires_grad_()]
+    leaves, (mean, std) = [images.requires_grad_(), fills.requires_grad_()], normalisation(2)
     boxes, scores = boxed(4, 4, 3), sample(2, 2, 4, dtype=torch.float64, seed=3).requires_grad_()
     for call, inputs in (
         (lambda x, f: ops.occlusion_masks(x, f, labels, rows, ids, channels_last=True), leaves),
+        (lambda x, f: ops.occlusion_masks(x, f, labels, rows, ids, mean=mean, std=std), leaves),
         (lambda x, f: ops.occlusion_masks_boxes(x, f, boxes, rows), leaves),
+        (lambda x, f: ops.occlusion_masks_boxes(x, f, boxes, rows, mean=mean, std=std), leaves),
         (lambda s: ops.occlusion_masks_map(s, labels), [scores]),
         (lambda s: ops.occlusion_masks_boxes_map(s, boxes, 4, 3), [scores]),
     ):
@@ -181,6 +203,9 @@ def test_opcheck(shape: tuple[int, ...], requires_grad: bool) -> None:
     opcheck(torch.ops.pysal.occlusion_masks.default, (images, fills, labels, rows, ids, torch.float64, True))
     opcheck(torch.ops.pysal.occlusion_masks_boxes.default, (images, fills, boxes, rows, torch.float32, True))
     opcheck(torch.ops.pysal.occlusion_masks_boxes.default, (images, fills, boxes, rows, torch.float64, False))
+    factors = normalisation(shape[1])
+    opcheck(torch.ops.pysal.occlusion_masks.default, (images, fills, labels, rows, ids, torch.float32, True, *factors))
+    opcheck(torch.ops.pysal.occlusion_masks_boxes.default, (images, fills, boxes, rows, torch.float64, False, *factors))
     opcheck(torch.ops.pysal.occlusion_masks_map.default, (scores, labels))
     opcheck(torch.ops.pysal.occlusion_masks_boxes_map.default, (scores, boxes, *shape[2:]))
 
@@ -202,6 +227,10 @@ def test_layouts(backend: Backend, channels_last: bool) -> None:
         assert torch.equal(masks(images, fills, label, rows, ids, torch.float32, channels_last), expected), name
         by_label = backend.op("occlusion_masks_map")(scores, label)
         assert torch.equal(by_label, reference.occlusion_masks_map(scores, labels)), name
+    factors = [factor.to(backend.device) for factor in normalisation(3)]
+    normal = reference.occlusion_masks(images, fills, labels, rows, ids, torch.float32, channels_last, *factors)
+    for (name, image), (_, mean), (_, std) in zip(layouts(images), layouts(factors[0]), layouts(factors[1]), strict=False):
+        assert torch.equal(masks(image, fills, labels, rows, ids, torch.float32, channels_last, mean, std), normal), name
     constant = torch.full((1, 3, 1, 1), 0.5, device=backend.device).expand_as(images)
     with_constant = reference.occlusion_masks(images, constant, labels, rows, ids, torch.float32, channels_last)
     assert torch.equal(masks(images, constant, labels, rows, ids, torch.float32, channels_last), with_constant)
@@ -219,6 +248,9 @@ def test_empty_and_extremes(backend: Backend) -> None:
     assert of_boxes(images, fills, no_boxes, none, torch.float32, False).shape == (0, 3, 4, 5)
     flat = images[:, :, :0]
     assert masks(flat, flat, labels[:, :0], rows, ids, torch.float32, False).shape == (3, 3, 0, 5)
+    factors = [factor.to(backend.device) for factor in normalisation(3)]
+    assert masks(flat, flat, labels[:, :0], rows, ids, torch.float32, False, *factors).shape == (3, 3, 0, 5)
+    assert of_boxes(images, fills, no_boxes, none, torch.float32, True, *factors).shape == (0, 3, 4, 5)
     assert backend.op("occlusion_masks_map")(images[:, :, 0], labels[:, :0]).shape == (2, 3, 0, 5)
     assert backend.op("occlusion_masks_boxes_map")(images[:, :, 0, :0], no_boxes, 0, 4).shape == (2, 3, 0, 4)
 
@@ -257,6 +289,10 @@ def test_indices_outside_are_refused_by_the_kernel_and_boxes_outside_cut() -> No
         rows[1] = bad
         with pytest.raises((RuntimeError, IndexError)):
             torch.ops.pysal.occlusion_masks(images, fills, labels, rows, ids, torch.float32, False)
+    rows[1], three = 0, torch.ones(3, dtype=torch.float64)
+    for mean, std in ((three, None), (three, three[:2]), (three.float(), three.float())):
+        with pytest.raises(RuntimeError, match=r"mean and std must be"):
+            torch.ops.pysal.occlusion_masks(images, fills, labels, rows, ids, torch.float32, False, mean, std)
     box = index(-(2**31), -3, 2**31 - 1, 2)[None]
     out = torch.ops.pysal.occlusion_masks_boxes(images, fills, box, index(0), torch.float32, False)
     assert torch.equal(out[0, :, :, :2], fills[0, :, :, :2])
@@ -268,7 +304,7 @@ def test_indices_outside_are_refused_by_the_kernel_and_boxes_outside_cut() -> No
 
 def test_determinism() -> None:
     images, fills, labels, rows, ids = segmented((2, 3, 65, 130), 70)
-    boxes, scores = boxed(70, 65, 130), sample(2, 3, 70)
+    boxes, scores, (mean, std) = boxed(70, 65, 130), sample(2, 3, 70), normalisation(3)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 7):
@@ -276,7 +312,7 @@ def test_determinism() -> None:
             results.append(
                 (
                     ops.occlusion_masks(images, fills, labels, rows, ids, channels_last=True),
-                    ops.occlusion_masks_boxes(images, fills, boxes, rows),
+                    ops.occlusion_masks_boxes(images, fills, boxes, rows, mean=mean, std=std),
                     ops.occlusion_masks_map(scores, labels),
                     ops.occlusion_masks_boxes_map(scores, boxes, 65, 130),
                 )
@@ -288,7 +324,7 @@ def test_determinism() -> None:
 
 
 IMAGES, LABELS, ROWS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int32), index(0, 1)
-BOXES, SCORES = torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, 3, 2)
+BOXES, SCORES, THREE = torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, 3, 2), torch.ones(3)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +359,31 @@ BOXES, SCORES = torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, 3, 2)
             lambda: ops.occlusion_masks(IMAGES, IMAGES.to("meta"), LABELS, ROWS, ROWS),
             ValueError,
             "pysal::occlusion_masks: fills must be on the device of images, cpu, got meta",
+        ),
+        (
+            lambda: ops.occlusion_masks(IMAGES, IMAGES, LABELS, ROWS, ROWS, mean=THREE),
+            ValueError,
+            "pysal::occlusion_masks: std must be given where the other is, got None",
+        ),
+        (
+            lambda: ops.occlusion_masks_boxes(IMAGES, IMAGES, BOXES, ROWS, std=THREE),
+            ValueError,
+            "pysal::occlusion_masks_boxes: mean must be given where the other is, got None",
+        ),
+        (
+            lambda: ops.occlusion_masks(IMAGES, IMAGES, LABELS, ROWS, ROWS, mean=THREE, std=THREE[:2]),
+            ValueError,
+            "pysal::occlusion_masks: std must have shape (3,), got shape (2,)",
+        ),
+        (
+            lambda: ops.occlusion_masks(IMAGES, IMAGES, LABELS, ROWS, ROWS, mean=THREE, std=THREE - 1),
+            ValueError,
+            "pysal::occlusion_masks: std must be positive, got [0.0, 0.0, 0.0]",
+        ),
+        (
+            lambda: ops.occlusion_masks_boxes(IMAGES, IMAGES, BOXES, ROWS, mean=THREE.int(), std=THREE),
+            TypeError,
+            "pysal::occlusion_masks_boxes: mean must have dtype float32 or float64 or float16 or bfloat16, got int32",
         ),
         (
             lambda: ops.occlusion_masks(IMAGES, IMAGES, LABELS.float(), ROWS, ROWS),
