@@ -92,26 +92,35 @@ def of_largest(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def best(trial: Callable[[int], object], batches: Sequence[int] = BATCHES) -> int:
-    """Return the batch size with the shortest trial run."""
+@dataclass(frozen=True)
+class Trials:
+    """Short runs of a peer: batch size -> seconds."""
+
+    seconds: dict[int, float]
+
+    @property
+    def best(self) -> int:
+        return min(self.seconds, key=self.seconds.__getitem__)
+
+    def why_not(self, batch: int) -> str:
+        return f"{self.seconds[batch] / self.seconds[self.best]:.2f} times its best setting's time in the trial of settings"
+
+
+def tried(trial: Callable[[int], object], batches: Sequence[int] = BATCHES) -> Trials:
+    """Time a trial run with each batch size."""
     trial(batches[0])
-    return min(batches, key=lambda batch: seconds_of(lambda: trial(batch)))
+    return Trials({batch: seconds_of(lambda batch=batch: trial(batch)) for batch in batches})
 
 
-def default_and_best(
-    peer: str,
-    argument: str,
-    default: int | None,
-    found: int,
-    run: Callable[[int | None], Tensor],
-    difference: Callable[[], float] | None = None,
+def captum(
+    argument: str, default: int | None, best: int, run: Callable[[int | None], Tensor], every_round: str = "default, best"
 ) -> list[Candidate]:
-    """A peer as it comes and at its best setting; one candidate where that is the same."""
-    if default == found:
-        return [Candidate(f"{peer}, default and best", partial(run, found), f"{argument}={found}", True, difference)]
+    """What captum takes as it comes and at its best setting; one candidate where that is the same."""
+    if default == best:
+        return [Candidate("captum, default and best", partial(run, best), f"{argument}={best}", True)]
     return [
-        Candidate(f"{peer}, default", partial(run, default), f"{argument}={default}", peer == "captum", difference),
-        Candidate(f"{peer}, best", partial(run, found), f"{argument}={found}", True, difference),
+        Candidate("captum, default", partial(run, default), f"{argument}={default}", "default" in every_round),
+        Candidate("captum, best", partial(run, best), f"{argument}={best}", "best" in every_round),
     ]
 
 
@@ -126,15 +135,15 @@ def ours(method: Callable[..., Tensor], subject: Subject, **options: Any) -> lis
 def windows(subject: Subject) -> Comparison:
     model, image, target = subject.model, subject.image, subject.target
 
-    def captum(size: int, at_once: int | None) -> Tensor:
+    def occlusion(size: int, at_once: int | None) -> Tensor:
         return peers.captum_occlusion(model, image, target, size, at_once or 1)
 
-    found = best(lambda batch: captum(56, batch), (1, 4, 16))
+    best = tried(lambda batch: occlusion(56, batch), (1, 4, 16)).best
     return Comparison(
         [
             *ours(pysal.leave_one_out, subject, segments=pysal.Window(WINDOW), score="logit"),
             Candidate("by hand", lambda: by_hand.occlusion(model, image, target, WINDOW)),
-            *default_and_best("captum", "perturbations_per_eval", 1, found, partial(captum, WINDOW)),
+            *captum("perturbations_per_eval", 1, best, partial(occlusion, WINDOW), "best"),
         ],
         bound=DROPS,
         distance=of_largest,
@@ -146,15 +155,15 @@ def segments(subject: Subject) -> Comparison:
     model, image, target, labels = subject.model, subject.image, subject.target, subject.labels
     quarters = (torch.arange(224)[:, None] // 56 * 4 + torch.arange(224) // 56).int()
 
-    def captum(mask: Tensor, at_once: int | None) -> Tensor:
+    def ablation(mask: Tensor, at_once: int | None) -> Tensor:
         return peers.captum_ablation(model, image, target, mask, at_once or 1)
 
-    found = best(lambda batch: captum(quarters, batch), (1, 4, 16))
+    best = tried(lambda batch: ablation(quarters, batch), (1, 4, 16)).best
     return Comparison(
         [
             *ours(pysal.leave_one_out, subject, segments=labels, score="logit"),
             Candidate("by hand", lambda: by_hand.ablation(model, image, target, labels)),
-            *default_and_best("captum", "perturbations_per_eval", 1, found, partial(captum, labels)),
+            *captum("perturbations_per_eval", 1, best, partial(ablation, labels), "best"),
         ],
         bound=DROPS,
         distance=of_largest,
@@ -165,7 +174,7 @@ def segments(subject: Subject) -> Comparison:
 def integrated_gradients(subject: Subject) -> Comparison:
     model, image, target = subject.model, subject.image, subject.target
 
-    def captum(steps: int, batch: int | None) -> Tensor:
+    def of_captum(steps: int, batch: int | None) -> Tensor:
         return peers.captum_integrated_gradients(model, image, target, steps, batch)
 
     def pair(steps: int, batch: int | None) -> Tensor:
@@ -175,15 +184,16 @@ def integrated_gradients(subject: Subject) -> Comparison:
         """PAIR averages points that include both ends, another quadrature: a few steps of that by hand."""
         return relative(pair(6, 3), by_hand.integrated_gradients(model, image, target, 6, ends=True))
 
-    of_captum = best(lambda batch: captum(8, batch))
-    of_pair = best(lambda batch: pair(8, batch))
+    best = tried(lambda batch: of_captum(8, batch)).best
+    trials = tried(lambda batch: pair(8, batch))
     return Comparison(
         [
             *ours(pysal.integrated_gradients, subject, steps=STEPS, quadrature="gauss_legendre", placement="uniform"),
             Candidate("by hand", lambda: by_hand.integrated_gradients(model, image, target, STEPS)),
-            *default_and_best("captum", "internal_batch_size", None, of_captum, partial(captum, STEPS)),
-            *default_and_best("PAIR", "batch_size", 1, of_pair, partial(pair, STEPS), same_rule),
-        ]
+            *captum("internal_batch_size", None, best, partial(of_captum, STEPS)),
+            Candidate("PAIR, best", lambda: pair(STEPS, trials.best), f"batch_size={trials.best}", difference=same_rule),
+        ],
+        missing={} if trials.best == 1 else {"PAIR, default": trials.why_not(1)},
     )
 
 
@@ -198,15 +208,15 @@ def smooth_grad(subject: Subject) -> Comparison:
         """How far apart two means of independent samples are, in standard errors; 0 for the same noise."""
         return float(((one.double() - other.double()) / spread.clamp_min(1e-30)).square().mean().sqrt())
 
-    def captum(samples: int, batch: int | None) -> Tensor:
+    def tunnel(samples: int, batch: int | None) -> Tensor:
         return peers.captum_smooth_grad(model, image, target, samples, NOISE, batch)
 
-    of_captum = best(lambda batch: captum(8, batch))
+    best = tried(lambda batch: tunnel(8, batch)).best
     return Comparison(
         [
             *ours(pysal.smooth_grad, subject, **options),
             Candidate("by hand", lambda: by_hand.smooth_grad(model, image, target, SAMPLES, NOISE)),
-            *default_and_best("captum", "nt_samples_batch_size", None, of_captum, partial(captum, SAMPLES)),
+            *captum("nt_samples_batch_size", None, best, partial(tunnel, SAMPLES)),
             Candidate("PAIR", lambda: peers.pair_smooth_grad(model, image, target, SAMPLES, NOISE)),
         ],
         reference=lambda: result.map,
@@ -221,7 +231,7 @@ def blur_integrated_gradients(subject: Subject) -> Comparison:
     def pair(steps: int, batch: int | None) -> Tensor:
         return peers.pair_blur_integrated_gradients(model, image, target, steps, MAX_SIGMA, batch or 1)
 
-    found = best(lambda batch: pair(8, batch))
+    trials = tried(lambda batch: pair(8, batch))
     return Comparison(
         [
             *ours(
@@ -233,9 +243,9 @@ def blur_integrated_gradients(subject: Subject) -> Comparison:
                 placement="uniform",
             ),
             Candidate("by hand", lambda: by_hand.blur_integrated_gradients(model, image, target, BLUR_STEPS, MAX_SIGMA)),
-            *default_and_best("PAIR", "batch_size", 1, found, partial(pair, BLUR_STEPS)),
+            Candidate("PAIR, best", lambda: pair(BLUR_STEPS, trials.best), f"batch_size={trials.best}", True),
         ],
-        missing={"captum": "it has no Blur IG"},
+        missing={"captum": "it has no Blur IG"} | ({} if trials.best == 1 else {"PAIR, default": trials.why_not(1)}),
     )
 
 
@@ -334,18 +344,18 @@ def gradients_of_100_classes(subject: Subject) -> Comparison:
     def all_classes(model: Any) -> Tensor:
         return pysal.gradient(model, image.expand(len(CLASSES), -1, -1, -1), CLASSES)
 
-    found = best(lambda batch: peers.captum_gradients_of_classes(model, image, CLASSES[:8], batch), (1, 4, 8))
+    def saliency(classes: Sequence[int], batch: int | None) -> Tensor:
+        return peers.captum_gradients_of_classes(model, image, classes, batch or 1)
+
+    best = tried(lambda batch: saliency(CLASSES[:8], batch)).best
     return Comparison(
         [
             Candidate(OURS, lambda: all_classes(subject.fast), "prepared", True),
             Candidate(f"{OURS}, unprepared", lambda: all_classes(model)),
             Candidate("by hand", lambda: by_hand.gradients_of_classes(model, image, CLASSES)),
-            *default_and_best(
-                "captum", "images per call", 1, found,
-                lambda batch: peers.captum_gradients_of_classes(model, image, CLASSES, batch or 1),
-            ),
+            *captum("images per call", 1, best, partial(saliency, CLASSES), "default"),
         ]
-    )  # fmt: skip
+    )
 
 
 def with_pytorch_grad_cam(comparison: Comparison) -> Comparison:

@@ -26,7 +26,7 @@ METHODS = {
 COLUMNS = {
     "captum": ("captum", "captum, default", "captum, default and best"),
     "captum, best setting": ("captum, best", "captum, default and best", "captum"),
-    "PAIR, best setting": ("PAIR, best", "PAIR, default and best", "PAIR"),
+    "PAIR, best setting": ("PAIR, best", "PAIR"),
     "PyTorch by hand": ("by hand",),
     "pysal, unprepared": ("pysal, unprepared",),
 }
