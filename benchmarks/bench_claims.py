@@ -15,7 +15,7 @@ from benchmarks.common import first_run, memory_now, return_free_memory, seconds
 from benchmarks.conftest import MethodReport
 from benchmarks.networks import NETWORKS
 
-STEPS, ROUNDS = 24, 3
+STEPS, ROUNDS = 50, 2
 HELD = 8  # images in the batch whose backward pass is waited for
 
 PATHS: dict[str, Callable[[Subject], Tensor]] = {
