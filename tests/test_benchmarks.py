@@ -63,7 +63,7 @@ def test_by_hand_is_the_method(model: nn.Module, image: torch.Tensor) -> None:
     assert close(by_hand.guided_backprop(model, image, 3), pysal.guided_backprop(model, image, 3))
     assert close(by_hand.grad_cam(model, image, 3, layer), pysal.grad_cam(model, image, 3, layer=layer))
     assert close(by_hand.guided_grad_cam(model, image, 3, layer), pysal.guided_grad_cam(model, image, 3, layer=layer))
-    whole = pysal.integrated_gradients(model, image, 3, steps=12, quadrature="gauss_legendre")
+    whole = pysal.integrated_gradients(model, image, 3, steps=12, quadrature="gauss_legendre", placement="uniform")
     assert close(by_hand.integrated_gradients(model, image, 3, 12), whole)
     each = torch.cat([pysal.gradient(model, image, target) for target in range(5)])
     assert close(by_hand.gradients_of_classes(model, image, range(5)), each)
@@ -71,7 +71,7 @@ def test_by_hand_is_the_method(model: nn.Module, image: torch.Tensor) -> None:
 
 def test_blur_by_hand_is_the_method_but_for_its_difference_quotient(model: nn.Module, image: torch.Tensor) -> None:
     found = by_hand.blur_integrated_gradients(model, image, 3, 6, 5.0)
-    expected = pysal.blur_integrated_gradients(model, image, 3, steps=6, max_sigma=5.0, quadrature="left")
+    expected = pysal.blur_integrated_gradients(model, image, 3, steps=6, max_sigma=5.0, quadrature="left", placement="uniform")
     assert bool((found - expected).abs().max() <= 1e-9 * expected.abs().max())
 
 
