@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pysal.explanation import Explanation
     from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
     from pysal.methods.grad_cam import grad_cam, guided_grad_cam
-    from pysal.methods.gradient import gradient
+    from pysal.methods.gradient import class_gradients, gradient
     from pysal.methods.guided_backprop import guided_backprop
     from pysal.methods.integrated_gradients import integrated_gradients
     from pysal.methods.leave_one_out import leave_one_out
@@ -48,6 +48,7 @@ _HOMES = {
     "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
     "PreparedModel": "pysal.engine.prepared",
     "build_info": "pysal.ops",
+    "class_gradients": "pysal.methods.gradient",
     "prepare": "pysal.engine.prepared",
     "explain": "pysal.explain",
     "grad_cam": "pysal.methods.grad_cam",
@@ -77,6 +78,7 @@ __all__ = [
     "blur_integrated_gradients",
     "build_info",
     "captum",
+    "class_gradients",
     "explain",
     "grad_cam",
     "gradient",

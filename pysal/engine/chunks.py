@@ -112,7 +112,7 @@ def run_chunks(
     reporting = _reporting.get(_Reporting())
     inner = _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
     try:
-        done, size = 0, batch_size or _fast_rows(device)
+        done, size = 0, batch_size or fast_rows(device)
         measure = batch_size is None and total > 1
         measure = measure and size * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
         while done < total:
@@ -145,7 +145,8 @@ def run_chunks(
         _reporting.reset(inner)
 
 
-def _fast_rows(device: torch.device) -> int:
+def fast_rows(device: torch.device) -> int:
+    """Return how many rows per pass are fast on a device where memory is no limit."""
     return CPU_ROWS if device.type == "cpu" else GPU_ROWS
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from pysal._checks import refuse
 from pysal.engine.features import Features, Layer, capture
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared import PreparedModel
@@ -109,8 +110,11 @@ def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *,
             tape = program.record(batch)
             output = leaf = tape.output.detach().requires_grad_()
         table = plan.score.table(output, rows)
-        assert table is not None
-        scores = plan.score.scaled(table).gather(1, classes).sum(0)
+        assert table is not None  # the target is a class
+        largest = int(classes.max())
+        if largest >= table.shape[1]:
+            refuse(plan.where, "classes", f"be below the model's {table.shape[1]} classes", largest)
+        scores = plan.score.scaled(table).gather(1, classes).sum(0)  # of each class, over the images
         if not scores.requires_grad:
             raise _not_differentiable(plan)
         pulled = (torch.autograd.grad(scores[t], leaf, retain_graph=True, allow_unused=True)[0] for t in columns)

@@ -1,9 +1,14 @@
 """The gradient of the score with respect to the image."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from pysal._checks import refuse
+from pysal.engine import sweeps
 from pysal.engine.attribution import Attribution
+from pysal.engine.chunks import fast_rows
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.sweeps import Sweep
@@ -60,6 +65,77 @@ def gradient(
         dtype=dtype,
     )
     return attribute(plan).map
+
+
+def class_gradients(
+    model: Model,
+    inputs: Tensor,
+    classes: Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    *,
+    score: ScoreKind = "logit",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the gradients of several classes' scores, from one forward pass per image.
+
+    Map t of an image is `gradient` with target `classes[t]`. A prepared model sweeps back for many classes at once.
+
+    Args:
+        model: see `gradient`.
+        inputs: (B, C, H, W), floating point.
+        classes: (T,) class indices for every image, or (B, T) for each its own.
+        score: see `gradient`.
+        extra_inputs: see `gradient`.
+        batch_size: most images per forward pass, and most gradients in one sweep; see `gradient`.
+        precision: see `gradient`.
+        dtype: see `gradient`.
+
+    Returns:
+        (B, T, C, H, W).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape or value, a class the model does not have, or a model in training mode.
+
+    Source:
+        Simonyan, Vedaldi and Zisserman 2013, arXiv:1312.6034, section 3.1.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
+        >>> class_gradients(model, torch.rand(2, 3, 8, 8), [3, 5, 8]).shape
+        torch.Size([2, 3, 3, 8, 8])
+    """
+    where = "pysal.class_gradients"
+    options = {"score": score, "extra_inputs": extra_inputs, "batch_size": batch_size, "precision": precision, "dtype": dtype}
+    plan = Plan(where, model, inputs, 0, **options)  # type: ignore[arg-type]
+    chosen = _classes(plan, classes)
+    result = torch.empty((plan.images, chosen.shape[1], *plan.inputs.shape[1:]), dtype=plan.dtype, device=plan.device)
+    at_once = plan.batch_size or fast_rows(plan.device)
+
+    def body(start: int, stop: int) -> None:
+        rows = torch.arange(start, stop, device=plan.device)
+        some = plan.inputs[start:stop]
+        result[start:stop] = sweeps.class_gradients(plan, some, rows, chosen[start:stop], at_once=at_once)
+
+    plan.run(plan.images, body)
+    return result
+
+
+def _classes(plan: Plan, classes: object) -> Tensor:
+    """Return class indices (B, T)."""
+    try:
+        given = torch.as_tensor(classes, device=plan.device)
+    except (TypeError, ValueError, RuntimeError):
+        refuse(plan.where, "classes", "be class indices (T,) or (B, T)", repr(classes), TypeError)
+    if given.ndim not in (1, 2) or given.numel() == 0 or (given.ndim == 2 and len(given) != plan.images):
+        refuse(plan.where, "classes", f"have shape (T,) or ({plan.images}, T), T of 1 or more", f"shape {tuple(given.shape)}")
+    if given.dtype.is_floating_point or given.dtype.is_complex or given.dtype == torch.bool:
+        refuse(plan.where, "classes", "be whole numbers", str(given.dtype).removeprefix("torch."), TypeError)
+    if int(given.min()) < 0:
+        refuse(plan.where, "classes", "be 0 or more", int(given.min()))
+    return given.long().expand(plan.images, -1)
 
 
 def attribute(plan: Plan) -> Attribution:

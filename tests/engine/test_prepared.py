@@ -59,7 +59,44 @@ def same_padding_by_hand(x: Tensor, first: nn.Module, norm: nn.Module) -> Tensor
     return F.relu6(norm(F.conv2d(F.pad(x, (0, 1, 0, 1)), first.weight, first.bias, 2)))
 
 
+def squeeze_and_excite(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = F.silu(first(x), inplace=True)
+    return y * torch.sigmoid(second(y.mean((2, 3), keepdim=True)))
+
+
+def split_and_shuffled(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    left, right = first(x).chunk(2, dim=1)
+    both = torch.stack([left, F.relu(second(right))], 2)
+    return both.flatten(1, 2)
+
+
+def arithmetic_in_place(x: Tensor, first: nn.Module) -> Tensor:
+    y = first(x)
+    y *= 2.0
+    return y.sub_(x.mean((1, 2, 3), keepdim=True)).clamp_(min=0.1)
+
+
+def pooled(x: Tensor, first: nn.Module, largest: nn.Module, mean: nn.Module, second: nn.Module) -> Tensor:
+    y = F.avg_pool2d(F.max_pool2d(F.relu(first(x)), 2, 1), (2, 1))
+    return second(torch.cat([largest(y), mean(y).expand(-1, -1, 4, 5)], 1))
+
+
+def dense_block(x: Tensor, first: nn.Module, norm: nn.Module, second: nn.Module, relu: nn.Module) -> Tensor:
+    y = first(x)
+    return relu(norm(torch.cat([y, second(relu(y))], 1)))
+
+
 GRAPHS = {
+    "squeeze and excite": lambda: Functional(squeeze_and_excite, conv(3, 6, 3), conv(6, 6, 1)),
+    "split and shuffled": lambda: Functional(split_and_shuffled, conv(3, 6, 3), conv(3, 3, 1)),
+    "arithmetic in place": lambda: Functional(arithmetic_in_place, conv(3, 6, 3)),
+    "pooled in every way": lambda: Functional(
+        pooled, conv(3, 6, 3), nn.MaxPool2d((3, 4), stride=(1, 2), padding=1), nn.AdaptiveAvgPool2d(1), conv(12, 5, 1)
+    ),
+    "dense block": lambda: Functional(dense_block, conv(3, 6, 3), Norm(12), conv(6, 6, 3, padding=1), nn.ReLU()),
+    "dense block changed in place": lambda: Functional(
+        dense_block, conv(3, 6, 3), Norm(12), conv(6, 6, 3, padding=1), nn.ReLU(inplace=True)
+    ),
     "conv-norm-relu": lambda: Functional(lambda x, c, n: F.relu(n(c(x))), conv(3, 8, 3, padding=1, bias=False), Norm(8)),
     "strided": lambda: Functional(lambda x, c, n: torch.relu(n(c(x))), conv(3, 8, 3, stride=2, padding=1), Norm(8)),
     "strides that leave pixels over": lambda: Functional(lambda x, c: c(x).relu(), conv(3, 8, 2, stride=3)),
@@ -98,7 +135,7 @@ GRAPHS = {
     "saturating Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(0.0, 0.3)),
     "symmetric Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(-0.3, 0.3)),
 }
-UNFUSED = {"reflect padding"}
+UNFUSED = {"reflect padding", "dense block changed in place"}
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, of the original
 
 

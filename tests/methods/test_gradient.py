@@ -7,6 +7,7 @@ from torch import Tensor
 
 import pysal
 from pysal.testing import assert_no_worse
+from tests.methods.calls import Watched, row_by_row
 from tests.methods.networks import assert_rounding, gradients, images, linear, smooth, weights
 
 SHAPES = [(1, 3, 5, 7), (2, 1, 6, 4), (3, 4, 5, 5)]
@@ -79,3 +80,42 @@ def test_equals_captum() -> None:
     inputs, model = images(2, 3, 6, 5), smooth()
     expected = Saliency(model).attribute(inputs.clone().requires_grad_(), target=2, abs=False)
     assert_rounding(pysal.gradient(model, inputs, 2), expected, 4 * 54)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("score", ["logit", "probability", "log_probability"])
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
+def test_gradients_of_classes_are_those_one_by_one(prepared: bool, score: str, batch_size: int | None) -> None:
+    model, inputs = row_by_row(), images(3, 3, 8, 8)
+    given = pysal.prepare(model, inputs, batch_size=2) if prepared else model
+    classes = torch.tensor([[0, 3, 1, 1, 2], [2, 2, 0, 1, 3], [1, 0, 3, 2, 0]])
+    found = pysal.class_gradients(given, inputs, classes, score=score, batch_size=batch_size)
+    assert found.shape == (3, 5, 3, 8, 8)
+    for t in range(5):
+        assert_rounding(found[:, t], pysal.gradient(model, inputs, classes[:, t], score=score), 1000)
+    assert torch.equal(pysal.class_gradients(given, inputs, [3, 1])[1:2], pysal.class_gradients(given, inputs[1:2], [3, 1]))
+
+
+def test_gradients_of_classes_take_one_forward_pass() -> None:
+    rows: list[int] = []
+    model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
+    pysal.class_gradients(model, images(3, 3, 8, 8), [0, 1, 2, 3])
+    assert rows == [3]
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "sentence"),
+    [
+        ([0, 4], ValueError, "classes must be below the model's 4 classes, got 4"),
+        ([0, -1], ValueError, "classes must be 0 or more, got -1"),
+        ([], ValueError, "classes must have shape (T,) or (2, T), T of 1 or more, got shape (0,)"),
+        ([[0], [1], [2]], ValueError, "classes must have shape (T,) or (2, T), T of 1 or more, got shape (3, 1)"),
+        (3, ValueError, "classes must have shape (T,) or (2, T), T of 1 or more, got shape ()"),
+        ([0.5], TypeError, "classes must be whole numbers, got float32"),
+        ("cat", TypeError, "classes must be class indices (T,) or (B, T), got 'cat'"),
+    ],
+)
+def test_bad_classes(classes: object, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error) as caught:
+        pysal.class_gradients(row_by_row(), images(2, 3, 8, 8), classes)
+    assert str(caught.value) == f"pysal.class_gradients: {sentence}"
