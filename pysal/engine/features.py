@@ -135,6 +135,7 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
         ValueError: the layer ran more than once where its only run was meant, or returned no tensor.
     """
     features = Features(where, layer)
+    marked: list[Tensor] = []
     runs = 0
     thread = threading.get_ident()  # the model may run in others at the same time
 
@@ -158,6 +159,7 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
             tensor = tensor.detach().requires_grad_()
         elif not tensor.requires_grad:
             tensor.requires_grad_()  # a layer that the images do not reach
+            marked.append(tensor)
         features.activation = tensor
         passed = tensor.clone()  # a ReLU that works in place after the layer must not overwrite what was captured
         if not sequence:
@@ -172,3 +174,5 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
             yield features
     finally:
         handle.remove()
+        for tensor in marked:
+            tensor.requires_grad_(False)

@@ -166,6 +166,29 @@ def test_a_layer_behind_whole_numbers() -> None:
     assert difference(theirs, ours) < 1e-6
 
 
+def test_a_layer_that_the_inputs_do_not_reach() -> None:
+    """It is on the way of a further argument, and nothing there requires gradients of its own."""
+
+    class Asked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.side = nn.Linear(4, 5)
+
+        def forward(self, images: Tensor, question: Tensor) -> Tensor:
+            return images.mean((1, 2, 3))[:, None] * self.side(question).relu()
+
+    model, question = Asked().double().eval().requires_grad_(False), torch.rand(2, 4, dtype=torch.float64)
+    for at_input in (False, True):
+        found = []
+        for one in peers("LayerGradCam", model, model.side):
+            found.append(one.attribute(INPUTS.detach(), 3, question.clone(), attribute_to_layer_input=at_input))
+        assert difference(*found) < 1e-12
+    shared = question[:1].expand(7, 4)[:3, :]  # no row for each example, so it is handed on as it is
+    model.forward = lambda images, rows: images.mean((1, 2, 3))[:, None] * model.side(rows).relu().sum(0)  # type: ignore[method-assign]
+    pysal.captum.LayerGradCam(model, model.side).attribute(INPUTS.detach(), 3, shared, attribute_to_layer_input=True)
+    assert not shared.requires_grad
+
+
 def test_a_layer_of_two_tensors() -> None:
     class Two(nn.Module):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
