@@ -12,6 +12,7 @@ from pysal.captum._bases import GradientAttribution, LayerAttribution, entry, wh
 from pysal.captum._request import Inputs, Request, Target
 from pysal.engine.features import Layer
 from pysal.engine.plan import Plan
+from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import ReluRules
 from pysal.methods.guided_backprop import make_rules
 
@@ -83,7 +84,7 @@ class GuidedGradCam(GradientAttribution):
     """Guided backprop times the upsampled Grad-CAM map, as `pysal.guided_grad_cam` but for the way of resizing.
 
     Args:
-        model: the model.
+        model: the model, or what `pysal.prepare` made of it.
         layer: see `LayerGradCam`.
         device_ids: see `LayerGradCam`.
         strict: see `GuidedBackprop`.
@@ -92,9 +93,11 @@ class GuidedGradCam(GradientAttribution):
         Selvaraju et al. 2016, arXiv:1610.02391, section 3.2.
     """
 
-    def __init__(self, model: nn.Module, layer: nn.Module, device_ids: list[int] | None = None, *, strict: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module | PreparedModel, layer: nn.Module, device_ids: list[int] | None = None, *, strict: bool = True
+    ) -> None:
         super().__init__(model)
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, (nn.Module, PreparedModel)):
             refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
         self.model, self.layer, self.device_ids, self.strict = model, layer, device_ids, strict
 

@@ -7,6 +7,7 @@ from torch import nn
 from pysal._checks import refuse
 from pysal.captum._bases import GradientAttribution, entry, where
 from pysal.captum._request import Inputs, Target
+from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations
 from pysal.methods import guided_backprop
 
@@ -14,9 +15,9 @@ from pysal.methods import guided_backprop
 class _ReluRuleAttribution(GradientAttribution):
     _rule: ClassVar[Literal["guided", "deconvnet"]]
 
-    def __init__(self, model: nn.Module, *, strict: bool = True) -> None:
+    def __init__(self, model: nn.Module | PreparedModel, *, strict: bool = True) -> None:
         super().__init__(model)
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, (nn.Module, PreparedModel)):
             refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
         self.model = model
         self.strict = strict
@@ -51,7 +52,7 @@ class GuidedBackprop(_ReluRuleAttribution):
     """The gradient with the guided rule at every ReLU, as `pysal.guided_backprop`.
 
     Args:
-        model: the model.
+        model: the model, or what `pysal.prepare` made of it.
         strict: whether a network with activations the rule does not define, or without any ReLU, is refused; False gives their
             ordinary derivative without a word, as captum does.
 
@@ -69,7 +70,7 @@ class Deconvolution(_ReluRuleAttribution):
     """The gradient with the deconvnet's rule at every ReLU: what is positive of the incoming gradient passes.
 
     Args:
-        model: the model.
+        model: the model, or what `pysal.prepare` made of it.
         strict: see `GuidedBackprop`.
 
     Source:

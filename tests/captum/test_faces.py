@@ -24,6 +24,7 @@ CLASSES = [
     "Occlusion", "FeatureAblation",
 ]  # fmt: skip
 MODEL, INPUTS = NETWORKS["conv"].model(), NETWORKS["conv"].inputs(2)
+MASK = torch.arange(64).reshape(1, 1, 8, 8) // 16
 VECTORS = NETWORKS["linear"].inputs(3)
 
 
@@ -333,6 +334,23 @@ assert Occlusion(model).attribute(x, (3, 4, 4), target=1).shape == x.shape
 assert FeatureAblation(model).get_name() == "Feature Ablation"
 assert LayerAttribution.interpolate(LayerGradCam(model, conv).attribute(x, 1), (8, 8)).shape == (2, 1, 8, 8)
 """
+
+
+def test_prepared_models() -> None:
+    """What `pysal.prepare` makes goes where the model went."""
+    model, images = NETWORKS["conv"].model(torch.float32), NETWORKS["conv"].inputs(2, torch.float32)
+    prepared = pysal.prepare(model, images)
+    assert prepared.fused
+    calls: dict[str, dict[str, Any]] = {
+        "Saliency": {}, "GuidedBackprop": {}, "Deconvolution": {}, "IntegratedGradients": {"n_steps": 4}, "LayerGradCam": {},
+        "GuidedGradCam": {}, "Occlusion": {"sliding_window_shapes": (3, 4, 4)}, "FeatureAblation": {"feature_mask": MASK},
+    }  # fmt: skip
+    for name, options in calls.items():
+        layer = (model[0],) if "GradCam" in name else ()
+        expected, found = (
+            getattr(pysal.captum, name)(one, *layer).attribute(images, target=3, **options) for one in (model, prepared)
+        )
+        assert difference(expected, found) < 1e-4, name
 
 
 def test_captum_need_not_be_installed() -> None:
