@@ -63,6 +63,11 @@ def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequenc
     return forward(*inputs, *further)
 
 
+def is_training(forward: object) -> bool:
+    """Whether a forward function is a model with a part in training mode, whose rows must stay together."""
+    return isinstance(forward, nn.Module) and any(module.training for module in forward.modules())
+
+
 def evaluate(
     forward: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target, additional_forward_args: object
 ) -> Tensor:
@@ -217,7 +222,7 @@ class Request:
         first = self.inputs[0]
         one_image = len(self.inputs) == 1 and first.ndim == 4 and first.dtype in FLOATING
         self.as_is = one_image and first.shape[1] > 0 and first.shape[2] * first.shape[3] > 1
-        self.training = isinstance(forward, nn.Module) and any(module.training for module in forward.modules())
+        self.training = is_training(forward)
         self.whole = self.training  # batch statistics are those of all rows together
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
-from pysal.captum._request import Inputs, arguments, as_tuple, floating
+from pysal.captum._request import Inputs, arguments, as_tuple, floating, is_training
 from pysal.engine.chunks import run_chunks
 
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
@@ -145,6 +145,7 @@ class NoiseTunnel(Attribution):
         take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
     ) -> None:
         examples, device = len(inputs[0]), inputs[0].device
+        together = is_training(self.attribution_method.forward_func)
         seed = int(torch.randint(-(2**63), 2**63 - 1, ())) if self.seed is None else self.seed
         images = [floating(one).detach().reshape(examples, 1, 1, -1) for one in inputs]
         scales = [
@@ -179,7 +180,7 @@ class NoiseTunnel(Attribution):
             examples * samples,
             body,
             label=self.get_name(),
-            batch_size=None if cap is None else max(1, cap) * examples,
+            batch_size=max(1, cap) * examples if cap is not None else examples * samples if together else None,
             device=device,
             row_bytes=sum(one[:1].numel() * one.element_size() for one in images),
         )

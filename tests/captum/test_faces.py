@@ -259,6 +259,14 @@ def test_caps_are_caps(size: int) -> None:
     assert max(seen) <= size * len(INPUTS)
 
 
+def test_noisy_rows_of_a_model_in_training_mode_stay_together() -> None:
+    seen: list[int] = []
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)).double().train()
+    model.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    pysal.captum.NoiseTunnel(pysal.captum.Saliency(model)).attribute(INPUTS, nt_samples=9, target=1)
+    assert set(seen) == {9 * len(INPUTS)}
+
+
 def test_nothing_is_left_behind() -> None:
     inputs, state = INPUTS.detach().clone(), torch.get_rng_state()
     before = {name: value.clone() for name, value in MODEL.state_dict().items()}
