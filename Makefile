@@ -107,11 +107,11 @@ mutate: setup ## seed faults into the CUDA kernels: which check sees each (an ho
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
 	VENV=$(abspath $(VENV)) bash tests/gpu.sh
 
-# one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; nothing is written then
+# one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; the other rows stay
 bench: setup ## time ops and methods against their peers, into benchmarks/results/ and README.md (20 minutes)
-	$(python) -m benchmarks --threads $(THREADS) $(if $(NETWORK),--network $(NETWORK)) \
-	  $(if $(METHOD),--method $(METHOD),--results benchmarks/results/$(version)) $(ARGS)
-	$(if $(METHOD)$(NETWORK),,$(python) -m benchmarks.tables)
+	$(python) -m benchmarks --threads $(THREADS) $(if $(NETWORK),--network $(NETWORK)) $(if $(METHOD),--method $(METHOD)) \
+	  --results benchmarks/results/$(version) $(ARGS)
+	$(python) -m benchmarks.tables
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(VENV)/stamp-installed $(OUT)

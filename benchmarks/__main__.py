@@ -16,7 +16,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2*
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time ops and methods.")
     parser.add_argument("--suite", choices=["ops", "methods", "all"], default="all")
-    parser.add_argument("--method", help="this method only, which is not written to the results")
+    parser.add_argument("--method", help="this method only; the rows of the others stay")
     parser.add_argument("--network", choices=list(NETWORKS), help="methods on this network only")
     parser.add_argument("--threads", type=int, default=1, help="of each process; with 1 the networks run side by side")
     parser.add_argument("--results", type=Path, help="folder for the results")

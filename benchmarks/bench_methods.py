@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import pysal
 from benchmarks import by_hand, peers
-from benchmarks.common import MethodRow, alternate_methods, first_run, median_and_iqr, seconds_of
+from benchmarks.common import MethodRow, alternate_methods, first_run, git, median_and_iqr, seconds_of
 from benchmarks.conftest import MethodReport
 from benchmarks.networks import LAYERS, NETWORKS, photo
 
@@ -404,6 +405,7 @@ def test_method(method: str, network: str, benchmark: Any, method_report: Method
     always = [name for name, candidate in candidates.items() if candidate.every_round]
     runs = {name: candidates[name].run for name in maps}
     rounds = request.config.getoption("--rounds")
+    measured = {"commit": git("rev-parse", "HEAD"), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     samples = alternate_methods(benchmark, runs, firsts, always, rounds)
     for name, seconds in samples.items():
         median, iqr = median_and_iqr(seconds)
@@ -423,9 +425,8 @@ def test_method(method: str, network: str, benchmark: Any, method_report: Method
                 difference=float(f"{differences[name]:.3g}"),
                 bound=bound,
                 agrees=differences[name] <= bound,
+                **measured,
             )
         )
     for name, reason in failed.items():
-        method_report.rows.append(
-            MethodRow(method, network, name, "", 0, None, None, None, None, None, None, None, None, reason)
-        )
+        method_report.rows.append(MethodRow(method, network, name, "", 0, *[None] * 8, **measured, failed=reason))

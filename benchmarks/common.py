@@ -70,6 +70,8 @@ class MethodRow:
     difference: float | None
     bound: float | None
     agrees: bool | None
+    commit: str  # methods are measured one by one, and the rest of the file may be of another day
+    date: str
     failed: str | None = None
 
 

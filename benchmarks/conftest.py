@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,19 +61,22 @@ def method_report(network: str, request: pytest.FixtureRequest) -> Iterator[Meth
     """The report of one network; written after each benchmark, so that what a stopped session has measured is not lost."""
     report = METHOD_REPORTS.setdefault(network, MethodReport(network))
     yield report
-    cpu = torch.device("cpu")
-    content = common.as_json(report.rows, common.metadata(cpu, 0.0)) | {"claims": report.claims}
-    write(request.config, f"methods-{network}--{common.device_name(cpu)}.json", content)
+    folder: Path | None = request.config.getoption("--results")
+    if folder is not None:
+        cpu = torch.device("cpu")
+        path = folder / f"methods-{network}--{common.device_name(cpu)}.json"
+        before = json.loads(path.read_text()) if path.exists() else {"rows": [], "claims": []}
+        content = common.as_json(report.rows, common.metadata(cpu, 0.0)) | {"claims": report.claims}
+        for part, key in (("rows", "method"), ("claims", "claim")):
+            measured = {one[key] for one in content[part]}
+            content[part] = [one for one in before[part] if one[key] not in measured] + content[part]
+        write(path, content)
 
 
-def write(config: pytest.Config, name: str, content: dict[str, object]) -> str:
-    """Write a results file where a folder is given and return what to tell about it; a part must not replace the whole."""
-    folder: Path | None = config.getoption("--results")
-    if folder is None or config.getoption("--method") is not None:
-        return "not written"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    return f"written: {folder / name}"
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a results file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -103,8 +107,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if report.rows:
             terminalreporter.section(common.device_name(report.device))
             terminalreporter.write_line(common.as_table(report.rows))
-            content = common.as_json(report.rows, common.metadata(report.device, report.bandwidth))
-            terminalreporter.write_line(write(config, f"ops--{common.device_name(report.device)}.json", content))
+            folder: Path | None = config.getoption("--results")
+            if folder is not None:
+                content = common.as_json(report.rows, common.metadata(report.device, report.bandwidth))
+                write(folder / f"ops--{common.device_name(report.device)}.json", content)
     for methods in METHOD_REPORTS.values():
         terminalreporter.section(methods.network)
         terminalreporter.write_line(common.methods_table(methods.rows))

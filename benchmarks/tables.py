@@ -70,7 +70,11 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 def where_and_when(result: Mapping[str, Any]) -> str:
     about = result["metadata"]
     threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
-    return f"{about['processor']}, {threads}, torch {about['torch']}, {about['date'][:10]}, commit {about['commit'][:7]}"
+    commits = list(dict.fromkeys(row["commit"][:7] for row in result["rows"]))
+    dates = sorted({row["date"][:10] for row in result["rows"]})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    plural = "commit" if len(commits) == 1 else "commits"
+    return f"{about['processor']}, {threads}, torch {about['torch']}, {when}, {plural} {', '.join(commits)}"
 
 
 def readme_section(results: Sequence[Mapping[str, Any]]) -> str:

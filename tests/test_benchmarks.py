@@ -38,11 +38,12 @@ def row(candidate: str, median: float, agrees: bool = True) -> dict[str, object]
     return {
         "method": "gradient", "network": "resnet50", "candidate": candidate, "setting": "", "samples": 3, "median_s": median,
         "times_as_long_as_ours_iqr": 0.0, "peak_mem_bytes": 2**20, "difference": 0.0, "agrees": agrees, "failed": None,
+        "commit": "0123456", "date": "2026-01-01",
     }  # fmt: skip
 
 
 def test_losses_and_wrong_maps_are_shown() -> None:
-    about = {"processor": "P", "threads": 1, "torch": "2", "date": "2026-01-01", "commit": "0123456", "clock": "c"}
+    about = {"processor": "P", "threads": 1, "torch": "2", "clock": "c"}
     rows = [row("pysal", 0.2), row("captum", 0.1), row("by hand", 0.5), row("PAIR", 0.4, agrees=False)]
     result = {"metadata": about | {"load_average": [0]}, "rows": rows, "claims": []}
     assert "| gradient | 200 ms | **0.50** | **0.50** | 2.0 ✗ | 2.5 | - |" in tables.readme_section([result])
