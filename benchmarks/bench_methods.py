@@ -343,7 +343,7 @@ def gradients_of_100_classes(subject: Subject) -> Comparison:
     model, image = subject.model, subject.image
 
     def all_classes(model: Any) -> Tensor:
-        return pysal.gradient(model, image.expand(len(CLASSES), -1, -1, -1), CLASSES)
+        return pysal.class_gradients(model, image, CLASSES)[0]
 
     def saliency(classes: Sequence[int], batch: int | None) -> Tensor:
         return peers.captum_gradients_of_classes(model, image, classes, batch or 1)
