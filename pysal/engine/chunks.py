@@ -3,7 +3,8 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,7 @@ def run_chunks(
     batch_size: int | None,
     device: torch.device,
     row_bytes: int,
+    ends: Sequence[int] = (),
 ) -> None:
     """Call `body(start, stop)` over consecutive slices of `range(total)` until all are done.
 
@@ -104,6 +106,7 @@ def run_chunks(
         batch_size: most rows per chunk; None = as many as are fast and fit half of the free memory.
         device: where the rows run.
         row_bytes: bytes of one row of model input, from which the memory a row needs is guessed before it is measured.
+        ends: rows, ascending, that begin a chunk of their own: no chunk reaches across one.
 
     Raises:
         Cancelled: the `cancel` event of `progress` was set.
@@ -118,7 +121,7 @@ def run_chunks(
         while done < total:
             if reporting.cancel is not None and reporting.cancel.is_set():
                 raise Cancelled(f"pysal: cancelled after {done} of {total} rows of {label}")
-            stop = min(total, done + (1 if measure else size))
+            stop = min([total, done + (1 if measure else size), *ends[bisect_right(ends, done) :][:1]])
             try:
                 with _AllocationMeter() if measure else contextlib.nullcontext() as meter:
                     body(done, stop)

@@ -74,6 +74,7 @@ class Plan:
             refuse(where, "extra_inputs", "be a sequence or a mapping", type(extra_inputs).__name__, TypeError)
         self.extra_inputs = extra_inputs
         self.batch_size, self.precision = batch_size, precision
+        self.asked_batch_size = batch_size
         if isinstance(model, PreparedModel):
             if precision not in ("float32", model.precision):
                 refuse(where, "precision", f"be that of the prepared model, {model.precision!r}", repr(precision))
@@ -92,6 +93,7 @@ class Plan:
         derived.__dict__.update(self.__dict__)
         derived.inputs, derived.origin = inputs, self.origin[rows]
         derived.batch_size = batch_size or self.batch_size
+        derived.asked_batch_size = batch_size or self.asked_batch_size
         derived._clean, derived._shared = None, {}
         return derived
 
@@ -145,15 +147,25 @@ class Plan:
         shape[1] = channels or shape[1]
         return torch.zeros(shape, dtype=self.accumulator_dtype, device=self.device)
 
-    def run(self, total: int, body: Callable[[int, int], None]) -> None:
-        """Run `body(start, stop)` over the queue of `total` model rows."""
+    def run(
+        self, total: int, body: Callable[[int, int], None], *, batch_size: int | None = None, ends: Sequence[int] = ()
+    ) -> None:
+        """Run `body(start, stop)` over the queue of `total` model rows.
+
+        Args:
+            total: rows in the queue.
+            body: see `engine.chunks.run_chunks`.
+            batch_size: most rows per chunk where they are no model passes of common size; None = those of the request.
+            ends: see `engine.chunks.run_chunks`.
+        """
         run_chunks(
             total,
             body,
             label=self.where.removeprefix("pysal."),
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             device=self.device,
             row_bytes=self.inputs[0].numel() * self.inputs.element_size(),
+            ends=ends,
         )
 
     @property
@@ -267,12 +279,12 @@ class Plan:
         with self.modes(grad=False):
             return self.forward(self.model if model is None else model, _ordinary(batch), rows)
 
-    def scores(self, batch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scores(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the explained score (N,) of changed images and, for class targets, that of every class (N, K).
 
-        The model may overwrite `batch`.
+        The model may overwrite `batch`. Where another `model` is given, it is that which turns `batch` into outputs.
         """
-        output = self._output(batch, rows)
+        output = self._output(batch, rows, model)
         table = self.score.table(output, rows)
         if table is None:
             return self.score(output, self.origin[rows]).detach().clone(), None
@@ -348,7 +360,9 @@ class _ModelUsed(Exception):
 class _Rehearsal(Plan):
     announcing: bool
 
-    def run(self, total: int, body: Callable[[int, int], None]) -> None:
+    def run(
+        self, total: int, body: Callable[[int, int], None], *, batch_size: int | None = None, ends: Sequence[int] = ()
+    ) -> None:
         raise _ModelUsed
 
     def look_at_first_image(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.features import Layer, default_layer
 from pysal.engine.fold import fold
+from pysal.engine.incremental import Incremental, NotIncremental
 from pysal.engine.lowered import FusedConvolution, lower
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision
@@ -47,6 +48,7 @@ class PreparedModel:
         self._graph: nn.Module | None = None
         self.program: Program | None = None
         self.default_layer: Layer | None = None
+        self._incremental: Incremental | None = None
         self._notes: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -73,6 +75,13 @@ class PreparedModel:
     def fused(self) -> bool:
         """Whether anything was gained: False where the model runs as it is."""
         return self._graph is not None
+
+    def incremental(self, images: Tensor) -> Incremental | None:
+        """Return what recomputes only what a change inside a box reaches; None where model or images do not allow it."""
+        engine = self._incremental
+        if engine is None or tuple(images.shape[1:]) != self._shape or self.precision == "bf16":
+            return None
+        return engine if engine.takes(images) else None
 
     def report(self) -> str:
         """Return what was done to the model, and what was not, one line each."""
@@ -218,6 +227,11 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     notes.append("the backward pass is for the input alone and keeps one bit per ReLU element")
     notes.append(f"output within {difference:.1e} of the model's, relative to its largest")
     notes.append(f"gradient within {gradient_difference:.1e} of the model's, in l2")
+    try:
+        prepared._incremental = Incremental(graph, example)
+        notes.append(f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes")
+    except NotIncremental as reason:
+        notes.append(f"leave-one-out runs whole images: {reason}")
     if mixed:
         notes.append("the backward pass runs in bf16; ReLU gates are those of the float32 forward pass")
 

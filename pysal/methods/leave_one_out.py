@@ -1,13 +1,18 @@
 """Leave-one-out: how much the score drops when one segment of the image is filled in."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
 from pysal.engine.attribution import Attribution
+from pysal.engine.chunks import CPU_ROWS
 from pysal.engine.fills import Fill, resolve_fill
+from pysal.engine.incremental import Incremental, Integers, Kept, group_rows
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
+from pysal.engine.prepared import PreparedModel
 from pysal.engine.target import ScoreKind, Target
 from pysal.segments import Boxes, Labels, Segments, Slic, cut
 
@@ -78,6 +83,11 @@ def leave_one_out(
 def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> Attribution:  # noqa: B008
     """Leave out every segment of every image of a plan.
 
+    A prepared model whose layers are known to be local runs only what each segment reaches (engine.incremental): the boxes that
+    hold the segments, grouped by size and place, `batch_size` of them at most in one pass.
+
+    Passes counts the images whose score was computed, also where that was less work than a pass, and the image kept.
+
     Details: "drops", a list of B tensors (S_b,); "class_drops", for class targets, a list of (K, S_b); "boxes" (S, 4) or
     "labels" (B, H, W).
     """
@@ -97,18 +107,28 @@ def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> A
         shape = (plan.images, clean_classes.shape[1], affected.shape[1])
         class_drops = torch.zeros(shape, dtype=clean.dtype, device=plan.device)
 
+    local = _Local.of(plan, fills, regions)
+    if local is not None:
+        queue = local.sort(queue)
+
     def body(start: int, stop: int) -> None:
         rows, ids = queue[start:stop].unbind(1)
-        if isinstance(regions, Boxes):
+        if local is not None and local.follows(start):
+            score, classes = local.scores(int(rows[0]), ids)
+        elif isinstance(regions, Boxes):
             batch = ops.occlusion_masks_boxes(plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last)
+            score, classes = plan.scores(batch, rows)
         else:
             batch = ops.occlusion_masks(plan.inputs, fills, regions.labels, rows, ids, channels_last=plan.channels_last)
-        score, classes = plan.scores(batch, rows)
+            score, classes = plan.scores(batch, rows)
         drops[rows, ids] = clean[rows] - score
         if class_drops is not None and classes is not None and clean_classes is not None:
             class_drops[rows, :, ids] = clean_classes[rows] - classes
 
-    plan.run(len(queue), body)
+    if local is None:
+        plan.run(len(queue), body)
+    else:
+        plan.run(len(queue), body, batch_size=local.most_rows, ends=local.ends)
     scores = drops.to(plan.accumulator_dtype).unsqueeze(1)
     if isinstance(regions, Boxes):
         result = ops.occlusion_masks_boxes_map(scores, regions.boxes, *plan.inputs.shape[2:])
@@ -120,7 +140,112 @@ def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> A
     }
     if class_drops is not None:
         details["class_drops"] = [class_drops[image, :, :count] for image, count in enumerate(counts)]
-    return Attribution(result.to(plan.dtype), passes=1 + len(queue) / plan.images, details=details)
+    passes = len(queue) + (0 if local is None else local.images_kept)
+    return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
+
+
+class _Local:
+    """The queue of a plan whose model recomputes only what a segment reaches.
+
+    Attributes:
+        most_rows: most rows in one chunk.
+        ends: where the groups of the sorted queue begin.
+        images_kept: how many images have been run for their activations.
+    """
+
+    def __init__(self, plan: Plan, engine: Incremental, fills: Tensor, regions: Boxes | Labels) -> None:
+        self._plan, self._engine, self._fills, self._regions = plan, engine, fills, regions
+        self.most_rows = plan.asked_batch_size or group_rows(plan.device)
+        self.ends: list[int] = []
+        self.images_kept = 0
+        self._whole: set[int] = set()  # groups that run as whole images, by where they begin
+        self._image = -1
+        self._kept: Kept | None = None
+        self._boxes = [_boxes(regions, image) for image in range(plan.images)]
+
+    @classmethod
+    def of(cls, plan: Plan, fills: Tensor, regions: Boxes | Labels) -> "_Local | None":
+        """Return the queue, or None where the plan's model is not prepared for it."""
+        if not isinstance(plan.model, PreparedModel) or plan.extra_inputs:
+            return None
+        engine = plan.model.incremental(plan.inputs)
+        return None if engine is None else cls(plan, engine, fills, regions)
+
+    def sort(self, queue: Tensor) -> Tensor:
+        """Return the queue (N, 2) of images and segments in groups that run together, image after image."""
+        on_host = queue.cpu().numpy()
+        whole_rows = self._plan.batch_size or CPU_ROWS
+        sorted_rows: list[NDArray[np.int64]] = []
+        known: dict[bytes, list[tuple[Integers, bool]]] = {}
+        done = 0
+        for image in range(self._plan.images):
+            own = on_host[on_host[:, 0] == image]
+            if not len(own):
+                continue
+            boxes = self._boxes[image][own[:, 1]]
+            key = boxes.tobytes()
+            if key not in known:
+                groups = self._engine.groups(boxes, self.most_rows)
+                known = {key: [(group, self._engine.pays(boxes[group])) for group in groups]}
+            for group, pays in known[key]:
+                pieces = [group] if pays else np.array_split(group, -(-len(group) // whole_rows))
+                for piece in pieces:
+                    self.ends.append(done)
+                    if not pays:
+                        self._whole.add(done)
+                    sorted_rows.append(own[piece])
+                    done += len(piece)
+        if not sorted_rows:
+            return queue
+        return torch.from_numpy(np.concatenate(sorted_rows)).to(queue.device)
+
+    def follows(self, start: int) -> bool:
+        """Say whether the row at `start` is in a group that runs in boxes."""
+        return self.ends[np.searchsorted(self.ends, start, side="right") - 1] not in self._whole
+
+    def scores(self, image: int, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what `Plan.scores` does for one image without each of the segments `ids`."""
+        geometry = self._engine.geometry(self._boxes[image][ids.cpu().numpy()], self._plan.device)
+        origins = geometry.on_device[0, 0]
+        height, width = (int(size) for size in geometry.sizes[0])
+        nothing = self._plan.inputs.new_empty(len(ids), self._plan.inputs.shape[1], 0, 0)
+        own = slice(image, image + 1)
+        crops = [
+            ops.box_regions(images[own], nothing, origins, origins, height, width)
+            for images in (self._plan.inputs, self._fills)
+        ]
+        y = origins[:, :1].long()[:, :, None] + torch.arange(height, device=ids.device)[:, None]
+        x = origins[:, 1:].long()[:, :, None] + torch.arange(width, device=ids.device)
+        if isinstance(self._regions, Boxes):
+            top, left, bottom, right = self._regions.boxes[ids][:, :, None, None].unbind(1)
+            hidden = (top <= y) & (y < bottom) & (left <= x) & (x < right)
+        else:
+            hidden = self._regions.labels[image][y, x] == ids[:, None, None]
+        patches = torch.where(hidden[:, None], crops[1], crops[0]).contiguous(memory_format=torch.channels_last)
+
+        def run(batch: Tensor) -> Tensor:
+            if self._image != image or self._kept is None:
+                self._kept = None  # before the next, so that two are never held
+                self._kept, self._image = self._engine.keep(self._plan.inputs[own]), image
+                self.images_kept += 1
+            return self._engine.run(self._kept, batch, geometry)
+
+        return self._plan.scores(patches, torch.full_like(ids, image), run)
+
+
+def _boxes(regions: Boxes | Labels, image: int) -> Integers:
+    """Return the boxes (S, 4) that hold the segments of an image."""
+    if isinstance(regions, Boxes):
+        return regions.boxes.cpu().numpy().astype(np.int64)
+    labels = regions.labels[image].cpu().numpy()
+    boxes = np.zeros((regions.counts[image], 4), dtype=np.int64)
+    boxes[:, :2] = labels.shape
+    y, x = np.nonzero(labels >= 0)
+    found = labels[y, x]
+    for axis, places in enumerate((y, x)):
+        np.minimum.at(boxes[:, axis], found, places)
+        np.maximum.at(boxes[:, axis + 2], found, places + 1)
+    return boxes
 
 
 def _counts(regions: Boxes | Labels, images: int) -> tuple[int, ...]:
