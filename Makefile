@@ -105,7 +105,7 @@ mutate: setup ## seed faults into the CUDA kernels: which check sees each (an ho
 	$(python) tests/emu/mutate.py $(ARGS)
 
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
-	VENV=$(abspath $(VENV)) bash tests/gpu.sh
+	PYTHON=$(abspath $(python)) bash tests/gpu.sh
 
 # one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; the other rows stay
 bench: setup ## time ops and methods against their peers, into benchmarks/results/ and README.md (20 minutes)

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(command -v "${PYTHON:-python3}")
+[[ $python == /* ]] || python=$PWD/$python
 tree=$PWD/build/sanitize/tree objects=$PWD/build/sanitize/objects
 rm -rf "$tree"
 mkdir -p "$tree"

@@ -15,7 +15,7 @@ struct Case {
   void (*run)();
   const Case* next;
 };
-void expect(bool holds, const char* condition, const char* file, int line, const std::string& detail);
+void failed(const char* condition, const char* file, int line, const std::string& detail);
 
 // An exact-size heap block, so that ASan sees its end; uniform in [-1, 1).
 template <class T>
@@ -48,4 +48,5 @@ constexpr Offsets kOffsets[] = {{0, 0}, {1, 1}, {1, 0}, {0, 1}};
   static const ::emu_test::Case EMU_TEST_JOIN(case_, name)(#name, name); \
   static void name()
 // EXPECT(condition) or EXPECT(condition, detail as std::string)
-#define EXPECT(condition, ...) ::emu_test::expect(condition, #condition, __FILE__, __LINE__, std::string(__VA_ARGS__))
+#define EXPECT(condition, ...) \
+  ((condition) ? static_cast<void>(0) : ::emu_test::failed(#condition, __FILE__, __LINE__, std::string(__VA_ARGS__)))

@@ -27,7 +27,7 @@ for configuration in "${configurations[@]}"; do
   esac
   [[ $configuration == plain ]] && sanitize=()
   flags+=("${sanitize[@]}")
-  [[ -z ${BUILD_ONLY:-} ]] || flags+=(-w) # a fault may leave a variable unused
+  [[ -z ${BUILD_ONLY:-} ]] || flags+=(-w -g0) # a fault may leave a variable unused
 
   # the headers are few and all sources include most of them: one change rebuilds a configuration
   build=${BUILD:-build/emu}/$configuration

@@ -19,14 +19,13 @@ from pysal import _library
 from pysal.reference import gaussian_scale_space as reference
 from pysal.testing import DTYPES, Backend, assert_no_worse, assert_same_layout, backends, sample
 
-# the emulation would take minutes; tests/emu/run.sh runs it under the sanitizers instead
-NATIVE = pytest.mark.parametrize("backend", [each for each in backends(True) if each.name != "emulated"], ids=str)
+# for each backend; of the emulation a few, it takes a fibre for each CUDA thread
+EXAMPLES = {"cpu": 40, "emulated": 20, "cuda": 40}
 FUZZ = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TOTALS = (torch.float32, torch.float64)
 # in float64 the oracle's own rounding is as large as a kernel's; the ops' own tests compare in extended precision there
@@ -36,6 +35,25 @@ CONTIGUOUS = ("gaussian_noise_bits", "gaussian_scale_space")
 
 batches, channel_counts, sides = st.integers(1, 3), st.sampled_from([1, 2, 3, 5, 8, 19]), st.integers(1, 21)
 image_shapes = st.tuples(batches, channel_counts, sides, sides)
+
+
+def fuzzed(shapes: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[Backend], None]]:
+    """Make body(backend, data, shape) a test on every native backend."""
+
+    def decorate(body: Callable[..., None]) -> Callable[[Backend], None]:
+        @pytest.mark.parametrize("backend", backends(native_only=True), ids=str)
+        def test(backend: Backend) -> None:
+            @settings(FUZZ, max_examples=EXAMPLES[backend.name])
+            @given(data=st.data(), shape=shapes)
+            def run(data: st.DataObject, shape: tuple[int, ...]) -> None:
+                body(backend, data, shape)
+
+            run()
+
+        test.__name__ = test.__qualname__ = body.__name__
+        return test
+
+    return decorate
 
 
 class Drawer:
@@ -130,9 +148,7 @@ def storage_outside(view: Tensor) -> Tensor:
     return buffer
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=st.one_of(image_shapes, st.lists(st.integers(0, 40), min_size=1, max_size=3)))
+@fuzzed(st.one_of(image_shapes, st.lists(st.integers(0, 40), min_size=1, max_size=3)))
 def test_guided_relu(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, rule = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2))
@@ -147,9 +163,7 @@ def test_guided_relu(backend: Backend, data: st.DataObject, shape: tuple[int, ..
     writes_the_same(backend, "guided_relu_backward_", (grad,), gates, rule, channels_last)
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_box_regions(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, count, (_, channels, height, width) = draw(st.sampled_from(BELOW_FLOAT64)), draw(st.integers(0, 4)), shape
@@ -165,9 +179,7 @@ def test_box_regions(backend: Backend, data: st.DataObject, shape: tuple[int, ..
     agrees(backend, "box_regions_depthwise", map, boxes, *places, *size, weight, bias, *steps, *dilations, -0.5, 0.75)
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_occlusion_masks(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, target, channels_last = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES)), draw(st.booleans())
@@ -185,9 +197,7 @@ def test_occlusion_masks(backend: Backend, data: st.DataObject, shape: tuple[int
     agrees(backend, "occlusion_masks_boxes", images, fills, boxes, rows, target, channels_last, *factors, exact=True)
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_occlusion_masks_maps(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     batch, classes, height, width = shape
@@ -206,9 +216,7 @@ def draw_boxes(draw: Drawer, count: int, height: int, width: int) -> Tensor:
     return draw.view(torch.stack([y[:, 0], x[:, 0], y[:, 1], x[:, 1]], 1), expand=False)
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_path_integral_points_and_product(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, target, total = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES)), draw(st.sampled_from(TOTALS))
@@ -219,9 +227,7 @@ def test_path_integral_points_and_product(backend: Backend, data: st.DataObject,
     agrees(backend, "path_integral_product", inputs, baselines, draw.floats(*shape, dtype=total))
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=st.one_of(image_shapes, st.tuples(batches), st.tuples(batches, sides, sides)))
+@fuzzed(st.one_of(image_shapes, st.tuples(batches), st.tuples(batches, sides, sides)))
 def test_path_integral_sums(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, total = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(TOTALS))
@@ -237,9 +243,7 @@ def test_path_integral_sums(backend: Backend, data: st.DataObject, shape: tuple[
     writes_the_same(backend, "path_integral_moments_", (mean, squares, counts), gradients, rows)
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_gaussian_noise(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype, target = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES))
@@ -253,9 +257,7 @@ def test_gaussian_noise(backend: Backend, data: st.DataObject, shape: tuple[int,
     agrees(backend, "gaussian_noise", images, scales, seed, rows, ids, samples, target, draw(st.booleans()))
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_gaussian_scale_space(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     boundary = draw(st.integers(0, 1))
@@ -275,9 +277,7 @@ def test_gaussian_scale_space(backend: Backend, data: st.DataObject, shape: tupl
         assert_no_worse(*(torch.cat([each[1][n].flatten(), terms.to(each[1].dtype)]) for each in (kernel, truth, baseline)))
 
 
-@NATIVE
-@FUZZ
-@given(data=st.data(), shape=image_shapes)
+@fuzzed(image_shapes)
 def test_grad_cam(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)
     dtype = draw(st.sampled_from(BELOW_FLOAT64))
