@@ -12,6 +12,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from pysal._checks import refuse
+
 # half open in each dimension but the first, which is the batch's
 Box: TypeAlias = tuple[slice, ...]
 
@@ -32,7 +34,7 @@ class Features(Protocol):
         ...
 
     def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
-        """Return drops (F, n) at the elements of input `number`: (n, ...)."""
+        """Return drops (F, n) at the elements of input `number`: (n, ...); n is a multiple of its rows, or one for all."""
         ...
 
 
@@ -78,9 +80,12 @@ class Masks:
         feature = order[torch.searchsorted(labels, mask.contiguous())]
         if len(mask) == 1:
             found = drops.T[:, feature[0]]
-        else:  # each row of the input has features of its own
-            outputs = torch.arange(drops.shape[1], device=mask.device).reshape(-1, *(1,) * (mask.ndim - 1))
-            found = drops[feature, outputs]
+        else:  # each row of the input has features of its own, and the same number of outputs
+            if drops.shape[1] % len(mask):
+                refuse("pysal", "masks", "have one row where the output is one for all rows", len(mask), RuntimeError)
+            outputs = torch.arange(drops.shape[1], device=mask.device)
+            rows = outputs // (len(outputs) // len(mask))
+            found = drops[feature[rows], outputs.reshape(-1, *(1,) * (mask.ndim - 1))]
         return found.expand(drops.shape[1], *input.shape[1:]).contiguous()
 
 

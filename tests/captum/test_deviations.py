@@ -1,5 +1,6 @@
 """Where pysal.captum differs from captum by design: each test shows captum's error against something known in closed form."""
 
+import itertools
 from typing import Any
 
 import captum.attr
@@ -199,6 +200,26 @@ def test_masks_of_fewer_dimensions() -> None:
         assert difference(inputs * weight, found) < 1e-12
     wrong = theirs.attribute(inputs, feature_mask=torch.arange(6), perturbations_per_eval=3)
     assert difference(inputs * weight, wrong) > 0.1
+
+
+def test_masks_of_each_example_with_several_outputs() -> None:
+    """Every number of an example's output is explained with that example's own mask."""
+    inputs = NETWORKS["linear"].inputs(2)
+    mask = torch.tensor([[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 0]])
+    weight = torch.arange(18.0, dtype=torch.float64).reshape(6, 3)
+    theirs, ours = peers("FeatureAblation", lambda x: x @ weight)
+    expected = torch.zeros(6, 6, dtype=torch.float64)
+    for row, column, element in itertools.product(range(2), range(3), range(6)):
+        of_feature = (inputs[row] * weight[:, column])[mask[row] == mask[row, element]]
+        expected[3 * row + column, element] = of_feature.sum()
+    for together in (1, 2):
+        found = ours.attribute(inputs, feature_mask=mask, perturbations_per_eval=together)
+        assert difference(expected, found) < 1e-12
+    with pytest.raises(RuntimeError):
+        theirs.attribute(inputs, feature_mask=mask)
+    for one in peers("FeatureAblation", lambda x: x.sum()):
+        with pytest.raises(RuntimeError):
+            one.attribute(inputs, feature_mask=mask)
 
 
 def test_infinity_can_be_left_out() -> None:
