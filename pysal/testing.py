@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,6 +142,27 @@ def sample(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, low: 
     """
     generator = torch.Generator().manual_seed(seed)
     return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def with_last_row(row: Tensor, device: str = "cpu") -> Tensor:
+    """Return rows of zeros and, after more than 2^31 elements, `row`: what 32-bit offsets do not reach.
+
+    On a CPU the zeros take no memory before they are read.
+
+    Args:
+        row: (...), the last of the rows.
+        device: where they lie; a GPU must have the memory.
+
+    Returns:
+        (B, ...) in row's dtype.
+    """
+    shape = (2**31 // row.numel() + 2, *row.shape)
+    if device == "cpu":
+        rows = torch.from_numpy(np.zeros(shape, np.uint16 if row.element_size() == 2 else np.uint32)).view(row.dtype)
+    else:
+        rows = torch.zeros(shape, dtype=row.dtype, device=device)
+    rows[-1] = row
+    return rows
 
 
 def layouts(values: Tensor) -> Iterator[tuple[str, Tensor]]:

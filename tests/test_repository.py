@@ -92,6 +92,13 @@ def test_every_op_has_a_benchmark(op: str) -> None:
     assert f'Case("{op}"' in re.sub(r"\(\s+", "(", (ROOT / "benchmarks/bench_ops.py").read_text())
 
 
+def test_cuda_launchers_neither_wait_nor_allocate() -> None:
+    """What a CUDA graph cannot capture, or what would make results depend on the order of threads, is nowhere in csrc/cuda."""
+    never = re.compile(r"cuda(Malloc|Free|Memcpy|Memset|EventCreate)|cuda\w*Synchronize|\batomic[A-Z]|fast_math|\bcpu\(\)")
+    for path in [*(ROOT / "csrc/cuda").iterdir(), ROOT / "CMakeLists.txt"]:
+        assert not (found := never.findall(path.read_text())), f"{path.name}: {found}"
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_test(name: str) -> None:
     home = METHODS[name].attribute.__module__.rsplit(".", 1)[1]

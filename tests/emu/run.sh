@@ -12,7 +12,7 @@ configurations=("$@")
 export ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS="exitcode=66 halt_on_error=1" UBSAN_OPTIONS=print_stacktrace=1
 
 for configuration in "${configurations[@]}"; do
-  flags=(-std=c++17 -O1 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing -DPYSAL_EMU
+  flags=(-std=c++17 -O1 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing -DPYSAL_EMU
     -isystem "$torch/include" "-ffile-prefix-map=$PWD/=")
   orders=(0)
   scheduler_flags=()

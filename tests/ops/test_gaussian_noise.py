@@ -3,7 +3,7 @@ import torch
 
 from pysal.ops import gaussian_noise, gaussian_noise_bits
 from pysal.reference import gaussian_noise as reference
-from pysal.testing import DTYPES, assert_no_worse, assert_same_layout, backends, layouts, sample
+from pysal.testing import DTYPES, assert_no_worse, assert_same_layout, backends, layouts, sample, with_last_row
 
 SEED = -0x0123456789ABCDEF
 # (B, C, H, W): one element, an odd number, more than a band of pixels, many channels, one channel
@@ -211,6 +211,17 @@ def test_errors(change, error, message):
     with pytest.raises(error) as caught:
         gaussian_noise(**(given | change))
     assert str(caught.value) == f"pysal::gaussian_noise: {message}"
+
+
+@pytest.mark.parametrize("backend", backends(native_only=True), ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_rows_beyond_an_int32(backend, channels_last):
+    """The last of more images than 2^31 elements hold is found."""
+    images = with_last_row(sample(3, 5, 7, dtype=torch.float16).to(backend.device), backend.device)
+    row = torch.tensor([len(images) - 1], dtype=torch.int32, device=backend.device)
+    scales, id = torch.zeros(len(images), dtype=torch.float64, device=backend.device), row.long()
+    noisy = backend.op("gaussian_noise")(images, scales, SEED, row, id, id, torch.float16, channels_last)
+    assert torch.equal(noisy, images[-1:])
 
 
 @pytest.mark.parametrize("elements", [-1, 2**34])

@@ -20,6 +20,7 @@ from pysal.testing import (
     layouts,
     require_native,
     sample,
+    with_last_row,
 )
 
 NATIVE = pytest.mark.parametrize("backend", backends(native_only=True), ids=str)
@@ -264,6 +265,18 @@ def test_empty_and_extremes(backend: Backend) -> None:
     boxes = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 4], [0, 3, 1, 4]], dtype=torch.int32, device=backend.device)
     line = backend.op("occlusion_masks_boxes_map")(scores, boxes, 1, 5).flatten().tolist()
     assert line == [torch.inf, torch.inf, 1.0, -torch.inf, 0.0]
+
+
+@NATIVE
+def test_rows_beyond_an_int32(backend: Backend) -> None:
+    """The last of more images than 2^31 elements hold, is found, and its fill."""
+    image = sample(3, 5, 7, dtype=torch.float16).to(backend.device)
+    images, fills = with_last_row(image, backend.device), with_last_row(-image, backend.device)
+    row, box = index(len(images) - 1).to(backend.device), index(1, 2, 4, 6)[None].to(backend.device)
+    out = backend.op("occlusion_masks_boxes")(images, fills, box, row, torch.float16, False)
+    expected = image.clone()
+    expected[:, 1:4, 2:6] *= -1
+    assert torch.equal(out[0], expected)
 
 
 @NATIVE

@@ -11,7 +11,17 @@ from torch.library import opcheck
 
 import pysal.ops as ops
 from pysal.reference import path_integral as reference
-from pysal.testing import DTYPES, Backend, assert_no_worse, assert_same_layout, backends, layouts, require_native, sample
+from pysal.testing import (
+    DTYPES,
+    Backend,
+    assert_no_worse,
+    assert_same_layout,
+    backends,
+    layouts,
+    require_native,
+    sample,
+    with_last_row,
+)
 
 NATIVE = pytest.mark.parametrize("backend", backends(native_only=True), ids=str)
 ALL = pytest.mark.parametrize("backend", backends(), ids=str)
@@ -307,6 +317,16 @@ def test_determinism() -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@NATIVE
+def test_rows_beyond_an_int32(backend: Backend) -> None:
+    """The last of more images than 2^31 elements hold is found."""
+    inputs = with_last_row(sample(3, 5, 7, dtype=torch.float16).to(backend.device), backend.device)
+    row = torch.tensor([len(inputs) - 1], dtype=torch.int32, device=backend.device)
+    one = torch.ones(1, dtype=torch.float64, device=backend.device)
+    points = backend.op("path_integral_points")(inputs, inputs, row, one, torch.float16, False)
+    assert torch.equal(points, inputs[-1:])
 
 
 @NATIVE
