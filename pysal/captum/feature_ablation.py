@@ -14,7 +14,7 @@ from torch.futures import Future, collect_all
 
 from pysal._checks import FLOATING, refuse
 from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
-from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, call, select, spread
+from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, call, is_training, select, spread
 from pysal.engine.ablation import Ablation, Features, Masks
 from pysal.engine.chunks import progress, run_chunks
 from pysal.methods import leave_one_out
@@ -137,7 +137,8 @@ class FeatureAblation(PerturbationAttribution):
         chunk = self._checked(perturbations_per_eval)
         queue = _queue(ablation)
         with torch.no_grad(), self._bar(show_progress, len(queue), chunk) as done:
-            if segments is not None and ablation.fills[0].isfinite().all() and not torch.is_inference_mode_enabled():
+            mixable = not is_training(self.forward_func)  # batch statistics are those of whole batches
+            if segments is not None and mixable and ablation.fills[0].isfinite().all():
                 request = Request(
                     where(self), self.forward_func, inputs[0], target, additional_forward_args, chunk * len(inputs[0])
                 )

@@ -295,6 +295,17 @@ def test_batch_statistics_are_those_of_all_rows() -> None:
     inputs = NETWORKS["conv"].inputs(11)
     both("Saliency", peers("Saliency", model), EXACT, inputs, 2)
     both("IntegratedGradients", peers("IntegratedGradients", model, exact_captum=True), EXACT, inputs, target=2, n_steps=6)
+    for together in (1, 3):
+        both(
+            "Occlusion",
+            peers("Occlusion", model),
+            SINGLE,
+            inputs,
+            (3, 4, 4),
+            (3, 4, 4),
+            target=2,
+            perturbations_per_eval=together,
+        )
 
 
 def test_a_sum_over_the_batch() -> None:
