@@ -30,14 +30,16 @@ class FusedConvolution(nn.Module):
         convolution: the folded convolution.
         upper: where the ReLU saturates: infinity, 6 for ReLU6; None without ReLU.
         input_shape: (C, H, W) of the input, for which the weights are arranged.
-        backward_dtype: dtype of the input gradient's convolution.
+        backward_dtype: dtype of the input gradient's convolution, unless that is a grouped one.
     """
 
     def __init__(
         self, convolution: Convolution, upper: float | None, input_shape: tuple[int, ...], backward_dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.convolution, self.upper, self.backward_dtype = convolution, upper, backward_dtype
+        self.convolution, self.upper = convolution, upper
+        # oneDNN has no fast grouped convolution in bf16
+        self.backward_dtype = backward_dtype if convolution.groups == 1 else convolution.weight.dtype
         self.onednn = _onednn(convolution.weight)
         self.evened = _evened(convolution)
         self.forward_weight = self.evened.weight
@@ -121,7 +123,7 @@ class FusedConvolution(nn.Module):
         Args:
             grad: (N, K, h, w), gradient of the output.
             input_shape: (N, C, H, W).
-            onto: (N, C, H, W), in `backward_dtype`: overwritten by its sum with the gradient, which is returned.
+            onto: (N, C, H, W): overwritten by its sum with the gradient, which is returned.
         """
         even = self.evened
         grad = grad.to(self.backward_dtype)
@@ -131,7 +133,8 @@ class FusedConvolution(nn.Module):
             padding = self.phases.padding if self.phases is not None else self.flipped_padding
             geometry = (padding, (1, 1), even.dilation, even.groups)
             mkldnn = torch.ops.mkldnn
-            if onto is not None and self.phases is None and onto.is_contiguous(memory_format=torch.channels_last):
+            dense = onto is not None and onto.is_contiguous(memory_format=torch.channels_last)
+            if onto is not None and dense and self.phases is None and onto.dtype == grad.dtype:
                 added: Tensor = mkldnn._convolution_pointwise_.binary(
                     onto, grad, self.backward_weight, None, *geometry, "add", 1.0, None, [], None
                 )

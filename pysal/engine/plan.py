@@ -14,7 +14,7 @@ from pysal.engine.chunks import run_chunks
 from pysal.engine.features import Layer
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
-from pysal.engine.prepared import PreparedModel
+from pysal.engine.prepared import PreparedModel, check_eval
 from pysal.engine.relu_rules import ReluRules
 from pysal.engine.sweeps import Found, Sweep, Swept, sweep
 from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
@@ -141,10 +141,9 @@ class Plan:
         found: Shared = self.root._shared[key]
         return found
 
-    def zeros(self, channels: int | None = None) -> Tensor:
-        """Return an accumulator of the images' shape, with another number of channels where given."""
-        shape = list(self.inputs.shape)
-        shape[1] = channels or shape[1]
+    def zeros(self, rows: int | None = None) -> Tensor:
+        """Return an accumulator for the images, or for a number of rows of their shape."""
+        shape = (self.images if rows is None else rows, *self.inputs.shape[1:])
         return torch.zeros(shape, dtype=self.accumulator_dtype, device=self.device)
 
     def run(
@@ -409,10 +408,7 @@ def _check_model(where: str, model: object, inputs: Tensor) -> None:
         model = model.original
     if not isinstance(model, nn.Module):
         return
-    for name, module in model.named_modules():
-        if module.training:
-            part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
-            raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
+    check_eval(where, model)
     parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if parameter is None:
         return

@@ -170,8 +170,7 @@ def prepare(
     where = "pysal.prepare"
     if not isinstance(model, nn.Module):
         refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
-    if any(module.training for module in model.modules()):
-        raise ValueError(f"{where}: model must be in eval mode, got one in training mode: call model.eval() first")
+    check_eval(where, model)
     check_tensor(where, "example", example, ndim=4, dtypes=FLOATING)
     if precision not in PRECISIONS:
         refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
@@ -182,6 +181,18 @@ def prepare(
         prepared.rows = batch_size or _fastest_rows(prepared, example)
     prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
+
+
+def check_eval(where: str, model: nn.Module) -> None:
+    """Refuse a model of which a part is in training mode.
+
+    Raises:
+        ValueError: names the part.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
+            raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
 
 
 def _build(prepared: PreparedModel, example: Tensor) -> None:

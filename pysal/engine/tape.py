@@ -249,7 +249,7 @@ class Program:
 
     Args:
         graph: made by `lower`, with one input and one output.
-        backward_dtype: dtype of the gradients on their way; None = that of the output.
+        backward_dtype: dtype of the gradients on their way; None = that of the input.
     """
 
     def __init__(self, graph: fx.GraphModule, backward_dtype: torch.dtype | None = None) -> None:
@@ -302,7 +302,7 @@ class Program:
                 for source in self.spent.get(node, ()):
                     if source not in layers:
                         del values[source]
-        return Tape(self, kept, values[self.output], {layer: values[layer] for layer in layers}, len(images))
+        return Tape(self, kept, values[self.output], {layer: values[layer] for layer in layers}, images.dtype)
 
 
 class Tape:
@@ -311,12 +311,18 @@ class Tape:
     Attributes:
         output: what the graph returned, (N, ...).
         values: what the layers asked for returned.
+        dtype: of the input, and of its gradients.
     """
 
     def __init__(
-        self, program: Program, kept: list[tuple[fx.Node, Any]], output: Tensor, values: dict[fx.Node, Tensor], rows: int
+        self,
+        program: Program,
+        kept: list[tuple[fx.Node, Any]],
+        output: Tensor,
+        values: dict[fx.Node, Tensor],
+        dtype: torch.dtype,
     ) -> None:
-        self.program, self.output, self.values, self.rows = program, output, values, rows
+        self.program, self.output, self.values, self.dtype = program, output, values, dtype
         self._kept = kept
 
     def sweep(
@@ -331,14 +337,14 @@ class Tape:
             to_input: whether the gradient of the input is wanted, too.
         """
         program = self.program
-        dtype = program.backward_dtype or grad.dtype
+        dtype = program.backward_dtype or self.dtype
         gradients = Gradients(program.needed)
         gradients.add(program.output, grad.to(dtype), owned=False)
         found: dict[fx.Node, Tensor | None] = {}
         for node, kept in reversed(self._kept):
             if node in layers:
                 held, owned = gradients.pop(node)
-                found[node] = None if held is None else held.to(grad.dtype)
+                found[node] = None if held is None else held.to(self.values[node].dtype)
                 if held is not None:
                     gradients.add(node, held, owned=False)
                 if len(found) == len(layers) and not to_input:
@@ -352,7 +358,7 @@ class Tape:
             if held is not None:
                 step.pull(gradients, kept, held, rule, owned=owned)
         result, _ = gradients.pop(program.input)
-        return None if result is None else result.to(grad.dtype), found
+        return None if result is None else result.to(self.dtype), found
 
     @property
     def relus(self) -> int:

@@ -403,6 +403,20 @@ def test_mixed_precision_keeps_the_gates() -> None:
     assert 0 < (mixed - exact).norm() <= 3 * 2**-8 * exact.norm()
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "mixed", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_in_every_precision(name: str, precision: str) -> None:
+    model, x = build(network, torch.float32)
+    exact = getattr(pysal, name)(model.double(), x.double(), 1, **METHODS[name])
+    prepared = pysal.prepare(model.float(), x, precision=precision, batch_size=3)
+    found = getattr(pysal, name)(prepared, x, 1, **METHODS[name])
+    assert found.dtype == torch.float32
+    low = {"float32": torch.float32, "tf32": torch.float32}.get(precision, torch.bfloat16)
+    # at most four layers, each of which rounds a few times; bf16 scores are differences of rounded numbers, and move gates
+    bound = 0.5 if precision == "bf16" else 1e3 * torch.finfo(low).eps if low == torch.float32 else 4 * 2**-8
+    assert (found - exact).norm() <= bound * exact.norm()
+
+
 def test_errors() -> None:
     model, x = build(network)
     with pytest.raises(TypeError, match=re.escape("pysal.prepare: model must be an nn.Module, got function")):
@@ -411,7 +425,7 @@ def test_errors() -> None:
         pysal.prepare(model, x[0])
     with pytest.raises(ValueError, match="precision must be one of"):
         pysal.prepare(model, x, precision="int8")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"call model\.eval"):
+    with pytest.raises(ValueError, match=re.escape("must be in eval mode, got Functional in training mode: call model.eval()")):
         pysal.prepare(model.train(), x)
     prepared = pysal.prepare(model.eval(), x, batch_size=1)
     message = "pysal.gradient: precision must be that of the prepared model, 'float32', got 'bf16'"
