@@ -69,6 +69,7 @@ struct Unwind {};  // thrown into the fibers that are left when one has failed
 
 std::mutex launches;  // one at a time
 unsigned order_of_threads = 0;
+int64_t launched_so_far = 0;
 const char* kernel = "";
 const std::function<void()>* body = nullptr;
 std::vector<std::unique_ptr<Fiber>> pool;
@@ -339,9 +340,11 @@ void wait(State state, const char* file, int line) {
 }  // namespace
 
 void set_order(unsigned order) { order_of_threads = order; }
+int64_t launched() { return launched_so_far; }
 
 void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(launches);
+  ++launched_so_far;
   kernel = name;
   body = &thread;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;

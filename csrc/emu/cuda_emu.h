@@ -61,6 +61,7 @@ struct Context {  // what a CUDA thread knows of itself
 extern Context* context;
 
 void set_order(unsigned order);
+int64_t launched();  // kernels so far
 void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 void* static_shared(const char* file, int line, size_t bytes);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../../csrc/emu/cuda_emu.h"
 #include "harness.h"
 
 using namespace pysal::cuda;
@@ -33,11 +34,13 @@ void matches_loop(DType dtype, Size s, bool activations_last, bool gradients_las
   const auto weights = emu_test::unwritten<A>(s.batch * s.channels);
   const auto out = emu_test::unwritten<T>(out_size + offset);
   const auto whole = [](size_t n) { return static_cast<int64_t>(n); };
+  const int64_t before = pysal::emu::launched();
   launch_grad_cam(dtype,
                   {activations.get() + offset, gradients.get() + offset, activations_last, gradients_last,
                    whole(s.batch), whole(s.channels), whole(s.height), whole(s.width), weights.get(),
                    out.get() + offset, whole(s.out_height), whole(s.out_width), relu},
                   nullptr);
+  EXPECT(pysal::emu::launched() - before <= 2);
   const auto at = [&](const std::unique_ptr<T[]>& values, bool last, size_t b, size_t k, size_t p) {
     const size_t i = last ? (b * pixels + p) * s.channels + k : (b * s.channels + k) * pixels + p;
     return static_cast<double>(values[i + offset]);
