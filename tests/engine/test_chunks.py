@@ -89,7 +89,7 @@ def test_first_row_is_measured_where_memory_is_short(monkeypatch: pytest.MonkeyP
         (2 * 3 * row, [1, 3, 3, 3]),  # half of it is used: three rows
         (2 * 3 * row - 1, [1, 2, 2, 2, 2, 1]),
         (1, [1] * 10),  # never less than one row
-        (10**9, [1, 8, 1]),  # never more than are fast
+        (10**9, [1, 4, 4, 1]),  # never more than are fast
     ):
         sizes: list[int] = []
         monkeypatch.setattr(chunks, "free_memory", lambda device, free=free: free)
@@ -97,8 +97,8 @@ def test_first_row_is_measured_where_memory_is_short(monkeypatch: pytest.MonkeyP
         assert sizes == expected, free
     monkeypatch.setattr(chunks, "free_memory", lambda device: 10**6)
     sizes = []
-    run(10, body, row_bytes=50)  # even a generous guess, 1000 times the input for eight rows, fits into half of it
-    assert sizes == [8, 2]
+    run(10, body, row_bytes=50)  # even a generous guess, 1000 times the input for four rows, fits into half of it
+    assert sizes == [4, 4, 2]
     sizes = []
     run(10, body, batch_size=5, row_bytes=10**6)  # who says how many rows knows
     assert sizes == [5, 5]
@@ -142,7 +142,7 @@ def test_other_errors_pass_through_at_once(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         run(20, body)
     assert caught.value is error
-    assert body.tried == [(0, 8), (8, 16)]
+    assert body.tried == [(0, 4), (4, 8)]
 
 
 def test_tensors_of_the_failed_chunk_are_gone_when_the_next_begins() -> None:
