@@ -219,6 +219,8 @@ class Incremental:
     """
 
     def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
+        if sum(node.op == "placeholder" for node in graph.graph.nodes) > 1:
+            raise NotIncremental("the graph has several inputs")
         self.graph, self.shape = graph, tuple(example.shape)
         self._dtype, self._device = example.dtype, example.device
         self._packed: dict[Any, Tensor] = {}
@@ -281,8 +283,6 @@ class Incremental:
         last: dict[fx.Node, fx.Node] = {}
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
-                if depends:
-                    raise NotIncremental("the graph has several inputs")
                 depends.add(node)
                 step = Step(node, "input")
             elif not any(each in depends for each in node.all_input_nodes):

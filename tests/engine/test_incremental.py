@@ -326,6 +326,7 @@ GRAPHS: dict[str, Callable[[], nn.Module]] = {
     "pooling with ceil_mode": lambda: nn.Sequential(
         nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), nn.MaxPool2d(2, 3, 1, ceil_mode=True), *tail()
     ),
+    "pooling with ceil_mode beyond its padding": lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1, ceil_mode=True), *tail()),
     "squeeze and excitation": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3), Block(squeezed, nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)), nn.Conv2d(4, 5, 3), *tail()
     ),
