@@ -331,14 +331,16 @@ class Plan:
         self.run(self.images, body)
         self.score.close()
         made = self._shared.setdefault("sweeps", {})
-        for one in wanted:
-            if all(one in part.found for part in parts):
-                made[self.score.kind, one] = tuple(
-                    torch.cat(pieces) for pieces in zip(*(p.found[one] for p in parts), strict=True)
-                )
-        if self._clean is None:
-            tables = [part.table for part in parts if part.table is not None]
-            self._clean = Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat([part.scores for part in parts]))
+        # autocast, where the caller has it on, does not join tensors of every dtype
+        with torch.autocast(self.device.type, enabled=False):
+            for one in wanted:
+                if all(one in part.found for part in parts):
+                    pieces = zip(*(part.found[one] for part in parts), strict=True)
+                    made[self.score.kind, one] = tuple(torch.cat(some) for some in pieces)
+            if self._clean is None:
+                tables = [part.table for part in parts if part.table is not None]
+                scores = [part.scores for part in parts]
+                self._clean = Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat(scores))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What arithmetic a model runs in, and that nothing of it stays switched on."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,15 @@ OUTER: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", CALLS)
+def test_a_model_of_any_dtype_inside_the_caller_s_autocast(method: str, dtype: torch.dtype) -> None:
+    model, inputs = copy.deepcopy(MODEL).to(dtype), INPUTS.to(dtype)
+    expected = CALLS[method](model, inputs)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(CALLS[method](model, inputs), expected)
 
 
 @pytest.mark.parametrize("outer", OUTER)
