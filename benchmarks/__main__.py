@@ -34,7 +34,7 @@ def main() -> int:
     if options.suite != "methods" and not options.method and not options.network:
         failed |= start("benchmarks/bench_ops.py").wait()
     if options.suite != "ops":
-        files = ["benchmarks/bench_methods.py", "benchmarks/bench_claims.py"]
+        files = ["benchmarks/bench_methods.py", "benchmarks/bench_claims.py", "benchmarks/bench_faces.py"]
         files += ["--method", options.method] if options.method else []
         networks = [options.network] if options.network else list(NETWORKS)
         side_by_side = options.threads == 1 and len(networks) <= (os.cpu_count() or 1)

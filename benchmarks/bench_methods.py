@@ -385,6 +385,13 @@ METHODS: dict[str, Callable[[Subject], Comparison]] = {
 @pytest.mark.filterwarnings("ignore")  # the peers'
 def test_method(method: str, network: str, benchmark: Any, method_report: MethodReport, request: pytest.FixtureRequest) -> None:
     comparison = METHODS[method](subject_of(network))
+    measure(method, network, comparison, benchmark, method_report, request.config.getoption("--rounds"))
+
+
+def measure(
+    method: str, network: str, comparison: Comparison, benchmark: Any, method_report: MethodReport, rounds: int | None
+) -> None:
+    """Hold every candidate's map against the reference, time the candidates in turn, and report both."""
     candidates = {candidate.name: candidate for candidate in comparison.candidates}
     distance = comparison.distance or relative
     maps, firsts, peaks, failed = {}, {}, {}, dict(comparison.missing)
@@ -404,7 +411,6 @@ def test_method(method: str, network: str, benchmark: Any, method_report: Method
             assert differences[name] <= bound, f"{name} is {differences[name]:.1e} away"
     always = [name for name, candidate in candidates.items() if candidate.every_round]
     runs = {name: candidates[name].run for name in maps}
-    rounds = request.config.getoption("--rounds")
     measured = {"commit": git("rev-parse", "HEAD"), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     samples = alternate_methods(benchmark, runs, firsts, always, rounds)
     for name, seconds in samples.items():

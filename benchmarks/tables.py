@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/speed.md from the results: `python -m benchmarks.tables`."""
+"""Writes the tables of README.md, docs/speed.md and docs/migrating.md from the results: `python -m benchmarks.tables`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -131,6 +131,24 @@ def docs_section(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, END])
 
 
+def faces_section(results: Sequence[Mapping[str, Any]]) -> str:
+    """docs/migrating.md's table: how much faster each class is than the one it stands in for."""
+    lines = [BEGIN, ""]
+    for result in results:
+        names = [name for name in dict.fromkeys(row["method"] for row in result["rows"]) if "." in name]
+        body = []
+        for name in names:
+            rows = by_candidate(result, name)
+            peer, same, fast = rows[name.split(".")[0]], rows["pysal, unprepared"], rows[OURS]
+            body.append([f"`{name}`", seconds(peer["median_s"]), times(peer, same), times(peer, fast)])
+        if body:
+            measured = dict(result, rows=[row for row in result["rows"] if row["method"] in names])
+            head = ["class", "the peer's time", "faster by the import", "and with a prepared model"]
+            lines += [f"{NETWORKS[result['rows'][0]['network']]}, defaults of each class ({where_and_when(measured)}):", ""]
+            lines += [*table(head, body), ""]
+    return "\n".join([*lines, END])
+
+
 def docs_line(row: Row, ours: Row) -> list[str]:
     if row["median_s"] is None:
         return [row["candidate"], f"not run: {row['failed']}", "", "", "", "", ""]
@@ -150,7 +168,11 @@ def replaced(page: str, section: str) -> str:
 def pages() -> dict[Path, str]:
     """What each page with tables should say."""
     results = latest()
-    sections = {ROOT / "README.md": readme_section(results), ROOT / "docs/speed.md": docs_section(results)}
+    sections = {
+        ROOT / "README.md": readme_section(results),
+        ROOT / "docs/speed.md": docs_section(results),
+        ROOT / "docs/migrating.md": faces_section(results),
+    }
     return {path: replaced(path.read_text(), section) for path, section in sections.items()}
 
 

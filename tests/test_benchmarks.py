@@ -28,7 +28,7 @@ def image() -> torch.Tensor:
     return torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/speed.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/speed.md", "docs/migrating.md"])
 def test_the_tables_are_those_of_the_results(path: str) -> None:
     page = tables.pages()[ROOT / path]
     assert (ROOT / path).read_text() == page, f"{path} is out of date: python -m benchmarks.tables"
