@@ -30,6 +30,9 @@ def stem_of(op: str) -> str:
     return max(fitting, key=len)
 
 
+REQUIREMENTS = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
+
+
 def pins(name: str) -> dict[str, str]:
     """The packages of a requirements file: normalised name -> version."""
     lines = (ROOT / "requirements" / name).read_text().splitlines()
@@ -109,17 +112,22 @@ def test_pins_are_exact_and_cover_the_ranges() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     declared += [one for extra in project["project"]["optional-dependencies"].values() for one in extra]
-    run, dev = pins("run.txt"), pins("dev.txt")
+    files = {name: pins(name) for name in REQUIREMENTS}
     for requirement in declared:
         name = normalised(re.split(r"[=<>!~ ]", requirement)[0])
-        assert name in run, f"{requirement} of pyproject.toml is not pinned in requirements/run.txt"
-    assert all(re.fullmatch(r"[\w.]+", version) for version in [*run.values(), *dev.values()])
-    assert run.keys().isdisjoint(dev)
+        pinned = [file for file, packages in files.items() if name in packages and file != "dev.txt"]
+        assert pinned, f"{requirement} of pyproject.toml is not pinned in requirements/"
+    versions = [version for packages in files.values() for version in packages.values()]
+    assert all(re.fullmatch(r"[\w.]+", version) for version in versions)
+    names = [name for packages in files.values() for name in packages]
+    assert sorted(names) == sorted(set(names)), "a package is pinned in two files"
+    included = re.findall(r"^-r (.*)$", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
+    assert {"dev.txt", *included} == set(REQUIREMENTS), "make setup installs dev.txt and what it includes"
 
 
 def test_every_direct_dependency_has_a_reason() -> None:
     page = (ROOT / "docs/dependencies.md").read_text()
-    for name in ("run.txt", "dev.txt"):
+    for name in REQUIREMENTS:
         direct = (ROOT / "requirements" / name).read_text().split("# what those need")[0]
         for line in direct.splitlines():
             if "==" in line:
