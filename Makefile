@@ -27,7 +27,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu sanitize cuda-check cuda-table mutate gpu bench clean distclean
+.PHONY: help setup explain test lint lint-cxx format test-emu sanitize cuda-check cuda-table mutate gpu bench docs clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -43,7 +43,7 @@ $(VENV)/stamp-run: requirements/run.txt $(VENV)/stamp-created
 	$(pip) install -r $<
 	@touch $@
 
-$(VENV)/stamp-dev: requirements/dev.txt requirements/demo.txt $(VENV)/stamp-run
+$(VENV)/stamp-dev: requirements/dev.txt requirements/demo.txt requirements/docs.txt $(VENV)/stamp-run
 	$(pip) install -r $<
 	@touch $@
 
@@ -107,6 +107,10 @@ mutate: setup ## seed faults into the CUDA kernels: which check sees each (an ho
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
 	PYTHON=$(abspath $(python)) bash tests/gpu.sh
 
+docs: setup ## the documentation as a site, in docs/_build/html; warnings are errors
+	$(python) -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 # one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; the other rows stay
 bench: setup ## time ops and methods against their peers, into benchmarks/results/ and README.md (20 minutes)
 	$(python) -m benchmarks --threads $(THREADS) $(if $(NETWORK),--network $(NETWORK)) $(if $(METHOD),--method $(METHOD)) \
@@ -114,7 +118,7 @@ bench: setup ## time ops and methods against their peers, into benchmarks/result
 	$(python) -m benchmarks.tables
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(VENV)/stamp-installed $(OUT)
+	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(VENV)/stamp-installed $(OUT) docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
