@@ -226,6 +226,8 @@ class Incremental:
         self._packed: dict[Any, Tensor] = {}
         self._in_place: set[fx.Node] = set()  # whose first argument is copied, because it is a kept map
         self.steps: list[Step] = []
+        if sum(node.op == "placeholder" for node in graph.graph.nodes) > 1:
+            raise NotIncremental("the graph has several inputs")
         clean = self._run_clean(example, check=True)
         self._maps: list[tuple[int, int]] = []
         self._analyse(clean)

@@ -85,6 +85,9 @@ class FusedConvolution(nn.Module):
 
     def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the result; nothing is kept for a backward pass."""
+        return self._run(input, shortcut, self.upper)
+
+    def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None) -> Tensor:
         even = self.evened
         if even.symmetric is None:
             input = F.pad(input, even.padding)
@@ -93,11 +96,11 @@ class FusedConvolution(nn.Module):
             padding, stride, dilation, groups = geometry
             output = F.conv2d(input, even.weight, even.bias, stride, padding, dilation, groups)
             output = output if shortcut is None else output.add_(shortcut)
-            return output if self.upper is None else output.clamp_(0, self.upper)
+            return output if upper is None else output.clamp_(0, upper)
         input = input.contiguous(memory_format=torch.channels_last)
-        name, limits = ("none", []) if self.upper is None else ("relu", [])
-        if self.upper is not None and self.upper < float("inf"):
-            name, limits = "hardtanh", [0.0, self.upper]
+        name, limits = ("none", []) if upper is None else ("relu", [])
+        if upper is not None and upper < float("inf"):
+            name, limits = "hardtanh", [0.0, upper]
         mkldnn = torch.ops.mkldnn
         if shortcut is None:
             result: Tensor = mkldnn._convolution_pointwise(input, self.forward_weight, even.bias, *geometry, name, limits, None)
@@ -111,11 +114,17 @@ class FusedConvolution(nn.Module):
             *geometry,
             "add",
             1.0,
-            None if self.upper is None else "relu",
+            None if upper is None else "relu",
             [],
             None,
         )
-        return result if name != "hardtanh" else result.clamp_(max=self.upper)
+        return result if name != "hardtanh" else result.clamp_(max=upper)
+
+    def parts(self, input: Tensor, shortcut: Tensor | None) -> dict[str, Tensor]:
+        """Return what `run` fuses, one tensor for each: "convolution", "sum" and "output"."""
+        found = self._run(input, None, None)
+        total = found if shortcut is None else found + shortcut
+        return {"convolution": found, "sum": total, "output": total if self.upper is None else total.clamp(0, self.upper)}
 
     def input_gradient(self, grad: Tensor, input_shape: Sequence[int], onto: Tensor | None = None) -> Tensor:
         """Return the gradient of the convolution's input from that of its output, in `backward_dtype`.
@@ -277,17 +286,20 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
         if not isinstance(convolution, Convolution) or node.args[0] not in shapes.found:
             continue
         last, inputs = node, [node.args[0]]
+        inner = [(name, run, "convolution") for name, run in node.meta.get("layers", ())]
         addition = _only_user(last)
         if addition is not None and is_addition(addition) and addition.args[0] is not addition.args[1]:
             shortcut: Any = addition.args[1] if addition.args[0] is node else addition.args[0]
             if order[shortcut] < order[node] and shapes.found.get(shortcut) == shapes.found[node]:
                 last, inputs = addition, [node.args[0], shortcut]
+                inner += [(name, run, "sum") for name, run in addition.meta.get("layers", ())]
         upper = None
         activation = _only_user(last)
         if activation is not None and (upper := relu_upper(graph, activation)) is not None:
             last = activation
         fused = FusedConvolution(convolution, upper, shapes.found[node.args[0]][1:], backward_dtype)
         new = replace_by_module(graph, last, fused, *inputs)
+        new.meta["inner_layers"] = inner
         order[new], shapes.found[new] = order[last], shapes.found[last]
         lowered += 1
     for node in graph.graph.nodes:

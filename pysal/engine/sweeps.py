@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.engine.features import Features, Layer, capture
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
-from pysal.engine.tape import Program
+from pysal.engine.tape import Place, Program
 
 if TYPE_CHECKING:
     from pysal.engine.plan import Plan
@@ -72,18 +72,18 @@ def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, r
         parts = [sweep(plan, batch, rows, group, required=required) for group in groups]
         return Swept(parts[0].table, parts[0].scores, {one: found for part in parts for one, found in part.found.items()})
     program = taped(plan, batch)
-    nodes: dict[Layer, fx.Node] = {}
+    places: dict[Layer, Place] = {}
     for one in wanted:
-        node = program.layer(one.layer) if program is not None and one.layer is not None else None
-        if one.layer is not None and node is not None:
-            nodes[one.layer] = node
-    on_tape = [one for one in wanted if program is not None and (one.layer is None or one.layer in nodes)]
+        place = program.layer(one.layer) if program is not None and one.layer is not None else None
+        if one.layer is not None and place is not None:
+            places[one.layer] = place
+    on_tape = [one for one in wanted if program is not None and (one.layer is None or one.layer in places)]
     with_autograd = [one for one in wanted if one not in on_tape]
     results: list[Swept] = []
     with plan.modes(grad=True):
         if on_tape:
             assert program is not None
-            results.append(_on_tape(plan, program, batch, rows, on_tape, nodes, required))
+            results.append(_on_tape(plan, program, batch, rows, on_tape, places, required))
         if with_autograd:
             results.append(_with_autograd(plan, batch, rows, with_autograd, required))
     found = {one: result for part in results for one, result in part.found.items()}
@@ -160,12 +160,12 @@ def _on_tape(
     batch: Tensor,
     rows: Tensor,
     wanted: Sequence[Sweep],
-    nodes: dict[Layer, fx.Node],
+    places: dict[Layer, Place],
     required: bool,
 ) -> Swept:
     rules = _rules(plan, wanted)
     with rules.recording() if rules else contextlib.nullcontext():
-        tape = program.record(batch, list(nodes.values()))
+        tape = program.record(batch, list(dict.fromkeys(places.values())))
     output = tape.output.detach().requires_grad_()
     table, scores = plan.score_of(output, rows)
     (seed,) = torch.autograd.grad(scores.sum(), output, allow_unused=True) if scores.requires_grad else (None,)
@@ -175,9 +175,9 @@ def _on_tape(
         if rules is not None:
             rules.rule = rule
         some = [one for one in wanted if one.rule == rule]
-        at = {one.layer: nodes[one.layer] for one in some if one.layer is not None}
+        at = {one.layer: places[one.layer] for one in some if one.layer is not None}
         grad, grads = tape.sweep(
-            _found(plan, seed), rule, layers=list(at.values()), to_input=any(one.layer is None for one in some)
+            _found(plan, seed), rule, layers=list(dict.fromkeys(at.values())), to_input=any(one.layer is None for one in some)
         )
         for one in some:
             if one.layer is None:

@@ -7,6 +7,7 @@ no kind known here runs under autograd, on its own, so what nobody foresaw is sl
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,6 +58,19 @@ class Gradients:
         return node in self._needed
 
 
+@dataclass(frozen=True)
+class Place:
+    """A value of a pass: what a node returns, or what a fused convolution makes on the way to it.
+
+    Attributes:
+        node: the node.
+        part: "output", or of a fused convolution "convolution" and "sum", what it adds the shortcut to and what that gives.
+    """
+
+    node: fx.Node
+    part: str = "output"
+
+
 class _Gates:
     """The gates of a ReLU's output, a bit each."""
 
@@ -93,9 +107,21 @@ class _FusedStep(_Step):
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
         output = self.module.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
+        return output, self._kept(inputs[0], output)
+
+    def _kept(self, input: Tensor, output: Tensor) -> Any:
         upper = self.module.upper
-        gates = None if upper is None else _Gates(ops.guided_relu_gates(output, upper), output)
-        return output, (inputs[0].shape, gates)
+        return input.shape, None if upper is None else _Gates(ops.guided_relu_gates(output, upper), output)
+
+    def run_in_parts(self, *inputs: Tensor) -> tuple[dict[str, Tensor], Any]:
+        """Return every part of the value instead of the last alone, and what `pull` needs."""
+        parts = self.module.parts(inputs[0], inputs[1] if len(inputs) > 1 else None)
+        return parts, self._kept(inputs[0], parts["output"])
+
+    def below_relu(self, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> tuple[Any, Tensor]:
+        """Return what `pull` needs for a gradient of the inner parts, and that gradient."""
+        shape, gates = kept
+        return (shape, None), grad if gates is None else gates.mask(grad, rule, owned=owned)
 
     def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
         shape, gates = kept
@@ -267,24 +293,28 @@ class Program:
         for source, node in last_use.items():
             if source is not self.output:
                 self.spent.setdefault(node, []).append(source)
-        self._layers: dict[str, dict[int, fx.Node]] = {}
+        self._layers: dict[str, dict[int, Place]] = {}
         for node in self.nodes:
             for name, run in node.meta.get("layers", ()):
-                self._layers.setdefault(name, {})[run] = node
+                self._layers.setdefault(name, {})[run] = Place(node)
+            for name, run, part in node.meta.get("inner_layers", ()):
+                self._layers.setdefault(name, {}).setdefault(run, Place(node, part))
         self._runs = graph.meta.get("runs", {})
 
-    def layer(self, layer: Layer) -> fx.Node | None:
-        """Return the node whose value a layer of the original model returned.
+    def layer(self, layer: Layer) -> Place | None:
+        """Return the value that a layer of the original model returned.
 
-        None where the graph does not compute that value, because it was fused into another.
+        None where the graph does not compute that value, because it was folded into another.
         """
         runs = self._runs.get(layer.name, 0)
         if (layer.run is None and runs != 1) or getattr(layer, "at_input", False) or getattr(layer, "index", 0):
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
-    def record(self, images: Tensor, layers: Sequence[fx.Node] = ()) -> "Tape":
-        """Run the graph and keep what sweeps need, and the values of some nodes."""
+    def record(self, images: Tensor, layers: Sequence[Place] = ()) -> "Tape":
+        """Run the graph and keep what sweeps need, and some values."""
+        inner = {place.node for place in layers if place.part != "output"}
+        asked: dict[Place, Tensor] = {}
         values: dict[fx.Node, Any] = {self.input: images.detach()}
         kept: list[tuple[fx.Node, Any]] = []
         with torch.no_grad():
@@ -295,14 +325,19 @@ class Program:
                 step = self.steps[node]
                 if isinstance(step, _OtherStep):
                     values[node], entry = step.run(values, self.needed)
+                elif node in inner and isinstance(step, _FusedStep):
+                    parts, entry = step.run_in_parts(*(values[source] for source in step.inputs))
+                    asked |= {Place(node, part): value for part, value in parts.items()}
+                    values[node] = parts["output"]
                 else:
                     values[node], entry = step.run(*(values[source] for source in step.inputs))
                 if node in self.needed:
                     kept.append((node, entry))
+                if Place(node) in layers:
+                    asked[Place(node)] = values[node]
                 for source in self.spent.get(node, ()):
-                    if source not in layers:
-                        del values[source]
-        return Tape(self, kept, values[self.output], {layer: values[layer] for layer in layers}, images.dtype)
+                    del values[source]
+        return Tape(self, kept, values[self.output], {place: asked[place] for place in layers}, images.dtype)
 
 
 class Tape:
@@ -310,7 +345,7 @@ class Tape:
 
     Attributes:
         output: what the graph returned, (N, ...).
-        values: what the layers asked for returned.
+        values: those that were asked for.
         dtype: of the input, and of its gradients.
     """
 
@@ -319,37 +354,52 @@ class Tape:
         program: Program,
         kept: list[tuple[fx.Node, Any]],
         output: Tensor,
-        values: dict[fx.Node, Tensor],
+        values: dict[Place, Tensor],
         dtype: torch.dtype,
     ) -> None:
         self.program, self.output, self.values, self.dtype = program, output, values, dtype
         self._kept = kept
 
     def sweep(
-        self, grad: Tensor, rule: ReluRule = "plain", *, layers: Sequence[fx.Node] = (), to_input: bool = True
-    ) -> tuple[Tensor | None, dict[fx.Node, Tensor | None]]:
-        """Return the gradient of the input, and those of some nodes' values, from that of the output.
+        self, grad: Tensor, rule: ReluRule = "plain", *, layers: Sequence[Place] = (), to_input: bool = True
+    ) -> tuple[Tensor | None, dict[Place, Tensor | None]]:
+        """Return the gradient of the input, and those of some values, from that of the output.
 
         Args:
             grad: (T N, ...), gradients of the output: T of them for each of the N images, row t N + n being image n's.
             rule: of the ReLUs.
-            layers: nodes.
+            layers: values that were asked for when the pass was recorded.
             to_input: whether the gradient of the input is wanted, too.
         """
         program = self.program
         dtype = program.backward_dtype or self.dtype
         gradients = Gradients(program.needed)
         gradients.add(program.output, grad.to(dtype), owned=False)
-        found: dict[fx.Node, Tensor | None] = {}
+        found: dict[Place, Tensor | None] = {}
+        asked: dict[fx.Node, list[Place]] = {}
+        for place in layers:
+            asked.setdefault(place.node, []).append(place)
+
+        def find(place: Place, value: Tensor | None) -> None:
+            found[place] = None if value is None else value.to(self.values[place].dtype)
+
         for node, kept in reversed(self._kept):
-            if node in layers:
+            places, step = asked.get(node, ()), program.steps[node]
+            inner = [place for place in places if place.part != "output"]
+            if places:
                 held, owned = gradients.pop(node)
-                found[node] = None if held is None else held.to(self.values[node].dtype)
-                if held is not None:
-                    gradients.add(node, held, owned=False)
+                if len(inner) < len(places):
+                    find(Place(node), held)
+                    owned = False
+                if inner and held is not None and isinstance(step, _FusedStep):
+                    kept, held = step.below_relu(kept, held, rule, owned=owned)
+                    owned = False
+                for place in inner:
+                    find(place, held)
                 if len(found) == len(layers) and not to_input:
                     return None, found
-            step = program.steps[node]
+                if held is not None:
+                    gradients.add(node, held, owned=owned)
             if isinstance(step, _OtherStep):
                 if kept is not None:
                     step.pull(gradients, kept)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import pysal
 from pysal.engine.features import Layer
-from pysal.engine.tape import Program, Tape
+from pysal.engine.tape import Place, Program, Tape
 from tests.engine.test_prepared import GRAPHS, UNFUSED, Functional, build, conv, gradient, network
 
 # A few hundred roundings in each of at most four layers.
@@ -92,32 +92,32 @@ def test_layers_are_those_of_the_model(name: str) -> None:
         if not path or not seen:
             continue
         for run, output in enumerate(seen):
-            node = program.layer(Layer(path, module, run))
-            if node is None:
+            place = program.layer(Layer(path, module, run))
+            if place is None:
                 continue
-            tape = program.record(x, [node])
-            assert_close(tape.values[node], output.detach())
+            tape = program.record(x, [place])
+            assert_close(tape.values[place], output.detach())
             grad = torch.zeros_like(tape.output)
             grad[:, 1] = 1
             expected = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)[0]
             for to_input in (False, True):
-                whole, found = tape.sweep(grad, layers=[node], to_input=to_input)
+                whole, found = tape.sweep(grad, layers=[place], to_input=to_input)
                 assert (whole is not None) == to_input
-                assert (found[node] is None) == (expected is None)
+                assert (found[place] is None) == (expected is None)
                 if expected is not None:
-                    assert_close(found[node], expected)
+                    assert_close(found[place], expected)
             assert_close(whole, gradient(model, x))
         assert program.layer(Layer(path, module)) is None or len(seen) == 1
 
 
-def test_a_layer_that_was_fused_away_is_not_offered() -> None:
+def test_a_layer_that_was_folded_away_is_not_offered() -> None:
     model, _, program = recorded("conv-norm-relu")
     assert program.layer(Layer("parts.0", model.parts[0])) is None  # batch norm was folded into it
-    assert program.layer(Layer("parts.1", model.parts[1])) is None  # and is followed by ReLU in one step
-    assert program.layer(Layer("head", model.head)) is not None
+    places = [program.layer(Layer(name, model.get_submodule(name))) for name in ("parts.1", "head")]
+    assert [place and place.part for place in places] == ["convolution", "output"]  # the batch norm is a step with its ReLU
 
 
-def test_grad_cam_of_a_layer_that_was_fused_away() -> None:
+def test_grad_cam_of_layers_that_were_fused_or_folded_away() -> None:
     model, x = build(network)
     prepared = pysal.prepare(model, x, batch_size=2)
     for method in (pysal.grad_cam, pysal.guided_grad_cam):
@@ -137,7 +137,7 @@ def test_one_pass_of_a_prepared_model_makes_four_maps() -> None:
     passes: list[int] = []
     record = program.record
 
-    def counted(images: Tensor, layers: Sequence[fx.Node] = ()) -> Tape:
+    def counted(images: Tensor, layers: Sequence[Place] = ()) -> Tape:
         passes.append(len(images))
         return record(images, layers)
 
