@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ DATA = Path(__file__).parent / "data"
 _READ = "pysal.read_image"
 _LOAD = "pysal.models.load"
 
-Source = str | Path | Image.Image | NDArray[Any]
-"""What a photo is read from: a file, a PIL image or an array (H, W) or (H, W, C)."""
+Source = str | Path | bytes | Image.Image | NDArray[Any]
+"""What a photo is read from: a file, a file's content, a PIL image or an array (H, W) or (H, W, C)."""
 
 
 class Normalized(nn.Module):
@@ -253,8 +253,8 @@ def read_image(source: Source, model: Classifier | None = None, *, size: int | t
     multi-page file the first picture is read.
 
     Args:
-        source: a file, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and alpha, 3 RGB and
-            4 RGB and alpha, of uint8, uint16 or floating values in [0, 1].
+        source: a file, a file's content, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and
+            alpha, 3 RGB and 4 RGB and alpha, of uint8, uint16 or floating values in [0, 1].
         model: sets the size (`model.input_size`) and how much of the photo to keep (`model.crop_fraction`).
         size: (height, width) in pixels, or a number for a square; instead of the model's.
 
@@ -288,7 +288,7 @@ def read_images(
             neither `model` nor `size` sets one.
     """
     where = "pysal.read_images"
-    if isinstance(sources, str | Path | Image.Image | np.ndarray) or not isinstance(sources, Sequence):
+    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray) or not isinstance(sources, Sequence):
         refuse(where, "sources", "be a list of photos", type(sources).__name__, TypeError)
     if not sources:
         refuse(where, "sources", "hold at least one photo", "none")
@@ -340,16 +340,23 @@ def _decode(source: Source) -> tuple[NDArray[Any], str]:
     shown = _describe(source)
     if isinstance(source, str | Path):
         return _decode_file(Path(source), shown), shown
+    if isinstance(source, bytes):
+        try:
+            return _decode_content(io.BytesIO(source), shown), shown
+        except OSError as error:  # of a decoder: nothing is read from a disk here
+            _refuse_file(shown, _first_line(error).lower())
     if isinstance(source, Image.Image):
         return _decode_picture(source, shown), shown
     if isinstance(source, np.ndarray):
         return _checked_array(source, shown), shown
-    refuse(_READ, "source", "be a path, a PIL image or a NumPy array", type(source).__name__, TypeError)
+    refuse(_READ, "source", "be a path, bytes, a PIL image or a NumPy array", type(source).__name__, TypeError)
 
 
 def _describe(source: object) -> str:
     if isinstance(source, str | Path):
         return str(source) or "''"
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes"
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "")) or "a PIL image"
     return f"an array {source.shape} of {source.dtype}" if isinstance(source, np.ndarray) else type(source).__name__
@@ -362,21 +369,7 @@ def _decode_file(path: Path, shown: str) -> NDArray[Any]:
         if path.exists() and not path.is_file():
             _refuse_file(shown, "not a regular file")
         with path.open("rb") as file:
-            if not file.read(1):
-                _refuse_file(shown, "the file is empty")
-            file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about metadata that is not used
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                Image.init()
-                # EPS is left out: Pillow hands it to Ghostscript, a program that would run what the file says.
-                with Image.open(file, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
-                    return _decode_picture(picture, shown)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = f"be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
-        refuse(_READ, "source", limit, f"{shown} (more than that)")
-    except UnidentifiedImageError:
-        _refuse_file(shown, "not an image that Pillow can read")
+            return _decode_content(file, shown)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and str(error).startswith(_READ):
             raise
@@ -384,6 +377,25 @@ def _decode_file(path: Path, shown: str) -> NDArray[Any]:
         kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
         reason = getattr(error, "strerror", None) or _first_line(error)
         _refuse_file(shown, "no such file" if kind is FileNotFoundError else reason.lower(), kind)
+
+
+def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any]:
+    if not file.read(1):
+        _refuse_file(shown, "the file is empty")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that is not used
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.init()
+            # EPS is left out: Pillow hands it to Ghostscript, a program that would run what the file says.
+            with Image.open(file, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
+                return _decode_picture(picture, shown)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+        refuse(_READ, "source", limit, f"{shown} (more than that)")
+    except UnidentifiedImageError:
+        _refuse_file(shown, "not an image that Pillow can read")
 
 
 def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any]:

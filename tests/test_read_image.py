@@ -76,6 +76,22 @@ def test_jpeg_gives_what_pillow_decodes(write, progressive, pixels) -> None:
     assert torch.equal(read_image(path), exactly(np.asarray(Image.open(path))))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_content_is_the_same_photo_as_the_file(write, suffix) -> None:
+    path = write(Image.fromarray(RGB), suffix)
+    assert torch.equal(read_image(path.read_bytes()), read_image(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "the file is empty"), (b"photo.jpg", "not an image that Pillow can read")],
+    ids=["none", "text"],
+)
+def test_content_that_is_no_photo(content, reason) -> None:
+    expected = f"pysal.read_image: source must be a readable image file, got {len(content)} bytes ({reason})"
+    assert refused(content) == expected
+
+
 def test_str_and_path_and_picture_are_the_same_photo(write) -> None:
     path = write(Image.fromarray(RGB), ".png")
     with Image.open(path) as picture:
@@ -504,9 +520,9 @@ def test_picture_of_integers_beyond_sixteen_bits() -> None:
     assert refused(picture) == "pysal.read_image: source must have values in [0, 65535], got [0, 70000] in a PIL image"
 
 
-@pytest.mark.parametrize("source", [None, 3, b"photo.jpg", torch.zeros(3, 4, 4), [1, 2]])
+@pytest.mark.parametrize("source", [None, 3, bytearray(b"photo.jpg"), torch.zeros(3, 4, 4), [1, 2]])
 def test_other_sources(source) -> None:
-    expected = f"be a path, a PIL image or a NumPy array, got {type(source).__name__}"
+    expected = f"be a path, bytes, a PIL image or a NumPy array, got {type(source).__name__}"
     assert refused(source, TypeError) == f"pysal.read_image: source must {expected}"
 
 
