@@ -193,7 +193,7 @@ class Explanation:
             about.append(f"image {image} of {len(self)}")
         figure = viz.draw(
             self.images[image],
-            [self._panel(self.results[name], image) for name in names],
+            [self.panel(name, image) for name in names],
             title=self.target_names[image],
             subtitle=" · ".join(filter(None, about)),
             probability=likely,
@@ -207,9 +207,11 @@ class Explanation:
             _write_all(where, {target: lambda file: figure.savefig(file, format=kind)})
         return figure
 
-    def _panel(self, result: MethodResult, image: int) -> viz.Panel:
+    def panel(self, name: str, image: int = 0) -> viz.Panel:
+        """Return what is drawn of a method's map of one image, and said about it."""
         from pysal import viz
 
+        result = self.results[name]
         details = result.details
         labels, boxes = details.get("labels"), details.get("boxes")
         return viz.Panel(

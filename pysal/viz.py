@@ -208,14 +208,40 @@ def overlay(
         refuse(where, "map", f"have the size of the image, {tuple(image.shape[1:])}", f"shape {tuple(map.shape)}")
     if not 0 <= alpha <= 1:
         refuse(where, "alpha", "be in [0, 1]", alpha)
-    values = _numpy(map)
+    light = layer(map, signed=signed, bounds=bounds)
+    behind = backdrop(image)[..., None]
+    finite = torch.isfinite(map).cpu().numpy()
+    opacity = np.where(finite, alpha * light[..., 3], 1.0)[..., None]
+    return opacity * light[..., :3] + (1 - opacity) * behind
+
+
+def backdrop(image: Tensor) -> Array:
+    """Return the photo as `overlay` shows it under a map, grey and dim: (H, W) in [0, 1] for an image (C, H, W)."""
+    return cast(Array, DIM[0] + DIM[1] * (photo(image) @ np.array([0.2126, 0.7152, 0.0722])))
+
+
+def layer(map: Tensor, *, signed: bool, bounds: tuple[float, float] | None = None) -> Array:
+    """Return the light that `overlay` puts on the backdrop, its opacity as fourth channel.
+
+    Args:
+        map: (H, W), one number per pixel. Pixels that are not finite are hatched in grey, opaque.
+        signed: diverging colours, or sequential ones.
+        bounds: (low, high) of the colours; `limits(map)` by default.
+
+    Returns:
+        (H, W, 4) in [0, 1], colours not multiplied by the opacity.
+
+    Raises:
+        TypeError: `map` is no tensor.
+        ValueError: `map` is not 2-D.
+    """
+    values = _numpy(check_tensor("pysal.viz.layer", "map", map, ndim=2))
     finite = np.isfinite(values)
-    backdrop = DIM[0] + DIM[1] * (photo(image) @ np.array([0.2126, 0.7152, 0.0722]))
     colours, opacity = _colours(np.where(finite, values, 0.0), bounds or limits(map, signed=signed), signed)
-    picture = backdrop[..., None] + alpha * opacity[..., None] * (colours - backdrop[..., None])
     rows, columns = np.indices(values.shape)
     stripe = (rows + columns) // max(2, min(values.shape) // 50) % 2
-    return np.where(finite[..., None], picture, np.where(stripe, 0.78, 0.45)[..., None])
+    colours = np.where(finite[..., None], colours, np.where(stripe, 0.78, 0.45)[..., None])
+    return np.concatenate([colours, np.where(finite, opacity, 1.0)[..., None]], -1)
 
 
 def _colours(values: Array, bounds: tuple[float, float], signed: bool) -> tuple[Array, Array]:

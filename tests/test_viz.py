@@ -192,6 +192,21 @@ def test_overlay_hatches_what_is_not_finite(broken):
     np.testing.assert_array_equal(picture[outside], whole[outside])
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_a_layer_over_the_backdrop_is_the_overlay(signed, alpha):
+    image, map = torch.rand(3, 8, 8), torch.randn(8, 8)
+    light, behind = viz.layer(map, signed=signed), viz.backdrop(image)[..., None]
+    opacity = alpha * light[..., 3:]
+    picture = overlay(image, map, signed=signed, alpha=alpha)
+    np.testing.assert_allclose(behind * (1 - opacity) + opacity * light[..., :3], picture, atol=1e-12)
+
+
+def test_a_layer_is_transparent_where_the_map_is_zero_and_opaque_where_it_is_no_number():
+    light = viz.layer(torch.tensor([[0.0, float("nan"), 2.0]]), signed=True)
+    assert light[0, :, 3].tolist() == [0.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
 def test_any_dtype_is_drawn(dtype):
     map = torch.randn(1, 4, 4).mul(10).to(dtype)
