@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks.networks import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
-# Under the C library's defaults every large tensor is mapped and cleared anew; see README.md.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# Under the C library's defaults every large tensor is mapped and cleared anew; see README.md, rule 12.
+RAISED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
 def main() -> int:
@@ -19,9 +19,11 @@ def main() -> int:
     parser.add_argument("--method", help="this method only; the rows of the others stay")
     parser.add_argument("--network", choices=list(NETWORKS), help="methods on this network only")
     parser.add_argument("--threads", type=int, default=1, help="of each process; with 1 the networks run side by side")
+    parser.add_argument("--raised-malloc", action="store_true", help="let the C library keep what large tensors free")
     parser.add_argument("--results", type=Path, help="folder for the results")
     options, more = parser.parse_known_args()
-    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment |= RAISED if options.raised_malloc else {}
     environment["BENCHMARK_COMMAND"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
     pytest = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-o", "python_files=bench_*.py"]
     pytest += ["-q", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *more]
