@@ -23,6 +23,7 @@ LAYERS = {
     "viz": 6,
     "explanation": 7,
     "explain": 8,
+    "metrics": 8,
     "captum": 9,
     "pair": 9,
     "cli": 10,

@@ -1,0 +1,86 @@
+"""What figures take: maps of the images' size, whole numbers, draws that depend on an image's id alone."""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pysal import ops
+from pysal._checks import FLOATING, check_same_device, check_tensor, refuse
+from pysal.viz import reduce_channels
+
+Reduction: TypeAlias = Literal["sum", "max_abs"]
+REDUCTIONS: tuple[str, ...] = ("sum", "max_abs")
+
+
+def check_maps(where: str, maps: object, inputs: Tensor, argument: str = "maps") -> Tensor:
+    """Return the maps (B, 1 or C, H, W) of images (B, C, H, W) in float64.
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another shape or device.
+    """
+    found = check_tensor(where, argument, maps, dtypes=FLOATING)
+    batch, channels, height, width = inputs.shape
+    if tuple(found.shape) not in {(batch, 1, height, width), (batch, channels, height, width)}:
+        wanted = f"({batch}, 1 or {channels}, {height}, {width})"
+        refuse(where, argument, f"have shape {wanted}", f"shape {tuple(found.shape)}")
+    check_same_device(where, argument, found, "inputs", inputs.device)
+    return found.detach().double()
+
+
+def check_map_batch(where: str, maps: object, argument: str = "maps") -> Tensor:
+    """Return maps (B, C, H, W) in float64, where there are no images to compare their shape with."""
+    found = check_tensor(where, argument, maps, ndim=4, dtypes=FLOATING)
+    if 0 in found.shape:
+        refuse(where, argument, "hold at least one pixel", f"shape {tuple(found.shape)}")
+    return found.detach().double()
+
+
+def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
+    """Return one number per pixel (B, H, W); a map of one channel is taken as it is."""
+    if reduction not in REDUCTIONS:
+        refuse(where, "reduction", f"be {' or '.join(map(repr, REDUCTIONS))}", repr(reduction))
+    return reduce_channels(maps, "none" if maps.shape[1] == 1 else reduction)
+
+
+def finite_images(maps: Tensor) -> Tensor:
+    """Return (B,): whether all of an image's map is finite. Where it is not, no figure of it means anything."""
+    return maps.isfinite().flatten(1).all(1)
+
+
+def check_count(where: str, argument: str, value: object, least: int = 1) -> int:
+    """Return a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        refuse(where, argument, f"be a whole number of at least {least}", repr(value))
+    return value
+
+
+def check_seed(where: str, seed: object) -> int:
+    """Return a seed of the counter-based draws."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
+    return seed
+
+
+def check_ids(where: str, ids: Sequence[int] | Tensor | None, images: int, device: torch.device) -> Tensor:
+    """Return who each image is (B,) int64, which picks its draws; None = its row in this call."""
+    if ids is None:
+        return torch.arange(images, device=device)
+    found = torch.as_tensor(ids, device=device)
+    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
+        refuse(where, "ids", "be whole numbers", str(found.dtype).removeprefix("torch."), TypeError)
+    if tuple(found.shape) != (images,):
+        refuse(where, "ids", f"have one id for each of the {images} images", f"shape {tuple(found.shape)}")
+    if int(found.min()) < 0:
+        refuse(where, "ids", "be 0 or more", int(found.min()))
+    return found.long()
+
+
+def uniform(seed: int, ids: Tensor, draws: Tensor, numbers: int) -> Tensor:
+    """Return numbers in (0, 1), (N, numbers) float64, that depend on (seed, id, draw, place) alone.
+
+    Philox's words r as (r + 0.5) / 2^32: the same on every device, in every batch and for every number of processes.
+    """
+    return (ops.gaussian_noise_bits(seed, ids, draws, numbers).double() + 0.5) / 2**32

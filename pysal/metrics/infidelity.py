@@ -1,0 +1,171 @@
+"""Infidelity: how far a map is from predicting what perturbations of the image do to the score."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from pysal import ops
+from pysal._checks import refuse
+from pysal.engine.fills import Fill, resolve_fill
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.target import ScoreKind, Target
+from pysal.metrics._maps import check_count, check_ids, check_maps, check_seed, finite_images, uniform
+
+Perturbation: TypeAlias = Literal["squares", "noise"]
+Meaning: TypeAlias = Literal["shares", "slopes"]
+
+# Sides of the squares in shares of the image's shorter side: 28 to 112 pixels at 224.
+SMALLEST, LARGEST = 1 / 8, 1 / 2
+
+
+def infidelity(
+    model: Model,
+    inputs: Tensor,
+    maps: Tensor,
+    target: Target = None,
+    *,
+    perturbation: Perturbation = "squares",
+    meaning: Meaning = "shares",
+    fill: Fill = 0.0,
+    noise: float = 0.1,
+    samples: int = 50,
+    scaled: bool = True,
+    seed: int = 0,
+    ids: Sequence[int] | Tensor | None = None,
+    score: ScoreKind = "probability",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Return the mean squared error of what each map predicts that perturbations do: E[(I . map - (f(x) - f(x - I)))^2].
+
+    A perturbation depends on (seed, id, its number) alone: it is the same whatever the batch size, the device or the company
+    an image is in.
+
+    Args:
+        model: see `deletion`.
+        inputs: (B, C, H, W), floating point.
+        maps: (B, 1 or C, H, W), floating point; one channel stands for each of the C.
+        target: see `deletion`.
+        perturbation: "squares" fill in one square, its side uniform from 1/8 to 1/2 of the image's shorter side, its place
+            uniform inside the image; "noise" takes Gaussian noise away.
+        meaning: what a map's numbers are. "shares" of the score (Integrated Gradients, leave-one-out): a square takes the
+            sum of the map inside it. "slopes" of the score (gradients): they are multiplied by the change of each pixel.
+        fill: what squares are filled with; see `pysal.leave_one_out`.
+        noise: standard deviation of "noise" in multiples of each image's range max - min, above 0.
+        samples: perturbations per image.
+        scaled: whether each map is first multiplied by the one number that serves it best, so that methods with different
+            units compare; False takes the map as it is, which is the paper's equation.
+        seed: whole number in [-2^63, 2^63).
+        ids: one whole number of at least 0 per image, which picks its perturbations; None = its row in this call.
+        score: see `deletion`.
+        extra_inputs: see `pysal.gradient`.
+        batch_size: most rows per model pass; see `deletion`.
+        precision: see `pysal.gradient`.
+
+    Returns:
+        (B,) float64 on the inputs' device, at least 0, in squared units of the score; lower is better. With `scaled`, at most
+        the mean squared change of the score. NaN for an image whose map is not finite.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value or target, or "noise" for a map of "shares".
+
+    Source:
+        Yeh, Hsieh, Suggala, Inouye and Ravikumar 2019, arXiv:1901.09392, definition 2.1; the scale is that of appendix A as
+        captum 0.9.0 has it (`normalize=True`).
+
+    Example:
+        >>> brightness = lambda x: x.sum((1, 2, 3))
+        >>> image = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+        >>> float(infidelity(brightness, image, 2 * image, lambda output: output)) < 1e-20
+        True
+    """
+    where = "pysal.metrics.infidelity"
+    plan = Plan(
+        where, model, inputs, target, score=score, extra_inputs=extra_inputs, batch_size=batch_size, precision=precision
+    )
+    return infidelity_of(
+        plan,
+        maps,
+        perturbation=perturbation,
+        meaning=meaning,
+        fill=fill,
+        noise=noise,
+        samples=samples,
+        scaled=scaled,
+        seed=seed,
+        ids=ids,
+    )
+
+
+def infidelity_of(
+    plan: Plan,
+    maps: Tensor,
+    *,
+    perturbation: str = "squares",
+    meaning: str = "shares",
+    fill: Fill = 0.0,
+    noise: float = 0.1,
+    samples: int = 50,
+    scaled: bool = True,
+    seed: int = 0,
+    ids: Sequence[int] | Tensor | None = None,
+) -> Tensor:
+    """Return the infidelity of maps of a plan's images."""
+    where, images = plan.where, plan.inputs
+    maps = check_maps(where, maps, images)
+    for argument, value, known in (("perturbation", perturbation, Perturbation), ("meaning", meaning, Meaning)):
+        if value not in get_args(known):
+            refuse(where, argument, f"be {' or '.join(map(repr, get_args(known)))}", repr(value))
+    if perturbation == "noise" and meaning == "shares":
+        refuse(where, "meaning", "be 'slopes' where the perturbation is 'noise'", repr(meaning))
+    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 < noise < math.inf:
+        refuse(where, "noise", "be a number above 0", repr(noise))
+    check_count(where, "samples", samples)
+    check_seed(where, seed)
+    own_ids = check_ids(where, ids, plan.images, plan.device)
+    fills = resolve_fill(where, "fill", fill, images, plan.origin, plan.root.images).contiguous()
+    clean = plan.clean_scores()[0].double()
+    flat = images.flatten(1).double()
+    deviations = noise * (flat.amax(1) - flat.amin(1))
+    weights = maps if meaning == "shares" else maps * (images - fills).double()
+    sums = torch.nn.functional.pad(weights.sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0))  # (B, H + 1, W + 1)
+    predicted = torch.zeros(plan.images, samples, dtype=torch.float64, device=plan.device)
+    found = torch.zeros_like(predicted)
+
+    def body(start: int, stop: int) -> None:
+        # image-major: item n is perturbation n % samples of image n // samples
+        items = torch.arange(start, stop, device=plan.device)
+        rows, draws = items // samples, items % samples
+        if perturbation == "squares":
+            boxes = _squares(uniform(seed, own_ids[rows], draws, 3), images.shape[2], images.shape[3])
+            batch = ops.occlusion_masks_boxes(images, fills, boxes, rows, channels_last=plan.channels_last)
+            top, left, bottom, right = boxes.unbind(1)
+            inside = sums[rows, bottom, right] - sums[rows, top, right] - sums[rows, bottom, left] + sums[rows, top, left]
+        else:
+            batch = ops.gaussian_noise(images, deviations, seed, rows, own_ids[rows], draws, channels_last=plan.channels_last)
+            inside = ((images[rows].double() - batch.double()) * maps[rows]).sum((1, 2, 3))
+        predicted[rows, draws] = inside
+        found[rows, draws] = clean[rows] - plan.scores(batch, rows)[0].double()
+
+    plan.run(plan.images * samples, body)
+    if scaled:
+        squared = predicted.square().sum(1)
+        scale = torch.where(squared == 0, 0.0, (predicted * found).sum(1) / squared)
+        predicted = predicted * scale[:, None]
+    return (predicted - found).square().mean(1).masked_fill(~finite_images(maps), torch.nan)
+
+
+def _squares(numbers: Tensor, height: int, width: int) -> Tensor:
+    """Return boxes (N, 4) int64 for numbers (N, 3) in (0, 1): side, row and column."""
+    shorter = min(height, width)
+    smallest, largest = max(1, math.floor(SMALLEST * shorter)), max(1, math.floor(LARGEST * shorter))
+    side = smallest + (numbers[:, 0] * (largest - smallest + 1)).long()
+    top = (numbers[:, 1] * (height - side + 1)).long()
+    left = (numbers[:, 2] * (width - side + 1)).long()
+    return torch.stack([top, left, top + side, left + side], 1)

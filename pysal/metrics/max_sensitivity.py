@@ -1,0 +1,143 @@
+"""Max-sensitivity: how much a method's map can change while the image hardly does."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysal._checks import refuse
+from pysal.engine.attribution import check_options
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods.registry import METHODS
+from pysal.metrics._maps import check_count, check_ids, check_maps, check_seed, finite_images, uniform
+
+
+def max_sensitivity(
+    model: Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    method: str = "gradient",
+    method_options: Mapping[str, Any] | None = None,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+    ids: Sequence[int] | Tensor | None = None,
+    score: ScoreKind | None = None,
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Return the largest relative change of a method's map over images drawn around each one.
+
+    max over samples of |map(x + u) - map(x)| / |map(x)|, u uniform in [-radius, radius], Euclidean norms. The draws depend
+    on (seed, id, sample, element) alone. The target and superpixels stay those of the unchanged image, and SmoothGrad draws
+    the same noise for the image and those around it.
+
+    Args:
+        model: see `deletion`.
+        inputs: (B, C, H, W), floating point.
+        target: see `deletion`.
+        method: a name as `pysal.explain` takes it.
+        method_options: that method's own options.
+        radius: in units of the inputs, above 0.
+        samples: images drawn around each one.
+        seed: whole number in [-2^63, 2^63).
+        ids: one whole number of at least 0 per image, which picks its draws; None = its row in this call.
+        score: which score is explained; None = the method's usual one.
+        extra_inputs: see `pysal.gradient`.
+        batch_size: most images explained at once, and most rows per model pass.
+        precision: see `pysal.gradient`.
+
+    Returns:
+        (B,) float64 on the inputs' device, at least 0; lower is better. NaN where the map of the unchanged image is zero or
+        not finite.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value, target, method or option.
+        NotApplicable: the method cannot explain this model.
+
+    Source:
+        Yeh, Hsieh, Suggala, Inouye and Ravikumar 2019, arXiv:1901.09392, definition 3.1, divided by the norm of the map as
+        in their experiments.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)).eval()
+        >>> max_sensitivity(model, torch.rand(1, 3, 8, 8), target=0)  # a linear model has one gradient
+        tensor([0.], dtype=torch.float64)
+    """
+    where = "pysal.metrics.max_sensitivity"
+    name = check_method(where, method)
+    plan = Plan(
+        where,
+        model,
+        inputs,
+        target,
+        score=METHODS[name].score if score is None else score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    return max_sensitivity_of(
+        plan, None, method=method, method_options=method_options, radius=radius, samples=samples, seed=seed, ids=ids
+    )
+
+
+def check_method(where: str, method: object) -> str:
+    """Return the name of a known method."""
+    if not isinstance(method, str) or method not in METHODS:
+        refuse(where, "method", f"be one of {', '.join(METHODS)}", repr(method))
+    return method
+
+
+def max_sensitivity_of(
+    plan: Plan,
+    maps: Tensor | None,
+    *,
+    method: str,
+    method_options: Mapping[str, Any] | None = None,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+    ids: Sequence[int] | Tensor | None = None,
+) -> Tensor:
+    """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
+    where = plan.where
+    attribute = METHODS[check_method(where, method)].attribute
+    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
+        refuse(where, "radius", "be a number above 0", repr(radius))
+    check_count(where, "samples", samples)
+    check_seed(where, seed)
+    own_ids = check_ids(where, ids, plan.images, plan.device)
+    options = dict(method_options or {})
+    check_options(where, "method_options", attribute, options)
+    noise_ids = None
+    if method == "smooth_grad":
+        given = options.get("image_ids")
+        noise_ids = check_ids(where, given, plan.images, plan.device) if given is not None else own_ids
+        options["image_ids"] = noise_ids
+    plan.rehearse(attribute, options)
+    plan.fix_target()
+    clean = attribute(plan, **options).map.double() if maps is None else check_maps(where, maps, plan.inputs)
+    changes = torch.zeros(plan.images, samples, dtype=torch.float64, device=plan.device)
+    elements = plan.inputs[0].numel()
+
+    def body(start: int, stop: int) -> None:
+        # image-major: item n is sample n % samples of image n // samples
+        items = torch.arange(start, stop, device=plan.device)
+        rows, draws = items // samples, items % samples
+        shifts = radius * (2 * uniform(seed, own_ids[rows], draws, elements) - 1)
+        around = (plan.inputs[rows].double() + shifts.view(-1, *plan.inputs.shape[1:])).to(plan.inputs.dtype)
+        own = options if noise_ids is None else {**options, "image_ids": noise_ids[rows]}
+        found = attribute(plan.derive(around, rows), **own).map.double()
+        changes[rows, draws] = (found - clean[rows]).flatten(1).norm(dim=1)
+
+    plan.run(plan.images * samples, body)
+    norms = clean.flatten(1).norm(dim=1)
+    result: Tensor = (changes.amax(1) / norms).masked_fill(~finite_images(clean) | (norms == 0), torch.nan)
+    return result

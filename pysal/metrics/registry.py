@@ -1,0 +1,267 @@
+"""The figures by name: what an audit can ask for of each image and map."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pysal._checks import refuse
+from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods.registry import METHODS
+from pysal.metrics._maps import check_maps
+from pysal.metrics.agreement import reduction_of
+from pysal.metrics.curves import Curve, deletion_curve, insertion_curve
+from pysal.metrics.infidelity import infidelity_of
+from pysal.metrics.localisation import mass_in_mask, pointing_game
+from pysal.metrics.max_sensitivity import check_method, max_sensitivity_of
+
+WHERE = "pysal.metrics.per_image"
+
+# Whose maps are slopes of the score, to be multiplied by a change of the pixels; those of the others are shares of it.
+SLOPES = frozenset({"gradient", "guided_backprop", "guided_grad_cam", "smooth_grad"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of one image and map.
+
+    Attributes:
+        name: what `per_image` knows it by.
+        title: for people.
+        better: "lower" or "higher".
+        low: the least it can be.
+        high: the most it can be with the usual score and options; None = no bound.
+        needs: what `per_image` must be given besides the maps: "nothing", "masks" or "method".
+        summary: what it measures, in a line.
+        cost: model passes per image with the usual options, in words.
+    """
+
+    name: str
+    title: str
+    better: Literal["lower", "higher"]
+    low: float
+    high: float | None
+    needs: Literal["nothing", "masks", "method"]
+    summary: str
+    cost: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "deletion",
+            "Deletion",
+            "lower",
+            0.0,
+            1.0,
+            "nothing",
+            "mean score while the pixels ranked highest are blackened first",
+            "28 forward, + 1",
+        ),
+        Metric(
+            "insertion",
+            "Insertion",
+            "higher",
+            0.0,
+            1.0,
+            "nothing",
+            "mean score while the pixels ranked highest are shown first, on the blurred image",
+            "28 forward, + 1",
+        ),
+        Metric(
+            "deletion_blur",
+            "Deletion by blur",
+            "lower",
+            0.0,
+            1.0,
+            "nothing",
+            "mean score while the pixels ranked highest are blurred first",
+            "28 forward, + 1",
+        ),
+        Metric(
+            "insertion_zero",
+            "Insertion on black",
+            "higher",
+            0.0,
+            1.0,
+            "nothing",
+            "mean score while the pixels ranked highest are shown first, on black",
+            "28 forward, + 1",
+        ),
+        Metric(
+            "infidelity",
+            "Infidelity",
+            "lower",
+            0.0,
+            1.0,
+            "nothing",
+            "squared error of the score changes that the map predicts for squares filled in",
+            "50 forward, + 1",
+        ),
+        Metric(
+            "max_sensitivity",
+            "Max-sensitivity",
+            "lower",
+            0.0,
+            None,
+            "method",
+            "largest relative change of the map when each pixel moves by at most 0.02",
+            "10 times the method",
+        ),
+        Metric(
+            "pointing_game",
+            "Pointing game",
+            "higher",
+            0.0,
+            1.0,
+            "masks",
+            "whether the highest point of the map is within 15 pixels of the object",
+            "none",
+        ),
+        Metric(
+            "mass_in_mask",
+            "Mass in mask",
+            "higher",
+            0.0,
+            1.0,
+            "masks",
+            "share of the positive attribution that lies on the object",
+            "none",
+        ),
+    )
+}
+
+PER_IMAGE: tuple[str, ...] = tuple(METRICS)
+"""The names `per_image` knows."""
+
+
+def per_image(
+    name: str,
+    model: Model,
+    inputs: Tensor,
+    maps: Tensor,
+    target: Target = None,
+    *,
+    seed: int = 0,
+    ids: Sequence[int] | Tensor | None = None,
+    method: str | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    masks: Tensor | None = None,
+    options: Mapping[str, Any] | None = None,
+    score: ScoreKind | None = None,
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Return one figure of each image and its map.
+
+    An image's figure depends on the image, its map, its target, its id and the seed, not on the others of its batch, but for
+    the rounding of the model's own arithmetic.
+
+    Args:
+        name: one of `PER_IMAGE`; `METRICS` says which is better, its range, what it needs and what it costs.
+        model: see `deletion`.
+        inputs: (B, C, H, W), floating point.
+        maps: (B, 1 or C, H, W), floating point, on the inputs' device.
+        target: see `deletion`.
+        seed: of what is drawn.
+        ids: one whole number of at least 0 per image, which picks what is drawn for it; None = its row in this call.
+        method: the method the maps are from, as `pysal.explain` names it. Its channels rank pixels as `explain` draws them,
+            and "infidelity" takes its numbers for what they are; where it is None, channels are summed, and numbers are
+            shares of the score. "max_sensitivity" needs it.
+        method_options: the options the maps were made with, for "max_sensitivity".
+        masks: (B, H, W), bool, for "pointing_game" and "mass_in_mask".
+        options: the figure's own options, by the name its function has for them: `{"steps": 28}`.
+        score: "probability", "logit" or "log_probability"; None = the probability, so that methods compare, and for
+            "max_sensitivity" what the method explains.
+        extra_inputs: see `pysal.gradient`.
+        batch_size: most rows per model pass; None = as many as memory allows.
+        precision: see `pysal.gradient`.
+
+    Returns:
+        (B,) float64 on the inputs' device; NaN where an image has no such figure, as for a map that is not finite.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an unknown name, a wrong shape, value, target or option, or something the figure needs is missing.
+        NotApplicable: the method cannot explain this model.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)).eval()
+        >>> image = torch.rand(2, 3, 8, 8)
+        >>> per_image("deletion", model, image, torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
+        torch.Size([2])
+    """
+    if not isinstance(name, str) or name not in METRICS:
+        refuse(WHERE, "name", f"be one of {', '.join(METRICS)}", repr(name))
+    where, needs = f"pysal.metrics.{name}", METRICS[name].needs
+    if method is not None:
+        check_method(WHERE, method)
+    if needs == "masks" and masks is None:
+        refuse(WHERE, "masks", f"be given for {name}", "None")
+    if needs == "method" and method is None:
+        refuse(WHERE, "method", f"be given for {name}", "None")
+    own = _checked_options(name, options)
+    usual: ScoreKind = "probability"
+    if name == "max_sensitivity" and method is not None:
+        usual = METHODS[method].score
+    plan = Plan(
+        where,
+        model,
+        inputs,
+        target,
+        score=usual if score is None else score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    if name in _CURVES:
+        return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES[name], **own}).auc
+    if name == "infidelity":
+        meaning = "slopes" if method in SLOPES else "shares"
+        return infidelity_of(plan, maps, seed=seed, ids=ids, **{"meaning": meaning, **own})
+    if name == "max_sensitivity":
+        assert method is not None
+        return max_sensitivity_of(
+            plan, check_maps(where, maps, plan.inputs), method=method, method_options=method_options, seed=seed, ids=ids, **own
+        )
+    found = check_maps(where, maps, plan.inputs)
+    assert masks is not None
+    return _LOCAL[name](found, masks, **{"reduction": reduction_of(method), **own})
+
+
+_CURVES: dict[str, Callable[..., Curve]] = {
+    "deletion": deletion_curve,
+    "insertion": insertion_curve,
+    "deletion_blur": deletion_curve,
+    "insertion_zero": insertion_curve,
+}
+_SUBSTRATES: dict[str, dict[str, Any]] = {
+    "deletion": {"substrate": "zero"},
+    "insertion": {"substrate": "blur"},
+    "deletion_blur": {"substrate": "blur"},
+    "insertion_zero": {"substrate": "zero"},
+}
+_LOCAL: dict[str, Callable[..., Tensor]] = {"pointing_game": pointing_game, "mass_in_mask": mass_in_mask}
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_CURVES, ("steps", "substrate", "reduction")),
+    "infidelity": ("perturbation", "meaning", "fill", "noise", "samples", "scaled"),
+    "max_sensitivity": ("radius", "samples"),
+    "pointing_game": ("tolerance", "reduction"),
+    "mass_in_mask": ("reduction",),
+}
+
+
+def _checked_options(name: str, options: object) -> dict[str, Any]:
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        refuse(WHERE, "options", "be a mapping of option names to values", repr(options), TypeError)
+    for option in options:
+        if option not in _OPTIONS[name]:
+            refuse(WHERE, "options", f"hold options of {name}: {', '.join(_OPTIONS[name])}", repr(option))
+    return dict(options)
