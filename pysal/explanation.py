@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -15,14 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pysal._checks import check_tensor, refuse
+from pysal.engine.attribution import check_options
+from pysal.engine.plan import Model
+from pysal.engine.prepared import PreparedModel
+from pysal.engine.target import Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from pysal import viz
 
 WHERE = "pysal.Explanation"
+PlotKind: TypeAlias = Literal["maps", "drops", "convergence"]
+RUN_THE_MODEL = ("convergence",)
 Detail = Tensor | list[Tensor] | str | float | int
 
 # What one value of a map means, where `{score}` is the kind of score that the method explained.
@@ -160,57 +167,138 @@ class Explanation:
     # Pictures ---------------------------------------------------------------------------------------------------------
 
     def plot(
-        self, image: int = 0, *, methods: str | Sequence[str] | None = None, path: str | os.PathLike[str] | None = None
+        self,
+        image: int = 0,
+        *,
+        kind: PlotKind = "maps",
+        methods: str | Sequence[str] | None = None,
+        model: Model | None = None,
+        target: Target = None,
+        options: Mapping[str, Any] | None = None,
+        path: str | os.PathLike[str] | None = None,
     ) -> Figure:
-        """Return a picture of one image: the photo, and each method's map with its colour bar.
+        """Return a picture of one image: its maps, or a plot of what they say.
 
         Args:
             image: index in the batch.
-            methods: names out of `results`, in the order to show them; None = all.
+            kind: "maps", the photo and each method's map with its colour bar; "drops", a bar for each segment of
+                leave-one-out; "convergence", the error of path methods over the number of steps (`pysal.plots.converge`).
+            methods: names out of `results`, in the order to show them; None = all that the kind is about.
+            model: what was explained; only "convergence" runs it again.
+            target: what was explained, where it was a function; only "convergence" asks for it.
+            options: for "convergence", the options of `pysal.plots.converge`: {"steps": (10, 20, 50), "reference": 200}.
             path: also write the figure there; the ending says how (.png, .pdf, .svg ...).
 
         Returns:
             A matplotlib figure that pyplot does not know of; `figure.savefig` and, in a notebook, `display` work.
 
         Raises:
-            ValueError: `image` or a method is not there, or matplotlib does not know the ending.
+            TypeError: `options` is no mapping, or holds a value of the wrong type.
+            ValueError: `image`, a method, the kind or an option is not there, a model is missing or not needed, or matplotlib
+                does not know the ending.
             OSError: the file cannot be written; nothing of it is left then.
         """
-        from pysal import viz  # matplotlib takes a third of a second to import and is needed only here
-
         where = f"{WHERE}.plot"
         if not 0 <= image < len(self):
             refuse(where, "image", f"be an index in [0, {len(self)})", image)
-        names = list(self.results) if methods is None else [methods] if isinstance(methods, str) else list(methods)
+        if kind not in get_args(PlotKind):
+            refuse(where, "kind", f"be one of {', '.join(map(repr, get_args(PlotKind)))}", repr(kind))
+        names = self._plotted(kind, methods)
+        if kind in RUN_THE_MODEL:
+            if model is None:
+                refuse(where, "model", f"be the model that was explained, for kind={kind!r} runs it again", "None")
+        elif given := [
+            name for name, value in (("model", model), ("target", target), ("options", options)) if value is not None
+        ]:
+            refuse(where, given[0], f"be left out for kind={kind!r}, which runs no model", given[0])
+        figure = self._figure(kind, image, names, model, target, options)
+        if path is not None:
+            file_path = Path(path)
+            kinds = figure.canvas.get_supported_filetypes()
+            ending = file_path.suffix[1:].lower()
+            if ending not in kinds:
+                refuse(where, "path", f"end in one of {', '.join(f'.{known}' for known in sorted(kinds))}", str(path))
+            _write_all(where, {file_path: lambda file: figure.savefig(file, format=ending)})
+        return figure
+
+    def _plotted(self, kind: str, methods: str | Sequence[str] | None) -> list[str]:
+        """Return the methods that a plot shows, refusing those that have nothing to show."""
+        from pysal import plots
+
+        where = f"{WHERE}.plot"
+        fitting = list(self.results)
+        if kind == "drops":
+            fitting = [name for name, result in self.results.items() if "drops" in result.details]
+        elif kind == "convergence":
+            fitting = [name for name in self.results if name in plots.PATH_METHODS]
+        if methods is None:
+            if not fitting and kind != "maps":
+                refuse(where, "methods", f"hold one that kind={kind!r} can show", ", ".join(self.results) or "none")
+            return fitting
+        names = [methods] if isinstance(methods, str) else list(methods)
         for name in names:
-            if name not in self.results:
-                refuse(where, "methods", f"be out of {', '.join(self.results)}", repr(name))
+            if name not in fitting:
+                refuse(where, "methods", f"be out of {', '.join(fitting) or 'none'}", repr(name))
+        return names
+
+    def _figure(
+        self,
+        kind: str,
+        image: int,
+        names: Sequence[str],
+        model: Model | None,
+        target: Target,
+        options: Mapping[str, Any] | None,
+    ) -> Figure:
+        from pysal import plots, viz  # matplotlib takes a third of a second to import and is needed only here
+
         likely = None if self.probabilities is None else float(self.probabilities[image])
         about = [self.model_name]
         if self.score_kind != "probability":
             about.append(f"{_words(self.score_kind)} {viz.number(float(self.scores[image]))}")
         if len(self) > 1:
             about.append(f"image {image} of {len(self)}")
-        figure = viz.draw(
-            self.images[image],
-            [self.panel(name, image) for name in names],
-            title=self.target_names[image],
-            subtitle=" · ".join(filter(None, about)),
-            probability=likely,
-        )
-        if path is not None:
-            target = Path(path)
-            kinds = figure.canvas.get_supported_filetypes()
-            kind = target.suffix[1:].lower()
-            if kind not in kinds:
-                refuse(where, "path", f"end in one of {', '.join(f'.{known}' for known in sorted(kinds))}", str(path))
-            _write_all(where, {target: lambda file: figure.savefig(file, format=kind)})
-        return figure
+        if kind == "maps":
+            return viz.draw(
+                self.images[image],
+                [self.panel(name, image) for name in names],
+                title=self.target_names[image],
+                subtitle=" · ".join(filter(None, about)),
+                probability=likely,
+            )
+        name = self.target_names[image] if likely is None else f"{self.target_names[image]} {viz.percent(likely)}"
+        subtitle = " · ".join(filter(None, [name, *about]))
+        if kind == "drops":
+            return plots.drops(self.images[image], self.panel(names[0], image), subtitle=subtitle)
+        assert model is not None
+        if options is not None and not isinstance(options, Mapping):
+            refuse(f"{WHERE}.plot", "options", "be a mapping of option names to values", repr(options), TypeError)
+        given = dict(options or {})
+        if target is None:
+            target = int(self.target[image])
+            if target < 0:
+                refuse(f"{WHERE}.plot", "target", "be the function that was explained, which is not kept", "None")
+        photo = self.images[image : image + 1].to(_device_of(model))
+        check_options(f"{WHERE}.plot", "options", plots.converge, given)
+        score = self._kind(self.results[names[0]])
+        given.setdefault("score", "logit" if score == "callable" else score)
+        found = [plots.converge(model, photo, method, target, **given) for method in names]
+        return plots.convergence(found, subtitle=subtitle, unit=_words(score).replace("callable", "score"))
 
     def panel(self, name: str, image: int = 0) -> viz.Panel:
-        """Return what is drawn of a method's map of one image, and said about it."""
+        """Return what is drawn of a method's map of one image, and said about it.
+
+        With it, `viz.draw` shows maps of several explanations in one picture.
+
+        Raises:
+            ValueError: no such method or image.
+        """
         from pysal import viz
 
+        if name not in self.results:
+            refuse(f"{WHERE}.panel", "name", f"be out of {', '.join(self.results)}", repr(name))
+        if not 0 <= image < len(self):
+            refuse(f"{WHERE}.panel", "image", f"be an index in [0, {len(self)})", image)
         result = self.results[name]
         details = result.details
         labels, boxes = details.get("labels"), details.get("boxes")
@@ -504,6 +592,13 @@ RIGHT = ("seconds", "passes", "residual", "largest drop")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = ("images", "target", "scores", "probabilities", "metadata", "file", "allow_pickle")
 FORMAT = "pysal.explanation.1"
+
+
+def _device_of(model: Model) -> torch.device:
+    """Return where a model's first parameter lies; the CPU for what has none."""
+    module = model.original if isinstance(model, PreparedModel) else model
+    tensors = itertools.chain(module.parameters(), module.buffers()) if isinstance(module, nn.Module) else iter(())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _count(number: int, noun: str) -> str:

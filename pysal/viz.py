@@ -332,7 +332,7 @@ def draw(
         2 * MARGIN + columns * TILE + (columns - 1) * GAP,
         HEADER + rows * (TITLE + tall + BAR) + (rows - 1) * 0.1 + 0.6 * MARGIN,
     )
-    page = _Page(size)
+    page = Page(size)
     likely = "" if probability is None else percent(probability)
     room = size[0] - 2 * MARGIN - page.width(likely, 14) - 0.15
     used = page.text(title, MARGIN, 0.37, 14, weight="bold", room=room)
@@ -348,8 +348,8 @@ def draw(
     return page.figure
 
 
-class _Page:
-    """A figure addressed in inches from its top left corner."""
+class Page:
+    """A figure on white, unknown to pyplot, addressed in inches from its top left corner."""
 
     def __init__(self, size: tuple[float, float]) -> None:
         self.size = size
@@ -357,6 +357,7 @@ class _Page:
         self.renderer: RendererAgg = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Return axes without frame, ticks and labels."""
         full_width, full_height = self.size
         box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
         axes = self.figure.add_axes(box)
@@ -364,6 +365,7 @@ class _Page:
         return axes
 
     def width(self, text: str, points: float, weight: str = "normal") -> float:
+        """Return how long a line of text is."""
         font = FontProperties(family=FAMILY, size=points, weight=weight)
         extent = self.renderer.get_text_width_height_descent(text, font, False)  # type: ignore[no-untyped-call]
         return float(extent[0]) / DPI
@@ -379,8 +381,9 @@ class _Page:
         weight: Literal["normal", "bold"] = "normal",
         align: Literal["left", "center", "right"] = "left",
         room: float = math.inf,
+        angle: float = 0.0,
     ) -> float:
-        """Write one line, shortened to `room`; return its width."""
+        """Write one line, shortened to `room`, turned by `angle` degrees about its start; return its length."""
         text = printable(text)
         shown, keep = text, len(text)
         while keep > 1 and self.width(shown, points, weight) > room:
@@ -389,7 +392,7 @@ class _Page:
         x, y = left / self.size[0], 1 - base / self.size[1]
         font = FontProperties(family=FAMILY, size=points, weight=weight)
         line = Text(x, y, shown, color=colour, fontproperties=font, parse_math=False, usetex=False)
-        line.set_horizontalalignment(align)
+        line.set(horizontalalignment=align, rotation=angle, rotation_mode="anchor")
         self.figure.add_artist(line)
         return self.width(shown, points, weight)
 
@@ -407,7 +410,7 @@ def printable(text: str) -> str:
     return "".join(c if ord(c) in _glyphs() else "□" for c in " ".join(text.split()))
 
 
-def _photo_tile(page: _Page, image: Tensor, left: float, top: float, tall: float, probability: float | None) -> None:
+def _photo_tile(page: Page, image: Tensor, left: float, top: float, tall: float, probability: float | None) -> None:
     page.text("Photo", left, top + 0.17, 9.5, weight="bold")
     page.text(f"{image.shape[-1]} \N{MULTIPLICATION SIGN} {image.shape[-2]} pixels", left, top + 0.33, 7, GREY)
     _picture(page, photo(image), left, top, tall)
@@ -423,13 +426,13 @@ def _photo_tile(page: _Page, image: Tensor, left: float, top: float, tall: float
     page.text(f"probability {percent(probability)}", left, under + 0.43, 6.5, GREY)
 
 
-def _picture(page: _Page, picture: Array, left: float, top: float, tall: float) -> Axes:
+def _picture(page: Page, picture: Array, left: float, top: float, tall: float) -> Axes:
     axes = page.axes(left, top + TITLE, TILE, tall)
     axes.imshow(picture, interpolation="antialiased", aspect="equal")
     return axes
 
 
-def _map_tile(page: _Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, percentile: float) -> None:
+def _map_tile(page: Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, percentile: float) -> None:
     map = reduce_channels(panel.map, panel.reduction)
     bounds = limits(map, percentile, signed=panel.signed)
     page.text(panel.title, left, top + 0.17, 9.5, weight="bold", room=TILE)
@@ -445,7 +448,7 @@ def _map_tile(page: _Page, image: Tensor, panel: Panel, left: float, top: float,
 
 
 def _colour_bar(
-    page: _Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float, empty: str
+    page: Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float, empty: str
 ) -> None:
     low, high = bounds
     ramp = np.linspace(low, high, 512)[None]
@@ -472,11 +475,11 @@ Mask = NDArray[np.bool_]
 Line = tuple[tuple[float, float], tuple[float, float]]
 
 
-def _segments(page: _Page, axes: Axes, panel: Panel, shape: Sequence[int]) -> None:
+def _segments(page: Page, axes: Axes, panel: Panel, shape: Sequence[int]) -> None:
     """Draw the segment borders, and the largest drops as "95 % → 67 %"."""
     if panel.labels is not None:
         labels = panel.labels.detach().cpu().numpy()
-        axes.add_collection(LineCollection(_borders(labels), colors=(1, 1, 1, 0.3), linewidths=0.5))
+        axes.add_collection(LineCollection(borders(labels), colors=(1, 1, 1, 0.3), linewidths=0.5))
     elif panel.boxes is not None and _tile(panel.boxes, shape):
         axes.add_collection(LineCollection(_outlines(panel.boxes), colors=(1, 1, 1, 0.3), linewidths=0.5))
     if panel.drops is None or panel.score is None:
@@ -487,12 +490,12 @@ def _segments(page: _Page, axes: Axes, panel: Panel, shape: Sequence[int]) -> No
         text = fall(panel.score, float(drops[segment]), panel.percent)
         if text is None or len(named) == LABELLED:
             break
-        mask = _mask(panel, segment, shape)
+        mask = segment_mask(panel, segment, shape)
         if mask is not None and mask.any():
             named.append((text, mask))
     taken: list[Bbox] = []
     for text, mask in named:
-        outline = _borders(np.pad(mask, 1), offset=1)
+        outline = borders(np.pad(mask, 1), offset=1)
         axes.add_collection(LineCollection(outline, colors="white", linewidths=1.1, capstyle="round"))
         others = np.any([other for _, other in named if other is not mask] or [np.zeros_like(mask)], axis=0)
         taken.append(_label(page, axes, text, mask, others, taken))
@@ -511,7 +514,8 @@ def _outlines(boxes: Tensor) -> list[list[tuple[float, float]]]:
     return corners
 
 
-def _mask(panel: Panel, segment: int, shape: Sequence[int]) -> Mask | None:
+def segment_mask(panel: Panel, segment: int, shape: Sequence[int]) -> Mask | None:
+    """Return where a segment of the panel lies, (H, W); None where the panel does not say."""
     if panel.labels is not None:
         return cast(Mask, panel.labels.detach().cpu().numpy() == segment)
     if panel.boxes is None or segment >= len(panel.boxes):
@@ -522,8 +526,8 @@ def _mask(panel: Panel, segment: int, shape: Sequence[int]) -> Mask | None:
     return mask
 
 
-def _borders(labels: NDArray[Any], offset: int = 0) -> list[Line]:
-    """The pixel edges between different labels, in image coordinates (pixel centres at whole numbers)."""
+def borders(labels: NDArray[Any], offset: int = 0) -> list[Line]:
+    """Return the pixel edges between different labels, in image coordinates (pixel centres at whole numbers)."""
     lines: list[Line] = []
     shift = 0.5 - offset
     for y, x in np.argwhere(labels[:, 1:] != labels[:, :-1]).tolist():
@@ -533,7 +537,7 @@ def _borders(labels: NDArray[Any], offset: int = 0) -> list[Line]:
     return lines
 
 
-def _label(page: _Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: Sequence[Bbox]) -> Bbox:
+def _label(page: Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: Sequence[Bbox]) -> Bbox:
     """Write `text` near the segment's middle, off the `taken` places and the `others` where it can be."""
     height, width = mask.shape
     across, down = np.multiply(axes.get_position().size, page.size).tolist()
@@ -607,11 +611,16 @@ def _digits(probability: float) -> int:
 
 def fall(score: float, drop: float, as_percent: bool) -> str | None:
     """Return "95 % → 67 %" (or "8.31 → 6.02"), None where nothing visible fell."""
-    if not (math.isfinite(score) and math.isfinite(drop)) or drop <= 0:
+    return None if not drop > 0 else change(score, score - drop, as_percent)
+
+
+def change(before: float, after: float, as_percent: bool) -> str | None:
+    """Return "95 % → 67 %" (or "8.31 → 6.02"), None where no change is visible."""
+    if not (math.isfinite(before) and math.isfinite(after)):
         return None
-    before, after = number(score), number(score - drop)
+    old, new = number(before), number(after)
     if as_percent:
-        digits = max(_digits(score), _digits(score - drop))
-        same = digits if digits <= 1 or 1e-4 < drop < 0.05 else None  # as many digits on both sides, within reason
-        before, after = percent(score, same), percent(score - drop, same)
-    return None if before == after else f"{before} → {after}"
+        digits = max(_digits(before), _digits(after))
+        same = digits if digits <= 1 or 1e-4 < abs(before - after) < 0.05 else None  # as many on both sides, within reason
+        old, new = percent(before, same), percent(after, same)
+    return None if old == new else f"{old} → {new}"

@@ -21,14 +21,15 @@ LAYERS = {
     "methods": 5,
     "models": 6,
     "viz": 6,
-    "explanation": 7,
-    "explain": 8,
-    "metrics": 8,
-    "captum": 9,
-    "pair": 9,
-    "cli": 10,
-    "__init__": 11,
-    "__main__": 12,
+    "metrics": 7,
+    "plots": 7,
+    "explanation": 8,
+    "explain": 9,
+    "captum": 10,
+    "pair": 10,
+    "cli": 11,
+    "__init__": 12,
+    "__main__": 13,
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from pysal import viz
 from pysal.viz import Panel, draw, fall, limits, number, overlay, palette, percent, photo, reduce_channels
@@ -121,6 +122,35 @@ DEFICIENCIES = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
+
+
+SIGHTS = {"normal": np.eye(3).tolist(), **DEFICIENCIES}
+
+
+def cielab(srgb, sight):
+    """CIELAB, by scikit-image, of what an eye with this sight sees."""
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(SIGHTS[sight]).T, 0, 1)
+    return rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055))
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize("side", ["unsigned", "for", "against"])
+def test_larger_is_lighter_for_every_eye(side, sight):
+    colours = {"unsigned": palette(False), "for": palette(True)[255:], "against": palette(True)[255::-1]}[side]
+    lightness = cielab(colours, sight)[:, 0]
+    # matplotlib's inferno is tabled in 256 steps of 8 bits: half a step of one channel is what it may fall by
+    assert np.diff(lightness).min() > -100 / 255 / 2
+    assert np.diff(lightness[:: len(lightness) // 32]).min() > 0.5
+    assert np.ptp(lightness) > 40
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_the_sign_is_seen_by_every_eye_from_a_tenth_of_the_limit_on(sight):
+    colours = cielab(palette(True), sight)
+    for distance in range(26, 256):
+        # 1 is about the smallest difference that an eye sees
+        assert deltaE_ciede2000(colours[255 - distance], colours[255 + distance]) > 3
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
@@ -348,9 +378,10 @@ def unique(items):
     return list({id(item): item for item in items}.values())
 
 
-def boxes_of(figure: Figure):
+def boxes_of(figure: Figure, leave_out=()):
     renderer = FigureCanvasAgg(figure).get_renderer()
-    return [(text.get_text(), text.get_window_extent(renderer)) for text in unique(texts(figure))]
+    shown = [text for text in unique(texts(figure)) if id(text) not in leave_out]
+    return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
 
 
 LONG = "Staffordshire bullterrier, Staffordshire bull terrier, and a name that has no end"
@@ -411,11 +442,11 @@ def test_drops_are_labelled_on_their_segments():
 def test_borders_run_between_different_labels():
     cut = torch.zeros(4, 4, dtype=torch.int64)
     cut[1:3, 1:3] = 1
-    lines = viz._borders(cut.numpy())
+    lines = viz.borders(cut.numpy())
     assert len(lines) == 8
     ends = {point for line in lines for point in line}
     assert ends == {(x, y) for x in (0.5, 1.5, 2.5) for y in (0.5, 1.5, 2.5)} - {(1.5, 1.5)}
-    whole = viz._borders(np.pad(np.ones((2, 3), bool), 1), offset=1)
+    whole = viz.borders(np.pad(np.ones((2, 3), bool), 1), offset=1)
     assert len(whole) == 10
     assert {x for line in whole for x, _ in line} == {-0.5, 0.5, 1.5, 2.5}
     assert {y for line in whole for _, y in line} == {-0.5, 0.5, 1.5}

@@ -25,7 +25,7 @@ class Attribution:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def check_options(where: str, argument: str, attribute: Callable[..., Attribution], names: Iterable[object]) -> None:
+def check_options(where: str, argument: str, attribute: Callable[..., object], names: Iterable[object]) -> None:
     """Refuse names that are no options of a method's core.
 
     Raises:
