@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from pysal import viz
 
 WHERE = "pysal.Explanation"
-PlotKind: TypeAlias = Literal["maps", "drops", "convergence"]
-RUN_THE_MODEL = ("convergence",)
+PlotKind: TypeAlias = Literal["maps", "drops", "agreement", "convergence", "deletion_insertion"]
+# What the kinds of plots that compute something take: to run the model again, or options alone.
+RUN_THE_MODEL, TAKE_OPTIONS = ("convergence", "deletion_insertion"), ("agreement", "convergence", "deletion_insertion")
 Detail = Tensor | list[Tensor] | str | float | int
 
 # What one value of a map means, where `{score}` is the kind of score that the method explained.
@@ -182,11 +183,13 @@ class Explanation:
         Args:
             image: index in the batch.
             kind: "maps", the photo and each method's map with its colour bar; "drops", a bar for each segment of
-                leave-one-out; "convergence", the error of path methods over the number of steps (`pysal.plots.converge`).
+                leave-one-out; "agreement", the rank correlation of each two maps; "convergence", the error of path methods
+                over the number of steps; "deletion_insertion", the score while important pixels are replaced, or shown.
             methods: names out of `results`, in the order to show them; None = all that the kind is about.
-            model: what was explained; only "convergence" runs it again.
-            target: what was explained, where it was a function; only "convergence" asks for it.
-            options: for "convergence", the options of `pysal.plots.converge`: {"steps": (10, 20, 50), "reference": 200}.
+            model: what was explained; "convergence" and "deletion_insertion" run it again.
+            target: what was explained, where it was a function; the same two ask for it.
+            options: those of `pysal.metrics.agreement`, of `pysal.plots.converge` or of `pysal.metrics.deletion` and
+                `insertion`: {"absolute": True}, {"steps": (10, 20, 50), "reference": 200}, {"substrate": "blur"}.
             path: also write the figure there; the ending says how (.png, .pdf, .svg ...).
 
         Returns:
@@ -204,13 +207,17 @@ class Explanation:
         if kind not in get_args(PlotKind):
             refuse(where, "kind", f"be one of {', '.join(map(repr, get_args(PlotKind)))}", repr(kind))
         names = self._plotted(kind, methods)
-        if kind in RUN_THE_MODEL:
-            if model is None:
-                refuse(where, "model", f"be the model that was explained, for kind={kind!r} runs it again", "None")
-        elif given := [
-            name for name, value in (("model", model), ("target", target), ("options", options)) if value is not None
-        ]:
-            refuse(where, given[0], f"be left out for kind={kind!r}, which runs no model", given[0])
+        if kind in RUN_THE_MODEL and model is None:
+            refuse(where, "model", f"be the model that was explained, for kind={kind!r} runs it again", "None")
+        for name, value, taken in (
+            ("model", model, RUN_THE_MODEL),
+            ("target", target, RUN_THE_MODEL),
+            ("options", options, TAKE_OPTIONS),
+        ):
+            if value is not None and kind not in taken:
+                refuse(where, name, f"be left out for kind={kind!r}, which has no use for it", type(value).__name__)
+        if options is not None and not isinstance(options, Mapping):
+            refuse(where, "options", "be a mapping of option names to values", repr(options), TypeError)
         figure = self._figure(kind, image, names, model, target, options)
         if path is not None:
             file_path = Path(path)
@@ -270,20 +277,76 @@ class Explanation:
         subtitle = " · ".join(filter(None, [name, *about]))
         if kind == "drops":
             return plots.drops(self.images[image], self.panel(names[0], image), subtitle=subtitle)
-        assert model is not None
-        if options is not None and not isinstance(options, Mapping):
-            refuse(f"{WHERE}.plot", "options", "be a mapping of option names to values", repr(options), TypeError)
         given = dict(options or {})
+        if kind == "agreement":
+            return self._agreement(image, names, subtitle, given)
+        assert model is not None  # `plot` has seen to it
         if target is None:
             target = int(self.target[image])
             if target < 0:
                 refuse(f"{WHERE}.plot", "target", "be the function that was explained, which is not kept", "None")
         photo = self.images[image : image + 1].to(_device_of(model))
+        if kind == "deletion_insertion":
+            return self._curves(image, names, subtitle, model, photo, target, given)
         check_options(f"{WHERE}.plot", "options", plots.converge, given)
         score = self._kind(self.results[names[0]])
         given.setdefault("score", "logit" if score == "callable" else score)
         found = [plots.converge(model, photo, method, target, **given) for method in names]
         return plots.convergence(found, subtitle=subtitle, unit=_words(score).replace("callable", "score"))
+
+    def _agreement(self, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:
+        from pysal import metrics, plots
+
+        check_options(f"{WHERE}.plot", "options", metrics.agreement, options)
+        found = metrics.agreement({name: self.results[name].map[image : image + 1] for name in names}, **options)
+        unit = f"Spearman's rank correlation of the pixels{', by magnitude' if options.get('absolute') else ''}"
+        return plots.agreement(found[0], [self.results[name].title for name in names], subtitle=subtitle, unit=unit)
+
+    def _curves(
+        self,
+        image: int,
+        names: Sequence[str],
+        subtitle: str,
+        model: Model,
+        photo: Tensor,
+        target: Target,
+        options: dict[str, Any],
+    ) -> Figure:
+        from pysal import metrics, plots
+
+        check_options(f"{WHERE}.plot", "options", metrics.deletion, options)
+        maps = {name: self.results[name].map[image : image + 1].to(photo.device) for name in names}
+        generator = torch.Generator().manual_seed(0)
+        maps[plots.RANDOM] = torch.rand(1, 1, *photo.shape[2:], generator=generator).to(photo.device)
+        found: dict[str, dict[str, metrics.Curve]] = {"deletion": {}, "insertion": {}}
+        for name, map in maps.items():
+            channels = "max_abs" if name in names and self.results[name].reduction == "max_abs" else "sum"
+            request = {"reduction": channels, **options}
+            found["deletion"][name] = metrics.deletion(model, photo, map, target, **request)
+            found["insertion"][name] = metrics.insertion(model, photo, map, target, **request)
+        usual = {"zero": "zero", "blur": "the blurred image"}
+        given = options.get("substrate")
+        behind, under = (
+            usual.get(str(each), f"{each}" if isinstance(each, (int, float)) else "the substrate")
+            for each in ("zero" if given is None else given, "blur" if given is None else given)
+        )
+        prints = (
+            f"most important first replaced by {behind}: lower is better",
+            f"most important first shown on {under}: higher is better",
+        )
+        sides = [
+            plots.Side(
+                kind.capitalize(),
+                small_print,
+                next(iter(curves.values())).shares,
+                {name: curve.scores[0] for name, curve in curves.items()},
+                {name: float(curve.auc[0]) for name, curve in curves.items()},
+                kind == "deletion",
+            )
+            for (kind, curves), small_print in zip(found.items(), prints, strict=True)
+        ]
+        score = "callable" if callable(target) else options.get("score", "probability")
+        return plots.curves(sides, subtitle=subtitle, percent=score == "probability")
 
     def panel(self, name: str, image: int = 0) -> viz.Panel:
         """Return what is drawn of a method's map of one image, and said about it.

@@ -344,7 +344,7 @@ def curves(
         refuse("pysal.plots.curves", "sides", "hold the same methods, at least one", kept)
     wide, tall, left, between, column, line = 3.1, 2.9, 0.75, 0.75, 0.85, 0.24
     ruler = Page((1, 1))
-    table = left + len(sides) * (wide + between)
+    table = left + len(sides) * (wide + between) - between + 0.5
     columns = table + 0.4 + max(ruler.width(_title(name), 8.5) for name in names) + 0.15
     page = _page((columns + len(sides) * column + MARGIN, HEADER + 0.35 + tall + 0.7), title, subtitle)
     values = np.concatenate([scores.detach().cpu().double().numpy() for side in sides for scores in side.scores.values()])

@@ -332,16 +332,49 @@ def test_a_function_that_was_explained_is_asked_for():
     assert lines(figure)[0] == ([1, 2, 4], list(one.errors))
 
 
+def test_agreement_of_an_explanation_is_that_of_the_metric(found):
+    _, explanation = found
+    maps = {name: map[1:] for name, map in explanation.maps.items()}
+    for options in ({}, {"absolute": True}):
+        matrix = pysal.metrics.agreement(maps, **options)[0]
+        shown = words(explanation.plot(1, kind="agreement", options=options))
+        expected = [f"{round(float(matrix[i, j]), 2) + 0.0:.2f}" for i in range(4) for j in range(4) if i != j]
+        assert [word.replace(MINUS, "-") for word in shown if word[-3:-2] == "."] == expected
+    assert "Spearman's rank correlation of the pixels, by magnitude" in shown
+    assert "Grad-CAM" not in shown
+
+
+@pytest.mark.parametrize("options", [None, {"substrate": 0.5, "steps": 4}])
+def test_deletion_and_insertion_of_an_explanation_are_those_of_the_metrics(found, options):
+    model, explanation = found
+    figure = explanation.plot(1, kind="deletion_insertion", methods="integrated_gradients", model=model, options=options)
+    drawn = lines(figure)
+    assert len(drawn) == 4  # the method and the random order, twice
+    image, map = explanation.images[1:], explanation["integrated_gradients"].map[1:]
+    for place, metric in ((0, pysal.metrics.deletion), (2, pysal.metrics.insertion)):
+        curve = metric(model, image, map, 3, **(options or {}))
+        assert drawn[place] == (curve.shares.tolist(), curve.scores[0].tolist())
+    shown = words(figure)
+    assert {"random order", "deletion", "insertion", "0 %"} <= set(shown)
+    behind = "zero" if options is None else "0.5"
+    assert f"most important first replaced by {behind}: lower is better" in shown
+
+
 PLOT_ERRORS = [
-    ({"kind": "pie"}, "kind must be one of 'maps', 'drops', 'convergence', got 'pie'"),
+    ({"kind": "pie"}, "kind must be one of 'maps', 'drops', 'agreement', 'convergence', 'deletion_insertion', got 'pie'"),
     ({"kind": "drops", "methods": "gradient"}, "methods must be out of leave_one_out, got 'gradient'"),
     (
         {"kind": "convergence", "methods": ["gradient"], "model": square},
         "methods must be out of integrated_gradients, blur_integrated_gradients, got 'gradient'",
     ),
     ({"kind": "convergence"}, "model must be the model that was explained, for kind='convergence' runs it again, got None"),
-    ({"kind": "drops", "model": square}, "model must be left out for kind='drops', which runs no model, got model"),
-    ({"options": {}}, "options must be left out for kind='maps', which runs no model, got options"),
+    ({"kind": "drops", "model": square}, "model must be left out for kind='drops', which has no use for it, got function"),
+    ({"options": {}}, "options must be left out for kind='maps', which has no use for it, got dict"),
+    ({"kind": "agreement", "options": {"sign": 1}}, "options must hold options out of absolute, got 'sign'"),
+    (
+        {"kind": "deletion_insertion"},
+        "model must be the model that was explained, for kind='deletion_insertion' runs it again, got None",
+    ),
     (
         {"kind": "convergence", "model": square, "options": {"stairs": 3}},
         "options must hold options out of steps, reference, method_options, score, extra_inputs, batch_size, got 'stairs'",
