@@ -43,7 +43,7 @@ $(VENV)/stamp-run: requirements/run.txt $(VENV)/stamp-created
 	$(pip) install -r $<
 	@touch $@
 
-$(VENV)/stamp-dev: requirements/dev.txt requirements/demo.txt requirements/docs.txt $(VENV)/stamp-run
+$(VENV)/stamp-dev: requirements/dev.txt requirements/audit.txt requirements/demo.txt requirements/docs.txt $(VENV)/stamp-run
 	$(pip) install -r $<
 	@touch $@
 

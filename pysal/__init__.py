@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pysal import captum, metrics, models, ops, pair, reference, segments, viz
+    from pysal import audit, captum, metrics, models, ops, pair, reference, segments, viz
     from pysal.engine.black_box import numpy_model
     from pysal.engine.chunks import Cancelled, progress
     from pysal.engine.not_applicable import NotApplicable
@@ -63,7 +63,7 @@ _HOMES = {
     "read_images": "pysal.models",
     "smooth_grad": "pysal.methods.smooth_grad",
 }
-_MODULES = ("captum", "metrics", "models", "ops", "pair", "reference", "segments", "viz")
+_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "reference", "segments", "viz")
 
 __all__ = [
     "Cancelled",
@@ -75,6 +75,7 @@ __all__ = [
     "Slic",
     "Window",
     "__version__",
+    "audit",
     "blur_integrated_gradients",
     "build_info",
     "captum",

@@ -1,4 +1,4 @@
-"""The command line: `pysal explain`, `pysal methods`, `pysal info`.
+"""The command line: `pysal explain`, `pysal audit`, `pysal methods`, `pysal info`.
 
 torch, NumPy and matplotlib are imported inside the commands only, so that `pysal --help` answers at once. Whatever goes
 wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input, 1 for a failure and 130 for Ctrl-C.
@@ -7,14 +7,18 @@ wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input,
 import contextlib
 import os
 import platform
+import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pysal.audit import Job
 
 # The names in pysal.methods.registry, which takes seconds to import; tests/test_cli.py holds the two together.
 METHOD_NAMES = (
@@ -240,13 +244,214 @@ def info() -> None:
         _say(*_columns(table))
 
 
-def _method_options(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+@main.group(short_help="Explain a whole dataset: a folder of Parquet files.", cls=Commands)
+def audit() -> None:
+    """Explain every image of a dataset, and write maps and figures to a folder of Parquet files."""
+
+
+def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say who computes, which `run` and `resume` share."""
+    for option in reversed(
+        (
+            click.option(
+                "--engine",
+                type=click.Choice(["pool", "ray", "inline"]),
+                default="pool",
+                show_default=True,
+                help="Processes of this machine, a Ray cluster, or this process.",
+            ),
+            click.option(
+                "--workers", type=click.IntRange(min=1), metavar="N", help="How many. [default: a processor or GPU each]"
+            ),
+            click.option("--address", metavar="ADDRESS", help="Of the Ray cluster. [default: one is started here]"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@audit.command("run", short_help="Explain every image of DATA; go on where a job was stopped.")
+@click.argument("source", metavar="DATA")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
+@click.option(
+    "--model",
+    default="efficientnet-lite0",
+    metavar="NAME",
+    show_default=True,
+    help="A classifier, or module:function, file.py:function.",
+)
+@click.option(
+    "--methods", "method_list", default="all", metavar="NAMES", show_default=True, help="Methods, separated by commas."
+)
+@click.option(
+    "--metrics", "metric_list", default="", metavar="NAMES", help="Figures for each map, separated by commas. [default: none]"
+)
+@click.option(
+    "--target", default="predicted", metavar="WHAT", show_default=True, help="predicted, label, or a class by name or index."
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["auto", "folder", "none"]),
+    default="auto",
+    show_default=True,
+    help="Where the right classes stand: in the table or the tars, in the names of folders, or nowhere.",
+)
+@click.option(
+    "--maps",
+    type=click.Choice(["none", "uint8", "float16"]),
+    default="uint8",
+    show_default=True,
+    help="How maps are kept.",
+)
+@click.option("--size", metavar="HxW", help="Of the images, in pixels. [default: the model's]")
+@click.option("--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="T",
+    help="Instead of --steps: refine until the map's estimated relative error is below T.",
+)
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]")
+@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of noise.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=256, metavar="N", show_default=True, help="Images per file.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), metavar="N", help="Images handed over together. [default: 16, on a GPU 64]"
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where models run."
+)
+@_engine_options
+def audit_run(
+    source: str,
+    out: Path,
+    model: str,
+    method_list: str,
+    metric_list: str,
+    target: str,
+    size: str | None,
+    segments: str | None,
+    steps: int | None,
+    tolerance: float | None,
+    samples: int | None,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+    **options: Any,
+) -> None:
+    """Explain every image of DATA and write what is found to a folder.
+
+    DATA is a folder, a glob, a table (.csv, .tsv or .parquet) with the column path and maybe label, or WebDataset tars. What
+    is in the folder already is kept: the same command goes on where it was stopped.
+    """
+    if steps is not None and tolerance is not None:
+        raise click.UsageError("--steps and --tolerance exclude each other")
+    names = _listed(method_list)
+    names = list(METHOD_NAMES) if "all" in names else [name.replace("-", "_") for name in names]
+    for name in names:
+        if name not in METHOD_NAMES:
+            raise click.UsageError(f"--methods must be all or names out of {', '.join(METHOD_NAMES)}, got {name!r}")
+    given = {"segments": segments, "steps": steps, "tolerance": tolerance, "samples": samples}
+    method_options = _method_options(names, {name: value for name, value in given.items() if value is not None}, "--methods")
+    with _errors_as_sentences("pysal audit run"):
+        from pysal.audit import Job
+
+        job = Job(
+            source,
+            out=out,
+            model=model,
+            methods=names,
+            metrics=_listed(metric_list),
+            method_options=method_options,
+            target=int(target) if target.isdecimal() else target,
+            size=_height_and_width(size),
+            **options,
+        )
+        _run_audit("pysal audit run", job, engine, workers, address)
+
+
+@audit.command("resume", short_help="Go on with a job that was stopped.")
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@_engine_options
+def audit_resume(out: Path, engine: str, workers: int | None, address: str | None) -> None:
+    """Go on with the job of DIR, if model, data and versions are what they were."""
+    with _errors_as_sentences("pysal audit resume"):
+        from pysal.audit import resume
+
+        _run_audit("pysal audit resume", resume(out), engine, workers, address)
+
+
+@audit.command("status", short_help="Say how far a job is.")
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+def audit_status(out: Path) -> None:
+    """Say how far the job of DIR is, also while it runs."""
+    with _errors_as_sentences("pysal audit status"):
+        from pysal.audit import status
+
+        _say(*str(status(out)).splitlines())
+
+
+@audit.command("verify", short_help="Read everything again and check it.")
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--images", is_flag=True, help="Also read the images, and compare their hashes.")
+def audit_verify(out: Path, images: bool) -> None:
+    """Read all files of DIR again and check them against the plan and against each other.
+
+    The exit code is 1 where something is wrong.
+    """
+    with _errors_as_sentences("pysal audit verify"):
+        from pysal.audit import status, verify
+
+        problems = verify(out, images=images)
+        _say(*problems)
+        if problems:
+            raise Failure(f"pysal audit verify: {out} has {len(problems)} problem{'s' * (len(problems) > 1)}")
+        found = status(out)
+        _say(f"{found.images} images in {found.shards} shards: all is as it should be")
+
+
+def _run_audit(command: str, job: "Job", engine: str, workers: int | None, address: str | None) -> None:
+    """Run a job, and say how it ended and what to do then."""
+    from pysal.audit import status
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be asked to end is to be interrupted
+    try:
+        try:
+            found = job.run(engine=engine, workers=workers, address=address, progress=sys.stderr.isatty())  # type: ignore[arg-type]
+        except KeyboardInterrupt as interrupt:
+            if not (job.out / "manifest.json").exists():
+                raise Interrupted(f"{command}: interrupted before the first shard was begun") from interrupt
+            so_far = status(job.out)
+            shards = f"{so_far.shards_done} of {so_far.shards} shards are done"
+            where = click.format_filename(job.out)
+            raise Interrupted(
+                f"{command}: interrupted, {shards}; pysal audit resume {where} goes on with the rest"
+            ) from interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _say(*str(found).splitlines()[:-1], f"wrote {click.format_filename(job.out)}")
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _height_and_width(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise click.UsageError(f"--size must be like 224x224, got {text!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _method_options(names: Sequence[str], given: Mapping[str, Any], asked: str = "--method") -> dict[str, dict[str, Any]]:
     """Return the options for each method asked for; refuse one that none of them has."""
     options: dict[str, dict[str, Any]] = {}
     for option, value in given.items():
         takers = [name for name in OPTION_OF[option] if name in names]
         if not takers:
-            raise click.UsageError(f"--{option} is for {' and '.join(OPTION_OF[option])}, which --method leaves out")
+            raise click.UsageError(f"--{option} is for {' and '.join(OPTION_OF[option])}, which {asked} leaves out")
         for name in takers:
             options.setdefault(name, {})[option] = value
     return options

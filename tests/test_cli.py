@@ -115,7 +115,7 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 def test_help_lists_the_commands(arguments) -> None:
     text = succeeded(*arguments).stdout
     assert text.startswith("Usage: pysal [OPTIONS] COMMAND [ARGS]...") or text.startswith("Usage: pysal [OPTIONS] [COMMAND]")
-    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["explain", "info", "methods"]
+    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["audit", "explain", "info", "methods"]
     assert "..." not in text.split("Commands:")[1]
 
 
@@ -586,4 +586,4 @@ def test_readable(value, expected) -> None:
 
 
 def test_every_command_is_tested_here() -> None:
-    assert set(cli.main.commands) == {"explain", "methods", "info"}
+    assert set(cli.main.commands) == {"audit", "explain", "methods", "info"}  # audit in tests/audit/test_commands.py

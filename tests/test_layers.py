@@ -25,6 +25,7 @@ LAYERS = {
     "plots": 7,
     "explanation": 8,
     "explain": 9,
+    "audit": 10,
     "captum": 10,
     "pair": 10,
     "cli": 11,

@@ -1,0 +1,310 @@
+"""The images of an audit: found in a folder, a table or tars, sorted, numbered, cut into shards, and read one by one."""
+
+import glob
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from torch import Tensor
+
+from pysal._checks import refuse
+from pysal.models import Classifier, read_image
+
+Labels = Literal["auto", "folder", "none"]
+
+# No image under Pillow's limit of pixels has more bytes than this, and a worker must not read a file that fills its memory.
+LARGEST_FILE = 2**30
+
+PLAN = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("archive", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Item(NamedTuple):
+    """An image of the plan: see plan.parquet in docs/auditing.md."""
+
+    id: int
+    path: str
+    label: int | None
+    archive: str | None
+    offset: int | None
+    size: int
+
+
+class _Found(NamedTuple):
+    path: str
+    label: str | int | None
+    archive: str | None
+    offset: int | None
+    size: int
+
+
+class Unreadable(Exception):
+    """An image cannot be read; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of an audit.
+
+    Attributes:
+        kind: "folder", "glob", "table" or "tars".
+        root: the folder that paths are relative to.
+        plan: a table with the schema `PLAN`.
+        sha256: of the plan's columns.
+    """
+
+    kind: str
+    root: Path
+    plan: pa.Table
+    sha256: str
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return int(self.plan["shard"][-1].as_py()) + 1
+
+    def items(self, shard: int, shard_size: int) -> list[Item]:
+        """Return the images of a shard."""
+        rows = self.plan.slice(shard * shard_size, shard_size).drop_columns(["shard"]).to_pylist()
+        return [Item(**row) for row in rows]
+
+
+def find(
+    where: str, source: str, labels: Labels, shard_size: int, class_index: Callable[[str], int] | None, classes: int | None
+) -> Data:
+    """Return the images of a source, sorted by path.
+
+    Args:
+        where: the public name that was called, for errors.
+        source: a folder (its images, also in folders below), a glob, a table (.csv, .tsv or .parquet with the columns path
+            and, if wanted, label), or WebDataset tars (one, a folder of them or a glob).
+        labels: "auto" takes a table's column label and a tar's .cls files, "folder" the name of each image's folder,
+            "none" none.
+        shard_size: images per shard.
+        class_index: from a class name to its index; None where the model has no names.
+        classes: number of classes, which labels must be below; None = not checked.
+
+    Raises:
+        ValueError: there is no image, a table lacks the column path, a tar cannot be read, or a label is no class.
+    """
+    kind, root, found = _look(where, source, labels)
+    items = sorted(found, key=lambda item: (item.path, str(item.label)))
+    if not items:
+        refuse(where, "data", "hold at least one image", source)
+    known: dict[str | int | None, int | None] = {None: None}
+    for item in items:
+        if item.label not in known:
+            known[item.label] = _label(where, item, class_index, classes)
+    plan = pa.table(
+        [
+            pa.array(range(len(items)), pa.int64()),
+            pa.array([item.path for item in items], pa.string()),
+            pa.array([known[item.label] for item in items], pa.int32()),
+            pa.array([n // shard_size for n in range(len(items))], pa.int32()),
+            pa.array([item.archive for item in items], pa.string()),
+            pa.array([item.offset for item in items], pa.int64()),
+            pa.array([item.size for item in items], pa.int64()),
+        ],
+        schema=PLAN,
+    )
+    return Data(kind, root, plan, fingerprint(plan))
+
+
+def fingerprint(plan: pa.Table) -> str:
+    """Return the SHA-256 of what a plan says, whatever file it is in."""
+    digest = hashlib.sha256()
+    for batch in plan.to_batches(max_chunksize=65536):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def first_difference(before: pa.Table, now: pa.Table) -> str:
+    """Return in words where two plans part."""
+    if len(before) != len(now):
+        return f"{len(before)} images then, {len(now)} now"
+    for name in ("path", "label", "size", "offset", "shard"):
+        then, there = before[name].to_pylist(), now[name].to_pylist()
+        for n, (old, new) in enumerate(zip(then, there, strict=True)):
+            if old != new:
+                return f"{name} of image {n} ({before['path'][n]}) was {old}, is {new}"
+    return "another order"
+
+
+def _look(where: str, source: str, labels: Labels) -> tuple[str, Path, Iterable[_Found]]:
+    path = Path(source)
+    if path.is_dir():
+        tars = sorted(path.glob("*.tar"))
+        if tars and not any(True for _ in _photos(path)):
+            return "tars", path.absolute(), _in_tars(where, path, tars)
+        return "folder", path.absolute(), _files(path, _photos(path), labels)
+    if path.is_file():
+        if path.suffix == ".tar":
+            return "tars", path.parent.absolute(), _in_tars(where, path.parent, [path])
+        if path.suffix in (".csv", ".tsv", ".parquet"):
+            return "table", path.parent.absolute(), _in_table(where, path, labels)
+        refuse(where, "data", "be a folder, a glob, a .csv, .tsv or .parquet table or .tar archives", source)
+    if not glob.has_magic(source):
+        refuse(where, "data", "be there", f"{source} (no such file or folder)")
+    parts = path.parts
+    fixed = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:fixed])
+    matches = [Path(match) for match in glob.iglob(source, recursive=True)]
+    if matches and all(match.suffix == ".tar" for match in matches):
+        return "tars", root.absolute(), _in_tars(where, root, sorted(matches))
+    return "glob", root.absolute(), _files(root, (match for match in matches if not match.is_dir()), labels)
+
+
+def _photos(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder, and of those below, whose names end as an image's; hidden ones are left out."""
+    Image.init()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in Image.EXTENSION:
+                yield Path(place, name)
+
+
+def _files(root: Path, paths: Iterable[Path], labels: Labels) -> Iterator[_Found]:
+    for path in paths:
+        label = path.absolute().parent.name if labels == "folder" else None
+        yield _Found(path.relative_to(root).as_posix(), label, None, None, _size(path))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _in_table(where: str, path: Path, labels: Labels) -> Iterator[_Found]:
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+        else:
+            from pyarrow import csv
+
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            convert = csv.ConvertOptions(column_types={"path": pa.string(), "label": pa.string()}, strings_can_be_null=True)
+            table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=convert)
+    except (pa.ArrowException, OSError) as error:
+        refuse(where, "data", "be a readable table", f"{path} ({str(error).splitlines()[0]})")
+    if "path" not in table.column_names:
+        refuse(where, "data", "have a column 'path'", f"{path} with {', '.join(table.column_names)}")
+    paths = table["path"].to_pylist()
+    given = table["label"].to_pylist() if "label" in table.column_names and labels == "auto" else [None] * len(paths)
+    for n, (name, label) in enumerate(zip(paths, given, strict=True)):
+        if not isinstance(name, str) or not name:
+            refuse(where, "data", "have a path in each row", f"{name!r} in row {n} of {path}")
+        place = path.parent / name
+        yield _Found(name, place.absolute().parent.name if labels == "folder" else label, None, None, _size(place))
+
+
+def _in_tars(where: str, root: Path, tars: Sequence[Path]) -> Iterator[_Found]:
+    """Yield the images of WebDataset tars: members that share a name up to its first dot are one sample."""
+    Image.init()
+    for tar in tars:
+        archive = tar.relative_to(root).as_posix()
+        images: list[tuple[str, tarfile.TarInfo]] = []
+        classes: dict[str, str] = {}
+        try:
+            with tarfile.open(tar, "r:") as members:
+                for member in members:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, ending = name.partition(".")
+                    key = f"{folder}/{stem}"
+                    if not member.isfile() or name.startswith("."):
+                        continue
+                    if ending == "cls":
+                        content = members.extractfile(member)
+                        classes[key] = content.read(1000).decode("utf-8", "replace").strip() if content else ""
+                    elif os.path.splitext(name)[1].lower() in Image.EXTENSION:
+                        images.append((key, member))
+        except (tarfile.TarError, OSError) as error:
+            refuse(where, "data", "be readable, uncompressed tars", f"{tar} ({str(error) or type(error).__name__})")
+        for key, member in images:
+            label = classes.get(key)
+            yield _Found(f"{archive}/{member.name}", label, archive, member.offset_data, member.size)
+
+
+def _label(where: str, item: _Found, class_index: Callable[[str], int] | None, classes: int | None) -> int | None:
+    text = str(item.label).strip()
+    if not text:
+        return None
+    if re.fullmatch(r"\d+", text):
+        index = int(text)
+    elif class_index is None:
+        refuse(where, "labels", "be class indices where the model has no class names", f"{text!r} of {item.path}")
+    else:
+        try:
+            index = class_index(text)
+        except ValueError as error:
+            refuse(where, "labels", "name classes", f"{text!r} of {item.path} ({str(error).partition('got ')[2]})")
+    if classes is not None and index >= classes:
+        refuse(where, "labels", f"be below the model's {classes} classes", f"{index} of {item.path}")
+    return index
+
+
+def read_bytes(root: Path, item: Item) -> bytes:
+    """Return the bytes of an image's file.
+
+    Raises:
+        Unreadable: it cannot be read, or is too large to be an image.
+    """
+    place = root / (item.path if item.archive is None else item.archive)
+    try:
+        if item.archive is None and place.is_file():
+            item = item._replace(size=place.stat().st_size)
+        if item.archive is None and place.exists() and not place.is_file():
+            raise Unreadable("not a regular file")
+        if item.size > LARGEST_FILE:
+            raise Unreadable(f"more than {LARGEST_FILE} bytes")
+        with place.open("rb") as file:
+            file.seek(item.offset or 0)
+            content = file.read(item.size)
+    except OSError as error:
+        raise Unreadable((error.strerror or type(error).__name__).lower()) from error
+    if len(content) < item.size:
+        raise Unreadable("cut off")
+    return content
+
+
+def decode(content: bytes, model: Any, size: tuple[int, int]) -> Tensor:
+    """Return an image (1, 3, H, W) in [0, 1] as the model wants it, or of a size.
+
+    Raises:
+        Unreadable: it is no image.
+    """
+    try:
+        return read_image(content, model) if isinstance(model, Classifier) else read_image(content, size=size)
+    except ValueError as error:
+        raise Unreadable(_reason(str(error))) from error
+    except MemoryError as error:
+        raise Unreadable("does not fit into memory") from error
+
+
+def _reason(sentence: str) -> str:
+    """Return the part of a refusal of `read_image` that does not depend on the file: many files share a reason."""
+    requirement, _, got = sentence.partition(" must ")[2].partition(", got ")
+    inner = re.search(r"\((.*)\)$", got)
+    if requirement == "be a readable image file" and inner:
+        return inner[1]
+    return f"must {requirement}" if requirement else sentence

@@ -1,0 +1,487 @@
+"""An audit: what is asked for, planned, begun, interrupted and resumed."""
+
+import contextlib
+import json
+import platform
+import re
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from pysal._checks import refuse
+from pysal._library import build_info
+from pysal.audit import data, engines, files, manifest
+from pysal.audit.data import Labels
+from pysal.audit.engines import ENGINES, Shard
+from pysal.audit.model import ModelSource, architecture_sha256, weights_sha256
+from pysal.audit.shard import Setup, Worker, one_thread, stored_map
+from pysal.engine.attribution import check_options
+from pysal.engine.chunks import fast_rows
+from pysal.engine.plan import Plan
+from pysal.engine.precision import PRECISIONS, Precision
+from pysal.engine.prepared import check_eval
+from pysal.engine.target import SCORE_KINDS
+from pysal.methods.registry import METHODS
+from pysal.metrics import METRICS
+from pysal.models import Classifier
+from pysal.segments import Grid, Slic, Window, parse
+
+WHERE = "pysal.audit.Job"
+MAPS = ("none", "uint8", "float16")
+BATCH = {"cpu": 16, "cuda": 64}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far an audit is.
+
+    Attributes:
+        out: its folder.
+        images: number of images in all.
+        shards: number of shards in all.
+        shards_done: number of shards that are finished.
+        explained: number of images in them that have rows.
+        failed: number of images in them that have none, but a reason in errors/.
+        seconds: processor time of the finished shards, all workers together.
+        running: which job holds the folder now, "" where none does.
+    """
+
+    out: Path
+    images: int
+    shards: int
+    shards_done: int
+    explained: int
+    failed: int
+    seconds: float
+    running: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is finished."""
+        return self.shards_done == self.shards
+
+    def __str__(self) -> str:
+        lines = [f"{self.shards_done} of {self.shards} shards, {self.explained + self.failed} of {self.images} images"]
+        lines.append(f"{self.explained} explained, {self.failed} could not be")
+        if self.explained and self.seconds:
+            lines.append(f"{self.seconds / self.explained:.3g} s of a processor per image")
+        lines.append(f"running: {self.running}" if self.running else "complete" if self.complete else "not running")
+        return "\n".join(lines)
+
+
+class Job:
+    """Attributions and figures for every image of a dataset, written to a folder.
+
+    The job is planned here: images are found, sorted and cut into shards; model and options are tried on one image. `run`
+    computes what is not there yet, so that a job that was stopped goes on where it was. A folder that holds another job is
+    refused, with what differs.
+
+    In a script, put `run` under `if __name__ == "__main__":`, for the workers import the script.
+
+    Args:
+        source: a folder, a glob, a table (.csv, .tsv, .parquet) with the column path and maybe label, or WebDataset tars.
+        model: a name that `pysal.models.load` knows, "module:function" or "file.py:function" that returns an nn.Module, or an
+            nn.Module, which is sent to the workers by pickle; in eval mode.
+        methods: names of methods, or "all".
+        out: the folder to write.
+        metrics: names out of `pysal.metrics.PER_IMAGE` that need no masks: figures of each image and method.
+        method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`; what JSON can say, segments
+            as "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
+        target: "predicted", "label", a class index, or a class name of a `pysal.models.Classifier`.
+        score: what all methods explain; None = each its own, as in `pysal.explain`.
+        labels: "auto": a table's column label, a tar's .cls; "folder": the name of each image's folder; "none".
+        maps: how maps are kept: "none", "uint8" (with a scale, 256 steps) or "float16".
+        size: (height, width) of the images in pixels; None = the model's, which must be a `pysal.models.Classifier`.
+        seed: of noise.
+        precision: "float32", "tf32", "mixed" or "bf16".
+        shard_size: images per shard.
+        batch: images handed to the methods together; None = 16 on a CPU, 64 on a GPU.
+        rows: model rows per pass; None = 4 on a CPU, 64 on a GPU.
+        prepared: whether the model is prepared (`pysal.prepare`) in each worker.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be; the sentence says which.
+        NotApplicable: a method cannot explain this model.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        model: str | nn.Module,
+        methods: str | Sequence[str],
+        out: str | Path,
+        metrics: Sequence[str] = (),
+        method_options: Mapping[str, Mapping[str, Any]] | None = None,
+        target: str | int = "predicted",
+        score: str | None = None,
+        labels: Labels = "auto",
+        maps: Literal["none", "uint8", "float16"] = "uint8",
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        precision: Precision = "float32",
+        shard_size: int = 256,
+        batch: int | None = None,
+        rows: int | None = None,
+        prepared: bool = True,
+        device: str = "auto",
+    ) -> None:
+        names = _names(methods)
+        options = _options(names, method_options or {})
+        _one_of("maps", maps, MAPS)
+        _one_of("labels", labels, ("auto", "folder", "none"))
+        _one_of("device", device, ("auto", "cpu", "cuda"))
+        _one_of("precision", precision, PRECISIONS)
+        if score is not None:
+            _one_of("score", score, SCORE_KINDS)
+        for name, value in (("shard_size", shard_size), ("batch", batch), ("rows", rows)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                refuse(WHERE, name, "be a whole number of at least 1", repr(value))
+        if not isinstance(target, (str, int)) or isinstance(target, bool) or (isinstance(target, int) and target < 0):
+            refuse(WHERE, "target", "be 'predicted', 'label', a class index or a class name", repr(target))
+        self.out = Path(out)
+        metric_names = _metrics(metrics)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = ModelSource.of(WHERE, model)
+        loaded = self._model.load(WHERE, device)
+        check_eval(WHERE, loaded)
+        classifier = loaded if isinstance(loaded, Classifier) else None
+        if isinstance(target, str) and target not in ("predicted", "label"):
+            if classifier is None:
+                refuse(
+                    WHERE, "target", "be 'predicted', 'label' or a class index for a model without class names", repr(target)
+                )
+            target = classifier.class_index(target)
+        if size is None and classifier is None:
+            refuse(WHERE, "size", "be given for a model that is no pysal.models.Classifier", "None")
+        if size is not None and classifier is not None and tuple(size) != classifier.input_size:
+            refuse(WHERE, "size", f"be left out for a model that has one, {classifier.input_size}", size)
+        input_size = classifier.input_size if classifier is not None else _size(size)
+        self.manifest: dict[str, Any] = {
+            "format": manifest.FORMAT,
+            "model": {
+                "spec": self._model.spec,
+                "name": classifier.name if classifier is not None else type(loaded).__name__,
+                "architecture_sha256": architecture_sha256(loaded),
+                "weights_sha256": weights_sha256(loaded),
+                "input_size": list(input_size),
+                "class_names": list(classifier.class_names) if classifier is not None else None,
+            },
+            "methods": {
+                name: {
+                    "title": METHODS[name].title,
+                    "options": options[name],
+                    "score": score or METHODS[name].score,
+                    "reduction": METHODS[name].reduction,
+                    "signed": METHODS[name].signed,
+                    "map_shape": None,
+                    "layer": None,
+                }
+                for name in names
+            },
+            "metrics": metric_names,
+            "target": target,
+            "maps": maps,
+            "boxes": None,
+            "seed": seed,
+            "precision": precision,
+            "batch": batch or BATCH[device],
+            "rows": rows or fast_rows(torch.device(device)),
+            "prepared": prepared,
+            "device": device,
+            "data": {},
+            "versions": manifest.versions(),
+            "created": {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "host": platform.node(),
+                "processor": manifest.processor(),
+                "simd": build_info().get("simd", ""),
+            },
+        }
+        self._worker = Worker(Setup(self.manifest, self._model, Path()), device, loaded)
+        classes = self._try_out()
+        names_known = classifier.class_index if classifier is not None else None
+        found = data.find(WHERE, str(source), labels, shard_size, names_known, classes)
+        if isinstance(target, int) and target >= classes:
+            refuse(WHERE, "target", f"be below the model's {classes} classes", target)
+        if target == "label" and found.plan["label"].null_count == len(found.plan):
+            refuse(WHERE, "labels", "be known where target is 'label'", f"none of {len(found.plan)} images has one")
+        self.plan = found.plan
+        self.manifest["data"] = {
+            "source": str(source),
+            "kind": found.kind,
+            "root": str(found.root),
+            "labels": labels,
+            "images": len(found.plan),
+            "labelled": len(found.plan) - found.plan["label"].null_count,
+            "shards": found.shards,
+            "shard_size": shard_size,
+            "sha256": found.sha256,
+        }
+        self._data = found
+        self._setup = Setup(self.manifest, self._model, found.root)
+        self._worker.setup = self._setup
+        if (self.out / "manifest.json").exists():
+            self._refuse_another_job()
+
+    def _try_out(self) -> int:
+        """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps."""
+        worker, methods = self._worker, self.manifest["methods"]
+        images = worker.example()
+        rows = None if self.manifest["prepared"] else self.manifest["rows"]
+        with one_thread(worker.device):
+            plan = Plan(WHERE, worker.model, images, batch_size=rows, precision=self.manifest["precision"])
+            item = data.Item(0, "", None, None, None, 0)
+            given = {name: worker.options(name, [item]) for name in methods}
+            for name, method in methods.items():
+                plan.renamed(f"pysal.{name}", method["score"]).rehearse(METHODS[name].attribute, given[name])
+            table = plan.clean().table
+            assert table is not None
+            if table.shape[1] < 2:
+                refuse(WHERE, "model", "give scores of two classes or more", f"an output of shape {tuple(table.shape)}")
+            for name, method in methods.items():
+                request = plan.renamed(f"pysal.{name}", method["score"])
+                found = METHODS[name].attribute(request, **given[name])
+                method["layer"] = found.details.get("layer")
+                if self.manifest["maps"] != "none" and name != "leave_one_out":
+                    method["map_shape"] = list(stored_map(found, method["reduction"], name).shape[1:])
+                if name == "leave_one_out" and "boxes" in found.details:
+                    self.manifest["boxes"] = found.details["boxes"].tolist()
+        return int(table.shape[1])
+
+    def _refuse_another_job(self) -> None:
+        before = manifest.read(WHERE, self.out)
+        found = manifest.differences(before, self.manifest)
+        if any(phrase.startswith("data.sha256") for phrase in found):
+            found = [phrase for phrase in found if not re.match(r"data\.(sha256|images|shards|labelled) ", phrase)]
+            with contextlib.suppress(OSError, pa.ArrowException):
+                found.append(f"data: {data.first_difference(pq.read_table(self.out / 'plan.parquet'), self.plan)}")
+        if found:
+            refuse(WHERE, "out", "be a new folder or that of the same job", f"{self.out}, where {'; '.join(found)}")
+
+    def run(
+        self,
+        *,
+        engine: Literal["pool", "inline", "ray"] = "pool",
+        workers: int | None = None,
+        address: str | None = None,
+        progress: bool | Progress = False,
+    ) -> Status:
+        """Compute the shards that are not there yet, and return how far the job is.
+
+        Args:
+            engine: "pool", processes of this machine; "ray", a Ray cluster, or one of this machine; "inline", this process.
+            workers: how many; None = a processor each, or a GPU each.
+            address: of the Ray cluster; None = one is started here.
+            progress: True shows a tqdm bar; a function is called as `progress(images done, images in all)`.
+
+        Raises:
+            ValueError: another job runs in the folder.
+            Stopped: a shard cannot be computed. What is finished is kept, and `run` goes on with the rest; so after DiskFault.
+            DiskFault: a file cannot be written, because the disk is full or for another reason.
+        """
+        _one_of("engine", engine, ENGINES)
+        if address is not None and engine != "ray":
+            refuse(WHERE, "address", "be given with engine='ray' only", repr(address))
+        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+            refuse(WHERE, "workers", "be a whole number of at least 1", repr(workers))
+        files.make_folders(self.out)
+        with files.locked(WHERE, self.out):
+            files.remove_unfinished(self.out)
+            self._begin()
+            done = files.finished(self.out)
+            size = self.manifest["data"]["shard_size"]
+            todo = [Shard(n, self._data.items(n, size)) for n in range(self._data.shards) if n not in done]
+            images = len(self.plan)
+            finished = images - sum(len(shard.items) for shard in todo)
+            with _reporting(progress, images, finished) as report:
+                try:
+                    for shard in self._computed(engine, todo, workers, address):
+                        finished += shard.explained + shard.failed
+                        report(finished, images)
+                finally:
+                    files.remove_unfinished(self.out)
+        return status(self.out)
+
+    def _begin(self) -> None:
+        if (self.out / "manifest.json").exists():
+            self._refuse_another_job()  # which may have begun since this one was planned
+            return
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.plan, sink, compression="zstd")
+        files.write(self.out / "plan.parquet", sink.getvalue().to_pybytes())
+        manifest.write(self.out, self.manifest)
+
+    def _computed(self, engine: str, todo: list[Shard], workers: int | None, address: str | None) -> Iterator[engines.Done]:
+        if not todo:
+            return
+        found: Generator[engines.Done]
+        if engine == "inline":
+            found = engines.inline(todo, self.out, self._worker)
+        elif engine == "ray":
+            found = engines.on_ray(self._setup, todo, self.out, workers, address)
+        else:
+            found = engines.pool(self._setup, todo, self.out, engines.devices(self.manifest["device"], workers))
+        with contextlib.closing(found):  # workers are sent home also where the caller stops in the middle
+            yield from found
+
+
+def resume(out: str | Path, *, model: nn.Module | None = None) -> Job:
+    """Return the job of a folder, planned again from its manifest; its `run` goes on where it was.
+
+    Args:
+        out: the folder.
+        model: the model, for a job that was given an object.
+
+    Raises:
+        ValueError: the folder holds no audit, or model, data, versions or anything else has changed; the sentence says what.
+    """
+    out = Path(out)
+    stored = manifest.read("pysal.audit.resume", out)
+    about, images = stored["model"], stored["data"]
+    if about["spec"] is None and model is None:
+        refuse("pysal.audit.resume", "model", "be given again for a job that was given an object", f"None for {about['name']}")
+    scores = {name: method["score"] for name, method in stored["methods"].items()}
+    common = set(scores.values())
+    own = all(METHODS[name].score == score for name, score in scores.items() if name in METHODS)
+    return Job(
+        images["source"],
+        model=about["spec"] if model is None else model,
+        methods=list(stored["methods"]),
+        out=out,
+        metrics=stored["metrics"],
+        method_options={name: method["options"] for name, method in stored["methods"].items()},
+        target=stored["target"],
+        score=None if own else common.pop(),
+        labels=images["labels"],
+        maps=stored["maps"],
+        size=None if about["class_names"] is not None else tuple(about["input_size"]),
+        seed=stored["seed"],
+        precision=stored["precision"],
+        shard_size=images["shard_size"],
+        batch=stored["batch"],
+        rows=stored["rows"],
+        prepared=stored["prepared"],
+        device=stored["device"],
+    )
+
+
+def status(out: str | Path) -> Status:
+    """Return how far the audit of a folder is, also while it runs.
+
+    Raises:
+        ValueError: the folder holds no audit.
+    """
+    out = Path(out)
+    stored = manifest.read("pysal.audit.status", out)
+    images, size = stored["data"]["images"], stored["data"]["shard_size"]
+    done = sorted(files.finished(out))
+    failed = sum(pq.read_metadata(files.shard_path(out, "errors", n)).num_rows for n in done)
+    seconds = 0.0
+    for n in done:
+        seconds += sum(pq.read_table(files.shard_path(out, "timings", n), columns=["cpu_seconds"])["cpu_seconds"].to_pylist())
+    covered = sum(min(size, images - n * size) for n in done)
+    return Status(out, images, stored["data"]["shards"], len(done), covered - failed, failed, seconds, files.running(out))
+
+
+@contextlib.contextmanager
+def _reporting(progress: bool | Progress, images: int, finished: int) -> Iterator[Progress]:
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda done, total: None
+    else:
+        from tqdm import tqdm
+
+        with tqdm(total=images, initial=finished, unit="image", file=sys.stderr, smoothing=0.05) as bar:
+            yield lambda done, total: bar.update(done - bar.n)
+
+
+def _names(methods: object) -> list[str]:
+    if not isinstance(methods, (str, Sequence)):
+        refuse(WHERE, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
+    names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
+    for name in names:
+        if name not in METHODS:
+            refuse(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", repr(name))
+    if not names:
+        refuse(WHERE, "methods", "name at least one method", "none")
+    return list(dict.fromkeys(names))
+
+
+def _metrics(metrics: Sequence[str]) -> list[str]:
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        refuse(WHERE, "metrics", "be a sequence of names", repr(metrics), TypeError)
+    possible = [name for name, metric in METRICS.items() if metric.needs != "masks"]
+    for name in metrics:
+        if name not in possible:
+            refuse(WHERE, "metrics", f"be names out of {', '.join(possible)}", repr(name))
+    return list(dict.fromkeys(metrics))
+
+
+def _options(names: list[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the options of each method as JSON has them."""
+    if not isinstance(given, Mapping):
+        refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
+    for name, options in given.items():
+        argument = f"method_options[{name!r}]"
+        if name not in names:
+            refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
+        if not isinstance(options, Mapping):
+            refuse(WHERE, argument, "be a mapping of option names to values", repr(options), TypeError)
+        check_options(WHERE, argument, METHODS[name].attribute, options)
+        for reserved in ("seed", "image_ids"):
+            if reserved in options:
+                refuse(WHERE, argument, "leave seed and image_ids to the job", repr(reserved))
+    return {name: {key: _plain(name, key, value) for key, value in given.get(name, {}).items()} for name in names}
+
+
+def _plain(method: str, option: str, value: Any) -> Any:
+    argument = f"method_options[{method!r}][{option!r}]"
+    if option == "segments":
+        if isinstance(value, str):
+            parse(value)
+            return value
+        text = _segments_text(value)
+        if text is None or parse(text) != value:
+            refuse(WHERE, argument, "be like grid:3x3, window:16/8 or slic:100", repr(value))
+        return text
+    try:
+        plain = json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        refuse(WHERE, argument, "be a number, a text or a list of them", repr(value), TypeError)
+    return plain
+
+
+def _segments_text(value: Any) -> str | None:
+    if isinstance(value, Grid):
+        return f"grid:{value.rows}x{value.cols}"
+    if isinstance(value, Slic):
+        return f"slic:{value.n_segments}"
+    if isinstance(value, Window) and isinstance(value.size, int) and not isinstance(value.stride, tuple):
+        return f"window:{value.size}" + (f"/{value.stride}" if value.stride is not None else "")
+    return None
+
+
+def _one_of(argument: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        refuse(WHERE, argument, f"be one of {', '.join(known)}", repr(value))
+
+
+def _size(size: object) -> tuple[int, int]:
+    whole = isinstance(size, tuple | list) and len(size) == 2
+    if not whole or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 2 for side in size):  # type: ignore[attr-defined]
+        refuse(WHERE, "size", "be (height, width) in pixels", repr(size))
+    return int(size[0]), int(size[1])  # type: ignore[index]

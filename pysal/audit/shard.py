@@ -1,0 +1,358 @@
+"""One shard of an audit: from the images to the bytes of its Parquet files, a pure function of the plan and the manifest."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pysal.audit import table
+from pysal.audit.data import Item, Unreadable, decode, read_bytes
+from pysal.audit.model import ModelSource
+from pysal.engine.attribution import Attribution
+from pysal.engine.chunks import is_out_of_memory
+from pysal.engine.plan import Plan
+from pysal.engine.prepared import PreparedModel, prepare
+from pysal.engine.target import sums_to_one
+from pysal.methods.registry import METHODS
+from pysal.metrics import per_image
+from pysal.segments import parse
+
+WHERE = "pysal.audit"
+
+
+class Files(NamedTuple):
+    """What becomes of a shard: the content of its files, and how many images are in them."""
+
+    rows: bytes
+    errors: bytes
+    timings: bytes
+    explained: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a worker needs to know; small enough to be sent to each.
+
+    Attributes:
+        manifest: the content of manifest.json.
+        model: where the model comes from.
+        root: what the paths of images are relative to.
+    """
+
+    manifest: dict[str, Any]
+    model: ModelSource
+    root: Path
+
+
+@dataclass
+class _Timing:
+    images: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+class Clock:
+    """Adds up the time of each stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, _Timing] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str, images: int) -> Iterator[None]:
+        """Count what happens inside to a stage."""
+        wall, processor = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            timing = self.stages.setdefault(name, _Timing())
+            timing.images += images
+            timing.seconds += time.perf_counter() - wall
+            timing.cpu_seconds += time.thread_time() - processor
+
+
+class Worker:
+    """A loaded and prepared model that explains shards, one thread, any number of them.
+
+    What it returns for a shard depends on the manifest, the images and the kind of processor alone: not on what it did before.
+    """
+
+    def __init__(self, setup: Setup, device: str, model: nn.Module | None = None) -> None:
+        self.setup, self.device = setup, device
+        manifest = setup.manifest
+        self.size: tuple[int, int] = tuple(manifest["model"]["input_size"])
+        self.original = setup.model.load(WHERE, device) if model is None else model
+        self.model: nn.Module | PreparedModel = self.original
+        if manifest["prepared"]:
+            with one_thread(device):
+                self.model = prepare(
+                    self.original, self.example(), precision=manifest["precision"], batch_size=manifest["rows"]
+                )
+
+    def example(self) -> Tensor:
+        """Return an image (1, 3, H, W) that is the same for every worker."""
+        return torch.rand(1, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def explain(self, shard: int, items: Sequence[Item]) -> Files:
+        """Return the files of a shard.
+
+        Raises:
+            MemoryError: one image alone does not fit.
+        """
+        with one_thread(self.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were shown when the job began
+            return self._explain(shard, items)
+
+    def _explain(self, shard: int, items: Sequence[Item]) -> Files:
+        manifest, started, clock = self.setup.manifest, datetime.now(UTC), Clock()
+        columns: dict[str, dict[str, list[Any]]] = {name: {} for name in manifest["methods"]}
+        names = table.schema(manifest).names
+        errors: list[dict[str, Any]] = []
+        least = manifest["batch"]
+        for start in range(0, len(items), manifest["batch"]):
+            batch = items[start : start + manifest["batch"]]
+            images, readable, hashes = [], [], []
+            with clock.stage("read", len(batch)):
+                for item in batch:
+                    try:
+                        if manifest["target"] == "label" and item.label is None:
+                            raise Unreadable("the image has no label, which is the target")
+                        content = read_bytes(self.setup.root, item)
+                        images.append(decode(content, self.original, self.size))
+                    except Unreadable as reason:
+                        errors.append({"id": item.id, "path": item.path, "label": item.label, "reason": str(reason)})
+                        continue
+                    readable.append(item)
+                    hashes.append(hashlib.sha256(content).hexdigest())
+            if not images:
+                continue
+            found, smallest = self._rows(torch.cat(images).to(self.device), readable, clock)
+            least = min(least, smallest)
+            for n, (item, digest) in enumerate(zip(readable, hashes, strict=True)):
+                if isinstance(found[n], str):
+                    errors.append({"id": item.id, "path": item.path, "label": item.label, "reason": found[n]})
+                    continue
+                for method, values in found[n].items():
+                    row = {"id": item.id, "path": item.path, "label": item.label, "sha256": digest, "method": method, **values}
+                    for name in names:
+                        columns[method].setdefault(name, []).append(row.get(name))
+        explained = len(next(iter(columns.values())).get("id", ()))
+        with clock.stage("encode", explained):
+            rows = table.encode(table.schema(manifest), [group for group in columns.values() if group])
+        errors.sort(key=lambda error: error["id"])
+        about = {"shard": shard, "batch": least, "started": started, "host": socket.gethostname(), "process": os.getpid()}
+        timings = [{**about, "stage": name, **vars(timing)} for name, timing in clock.stages.items()]
+        return Files(
+            rows,
+            table.encode_records(table.ERRORS, errors),
+            table.encode_records(table.TIMINGS, timings),
+            explained,
+            len(errors),
+        )
+
+    def _rows(self, images: Tensor, items: Sequence[Item], clock: Clock) -> tuple[list[Any], int]:
+        """Return, for each image, its rows {method: {column: value}} or why there are none; and the batch that fit."""
+        try:
+            return self.batch(images, items, clock), len(items)
+        except Exception as error:
+            failure = error if not is_out_of_memory(error) else None
+            if len(items) == 1:
+                if failure is None:
+                    raise MemoryError(
+                        f"{WHERE}: {items[0].path} alone does not fit into the memory of {self.device}"
+                    ) from error
+                return [f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"], 1
+            reason = "failure" if failure is not None else "memory"
+        # outside the except block, where the traceback still holds the tensors of the batch
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        step = 1 if reason == "failure" else (len(items) + 1) // 2
+        rows: list[Any] = []
+        smallest = len(items)
+        for start in range(0, len(items), step):
+            part, fitted = self._rows(images[start : start + step], items[start : start + step], clock)
+            rows += part
+            smallest = min(smallest, fitted)
+        return rows, smallest if reason == "memory" else len(items)
+
+    def batch(self, images: Tensor, items: Sequence[Item], clock: Clock) -> list[dict[str, dict[str, Any]]]:
+        """Return, for each image of a batch (B, 3, H, W), its rows {method: {column: value}}."""
+        manifest = self.setup.manifest
+        plan = self._plan(images, items)
+        options = {name: self.options(name, items) for name in manifest["methods"]}
+        with clock.stage("model", len(items)):
+            for name, method in manifest["methods"].items():
+                request = plan.renamed(f"pysal.{name}", method["score"])
+                request.rehearse(METHODS[name].attribute, options[name], announce=True)
+            scores = plan.clean().table
+            assert scores is not None
+            sound = torch.isfinite(scores).all(1).tolist()
+        if not all(sound):
+            return self._without_the_unsound(images, items, sound, clock)
+        figures = _model_figures(scores, plan.score.index)
+        found: list[dict[str, dict[str, Any]]] = [{} for _ in items]
+        for name in manifest["methods"]:
+            request = plan.renamed(f"pysal.{name}", manifest["methods"][name]["score"])
+            with clock.stage(name, len(items)):
+                attribution = METHODS[name].attribute(request, **options[name])
+                explained = request.clean_scores()[0].double().cpu().numpy()
+                details = _details(attribution)
+                map = attribution.map
+                whole = torch.isfinite(map).flatten(1).all(1).tolist()
+                stored = self._stored(name, attribution)
+            rows = [{**figures[n], **details[n], **stored[n], "score": float(explained[n])} for n in range(len(items))]
+            for metric in manifest["metrics"]:
+                with clock.stage(f"metric:{metric}", len(items)):
+                    for row, value in zip(rows, self._metric(metric, name, images, attribution, plan, items), strict=True):
+                        row[metric] = value
+            for n, row in enumerate(rows):
+                found[n][name] = _finite(row, whole[n])
+        return found
+
+    def _without_the_unsound(
+        self, images: Tensor, items: Sequence[Item], sound: list[bool], clock: Clock
+    ) -> list[dict[str, dict[str, Any]]]:
+        """Explain the images of which the model says something finite; record of the others that it does not."""
+        kept = [n for n, good in enumerate(sound) if good]
+        rows = iter(self.batch(images[kept], [items[n] for n in kept], clock) if kept else [])
+        fault = {name: {"fault": "the model's output"} for name in self.setup.manifest["methods"]}
+        return [next(rows) if good else dict(fault) for good in sound]
+
+    def _plan(self, images: Tensor, items: Sequence[Item]) -> Plan:
+        manifest = self.setup.manifest
+        target = manifest["target"]
+        if target == "label":
+            target = [item.label for item in items]
+        elif target == "predicted":
+            target = None
+        rows = None if isinstance(self.model, PreparedModel) else manifest["rows"]
+        return Plan(WHERE, self.model, images, target, batch_size=rows, precision=manifest["precision"])
+
+    def options(self, name: str, items: Sequence[Item]) -> dict[str, Any]:
+        """Return a method's options for a batch, as its core takes them."""
+        options = dict(self.setup.manifest["methods"][name]["options"])
+        if isinstance(options.get("segments"), str):
+            options["segments"] = parse(options["segments"])
+        if isinstance(options.get("fill"), list):
+            options["fill"] = tuple(options["fill"])
+        if name == "smooth_grad":
+            options |= {"seed": self.setup.manifest["seed"], "image_ids": [item.id for item in items]}
+        return options
+
+    def _stored(self, name: str, attribution: Attribution) -> list[dict[str, Any]]:
+        """Return the columns of each image that hold its map."""
+        manifest, details = self.setup.manifest, attribution.details
+        maps, method = manifest["maps"], manifest["methods"][name]
+        if name == "leave_one_out":
+            columns: list[dict[str, Any]] = [{"drops": drops.float().cpu().numpy()} for drops in details["drops"]]
+            if maps != "none" and "labels" in details:
+                for row, labels in zip(columns, details["labels"].cpu().numpy(), strict=True):
+                    row["segments"] = labels.astype(np.uint16)
+            return columns
+        if maps == "none":
+            return [{} for _ in attribution.map]
+        columns = []
+        for map in stored_map(attribution, method["reduction"], name):
+            if np.isfinite(map).all():
+                kept, scale = table.quantised(map, maps, method["signed"])
+                columns.append({f"map_{name}": kept, "map_scale": scale})
+            else:
+                columns.append({})
+        return columns
+
+    def _metric(
+        self, metric: str, name: str, images: Tensor, attribution: Attribution, plan: Plan, items: Sequence[Item]
+    ) -> list[float]:
+        """Return a figure of a method's map, for each image."""
+        manifest = self.setup.manifest
+        found = per_image(
+            metric,
+            self.model,
+            images,
+            attribution.map,
+            plan.score.index,
+            seed=manifest["seed"],
+            ids=[item.id for item in items],
+            method=name,
+            method_options=self.options(name, items),
+            batch_size=None if isinstance(self.model, PreparedModel) else manifest["rows"],
+            precision=manifest["precision"],
+        )
+        return [float(value) for value in found]
+
+
+def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[np.floating[Any]]:
+    """Return the maps (B, h, w) of one channel that are stored: Grad-CAM's at its layer's size."""
+    map = attribution.details["native"] if name == "grad_cam" else attribution.map
+    if reduction == "sum":
+        map = map.sum(1)
+    elif reduction == "max_abs":
+        map = map.abs().amax(1)
+    else:
+        map = map[:, 0]
+    return map.float().cpu().numpy()
+
+
+def _model_figures(scores: Tensor, target: Tensor) -> list[dict[str, Any]]:
+    """Return what the model says of each image: class, target and their probabilities."""
+    likely = scores if sums_to_one(scores) else torch.softmax(scores, 1)
+    predicted = scores.argmax(1)
+    columns = {
+        "predicted": predicted.tolist(),
+        "predicted_probability": likely.gather(1, predicted[:, None]).squeeze(1).double().tolist(),
+        "target": target.tolist(),
+        "probability": likely.gather(1, target[:, None]).squeeze(1).double().tolist(),
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _details(attribution: Attribution) -> list[dict[str, Any]]:
+    """Return the numbers that a method found of each image beside its map."""
+    details = attribution.details
+    rows: list[dict[str, Any]] = [{} for _ in attribution.map]
+    for name, kind in (("residual", float), ("error", float), ("steps", int)):
+        for row, value in zip(rows, details.get(name, ()), strict=False):
+            row[name] = kind(value)
+    if "standard_error" in details:
+        for row, error in zip(rows, details["standard_error"].double(), strict=True):
+            row["standard_error"] = float(error.square().mean().sqrt())
+    return rows
+
+
+def _finite(row: Mapping[str, Any], map_is_finite: bool) -> dict[str, Any]:
+    """Return a row without the numbers that are not finite, and what was not."""
+    kept = {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
+    faults = [name for name in row if kept[name] is None and row[name] is not None]
+    drops = row.get("drops")
+    if not map_is_finite or (drops is not None and not np.isfinite(drops).all()):
+        kept.pop("drops", None)
+        kept.pop("segments", None)
+        faults = ["the map"]
+    if faults:
+        kept["fault"] = faults[0]
+    return kept
+
+
+@contextlib.contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """Compute with one thread: how many there are decides in which order torch adds numbers, so results would differ."""
+    threads = torch.get_num_threads()
+    if device == "cpu" and threads != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

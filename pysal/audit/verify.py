@@ -1,0 +1,130 @@
+"""Reading an audit again, all of it, and saying what is not as it should be."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pysal.audit import data, files, manifest, table
+from pysal.audit.data import Item, Unreadable, read_bytes
+
+
+def verify(out: str | Path, *, images: bool = False) -> list[str]:
+    """Return what is wrong with the audit of a folder, a sentence each; an empty list where nothing is.
+
+    Every page of every file is read and its checksum compared; the plan is held against the manifest's hash; each image of
+    a finished shard must have its row for each method, in order, or one reason why it has none; no number may be NaN or
+    infinite; a number may be missing only where a fault is named, or where the method has none.
+
+    Args:
+        out: the folder.
+        images: also read the images again, and compare their SHA-256 with that of what was explained.
+
+    Raises:
+        ValueError: the folder holds no audit.
+    """
+    return list(_problems(Path(out), images))
+
+
+def _problems(out: Path, images: bool) -> Iterator[str]:
+    stored = manifest.read("pysal.audit.verify", out)
+    try:
+        plan = pq.read_table(out / "plan.parquet", schema=data.PLAN)
+    except (OSError, pa.ArrowException) as error:
+        yield f"plan.parquet cannot be read ({_first_line(error)})"
+        return
+    if data.fingerprint(plan) != stored["data"]["sha256"]:
+        yield "plan.parquet is not the one that manifest.json names"
+        return
+    found = data.Data(stored["data"]["kind"], Path(stored["data"]["root"]), plan, stored["data"]["sha256"])
+    done = files.finished(out)
+    for number in range(found.shards):
+        if number not in done:
+            yield f"shard {number} is missing"
+            continue
+        items = found.items(number, stored["data"]["shard_size"])
+        try:
+            yield from (f"shard {number}: {problem}" for problem in _of_shard(out, stored, number, items))
+            if images:
+                yield from (f"shard {number}: {problem}" for problem in _of_images(out, found.root, number, items))
+        except (OSError, pa.ArrowException) as error:
+            yield f"shard {number} cannot be read ({_first_line(error)})"
+    for number in sorted(done - set(range(found.shards))):
+        yield f"shard {number} is not in the plan"
+
+
+def _read(out: Path, folder: str, number: int) -> pa.Table:
+    with pq.ParquetFile(files.shard_path(out, folder, number), page_checksum_verification=True) as file:
+        return file.read()
+
+
+def _of_shard(out: Path, stored: dict[str, Any], number: int, items: list[Item]) -> Iterator[str]:
+    rows, errors, timings = (_read(out, folder, number) for folder in ("shards", "errors", "timings"))
+    for name, found, expected in (
+        ("shards", rows, table.schema(stored)),
+        ("errors", errors, table.ERRORS),
+        ("timings", timings, table.TIMINGS),
+    ):
+        if not found.schema.equals(expected):
+            yield f"the columns in {name} are not those of the manifest"
+            return
+    failed = errors["id"].to_pylist()
+    by_id = {item.id: item for item in items}
+    if len(set(failed)) != len(failed) or not set(failed) <= set(by_id):
+        yield "errors name an image twice, or one of another shard"
+        return
+    explained = [item for item in items if item.id not in set(failed)]
+    methods = list(stored["methods"]) if explained else []
+    expected_ids = [item.id for _ in methods for item in explained]
+    expected_methods = [name for name in methods for _ in explained]
+    if rows["id"].to_pylist() != expected_ids or rows["method"].to_pylist() != expected_methods:
+        yield "there is not one row, in order, for each method and image without an error"
+        return
+    for folder, found in (("shards", rows), ("errors", errors)):
+        for n, (id, path, label) in enumerate(zip(*(found[name].to_pylist() for name in ("id", "path", "label")), strict=True)):
+            if (path, label) != (by_id[id].path, by_id[id].label):
+                yield f"row {n} of {folder} has another path or label than the plan"
+    sound = pc.is_null(rows["fault"])
+    for field in rows.schema:
+        if pa.types.is_floating(field.type):
+            values = rows[field.name].to_numpy()
+            present = np.asarray(pc.is_valid(rows[field.name]))
+            if not np.isfinite(values[present]).all():
+                yield f"{field.name} holds NaN or infinity"
+    always = ["predicted", "predicted_probability", "target", "probability", "score", *stored["metrics"]]
+    for name in always:
+        if pc.any(pc.and_(sound, pc.is_null(rows[name]))).as_py():
+            yield f"{name} is missing where no fault is named"
+    for name, method in stored["methods"].items():
+        column = "drops" if name == "leave_one_out" else f"map_{name}" if method["map_shape"] else None
+        if column is not None and methods:
+            own = pc.equal(rows["method"], name)
+            if pc.any(pc.and_(pc.and_(own, sound), pc.is_null(rows[column]))).as_py():
+                yield f"{column} is missing where no fault is named"
+    scales = [value for value in rows["map_scale"].to_pylist() if value is not None] if "map_scale" in rows.column_names else []
+    if not all(value > 0 and math.isfinite(value) for value in scales):
+        yield "map_scale is not a positive number"
+
+
+def _of_images(out: Path, root: Path, number: int, items: list[Item]) -> Iterator[str]:
+    rows = _read(out, "shards", number)
+    hashes = dict(zip(rows["id"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
+    for item in items:
+        if item.id in hashes:
+            try:
+                now = hashlib.sha256(read_bytes(root, item)).hexdigest()
+            except Unreadable as reason:
+                yield f"{item.path} can no longer be read ({reason})"
+                continue
+            if now != hashes[item.id]:
+                yield f"{item.path} has changed since it was explained"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

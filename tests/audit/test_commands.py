@@ -1,0 +1,106 @@
+"""`pysal audit`: what it prints, its exit codes, and one sentence for whatever goes wrong."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pysal import cli
+from pysal.audit import status
+from tests.audit.conftest import contents
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--model", f"{ROOT / 'tests/audit/tiny.py'}:classifier", "--methods", "gradient,grad-cam", "--shard-size", "2"]
+
+
+def run(*arguments: object) -> Result:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of ops without a native kernel, in a checkout that is not built
+        return CliRunner().invoke(cli.main, ["audit", *(str(argument) for argument in arguments)])
+
+
+def succeeded(*arguments: object) -> list[str]:
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    return result.stdout.splitlines()
+
+
+def refused(code: int, *arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stderr.count("\n") == 1
+    return result.stderr[:-1]
+
+
+def process(*arguments: object) -> subprocess.Popen[str]:
+    code = f"import sys; sys.argv[1:] = {['audit', *map(str, arguments)]!r}; from pysal.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
+
+
+def test_run_status_verify_resume(photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    lines = succeeded("run", photos, "--out", out, *TINY, "--engine", "inline", "--labels", "folder")
+    assert lines[:2] == ["6 of 6 shards, 11 of 11 images", "11 explained, 0 could not be"]
+    assert lines[-1] == f"wrote {out}"
+    assert succeeded("status", out)[-1] == "complete"
+    assert succeeded("verify", out, "--images") == ["11 images in 6 shards: all is as it should be"]
+    before = contents(out)
+    (out / "shards" / "00003.parquet").unlink()
+    assert succeeded("status", out)[0] == "5 of 6 shards, 9 of 11 images"
+    assert refused(1, "verify", out) == f"pysal audit verify: {out} has 1 problem"
+    assert run("verify", out).stdout == "shard 3 is missing\n"
+    assert succeeded("resume", out, "--engine", "inline")[0] == "6 of 6 shards, 11 of 11 images"
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", "magic"], "--methods must be all or names out of .*, got 'magic'"),
+        (["--methods", "gradient", "--samples", "3"], "--samples is for smooth_grad, which --methods leaves out"),
+        (["--steps", "3", "--tolerance", "0.1"], "--steps and --tolerance exclude each other"),
+        (["--size", "12"], "--size must be like 224x224, got '12'"),
+        (["--engine", "magic"], "Invalid value for '--engine': 'magic' is not one of 'pool', 'ray', 'inline'"),
+    ],
+)
+def test_wrong_calls(photos, tmp_path, arguments, sentence) -> None:
+    found = refused(2, "run", photos, "--out", tmp_path / "out", *arguments)
+    assert re.fullmatch(rf"pysal audit run: {sentence} \(see pysal audit run --help\)", found), found
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input(tmp_path) -> None:
+    assert refused(2, "status", tmp_path) == (
+        f"pysal.audit.status: out must be the folder of an audit, got {tmp_path} (no manifest.json in it)"
+    )
+    assert refused(2, "run", tmp_path, "--out", tmp_path / "out", *TINY) == (
+        f"pysal.audit.Job: data must hold at least one image, got {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(photos, tmp_path, number) -> None:
+    out = tmp_path / "out"
+    slow = ["--model", f"{ROOT / 'tests/audit/tiny.py'}:slow", "--methods", "gradient,grad-cam", "--shard-size", "2"]
+    running = process("run", photos, "--out", out, *slow, "--workers", "1")
+    while not (out / "shards").exists() or not any((out / "shards").glob("*.parquet")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    running.send_signal(number)
+    _, error = running.communicate(timeout=60)
+    done = status(out).shards_done
+    assert running.returncode == 130
+    assert 1 <= done < 6
+    assert (
+        error == f"pysal audit run: interrupted, {done} of 6 shards are done; pysal audit resume {out} goes on with the rest\n"
+    )
+    assert not list(out.rglob(".*"))
+    assert succeeded("resume", out, "--engine", "inline")[:1] == ["6 of 6 shards, 11 of 11 images"]

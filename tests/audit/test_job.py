@@ -1,0 +1,317 @@
+"""An audit finds what `pysal.explain` finds, writes it as docs/auditing.md says, and is the same bits whoever computes it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import pysal
+from pysal.audit import Job, resume, status, verify
+from pysal.engine.chunks import CPU_ROWS
+from pysal.explain import explain
+from pysal.methods.registry import METHODS
+from tests.audit import tiny
+from tests.audit.conftest import PHOTOS, contents
+
+ROOT = Path(__file__).resolve().parents[2]
+# every method but with few steps, and superpixels, for which there is a column
+ALL = {
+    "methods": "all",
+    "method_options": {
+        "leave_one_out": {"segments": "slic:6"},
+        "smooth_grad": {"samples": 3},
+        "integrated_gradients": {"steps": 3},
+        "blur_integrated_gradients": {"steps": 3},
+    },
+}
+
+
+def rows_of(out: Path, method: str) -> pa.Table:
+    return pq.read_table(out / "shards", filters=[("method", "=", method)]).sort_by("id")
+
+
+def images_of(found: Job) -> torch.Tensor:
+    model = tiny.classifier()
+    root = Path(found.manifest["data"]["root"])
+    return torch.cat([pysal.read_image(root / path, model) for path in found.plan["path"].to_pylist()])
+
+
+def explained(images: torch.Tensor, options: dict) -> pysal.Explanation:
+    """What `explain` says of the same images, in the batches of the audit, on the same prepared model."""
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=CPU_ROWS)
+    chosen = {name: dict(given) for name, given in options["method_options"].items()}
+    chosen["leave_one_out"]["segments"] = pysal.Slic(6)
+    chosen["smooth_grad"]["image_ids"] = list(range(len(images)))
+    return explain(model, images, options["methods"], method_options=chosen, seed=5)
+
+
+def no_further(found: np.ndarray, oracle: torch.Tensor, bound: float | np.ndarray = 0.0) -> bool:
+    """Whether numbers are those of an oracle up to a bound and the rounding of float32, which another batch changes."""
+    expected = oracle.double().numpy()
+    rounding = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    return bool((np.abs(found - expected) <= bound + rounding).all())
+
+
+@pytest.mark.parametrize("maps", ["uint8", "float16"])
+def test_rows_and_maps_are_those_of_explain(job, maps) -> None:
+    planned = job(**ALL, maps=maps, seed=5)
+    assert planned.run(engine="inline").complete
+    expected = explained(images_of(planned), ALL)
+    for name in METHODS:
+        rows, result = rows_of(planned.out, name), expected[name]
+        assert rows["id"].to_pylist() == list(range(PHOTOS))
+        assert rows["target"].to_pylist() == rows["predicted"].to_pylist() == expected.target.tolist()
+        assert no_further(rows["probability"].to_numpy(), expected.probabilities)
+        for figure in ("residual", "steps"):
+            if figure in result.details:
+                assert no_further(rows[figure].to_numpy(), result.details[figure])
+            else:
+                assert rows[figure].null_count == PHOTOS
+        if name == "leave_one_out":
+            for drops, wanted in zip(rows["drops"].to_pylist(), result.details["drops"], strict=True):
+                assert no_further(np.array(drops), wanted)
+            segments = rows["segments"].combine_chunks().to_numpy_ndarray()
+            assert (segments == result.details["labels"].numpy()).all()
+            continue
+        stored = rows[f"map_{name}"].combine_chunks().to_numpy_ndarray()
+        scale = rows["map_scale"].to_numpy()[:, None, None]
+        wanted = result.details["native"] if name == "grad_cam" else result.map
+        wanted = {"sum": wanted.sum(1), "max_abs": wanted.abs().amax(1), "none": wanted[:, 0]}[result.reduction]
+        # uint8: half a step; float16: values up to `scale`, eleven bits
+        bound = scale / 2 if maps == "uint8" else scale * 2.0**-12
+        assert no_further(stored * scale, wanted, bound), name
+        assert stored.shape[1:] == tuple(planned.manifest["methods"][name]["map_shape"])
+    assert planned.manifest["methods"]["grad_cam"]["map_shape"] == [10, 8]
+    errors = expected["smooth_grad"].details["standard_error"].double().square().mean((1, 2, 3)).sqrt()
+    assert no_further(rows_of(planned.out, "smooth_grad")["standard_error"].to_numpy(), errors)
+
+
+def test_the_score_is_the_one_each_method_explains(job) -> None:
+    planned = job()
+    planned.run(engine="inline")
+    images = images_of(planned)
+    logits = tiny.classifier()(images).detach().double()
+    top = logits.amax(1)
+    assert no_further(rows_of(planned.out, "gradient")["score"].to_numpy(), top)
+    assert no_further(rows_of(planned.out, "leave_one_out")["score"].to_numpy(), logits.softmax(1).amax(1))
+
+
+def test_engines_workers_and_order_give_the_same_bytes(job) -> None:
+    job(out="inline", **ALL).run(engine="inline")
+    job(out="pool", **ALL).run(engine="pool", workers=3)
+    backwards = job(out="backwards", **ALL)
+    backwards._computed, forwards = lambda engine, todo, *rest: forwards(engine, todo[::-1], *rest), backwards._computed
+    backwards.run(engine="inline")
+    outs = [job(out=name, **ALL).out for name in ("inline", "pool", "backwards")]
+    assert contents(outs[0]) == contents(outs[1]) == contents(outs[2])
+    assert [verify(out, images=True) for out in outs] == [[], [], []]
+
+
+def test_noise_belongs_to_the_image_and_not_to_its_shard(job) -> None:
+    options = {"methods": ["smooth_grad"], "method_options": {"smooth_grad": {"samples": 2}}, "batch": 1, "maps": "float16"}
+    few, many = job(out="few", shard_size=2, **options), job(out="many", shard_size=100, **options)
+    for planned in (few, many):
+        planned.run(engine="inline")
+    assert rows_of(few.out, "smooth_grad").equals(rows_of(many.out, "smooth_grad"))
+
+
+def test_a_label_is_explained_where_it_is_the_target(job) -> None:
+    planned = job(target="label", labels="folder")
+    planned.run(engine="inline")
+    rows = rows_of(planned.out, "gradient")
+    assert rows["target"].to_pylist() == rows["label"].to_pylist()
+    assert set(rows["label"].to_pylist()) == {0, 1}
+    assert planned.manifest["data"]["labelled"] == PHOTOS
+    frogs = job(target="frog", out="frogs")
+    assert frogs.manifest["target"] == 2
+
+
+def test_an_object_is_a_model_too(job) -> None:
+    model = tiny.classifier()
+    planned = job(model=model, out="object")
+    planned.run(engine="pool", workers=1)
+    named = job(out="named")
+    named.run(engine="inline")
+    assert contents(planned.out) == contents(named.out)
+    with pytest.raises(ValueError, match=r"^pysal.audit.resume: model must be given again for a job that was given an object"):
+        resume(planned.out)
+    assert resume(planned.out, model=model).run(engine="inline").complete
+
+
+def test_a_model_without_a_size_is_given_one(job) -> None:
+    planned = job(model=f"{ROOT / 'tests/audit/tiny.py'}:network", size=(8, 9), maps="float16")
+    planned.run(engine="inline")
+    assert rows_of(planned.out, "gradient")["map_gradient"].combine_chunks().to_numpy_ndarray().shape == (PHOTOS, 8, 9)
+    with pytest.raises(ValueError, match=r"size must be given for a model that is no pysal.models.Classifier, got None"):
+        job(model="tests.audit.tiny:network")
+
+
+def test_status_counts(job) -> None:
+    planned = job()
+    with pytest.raises(
+        ValueError, match=r"^pysal.audit.status: out must be the folder of an audit, got .*no manifest.json in it"
+    ):
+        status(planned.out)
+    stopping = iter(range(3))
+
+    def stop(done: int, total: int) -> None:
+        assert total == PHOTOS
+        if next(stopping) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        planned.run(engine="inline", progress=stop)
+    found = status(planned.out)
+    assert (found.shards, found.shards_done, found.images, found.explained, found.failed) == (4, 2, PHOTOS, 6, 0)
+    assert not found.complete
+    assert found.running == ""
+    assert verify(planned.out) == ["shard 2 is missing", "shard 3 is missing"]
+    assert planned.run(engine="inline").complete
+
+
+# --- what others read
+
+
+def test_others_read_it(job) -> None:
+    planned = job(methods=["gradient", "grad_cam"], method_options={}, maps="float16", labels="folder")
+    planned.run(engine="inline")
+    shards = str(planned.out / "shards" / "*.parquet")
+    ids = duckdb.sql(f"select id, method, map_scale * list_max(map_gradient) from '{shards}' order by method, id").fetchall()
+    assert [(id, method) for id, method, _ in ids] == [(id, m) for m in ("grad_cam", "gradient") for id in range(PHOTOS)]
+    frame = pd.read_parquet(planned.out / "shards")
+    own = frame[frame.method == "gradient"].sort_values("id")
+    largest = [scale * map.max() for scale, map in zip(own.map_scale, own.map_gradient, strict=True)]
+    assert largest == [value for _, method, value in ids if method == "gradient"]
+    wrong = duckdb.sql(f"select label, avg((predicted <> label)::int) from '{shards}' where method = 'gradient' group by 1")
+    assert dict(wrong.fetchall()) == own.assign(wrong=own.predicted != own.label).groupby("label").wrong.mean().to_dict()
+    assert duckdb.sql(f"select count(*) from '{planned.out}/errors/*.parquet'").fetchall() == [(0,)]
+    assert duckdb.sql(f"select sum(images) from '{planned.out}/timings/*.parquet' where stage = 'read'").fetchall() == [
+        (PHOTOS,)
+    ]
+
+
+def test_the_page_lists_the_columns_and_the_keys(job) -> None:
+    page = (ROOT / "docs" / "auditing.md").read_text()
+    planned = job(**ALL)
+    planned.run(engine="inline")
+    for folder in ("shards", "errors", "timings"):
+        for name in pq.read_schema(planned.out / folder / "00000.parquet").names:
+            assert f"`{'map_<method>' if name.startswith('map_') and name != 'map_scale' else name}`" in page, name
+    for name in pq.read_schema(planned.out / "plan.parquet").names:
+        assert f"`{name}`" in page, name
+    manifest = json.loads((planned.out / "manifest.json").read_text())
+    for key in [*manifest, *manifest["model"], *manifest["data"], *manifest["created"], *manifest["methods"]["gradient"]]:
+        assert f"`{key}`" in page, key
+
+
+def test_row_groups_are_methods(job) -> None:
+    planned = job()
+    planned.run(engine="inline")
+    file = pq.ParquetFile(planned.out / "shards" / "00000.parquet")
+    groups = [file.read_row_group(n)["method"].to_pylist() for n in range(file.num_row_groups)]
+    assert groups == [["gradient"] * 3, ["leave_one_out"] * 3]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"methods": []}, "methods must name at least one method, got none"),
+        ({"methods": ["nonsense"]}, f"methods must be 'all' or names out of {', '.join(METHODS)}, got 'nonsense'"),
+        ({"maps": "int4"}, "maps must be one of none, uint8, float16, got 'int4'"),
+        ({"target": -1}, "target must be 'predicted', 'label', a class index or a class name, got -1"),
+        ({"target": 3}, "target must be below the model's 3 classes, got 3"),
+        ({"target": "label"}, "labels must be known where target is 'label', got none of 11 images has one"),
+        ({"shard_size": 0}, "shard_size must be a whole number of at least 1, got 0"),
+        ({"size": (3, 3)}, "size must be left out for a model that has one, (12, 10), got (3, 3)"),
+        ({"model": 3}, "model must be a name, 'module:function' or an nn.Module, got int"),
+        ({"model": "tests.audit.tiny:missing"}, "model must name a function of that module, got 'tests.audit.tiny:missing'"),
+        ({"source": "/nowhere"}, "data must be there, got /nowhere (no such file or folder)"),
+        (
+            {"method_options": {"gradient": {"steps": 3}}},
+            "method_options['gradient'] must hold options out of none, got 'steps'",
+        ),
+        (
+            {"methods": ["smooth_grad"], "method_options": {"smooth_grad": {"seed": 3}}},
+            "method_options['smooth_grad'] must leave seed and image_ids to the job, got 'seed'",
+        ),
+        (
+            {"method_options": {"leave_one_out": {"segments": pysal.Slic(6, compactness=2.0)}}},
+            "method_options['leave_one_out']['segments'] must be like grid:3x3, window:16/8 or slic:100, "
+            "got Slic(n_segments=6, compactness=2.0, sigma=1.0)",
+        ),
+    ],
+)  # fmt: skip
+def test_errors(job, tmp_path, options, sentence) -> None:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        job(**options)
+    assert str(caught.value) == f"pysal.audit.Job: {sentence}"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"engine": "magic"}, "engine must be one of pool, inline, ray, got 'magic'"),
+        ({"workers": 0}, "workers must be a whole number of at least 1, got 0"),
+        ({"address": "auto"}, "address must be given with engine='ray' only, got 'auto'"),
+    ],
+)
+def test_errors_of_run(job, options, sentence) -> None:
+    planned = job()
+    with pytest.raises(ValueError, match=r".") as caught:
+        planned.run(**options)
+    assert str(caught.value) == f"pysal.audit.Job: {sentence}"
+    assert not planned.out.exists()
+
+
+def test_what_a_method_refuses_is_refused_when_the_job_is_planned(job) -> None:
+    with pytest.raises(ValueError, match=r"^pysal.leave_one_out: segments|^pysal.segments.Grid: rows and cols must be at most"):
+        job(method_options={"leave_one_out": {"segments": "grid:99x99"}})
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path) -> None:
+    (tmp_path / "hide.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'pyarrow' else find(name, *rest)\n"
+    )
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import hide, pysal.audit"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: pysal: import must find the packages of what is imported, got pysal.audit without the package "
+        "pyarrow (run: pip install 'pysal-saliency[audit]')"
+    )
+
+
+def test_figures_are_those_of_metrics(job) -> None:
+    planned = job(
+        metrics=["deletion", "infidelity", "max_sensitivity"],
+        methods=["gradient", "smooth_grad"],
+        method_options={"smooth_grad": {"samples": 2}},
+        seed=3,
+        batch=PHOTOS,
+        shard_size=PHOTOS,
+    )
+    planned.run(engine="inline")
+    images, ids = images_of(planned), list(range(PHOTOS))
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=CPU_ROWS)
+    for name, options in (("gradient", {}), ("smooth_grad", {"samples": 2, "seed": 3, "image_ids": ids})):
+        maps = explain(model, images, [name], method_options={name: options}).maps[name]
+        rows = rows_of(planned.out, name)
+        for metric in planned.manifest["metrics"]:
+            expected = pysal.metrics.per_image(
+                metric, model, images, maps, seed=3, ids=ids, method=name, method_options=options
+            )
+            assert no_further(rows[metric].to_numpy(), expected), (name, metric)
+    with pytest.raises(ValueError, match=r"^pysal.audit.Job: metrics must be names out of deletion, .*, got 'pointing_game'$"):
+        job(metrics=["pointing_game"])

@@ -1,0 +1,79 @@
+"""Models so small that a whole audit takes a moment; workers make them by name."""
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from pysal.models import Classifier
+
+CLASSES = ["cat", "dog", "tree frog"]
+SIZE = (12, 10)
+
+
+def network() -> nn.Sequential:
+    """Return a network of two convolutions and three classes, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(6, len(CLASSES)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    return model.eval()
+
+
+def classifier() -> Classifier:
+    """Return it with names of classes and a size."""
+    return Classifier(network(), name="tiny", class_names=CLASSES, input_size=SIZE).eval()
+
+
+class NotANumber(nn.Module):
+    """Says NaN of an image whose first value is above 0.9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.where(images[:, 0, 0, :1] > 0.9, torch.nan, self.inner(images))
+
+
+def not_a_number() -> Classifier:
+    """Return a classifier that says NaN of some images."""
+    return Classifier(NotANumber(), name="nan", class_names=CLASSES, input_size=SIZE).eval()
+
+
+class Hungry(nn.Module):
+    """Has memory for two images at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 2:
+            raise MemoryError("three images at a time")
+        return self.inner(images)
+
+
+class Slow(nn.Module):
+    """Takes a while for each pass; cannot be traced, so that it does when it is prepared, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images):
+            time.sleep(0.05)
+        return self.inner(images)
+
+
+def slow() -> Classifier:
+    """Return a classifier that gives the same answers slowly."""
+    return Classifier(Slow(), name="slow", class_names=CLASSES, input_size=SIZE).eval()
+
+
+def hungry() -> Classifier:
+    """Return a classifier that has memory for two images at a time."""
+    return Classifier(Hungry(), name="hungry", class_names=CLASSES, input_size=SIZE).eval()
