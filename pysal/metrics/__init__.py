@@ -5,6 +5,7 @@ from pysal.metrics.curves import Curve, deletion, insertion
 from pysal.metrics.infidelity import infidelity
 from pysal.metrics.localisation import mass_in_mask, pointing_game
 from pysal.metrics.max_sensitivity import max_sensitivity
+from pysal.metrics.randomisation import Randomisation, parameter_randomisation
 from pysal.metrics.registry import METRICS, PER_IMAGE, Metric, per_image
 
 __all__ = [
@@ -12,12 +13,14 @@ __all__ = [
     "PER_IMAGE",
     "Curve",
     "Metric",
+    "Randomisation",
     "agreement",
     "deletion",
     "infidelity",
     "insertion",
     "mass_in_mask",
     "max_sensitivity",
+    "parameter_randomisation",
     "per_image",
     "pointing_game",
 ]

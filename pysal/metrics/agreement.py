@@ -32,7 +32,7 @@ def agreement(maps: Mapping[str, Tensor], *, absolute: bool = False) -> Tensor:
 
     Source:
         Spearman 1904, American Journal of Psychology 15; the comparison of methods is that of Krishna et al. 2022,
-        arXiv:2202.01602, section 3.2 (rank correlation).
+        arXiv:2202.01602.
 
     Example:
         >>> first = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])

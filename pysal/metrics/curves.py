@@ -83,7 +83,7 @@ def deletion(
         ValueError: a wrong shape, value or target.
 
     Source:
-        Petsiuk, Das and Saenko 2018, arXiv:1806.07421, section 4.3 and algorithm 1.
+        Petsiuk, Das and Saenko 2018, arXiv:1806.07421.
 
     Deviations:
         Zero is that of `inputs`, black where the model normalises by itself; the authors' is the mean colour of ImageNet.
@@ -140,7 +140,7 @@ def insertion(
         ValueError: a wrong shape, value or target.
 
     Source:
-        Petsiuk, Das and Saenko 2018, arXiv:1806.07421, section 4.3.
+        Petsiuk, Das and Saenko 2018, arXiv:1806.07421.
 
     Deviations:
         Those of `deletion`.

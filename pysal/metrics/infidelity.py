@@ -76,8 +76,8 @@ def infidelity(
         ValueError: a wrong shape, value or target, or "noise" for a map of "shares".
 
     Source:
-        Yeh, Hsieh, Suggala, Inouye and Ravikumar 2019, arXiv:1901.09392, definition 2.1; the scale is that of appendix A as
-        captum 0.9.0 has it (`normalize=True`).
+        Yeh, Hsieh, Suggala, Inouye and Ravikumar 2019, arXiv:1901.09392, definition 2.1; the scale is captum
+        0.9.0's (`normalize=True`).
 
     Example:
         >>> brightness = lambda x: x.sum((1, 2, 3))

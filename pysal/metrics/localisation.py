@@ -31,7 +31,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = TOLERANCE, 
         ValueError: a wrong shape or value.
 
     Source:
-        Zhang, Lin, Brandt, Shen and Sclaroff 2016, arXiv:1608.00507, section 4.2.
+        Zhang, Lin, Brandt, Shen and Sclaroff 2016, arXiv:1608.00507.
 
     Deviations:
         Ties give a share instead of the first of the highest pixels.
@@ -72,7 +72,7 @@ def mass_in_mask(maps: Tensor, masks: Tensor, *, reduction: Reduction = "sum") -
         ValueError: a wrong shape or value.
 
     Source:
-        Wang, Wang, Du, Yang, Zhang, Ding, Mardziel and Hu 2020, arXiv:1910.01279, section 4.4 (energy-based pointing game).
+        Wang, Wang, Du, Yang, Zhang, Ding, Mardziel and Hu 2020, arXiv:1910.01279 (energy-based pointing game).
 
     Deviations:
         Negative attribution is left out.

@@ -17,7 +17,7 @@ OPERATIONS = 3 * 72 + 64
 
 
 def curve_in_loops(model: Any, inputs: Tensor, maps: Tensor, target: int, steps: int, nothing: Tensor, insert: bool) -> Tensor:
-    """Algorithm 1 of Petsiuk et al., one image and one pixel at a time: probabilities (B, steps + 1)."""
+    """The protocol of Petsiuk et al., one image and one pixel at a time: probabilities (B, steps + 1)."""
     result = []
     height, width = inputs.shape[2:]
     for image, map, empty in zip(inputs, maps.sum(1), nothing, strict=True):

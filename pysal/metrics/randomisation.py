@@ -1,0 +1,202 @@
+"""The sanity check by parameter randomisation: whether a method's map depends on what the model has learned."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from pysal._checks import refuse
+from pysal.engine.attribution import check_options
+from pysal.engine.plan import ExtraInputs, Plan
+from pysal.engine.precision import Precision
+from pysal.engine.prepared import PreparedModel
+from pysal.engine.target import ScoreKind, Target
+from pysal.methods.registry import METHODS
+from pysal.metrics._maps import check_seed, per_pixel
+from pysal.metrics.agreement import correlation, ranks_of, reduction_of
+from pysal.metrics.max_sensitivity import check_method
+
+Order: TypeAlias = Literal["cascading", "independent"]
+
+WINDOW = 7  # pixels of SSIM's window, scikit-image's usual one; less where the image is smaller
+
+
+@dataclass(frozen=True)
+class Randomisation:
+    """How alike the maps of a model and of the same model with random layers are.
+
+    Attributes:
+        layers: (L,) names, from the output to the input: in step l, layer l is random, and in a cascade those before it too.
+        correlation: (L, B) float64, Spearman's rank correlation of the two maps' pixels; NaN where a map is constant.
+        correlation_of_sizes: (L, B) float64, that of |map|.
+        similarity: (L, B) float64, SSIM of the two maps, each divided by its largest |value|; NaN where a map is zero.
+    """
+
+    layers: tuple[str, ...]
+    correlation: Tensor
+    correlation_of_sizes: Tensor
+    similarity: Tensor
+
+
+def parameter_randomisation(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    method: str = "gradient",
+    method_options: Mapping[str, Any] | None = None,
+    order: Order = "cascading",
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    score: ScoreKind | None = None,
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+) -> Randomisation:
+    """Return how alike a method's maps stay while the model's layers are made random, one after the other.
+
+    A map that stays alike does not depend on what was learned. Layers are the modules that own parameters, from the last that
+    was registered to the first. A layer that has `reset_parameters`, as all of torch's have, is initialised by that; another
+    one's parameters are shuffled. The target, where it is None, is that of the trained model.
+
+    Args:
+        model: an nn.Module in eval mode, or a prepared model, of which the original is taken; it is copied, not changed.
+        inputs: (B, C, H, W), floating point.
+        target: see `deletion`.
+        method: a name as `pysal.explain` takes it.
+        method_options: that method's own options.
+        order: "cascading" makes ever more layers random, "independent" one at a time.
+        layers: names as `model.named_modules()` has them, in the order to take; None = all, from the output to the input.
+        seed: of the random parameters; torch's own generator is left as it is.
+        score: which score is explained; None = the method's usual one.
+        extra_inputs: see `pysal.gradient`.
+        batch_size: see `pysal.gradient`.
+        precision: see `pysal.gradient`.
+
+    Returns:
+        The three likenesses for each layer and image, on the CPU.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value, target, method, option or layer, or a model without parameters.
+        NotApplicable: the method cannot explain this model.
+
+    Source:
+        Adebayo, Gilmer, Muelly, Goodfellow, Hardt and Kim 2018, arXiv:1810.03292 (both orders, rank correlation
+        with and without absolute values, SSIM).
+
+    Deviations:
+        SSIM has scikit-image's window of 7 x 7 equal weights; maps are divided by their largest |value|.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2)).eval()
+        >>> found = parameter_randomisation(model, torch.rand(1, 1, 8, 8), target=0)
+        >>> found.layers, found.correlation.shape
+        (('2', '0'), torch.Size([2, 1]))
+    """
+    where = "pysal.metrics.parameter_randomisation"
+    original = model.original if isinstance(model, PreparedModel) else model
+    if not isinstance(original, nn.Module):
+        refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
+    name = check_method(where, method)
+    if order not in get_args(Order):
+        refuse(where, "order", f"be {' or '.join(map(repr, get_args(Order)))}", repr(order))
+    check_seed(where, seed)
+    attribute = METHODS[name].attribute
+    options = dict(method_options or {})
+    check_options(where, "method_options", attribute, options)
+    names = _layers(where, original, layers)
+
+    def plan_of(module: nn.Module, explained: Target) -> Plan:
+        return Plan(
+            where,
+            module,
+            inputs,
+            explained,
+            score=METHODS[name].score if score is None else score,
+            extra_inputs=extra_inputs,
+            batch_size=batch_size,
+            precision=precision,
+        )
+
+    trained = plan_of(original, target)
+    trained.rehearse(attribute, options)
+    trained.fix_target()
+    explained = target if callable(target) else trained.score.index
+    reduction = reduction_of(name)
+
+    def pixels(plan: Plan) -> Tensor:
+        return per_pixel(where, attribute(plan, **options).map.double(), reduction).cpu()
+
+    before = pixels(trained)
+    found: list[list[NDArray[Any]]] = [[], [], []]
+    for module in _randomised(original, names, order, seed):
+        after = pixels(plan_of(module, explained))
+        found[0].append(correlation(ranks_of(before), ranks_of(after)))
+        found[1].append(correlation(ranks_of(before.abs()), ranks_of(after.abs())))
+        found[2].append(_similarity(before, after, METHODS[name].signed))
+    return Randomisation(tuple(names), *(torch.from_numpy(np.stack(rows)) for rows in found))
+
+
+def _layers(where: str, model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """Return the names of the layers to take, in order."""
+    own = [name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    if not own:
+        refuse(where, "model", "have parameters", type(model).__name__)
+    if layers is None:
+        return own[::-1]
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        refuse(where, "layers", "be a sequence of names, or None", repr(layers), TypeError)
+    for name in layers:
+        if name not in own:
+            refuse(where, "layers", "name modules that own parameters", repr(name))
+    return list(layers)
+
+
+def _randomised(model: nn.Module, names: Sequence[str], order: str, seed: int) -> Iterator[nn.Module]:
+    """Yield copies of a model, layer after layer random; that of a cascade is the same one, changed further."""
+    cascade = copy.deepcopy(model)
+    for name in names:
+        module = cascade if order == "cascading" else copy.deepcopy(model)
+        devices = [parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"]
+        with torch.random.fork_rng(devices=list(dict.fromkeys(devices))), torch.no_grad():
+            # a layer gets the same numbers in either order, and whatever other layers are chosen beside it
+            torch.manual_seed(_layer_seed(seed, name))
+            _make_random(module.get_submodule(name))
+        yield module.eval()
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """Return a seed of 32 bits for a layer."""
+    return int(np.random.SeedSequence([seed % 2**64, *name.encode()]).generate_state(1)[0])
+
+
+def _make_random(layer: nn.Module) -> None:
+    """Give a layer's own parameters, and what it counts beside them, the values of an untrained layer."""
+    reset = getattr(layer, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for parameter in layer.parameters(recurse=False):
+        order = torch.randperm(parameter.numel()).to(parameter.device)
+        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def _similarity(before: Tensor, after: Tensor, signed: bool) -> NDArray[Any]:
+    """Return SSIM of maps (B, H, W), each divided by its largest |value|."""
+    side = min(*before.shape[1:], WINDOW)
+    window = side if side % 2 else side - 1
+    result = np.full(len(before), np.nan)
+    for image, (one, other) in enumerate(zip(before.numpy(), after.numpy(), strict=True)):
+        sizes = np.abs(one).max(), np.abs(other).max()
+        if window >= 3 and min(sizes) > 0 and np.isfinite(sizes).all():
+            result[image] = structural_similarity(
+                one / sizes[0], other / sizes[1], win_size=window, data_range=2.0 if signed else 1.0
+            )
+    return result
