@@ -196,7 +196,7 @@ def _similarity(before: Tensor, after: Tensor, signed: bool) -> NDArray[Any]:
     for image, (one, other) in enumerate(zip(before.numpy(), after.numpy(), strict=True)):
         sizes = np.abs(one).max(), np.abs(other).max()
         if window >= 3 and min(sizes) > 0 and np.isfinite(sizes).all():
-            result[image] = structural_similarity(
+            result[image] = structural_similarity(  # type: ignore[no-untyped-call]
                 one / sizes[0], other / sizes[1], win_size=window, data_range=2.0 if signed else 1.0
             )
     return result
