@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/amx/bf16x6_kernels.h"
 #include "cpu/simd/level.h"
 
 namespace {
@@ -28,6 +29,11 @@ pybind11::dict build_info() {
   info["torch_target"] = PYSAL_TORCH_TARGET_VERSION;
   info["simd"] = pysal::cpu::name(pysal::cpu::level());
   info["simd_compiled"] = pysal::cpu::compiled_levels();
+#if defined(PYSAL_AMX)
+  info["matrix_unit"] = pysal::cpu::level() == pysal::cpu::Level::avx512 && pysal::cpu::bf16x6_available();
+#else
+  info["matrix_unit"] = false;
+#endif
   info["cuda_archs"] = split(PYSAL_CUDA_ARCH_LIST);
   info["cuda_version"] = PYSAL_CUDA_COMPILER_VERSION;
   return info;

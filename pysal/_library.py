@@ -78,8 +78,8 @@ def build_info() -> dict[str, Any]:
         A dict with `version`, `torch` (running), `compiled` (whether pysal._C is there), `cuda` (state of the CUDA
         library), `kernels` (op -> device type -> "native" or "reference"), `fell_back` (op -> device types on which the
         reference ran although native libraries are present) and, where compiled, `simd` (instruction set in use),
-        `simd_compiled`, `compiler`, `build_type`, `sanitizer`, `version_built`, `torch_built_with`, `torch_target`,
-        `cuda_archs`, `cuda_version`.
+        `simd_compiled`, `matrix_unit` (whether convolutions can run on that of x86), `compiler`, `build_type`, `sanitizer`,
+        `version_built`, `torch_built_with`, `torch_target`, `cuda_archs`, `cuda_version`.
     """
     info: dict[str, Any] = {
         "version": version(),

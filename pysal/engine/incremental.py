@@ -690,6 +690,10 @@ class _Run:
     ) -> Tensor:
         """Return the fused convolution of a region; a shortcut is overwritten with it."""
         convolution = module.convolution
+        if module.matrix is not None:
+            sides = (padding[1], padding[1], padding[0], padding[0])
+            between = (-math.inf, math.inf) if module.upper is None else (0.0, module.upper)
+            return module.matrix.run(region, stride, sides, shortcut=shortcut, over=True, limits=between)
         geometry = (padding, stride, convolution.dilation, convolution.groups)
         if not module.onednn:
             weight, bias = convolution.weight, convolution.bias

@@ -4,6 +4,7 @@ A convolution, the addition of a shortcut and the ReLU that follow it become one
 `engine.tape` puts these together.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pysal.engine.fold import Convolution, module_of, replace_by_module
+from pysal.engine.matrix_unit import MatrixConvolution
 
 _ADDITIONS = (operator.add, torch.add)
 # Images per pass for which oneDNN arranges the weights; other numbers run too.
@@ -41,6 +43,9 @@ class FusedConvolution(nn.Module):
         # oneDNN has no fast grouped convolution in bf16
         self.backward_dtype = backward_dtype if convolution.groups == 1 else convolution.weight.dtype
         self.onednn = _onednn(convolution.weight)
+        self.matrix: MatrixConvolution | None = None
+        if MatrixConvolution.suited(convolution):
+            self.matrix = MatrixConvolution(convolution.weight, convolution.bias, convolution.dilation)
         self.evened = _evened(convolution)
         self.forward_weight = self.evened.weight
         if self.onednn:
@@ -62,13 +67,16 @@ class FusedConvolution(nn.Module):
         columns x with the same remainders y % stride and x % stride see the same part of the kernel, and are the channels of
         one convolution of stride 1.
         """
+        self.matrix_backward: MatrixConvolution | None = None
+        self.flipped_padding: tuple[int, int] | None = None
+        self.phases: _Phases | None = None
+        if self._make_matrix_backward():
+            return
         even = self.evened
         weight = even.weight.to(self.backward_dtype)
         height, width = (
             (input_shape[1 + i] + 2 * self._padding[i] - _reach(even)[i] - 1) // even.stride[i] + 1 for i in range(2)
         )
-        self.flipped_padding: tuple[int, int] | None = None
-        self.phases: _Phases | None = None
         self.backward_weight = weight.contiguous(memory_format=torch.channels_last)
         if not self.onednn or even.symmetric is None:
             return
@@ -83,11 +91,39 @@ class FusedConvolution(nn.Module):
             self.phases = _Phases(weight, even.stride, self._padding, input_shape[1:], (height, width))
             self.backward_weight = _packed(even, self.phases.weight, self.phases.padding, (1, 1), shape)
 
+    def _make_matrix_backward(self) -> bool:
+        """Arrange them for the matrix unit, where that gains: for stride 1, and for a single tap of any stride."""
+        convolution = self.convolution
+        (rows, columns), (left, right, top, bottom) = _reach(convolution), convolution.padding
+        self.backward_padding = (columns - left, columns - right, rows - top, rows - bottom)
+        one_tap = (rows, columns) == (0, 0) and convolution.padding == (0, 0, 0, 0)
+        if self.matrix is None or self.backward_dtype != torch.float32 or min(self.backward_padding) < 0:
+            return False
+        if convolution.stride != (1, 1) and not one_tap:
+            return False
+        flipped = convolution.weight.flip(2, 3).transpose(0, 1).contiguous()
+        self.matrix_backward = MatrixConvolution(flipped, None, convolution.dilation)
+        return True
+
+    def _matrix_gradient(self, matrix: MatrixConvolution, grad: Tensor, size: Sequence[int], onto: Tensor | None) -> Tensor:
+        rows, columns = self.convolution.stride
+        if (rows, columns) == (1, 1):
+            return matrix.run(grad, padding=self.backward_padding, shortcut=onto, over=True)
+        part = matrix.run(grad)
+        if onto is None:
+            onto = part.new_zeros(len(grad), part.shape[1], *size).contiguous(memory_format=torch.channels_last)
+        onto[:, :, ::rows, ::columns] += part
+        return onto
+
     def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the result; nothing is kept for a backward pass."""
         return self._run(input, shortcut, self.upper)
 
     def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None) -> Tensor:
+        if self.matrix is not None:
+            between = (-math.inf, math.inf) if upper is None else (0.0, upper)
+            at = (self.convolution.stride, self.convolution.padding)
+            return self.matrix.run(input, *at, shortcut=shortcut, limits=between)
         even = self.evened
         if even.symmetric is None:
             input = F.pad(input, even.padding)
@@ -137,6 +173,8 @@ class FusedConvolution(nn.Module):
         even = self.evened
         grad = grad.to(self.backward_dtype)
         height, width = input_shape[2:]
+        if self.matrix_backward is not None:
+            return self._matrix_gradient(self.matrix_backward, grad, (height, width), onto)
         if self.flipped_padding is not None or self.phases is not None:
             grad = grad.contiguous(memory_format=torch.channels_last)
             padding = self.phases.padding if self.phases is not None else self.flipped_padding

@@ -408,9 +408,10 @@ def _check_model(where: str, model: object, inputs: Tensor) -> None:
     if isinstance(model, PreparedModel):
         model.check_unchanged(where)
         model = model.original
+    elif isinstance(model, nn.Module):
+        check_eval(where, model)
     if not isinstance(model, nn.Module):
         return
-    check_eval(where, model)
     parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if parameter is None:
         return

@@ -93,10 +93,15 @@ class PreparedModel:
         Every tensor's place, autograd's count of its changes and 64 of its values, evenly spread, are compared: only a
         change of single values past autograd, through `.data`, may go unseen.
 
+        A part in training mode is refused, too.
+
         Raises:
             ValueError: names the first one that has.
         """
-        name = self._weights.changed(self.original)
+        parts = _parts(self.original)
+        if any(module.training for _, module in parts):
+            check_eval(where, self.original)
+        name = self._weights.changed(_tensors(parts))
         if name is not None:
             refuse(where, "model", "be prepared again after its weights have changed", f"a new value of {name!r}")
 
@@ -105,7 +110,7 @@ class _Weights:
     """What tells whether the tensors of a model have changed: where they are, how often they were written, some values."""
 
     def __init__(self, model: nn.Module) -> None:
-        tensors = _tensors(model)
+        tensors = _tensors(_parts(model))
         self._marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()}
         samples = {name: _sample(tensor) for name, tensor in tensors.items()}
         kinds = dict.fromkeys((sample.device, sample.dtype) for sample in samples.values())
@@ -115,9 +120,9 @@ class _Weights:
     def _read(self) -> list[Tensor]:
         return [torch.cat(list(some.values())).nan_to_num() for some in self._samples]
 
-    def changed(self, model: nn.Module) -> str | None:
-        """Return the name of a tensor that has changed."""
-        marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in _tensors(model).items()}
+    def changed(self, tensors: dict[str, Tensor]) -> str | None:
+        """Return the name of a tensor of the model that has changed."""
+        marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()}
         for name in marks.keys() | self._marks.keys():
             if marks.get(name) != self._marks.get(name):
                 return name
@@ -129,8 +134,25 @@ class _Weights:
         return None
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules with the beginning of their tensors' names; `named_modules` takes a millisecond of every call."""
+    found, seen = [("", model)], {model}
+    for prefix, module in found:
+        for name, child in module._modules.items():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append((f"{prefix}{name}.", child))
+    return found
+
+
+def _tensors(parts: list[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    return {
+        prefix + name: tensor
+        for prefix, module in parts
+        for held in (module._parameters, module._buffers)
+        for name, tensor in held.items()
+        if tensor is not None
+    }
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -231,10 +253,14 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes.append(f"runs as it is: the folded graph's gradient is {gradient_difference:.1e} away from its gradient")
         return
     prepared._graph, prepared.program = graph, program
-    onednn = sum(isinstance(module, FusedConvolution) and module.onednn for module in graph.modules())
+    fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]
+    matrix = sum(module.matrix is not None for module in fused)
+    onednn = sum(module.onednn and module.matrix is None for module in fused)
     word = "convolution runs" if lowered == 1 else "convolutions run"
     notes.append(f"{lowered} {word} fused, with batch norm, padding, shortcut and ReLU where they follow")
     notes.append(f"{onednn} of them through oneDNN with weights arranged for it, channels_last")
+    if matrix:
+        notes.append(f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32")
     notes.append("the backward pass is for the input alone and keeps one bit per ReLU element")
     notes.append(f"output within {difference:.1e} of the model's, relative to its largest")
     notes.append(f"gradient within {gradient_difference:.1e} of the model's, in l2")

@@ -1,0 +1,125 @@
+"""float32 convolutions on the matrix unit are as close to the truth as float32 arithmetic, whatever their geometry."""
+
+import copy
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pysal
+from pysal.engine.fold import Convolution
+from pysal.engine.lowered import FusedConvolution
+from pysal.engine.matrix_unit import MatrixConvolution, arranged, available
+from pysal.testing import assert_no_worse, sample
+
+with_unit = pytest.mark.skipif(not available(), reason="this CPU or build has no matrix unit")
+
+# (images, C, H, W, K, kernel, stride, (left, right, top, bottom), dilation): blocks that are full, begun and a single
+# number; more pixels than one task has, more channels than one slab has, padding on one side
+Geometry: TypeAlias = tuple[Any, ...]
+GEOMETRIES: dict[str, Geometry] = {
+    "full blocks": (1, 64, 8, 8, 32, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "one of each": (1, 1, 1, 1, 1, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "begun blocks": (3, 33, 9, 11, 17, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "everything uneven": (2, 50, 13, 12, 70, (3, 2), (2, 1), (0, 1, 2, 1), (1, 2)),
+    "several slabs and tasks": (2, 200, 14, 14, 112, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "stride beyond the kernel": (2, 96, 9, 9, 40, (1, 1), (3, 2), (0, 0, 0, 0), (1, 1)),
+}
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+
+
+def convolution(geometry: Geometry) -> tuple[Tensor, Convolution]:
+    images, inputs, height, width, outputs, kernel, stride, padding, dilation = geometry
+    weight = sample(outputs, inputs, *kernel, seed=1)
+    bias = sample(outputs, seed=2)
+    return sample(images, inputs, height, width), Convolution(weight, bias, stride, padding, dilation, 1)
+
+
+@with_unit
+@geometries
+@pytest.mark.parametrize("limits", [(-torch.inf, torch.inf), (0.0, 6.0)], ids=["all", "ReLU6"])
+@pytest.mark.parametrize("how", ["alone", "shortcut", "over the shortcut"])
+def test_as_close_as_float32(geometry: Geometry, limits: tuple[float, float], how: str) -> None:
+    x, plain = convolution(geometry)
+    assert plain.bias is not None
+    baseline = plain(x)
+    expected = F.conv2d(
+        F.pad(x.double(), plain.padding), plain.weight.double(), plain.bias.double(), plain.stride, 0, plain.dilation
+    )
+    shortcut = None if how == "alone" else sample(*baseline.shape, seed=3).contiguous(memory_format=torch.channels_last)
+    if shortcut is not None:
+        baseline, expected = baseline + shortcut, expected + shortcut.double()
+    unit = MatrixConvolution(plain.weight, plain.bias, plain.dilation)
+    over = how == "over the shortcut"
+    got = unit.run(x, plain.stride, plain.padding, shortcut=shortcut, over=over, limits=limits)
+    assert (got is shortcut) == over
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert_no_worse(got, expected.clamp(*limits), baseline.clamp(*limits))
+
+
+@with_unit
+def test_nan_comes_through() -> None:
+    x, plain = convolution(GEOMETRIES["begun blocks"])
+    x[1, 2, 4, 5] = torch.nan
+    got = MatrixConvolution(plain.weight, plain.bias).run(x, padding=plain.padding, limits=(0.0, 6.0))
+    assert torch.equal(got.isnan(), plain(x).isnan())
+
+
+@with_unit
+def test_what_memory_safety_needs_is_refused() -> None:
+    x, plain = convolution(GEOMETRIES["full blocks"])
+    unit = MatrixConvolution(plain.weight, plain.bias)
+    for wrong, shortcut in ((x[:, :32], None), (x.double(), None), (x[0], None), (x, x)):
+        with pytest.raises(RuntimeError, match="pysal_amx::bf16x6_convolution: "):
+            unit.run(wrong, shortcut=shortcut)
+    with pytest.raises(RuntimeError, match="the kernel must fit into the input"):
+        MatrixConvolution(sample(8, 64, 3, 3), None).run(x[:, :, :2])
+
+
+def test_three_parts_are_the_weight() -> None:
+    weight = sample(20, 40, 3, 2)
+    parts = arranged(weight)
+    assert parts.shape == (2, 3, 2, 2, 3, 16, 32)
+    total = parts.double().sum(4).unflatten(-1, (16, 2))  # (K / 16, kh, kw, C / 32, pairs of C, 16 of K, 2)
+    found = total.permute(0, 5, 3, 4, 6, 1, 2).reshape(32, 64, 3, 2)
+    assert ((found[:20, :40] - weight).abs() <= 2**-24 * weight.abs()).all()
+    assert not found[20:].any()
+    assert not found[:, 40:].any()
+
+
+@with_unit
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (0, 1, 1, 0)], ids=["none", "one side"])
+@pytest.mark.parametrize("onto", [False, True], ids=["alone", "onto"])
+def test_gradients_are_as_close_as_float32(stride: int, kernel: int, padding: tuple[int, ...], onto: bool) -> None:
+    x, plain = convolution((2, 224, 9, 10, 256, (kernel, kernel), (stride, stride), padding, (1, 1)))
+    fused = FusedConvolution(plain, None, tuple(x.shape[1:]), torch.float32)
+    assert fused.matrix is not None
+    results: list[Tensor] = []
+    before = sample(*x.shape, seed=4).contiguous(memory_format=torch.channels_last)
+    for dtype in (torch.float64, torch.float32):
+        leaf = x.to(dtype).requires_grad_()
+        output = F.conv2d(F.pad(leaf, padding), plain.weight.to(dtype), None, stride)
+        grad = sample(*output.shape, seed=5)
+        (result,) = torch.autograd.grad(output, leaf, grad.to(dtype))
+        results.append(result + before.to(dtype) if onto else result)
+    got = fused.input_gradient(grad, x.shape, before.clone(memory_format=torch.preserve_format) if onto else None)
+    assert_no_worse(got, *results)
+
+
+@with_unit
+def test_methods_on_a_model_that_runs_there() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 160, 3, padding=1), nn.ReLU6())
+    model = nn.Sequential(wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(160, 5)).eval()
+    x = sample(1, 3, 20, 20)
+    prepared = pysal.prepare(model, x, batch_size=4)
+    assert "1 of them on the matrix unit" in prepared.report()
+    exact = pysal.gradient(copy.deepcopy(model).double(), x.double(), 1)
+    assert_no_worse(pysal.gradient(prepared, x, 1), exact, pysal.gradient(model, x, 1))
+    drops = pysal.leave_one_out(model, x, 1, segments=pysal.Window(4), score="logit")
+    found = pysal.leave_one_out(prepared, x, 1, segments=pysal.Window(4), score="logit")
+    assert (found - drops).abs().max() <= 1e-4 * drops.abs().max()
