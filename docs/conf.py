@@ -18,7 +18,7 @@ author = "The pysal authors"
 copyright = "The pysal authors, Apache-2.0"
 version = release = pysal.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # docstrings mark names by single backticks: those with a page become links
 suppress_warnings = ["toc.not_included"]
@@ -28,6 +28,7 @@ nitpick_ignore_regex = [("py:.*", r".*")]  # but for types in signatures: torch'
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+autodoc_inherit_docstrings = False  # captum is installed where this is built, and its sentences are its own
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

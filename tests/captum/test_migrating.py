@@ -1,11 +1,10 @@
-"""docs/migrating.md says what is so: its imports and functions exist, its tests are there, its code runs."""
+"""docs/migrating.md says what is so: its imports and functions exist, its tests are there."""
 
 import importlib
 import re
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/migrating.md").read_text()
@@ -40,14 +39,3 @@ def test_every_difference_has_its_test() -> None:
     sources = [(ROOT / one).read_text() for one in ("tests/captum/test_deviations.py", "tests/pair/test_against_pair.py")]
     assert len(named) == len(set(named)) >= 14
     assert [one for one in named if not any(f"def {one}(" in source for source in sources)] == []
-
-
-def test_the_code_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        names: dict[str, object] = {}
-        for block in blocks:
-            exec(compile(block, "docs/migrating.md", "exec"), names)
-    assert names["mask"].shape == (32, 32, 3)  # type: ignore[attr-defined]

@@ -1,0 +1,152 @@
+"""What the documents show is so: their code runs, their commands exist, their pictures and links are there.
+
+A block that is not run here says so in the line above it: `<!-- not run: why -->`, or `<!-- run by tests/...py -->`.
+"""
+
+import doctest
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from pysal.cli import main
+from pysal.methods.registry import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "csrc/README.md")),
+    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts),
+]
+FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+# What needs no running: output and listings, and what Sphinx reads.
+NO_CODE = {"", "text", "{toctree}", "{eval-rst}"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and what the comment above it says."""
+
+    language: str
+    code: str
+    mark: str
+
+    @property
+    def runs(self) -> bool:
+        return not self.mark.startswith(("not run", "run by"))
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    """The blocks of a page, in order; those of some languages that are run, where languages are named."""
+    found = [Block(match["language"], match["code"], match["mark"] or "") for match in FENCE.finditer(page.read_text())]
+    return [one for one in found if one.language in languages and one.runs] if languages else found
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line.split("#")[0] for block in blocks(page, "bash") for line in block.code.splitlines()]
+    return [shlex.split(line) for line in lines if line.strip()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python", "pycon")], ids=name_of)
+def test_the_code_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for number, block in enumerate(blocks(page, "python", "pycon")):
+            where = f"{name_of(page)}, block {number}"
+            if block.language == "python":
+                exec(compile(block.code, where, "exec"), names)  # the reader runs it too
+                continue
+            examples = doctest.DocTestParser().get_doctest(block.code, names, where, str(page), 0)
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+            output: list[str] = []
+            runner.run(examples, out=output.append, clear_globs=False)
+            names.update(examples.globs)
+            assert not runner.failures, "".join(output)
+    for written in re.findall(r'\bsave\("(\w+)"\)', page.read_text()):
+        assert list((tmp_path / written).rglob("*.png")), f"{name_of(page)} says that it saves a picture in {written}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_is_checked_or_says_why_not(page: Path) -> None:
+    text = page.read_text()
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(blocks(page)), "a fence is open, or indented"
+    for block in blocks(page):
+        if block.mark.startswith("run by"):
+            assert (ROOT / block.mark.removeprefix("run by").strip()).is_file(), block.mark
+        elif block.mark.startswith("not run"):
+            assert re.fullmatch(r"not run: \w.*", block.mark), "say why it is not run"
+        else:
+            assert block.language in NO_CODE | {"python", "pycon", "bash"}, f"nothing checks a block of {block.language}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_the_commands_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    stages = re.findall(r"^ *(?:\[\[ .* \]\] \|\| )?stage ([a-z-]+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    for command, *arguments in commands(page):
+        if command == "make":
+            assert {one for one in arguments if "=" not in one} <= set(targets)
+        elif command == ".ci/run":
+            assert set(arguments) <= set(stages)
+        elif command == "pysal":
+            known: click.Command | None = main
+            context, rest = click.Context(main), arguments
+            while isinstance(known, click.Group) and rest:
+                known, rest = known.get_command(context, rest[0]), rest[1:]
+            assert known is not None, f"pysal has no command {shlex.join(arguments)}"
+            options = {option for one in known.params for option in one.opts}
+            unknown = {one.split("=")[0] for one in rest if one.startswith("-")} - options - {"--help"}
+            assert not unknown, f"pysal {shlex.join(arguments)}: no {', '.join(unknown)}"
+        else:
+            assert command in ("pip", "python"), f"nothing checks {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_lead_somewhere(page: Path) -> None:
+    """Sphinx checks anchors; this is for the pages as files, too: that they are read where the repository is."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        if not target.startswith(("https://", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_every_picture_is_shown() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    shown = {Path(target).name for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)}
+    drawn = {path.name for path in (ROOT / "docs/figures").iterdir()}
+    assert drawn <= shown, f"no page shows {drawn - shown}"
+
+
+def test_every_picture_says_what_it_shows() -> None:
+    for page in PAGES:
+        for words, target in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", page.read_text()):
+            assert len(words.split()) >= 3, f"{name_of(page)}: {target} needs a description"
+
+
+def test_the_methods_are_the_registry() -> None:
+    rows = re.findall(
+        r"^\| \[(.+)\]\((\w+)\.md.*\) \| (.+) \| (.+) \|$", (ROOT / "docs/methods/index.md").read_text(), re.MULTILINE
+    )
+    assert [(title, summary, cost) for title, _, summary, cost in rows] == [
+        (method.title, method.summary, method.cost) for method in METHODS.values()
+    ]
+
+
+def test_every_method_page_has_its_parts() -> None:
+    parts = ["What it computes", "When to trust it", "Known failures", "Cost", "Options", "References"]
+    for page in (ROOT / "docs/methods").glob("*.md"):
+        if page.name != "index.md":
+            found = re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+            assert [one for one in found if one in parts] == parts, page.name
+            failures = page.read_text().split("## Known failures")[1].split("\n## ")[0]
+            assert "](../figures/" in failures, f"{page.name} shows no failure"

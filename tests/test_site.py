@@ -1,0 +1,47 @@
+"""The documentation as a site builds without a warning, and its pages need nothing from elsewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--quiet", "-d", str(out / "doctrees")]
+    built = subprocess.run([*command, "docs", str(out / "html")], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return out / "html"
+
+
+@pytest.mark.slow
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    # addresses that a browser fetches by itself; <a href> is followed by people
+    fetched = re.compile(
+        r"""<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=["'](?:https?:)?//|@import|url\(["']?(?:https?:)?//"""
+    )
+    for path in site.rglob("*"):
+        if path.suffix in (".html", ".css"):
+            assert not fetched.search(path.read_text()), path.relative_to(site)
+
+
+@pytest.mark.slow
+def test_formulas_are_mathml(site: Path) -> None:
+    page = (site / "methods/integrated_gradients.html").read_text()
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in page
+    assert "$" not in re.sub(r"<(script|pre)\b.*?</\1>", "", page, flags=re.DOTALL)
+
+
+@pytest.mark.slow
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    import pysal
+
+    pages = "".join(path.read_text() for path in (site / "api").glob("*.html"))
+    modules = {"captum", "metrics", "models", "ops", "pair", "reference", "segments", "viz", "audit", "demo", "plots"}
+    for name in set(pysal.__all__) - modules - {"__version__"}:
+        assert f'id="pysal.{name}"' in pages, f"docs/api says nothing of pysal.{name}"
