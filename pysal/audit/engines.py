@@ -111,6 +111,7 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
 
     Raises:
         Stopped: a shard has killed its worker three times, or went wrong in another way.
+        files.DiskFault: a worker could not write its files.
     """
     waiting, attempts, unborn = deque(todo), dict.fromkeys((shard.number for shard in todo), 0), 0
     hands: list[_Hand] = []
@@ -138,7 +139,7 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
                         hands.append(_hire(setup, out, hand.device))
                     continue
                 if kind == "failed":
-                    raise Stopped(said[0])
+                    raise files.DiskFault(said[0]) if said[1] else Stopped(said[0])
                 unborn, hand.shard = 0, None
                 if waiting:
                     hand.shard = waiting.popleft()
@@ -193,7 +194,7 @@ def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str) ->
     except EOFError:
         return
     except Exception as error:
-        pipe.send(("failed", sentence(error)))
+        pipe.send(("failed", sentence(error), isinstance(error, files.DiskFault)))
 
 
 def _die_with_parent() -> None:

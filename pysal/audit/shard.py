@@ -163,29 +163,30 @@ class Worker:
         )
 
     def _rows(self, images: Tensor, items: Sequence[Item], clock: Clock) -> tuple[list[Any], int]:
-        """Return, for each image, its rows {method: {column: value}} or why there are none; and the batch that fit."""
+        """Return, for each image, its rows {method: {column: value}} or why there are none; and the batch that fits."""
+        fits: int = self.setup.manifest["batch"]
         try:
-            return self.batch(images, items, clock), len(items)
+            return self.batch(images, items, clock), fits
         except Exception as error:
-            failure = error if not is_out_of_memory(error) else None
+            out_of_memory = is_out_of_memory(error)
             if len(items) == 1:
-                if failure is None:
+                if out_of_memory:
                     raise MemoryError(
                         f"{WHERE}: {items[0].path} alone does not fit into the memory of {self.device}"
                     ) from error
-                return [f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"], 1
-            reason = "failure" if failure is not None else "memory"
+                return [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"], fits
         # outside the except block, where the traceback still holds the tensors of the batch
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        step = 1 if reason == "failure" else (len(items) + 1) // 2
+        step = 1
+        if out_of_memory:
+            fits = step = (len(items) + 1) // 2
         rows: list[Any] = []
-        smallest = len(items)
         for start in range(0, len(items), step):
             part, fitted = self._rows(images[start : start + step], items[start : start + step], clock)
             rows += part
-            smallest = min(smallest, fitted)
-        return rows, smallest if reason == "memory" else len(items)
+            fits = min(fits, fitted)
+        return rows, fits
 
     def batch(self, images: Tensor, items: Sequence[Item], clock: Clock) -> list[dict[str, dict[str, Any]]]:
         """Return, for each image of a batch (B, 3, H, W), its rows {method: {column: value}}."""

@@ -77,3 +77,19 @@ def slow() -> Classifier:
 def hungry() -> Classifier:
     """Return a classifier that has memory for two images at a time."""
     return Classifier(Hungry(), name="hungry", class_names=CLASSES, input_size=SIZE).eval()
+
+
+class NotAGradient(nn.Module):
+    """Says something finite of every image, but its gradient is NaN where the first value is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images) + 0 * images[:, 0, 0, :1].sqrt()
+
+
+def not_a_gradient() -> Classifier:
+    """Return a classifier whose gradient is NaN for some images."""
+    return Classifier(NotAGradient(), name="nan gradient", class_names=CLASSES, input_size=SIZE).eval()
