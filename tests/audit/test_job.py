@@ -188,7 +188,7 @@ def test_others_read_it(job) -> None:
     assert [(id, method) for id, method, _ in ids] == [(id, m) for m in ("grad_cam", "gradient") for id in range(PHOTOS)]
     frame = pd.read_parquet(planned.out / "shards")
     own = frame[frame.method == "gradient"].sort_values("id")
-    largest = [scale * map.max() for scale, map in zip(own.map_scale, own.map_gradient, strict=True)]
+    largest = [scale * float(map.max()) for scale, map in zip(own.map_scale, own.map_gradient, strict=True)]
     assert largest == [value for _, method, value in ids if method == "gradient"]
     wrong = duckdb.sql(f"select label, avg((predicted <> label)::int) from '{shards}' where method = 'gradient' group by 1")
     assert dict(wrong.fetchall()) == own.assign(wrong=own.predicted != own.label).groupby("label").wrong.mean().to_dict()

@@ -1,0 +1,99 @@
+"""Shards on Ray: the same bytes as anywhere else, on one node and on two."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pysal.audit import Stopped, verify
+from tests.audit.conftest import contents
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ray gives its workers a low priority and its clusters a token; neither is what is tested.
+SETTINGS = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # of Ray itself, about its own future and its own sockets
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch) -> None:
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at its first import
+        import ray  # noqa: F401
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """A head and a second node, each of one processor, in processes of their own; yields the address."""
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
+    assert ray is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    own = {**os.environ, **SETTINGS}
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={tmp_path_factory.mktemp('ray')}"]
+    nodes = []
+    for which in (head, [f"--address={address}"]):
+        command = [ray, "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats", *which]
+        nodes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        for line in nodes[-1].stdout:
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail("ray start ended")
+    yield address
+    for node in reversed(nodes):
+        node.terminate()
+        node.wait(60)
+        node.stdout.close()
+
+
+def test_workers_of_one_node_give_the_same_bytes(job) -> None:
+    planned, inline = job(out="ray"), job(out="inline")
+    inline.run(engine="inline")
+    assert planned.run(engine="ray", workers=2).complete
+    assert contents(planned.out) == contents(inline.out)
+    assert verify(planned.out, images=True) == []
+    assert set(pq.read_table(planned.out / "timings")["process"].to_pylist()).isdisjoint({os.getpid()})
+
+
+def test_two_nodes_give_the_same_bytes(job, cluster) -> None:
+    inline, planned = job(out="inline", shard_size=1), job(out="ray", shard_size=1)
+    inline.run(engine="inline")
+    assert planned.run(engine="ray", address=cluster).complete
+    assert contents(planned.out) == contents(inline.out)
+    # a node has one processor and a task takes most of it: two processes worked, and each was on a node of its own
+    assert len(set(pq.read_table(planned.out / "timings")["process"].to_pylist())) == 2
+
+
+def test_what_goes_wrong_in_a_task_stops_the_job(job, tmp_path) -> None:
+    (tmp_path / "fails.py").write_text(
+        "import os, torch\n"
+        "class Fails(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        f"        if len(images) and os.path.exists({str(tmp_path / 'armed')!r}):\n"
+        "            raise MemoryError('none left')\n"
+        "        return images.mean((2, 3))\n"
+        "def make():\n    return Fails().eval()\n"
+    )
+    planned = job(model=f"{tmp_path / 'fails.py'}:make", size=(8, 8), methods=["gradient"], method_options={}, prepared=False)
+    (tmp_path / "armed").touch()
+    with pytest.raises(Stopped, match=r"^pysal.audit: cat/01.png alone does not fit into the memory of cpu$"):
+        planned.run(engine="ray", workers=1)
+    (tmp_path / "armed").unlink()
+    assert planned.run(engine="inline").complete
