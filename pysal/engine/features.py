@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.spatial import Reading, reading
+from pysal.engine.target import class_scores
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Layer:
     """A module of a model, and which tensor of which of its runs in one forward pass is meant.
 
     Attributes:
-        name: what errors call it.
+        name: of the module in its model.
         module: the module.
         run: counted from 0; None = its only one, "last" = its last one.
         at_input: its input is meant, not its output; the gradient there is that of all who use that tensor.
@@ -31,6 +34,11 @@ class Layer:
     run: int | Literal["last"] | None = None
     at_input: bool = False
     index: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name by which `find_layer` finds this run again: "act", or "act[3]" for the fourth run of several."""
+        return self.name if self.run is None else f"{self.name}[{-1 if self.run == 'last' else self.run}]"
 
 
 class Features:
@@ -47,7 +55,7 @@ class Features:
             ValueError: the layer did not run.
         """
         if self.activation is None:
-            raise ValueError(f"{self.where}: layer {self.layer.name!r} must run in the model's forward pass, got no run")
+            raise ValueError(f"{self.where}: layer {self.layer.label!r} must run in the model's forward pass, got no run")
         return self.activation
 
     def used(self, gradient: Tensor | None) -> Tensor:
@@ -58,12 +66,12 @@ class Features:
         """
         if gradient is None:
             requirement = "must lead to the score, got one that the score does not depend on"
-            raise ValueError(f"{self.where}: layer {self.layer.name!r} {requirement}")
+            raise ValueError(f"{self.where}: layer {self.layer.label!r} {requirement}")
         return gradient
 
 
 def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
-    """Return a layer of `model` by its name or module.
+    """Return a layer of `model` by its name or module. "act[3]" is the fourth run of `act` in a pass, "act[-1]" its last.
 
     Raises:
         TypeError: the model is not an nn.Module, or `layer` neither a name nor a module.
@@ -75,6 +83,9 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     if isinstance(layer, str):
         if layer in modules:
             return Layer(layer, modules[layer])
+        run = re.fullmatch(r"(.*)\[(-1|\d+)\]", layer)
+        if run is not None and run[1] in modules:
+            return Layer(run[1], modules[run[1]], "last" if run[2] == "-1" else int(run[2]))
         close = [name for name in modules if layer and layer in name][-3:] or difflib.get_close_matches(layer, modules)
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
         refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
@@ -86,39 +97,132 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
 
 
-def default_layer(where: str, model: object, look: Callable[[], None]) -> Layer:
-    """Return the last layer that returned a spatial map (N, C, h, w), h w > 1, in the forward pass that `look` runs.
+@dataclass(frozen=True)
+class _Seen:
+    """A module that returned a map in a forward pass, and how to read it."""
+
+    name: str
+    module: nn.Module
+    run: int
+    reading: Reading
+    output: tuple[int, int]  # the tensor's identity, and how often it had been written to
+
+
+def default_layer(where: str, model: object, image: Tensor, look: Callable[[bool], Any]) -> Layer:
+    """Return the last module whose output has a map of the image: channels first, channels last or tokens.
+
+    Of modules that return the very same tensor it is the innermost; adaptive pooling does not count. Where channels come
+    last, as in transformers, only normalisations count, if there are any: what follows them in a block is a part of the
+    sum. Where a class token alone is read, what the last block makes of the patches is lost; then it is the last
+    normalisation whose patches move the score.
+
+    Args:
+        where: the public name of the method, for errors.
+        model: whose layers are looked at.
+        image: (1, C, H, W), what the model is looked at with.
+        look: runs a forward pass on it, with gradients if told, and returns the output.
 
     Raises:
-        NotApplicable: the model is not an nn.Module, or no layer returned one.
+        NotApplicable: the model is not an nn.Module, or no module returned a map.
     """
     if not isinstance(model, nn.Module):
         requirement = "be an nn.Module, whose layers can be captured"
         refuse(where, "model", requirement, type(model).__name__, NotApplicable)
+    seen, runs = _maps(model, image, look)
+    norms = [one for one in seen if one.reading.tokens and _normalises(one.module)]
+    if norms:
+        seen = [one for one in seen if not one.reading.tokens or one in norms]
+    if seen and seen[-1].reading.prefix:
+        seen = _moving(model, seen, look) or seen
+    if not seen:
+        raise NotApplicable(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
+    last = seen[-1]
+    for one in reversed(seen):  # a module inside the last one that returned the tensor for it
+        if one.output == last.output and one.name.startswith(f"{last.name}."):
+            last = one
+    return Layer(last.name, last.module, last.run if runs[last.name] > 1 else None)
+
+
+def _normalises(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+def _maps(model: nn.Module, image: Tensor, look: Callable[[bool], Any]) -> tuple[list[_Seen], dict[str, int]]:
+    """Return the modules that returned a map, in the order in which they did, and how often each module ran."""
     runs: dict[str, int] = {}
-    last: list[Layer] = []
+    seen: list[_Seen] = []
+    held: list[Tensor] = []  # so that no tensor takes the place, and the identity, of one that is gone
+    rows: set[int] = set()  # lengths of rows of tokens
+    size = (image.shape[2], image.shape[3])
+
+    def note(name: str, module: nn.Module, output: Any) -> None:
+        run = runs.get(name, 0)
+        runs[name] = run + 1
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != len(image):
+            return
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            return  # VGG's, which brings features of any size to the size of the head
+        found = reading(tuple(output.shape), module, size)
+        if output.ndim == 3 and output.shape[2] > 1:
+            rows.add(output.shape[1])
+        if found is None or found.height * found.width < 2:
+            return
+        if output.ndim == 4 and not found.tokens and output.shape[2] in rows and not isinstance(module, nn.Conv2d):
+            return  # (N, heads, tokens, ...) of attention
+        held.append(output)
+        seen.append(_Seen(name, module, run, found, (id(output), output._version)))
+
+    with _watched(model, note):
+        look(False)
+    return seen, runs
+
+
+def _moving(model: nn.Module, seen: list[_Seen], look: Callable[[bool], Any]) -> list[_Seen]:
+    """Return the modules, as they were seen, whose maps move the highest score."""
+    wanted = {(one.name, one.run): one for one in seen}
+    outputs: dict[tuple[str, int], Tensor] = {}
+    runs: dict[str, int] = {}
+
+    def note(name: str, _module: nn.Module, output: Any) -> None:
+        run = runs.get(name, 0)
+        runs[name] = run + 1
+        if (name, run) in wanted and isinstance(output, Tensor) and output.requires_grad:
+            outputs[name, run] = output
+
+    with _watched(model, note):
+        answer = look(True)
+    try:
+        scores = class_scores(answer)
+    except TypeError:  # no classifier: nobody knows here what will be explained
+        return seen
+    if not outputs or not scores.requires_grad:
+        return seen
+    gradients = torch.autograd.grad(scores.flatten(1).amax(1).sum(), list(outputs.values()), allow_unused=True)
+    moving = []
+    for key, gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None and bool(wanted[key].reading(gradient).any()):
+            moving.append(wanted[key])
+    return moving
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, note: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Call `note(name, module, output)` whenever a module of the model has run in this thread."""
     thread = threading.get_ident()  # the model may run in others at the same time
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            if threading.get_ident() != thread:
-                return
-            runs[name] = runs.get(name, -1) + 1
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                last[:] = [Layer(name, module, runs[name])]
+            if threading.get_ident() == thread:
+                note(name, module, output)
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
-    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
-        look()
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    if not last:
-        raise NotApplicable(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
-    return last[0]
 
 
 @contextlib.contextmanager

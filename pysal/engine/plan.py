@@ -265,9 +265,12 @@ class Plan:
         classes = self.score.scaled(clean.table)
         return self.score.pick(classes, self.origin), classes
 
-    def look_at_first_image(self) -> None:
-        """Run the model once on the first image, for whoever watches its layers."""
-        self._output(self.inputs[:1].clone(), torch.arange(1, device=self.device), self.layered_model)
+    def look_at_first_image(self, grad: bool = False) -> Any:
+        """Run the model once on the first image, for whoever watches its layers, and return its output."""
+        image = self.inputs[:1].clone()
+        with self.modes(grad=grad):
+            leaf = image.requires_grad_() if grad else image
+            return self.forward(self.layered_model, leaf.clone(), torch.arange(1, device=self.device))
 
     def fix_target(self) -> None:
         """Make sure that the target of every image is known, with a clean pass where it is not."""
@@ -366,10 +369,10 @@ class _Rehearsal(Plan):
     ) -> None:
         raise _ModelUsed
 
-    def look_at_first_image(self) -> None:
+    def look_at_first_image(self, grad: bool = False) -> Any:
         if not self.announcing:
             raise _ModelUsed
-        super().look_at_first_image()
+        return super().look_at_first_image(grad)
 
     def clean(self) -> Clean:
         if self._clean is None:

@@ -232,10 +232,14 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         return
     answers: list[Any] = []
     with torch.no_grad():
+
+        def look(grad: bool) -> Any:
+            with torch.set_grad_enabled(grad):
+                answers.append(prepared.original(example.clone().requires_grad_(grad).clone()))
+            return answers[-1]
+
         with contextlib.suppress(NotApplicable):
-            prepared.default_layer = default_layer(
-                "pysal.prepare", prepared.original, lambda: answers.append(prepared.original(example.clone()))
-            )
+            prepared.default_layer = default_layer("pysal.prepare", prepared.original, example, look)
         expected = answers[0]
         if not isinstance(expected, Tensor) or expected.ndim == 0:
             notes.append("runs as it is: its output is not one tensor")

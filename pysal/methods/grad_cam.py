@@ -16,6 +16,7 @@ from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations
+from pysal.engine.spatial import reading
 from pysal.engine.sweeps import Sweep
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.guided_backprop import ruled
@@ -44,9 +45,12 @@ def grad_cam(
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
         target: see `gradient`.
-        layer: a module of the model or its name; None = the last one that returns a spatial map, which `explain` names.
-        tokens: how to read a map out of a layer that returns tokens: "vit" (N, 1 + h w, K) with a class token first, "swin"
-            (N, h, w, K), or a callable from what the layer returns to (N, K, h, w).
+        layer: a module of the model or its name, "act[3]" for the fourth run of a module that runs several times, "act[-1]"
+            for its last; None = the last one that returns a map, which `explain` names: in transformers the last
+            normalisation whose patches move the score.
+        tokens: how to read a map out of what the layer returns: "vit" (N, 1 + h w, K) with a class token first, "swin"
+            (N, h, w, K), a callable to (N, K, h, w), or None = as its shape and the image's proportions say: (N, K, h, w),
+            (N, h, w, K), or (N, p + h w, K) with p tokens first, at most eight.
         score: see `gradient`.
         extra_inputs: see `gradient`.
         batch_size: see `gradient`.
@@ -154,11 +158,12 @@ class _Cam:
     height: int
     width: int
     where: str = field(compare=False)
-    layer: str = field(compare=False)
+    layer: Layer = field(compare=False)
 
     def __call__(self, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        activation = _spatial(self.where, self.layer, self.tokens, activation)
-        gradient = _spatial(self.where, self.layer, self.tokens, gradient)
+        tokens = self.tokens or reading(tuple(activation.shape), self.layer.module, (self.height, self.width))
+        activation = _spatial(self.where, self.layer.label, tokens, activation)
+        gradient = _spatial(self.where, self.layer.label, tokens, gradient)
         small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
         return ops.grad_cam(activation, gradient, self.height, self.width, relu=True), small
 
@@ -168,11 +173,11 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided
         refuse(plan.where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
     chosen = _choose(plan, layer)
     height, width = plan.inputs.shape[2:]
-    at_layer = Sweep(layer=chosen, reduce=_Cam(tokens, height, width, plan.where, chosen.name), where=plan.where)
+    at_layer = Sweep(layer=chosen, reduce=_Cam(tokens, height, width, plan.where, chosen), where=plan.where)
     (result, native), *others = plan.sweeps(at_layer, *([guided] if guided else []))
     for (gradient,) in others:
         result = gradient * result
-    return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.name, "native": native.to(plan.dtype)})
+    return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.label, "native": native.to(plan.dtype)})
 
 
 def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
@@ -182,7 +187,10 @@ def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
         known = plan.model.default_layer_for(plan.inputs)
         if known is not None:
             return known
-    return plan.shared("default_layer", lambda root: default_layer(plan.where, root.layered_model, root.look_at_first_image))
+    return plan.shared(
+        "default_layer",
+        lambda root: default_layer(plan.where, root.layered_model, root.inputs[:1], root.look_at_first_image),
+    )
 
 
 def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
@@ -201,8 +209,6 @@ def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:
         got = f"shape {tuple(read.shape)}" if isinstance(read, Tensor) else type(read).__name__
         refuse(where, "tokens", "return a tensor (N, K, h, w)", got)
     if tokens is None:
-        if value.ndim == 4:
-            return value
         requirement = "return a map (N, K, h, w), or be read with tokens='vit', 'swin' or a callable"
         refuse(where, f"layer {layer!r}", requirement, f"shape {shape}")
     if tokens == "vit":

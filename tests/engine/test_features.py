@@ -137,7 +137,11 @@ def test_sentences_about_layers_that_cannot_be_captured(method: Callable[..., Te
 def test_default_layer_is_the_last_run_of_the_last_spatial_layer() -> None:
     model = seeded(Twice)
     result = pysal.explain(model, INPUTS, ["grad_cam"], 1)["grad_cam"]
-    assert result.details["layer"] == "relu"
+    assert result.details["layer"] == "relu[1]"
+    for name in ("relu[1]", "relu[-1]"):  # what is reported can be asked for
+        again = pysal.explain(model, INPUTS, ["grad_cam"], 1, method_options={"grad_cam": {"layer": name}})["grad_cam"]
+        assert again.details["layer"] == name
+        assert torch.equal(again.map, result.map)
     # the second run of the shared ReLU, so the map of the second convolution rectified
     hidden = F.relu(model.second(F.relu(model.first(INPUTS))))
     assert result.details["native"].shape[2:] == hidden.shape[2:]
