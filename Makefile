@@ -43,8 +43,13 @@ $(VENV)/stamp-run: requirements/run.txt $(VENV)/stamp-created
 	$(pip) install -r $<
 	@touch $@
 
-$(VENV)/stamp-dev: requirements/dev.txt requirements/audit.txt requirements/demo.txt requirements/docs.txt $(VENV)/stamp-run
+$(VENV)/stamp-dev: requirements/dev.txt requirements/audit.txt requirements/demo.txt requirements/docs.txt requirements/models.txt $(VENV)/stamp-run
 	$(pip) install -r $<
+	@touch $@
+
+# What asks for another torch than the one that is there.
+$(VENV)/stamp-no-deps: requirements/no-deps.txt $(VENV)/stamp-dev
+	$(pip) install --no-deps -r $<
 	@touch $@
 
 # Tests also want the CUDA kernels compiled for their emulation on the CPU; `make explain` does without.
@@ -63,7 +68,7 @@ $(VENV)/stamp-built: $(sources) $(VENV)/stamp-run
 	fi
 	@touch $@
 
-setup: $(VENV)/stamp-built $(VENV)/stamp-dev ## virtual environment, pinned requirements, native build
+setup: $(VENV)/stamp-built $(VENV)/stamp-dev $(VENV)/stamp-no-deps ## virtual environment, pinned requirements, native build
 
 # ---- what people want
 

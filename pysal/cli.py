@@ -5,13 +5,16 @@ wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input,
 """
 
 import contextlib
+import functools
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ import click
 
 if TYPE_CHECKING:
     from pysal.audit import Job
+    from pysal.models import Classifier
 
 # The names in pysal.methods.registry, which takes seconds to import; tests/test_cli.py holds the two together.
 METHOD_NAMES = (
@@ -100,6 +104,98 @@ class MethodName(click.Choice[str]):
         return super().convert(str(value).replace("-", "_"), param, ctx)
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the options about a model say: the arguments of `pysal.models.load`."""
+
+    source: str
+    weights: str | None
+    size: str | None
+    normalize: str | None
+    classes: str | None
+    download: bool
+    allow_code: bool
+
+    def load(self, device: str) -> "Classifier":
+        """Return the classifier.
+
+        Raises:
+            BadInput: an option that cannot be read.
+            ValueError, TypeError, OSError, ImportError: see `pysal.models.load`.
+        """
+        from pysal import models
+
+        return models.load(
+            self.source,
+            weights=self.weights,
+            size=self._size(),
+            normalize=self._normalize(),
+            class_names=self._class_names(),
+            download=self.download,
+            allow_code=self.allow_code,
+            device=device,
+        )
+
+    def _size(self) -> tuple[int, int] | None:
+        if self.size is None:
+            return None
+        found = re.fullmatch(r"(\d+)(?:x(\d+))?", self.size)
+        if found is None:
+            raise BadInput(f"pysal: --size must be pixels, as in 224 or 224x320 (height x width), got {self.size!r}")
+        return int(found[1]), int(found[2] or found[1])
+
+    def _normalize(self) -> Any:
+        if self.normalize is None or "/" not in self.normalize:
+            return self.normalize
+        try:
+            mean, std = ([float(number) for number in part.split(",")] for part in self.normalize.split("/"))
+        except ValueError as error:
+            expected = "imagenet, none or MEAN/STD, as in 0.5,0.5,0.5/0.5,0.5,0.5"
+            raise BadInput(f"pysal: --normalize must be {expected}, got {self.normalize!r}") from error
+        return (mean * 3 if len(mean) == 1 else mean), (std * 3 if len(std) == 1 else std)
+
+    def _class_names(self) -> Any:
+        if self.classes is None or self.classes == "imagenet":
+            return self.classes
+        try:
+            return [line for line in Path(self.classes).read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise BadInput(f"pysal: --classes must be imagenet or a text file, got {self.classes} ({reason})") from error
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --model and the options that say more about it; it gets them as `model`, a `ModelChoice`."""
+
+    @functools.wraps(command)
+    def with_choice(model: str, **given: Any) -> None:
+        names = ("weights", "size", "normalize", "classes", "download", "allow_code")
+        command(model=ModelChoice(model, **{name: given.pop(name) for name in names}), **given)
+
+    options = (
+        click.option(
+            "--model",
+            default="efficientnet-lite0",
+            metavar="SOURCE",
+            show_default=True,
+            help="A classifier: torchvision:NAME, timm:NAME, transformers:NAME, FILE.pt, .pt2, .onnx or FILE.py:FUNCTION.",
+        ),
+        click.option("--weights", metavar="FILE|random", help="Its weights. [default: the published ones]"),
+        click.option("--size", metavar="N|HxW", help="Of its images, in pixels. [default: as the model says]"),
+        click.option(
+            "--normalize",
+            metavar="imagenet|none|MEAN/STD",
+            help="How it wants its pixels; needed for a file. [default: as the model says]",
+        ),
+        click.option("--classes", metavar="imagenet|FILE", help="Their names, one per line. [default: as the model says]"),
+        click.option("--download", is_flag=True, help="Fetch weights that are not on this machine."),
+        click.option("--allow-code", is_flag=True, help="Run a Python file, or code that comes with a model."),
+    )
+    for option in reversed(options):
+        with_choice = option(with_choice)
+    return with_choice
+
+
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from pysal._library import version
@@ -129,7 +225,7 @@ def main(context: click.Context, debug: bool) -> None:
     metavar="NAME|all",
     help=f"A method; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
 )
-@click.option("--model", "model_name", default="efficientnet-lite0", metavar="NAME", show_default=True, help="A classifier.")
+@model_options
 @click.option("--target", metavar="NAME|INDEX", help="The class to explain. [default: the one the model answers]")
 @click.option("--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients.")
@@ -153,7 +249,7 @@ def main(context: click.Context, debug: bool) -> None:
 def explain(
     photos: Sequence[Path],
     methods: Sequence[str],
-    model_name: str,
+    model: ModelChoice,
     target: str | None,
     segments: str | None,
     steps: int | None,
@@ -187,15 +283,15 @@ def explain(
         if segments is not None:
             options["leave_one_out"]["segments"] = parse(segments)
         place = _device(device)
-        model = models.load(model_name, device=place)
-        index = None if target is None else model.class_index(target)
+        classifier = model.load(place)
+        index = None if target is None else classifier.class_index(target)
         sources = list(photos) or [models.example_photo()]
         for photo in sources:  # a photo that cannot be read is said before hours of work on the others
-            image = models.read_image(photo, model)
+            image = models.read_image(photo, classifier)
         # a fixed number of rows, not the one that measures fastest now: the same command gives the same bits
-        runner = prepare(model, image, batch_size=CPU_ROWS) if place == "cpu" else model
+        runner = prepare(classifier, image, batch_size=CPU_ROWS) if place == "cpu" else classifier
         for number, (photo, stem) in enumerate(zip(sources, _stems(sources), strict=True), start=1):
-            image = models.read_image(photo, model).to(place)
+            image = models.read_image(photo, classifier).to(place)
             with progress(sys.stderr.isatty()):
                 found = run(
                     runner,

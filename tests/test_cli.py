@@ -40,7 +40,7 @@ def small_classifier() -> models.Classifier:
 def small(monkeypatch) -> models.Classifier:
     """A classifier of three classes instead of the ones that `load` knows."""
     model = small_classifier()
-    monkeypatch.setattr(models, "load", lambda _name, *, device: model.to(device))
+    monkeypatch.setattr(models, "load", lambda _source, *, device, **_: model.to(device))
     return model
 
 
@@ -213,7 +213,7 @@ def test_tolerance_goes_to_both_integrated_gradients(small, photo, out, monkeypa
 def test_what_does_not_apply_is_left_out_of_all_and_refused_by_name(monkeypatch, photo, out) -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 3))
     model = models.Classifier(linear, name="linear", class_names=["a", "b", "c"], input_size=(12, 12)).eval()
-    monkeypatch.setattr(models, "load", lambda _name, *, device: model)
+    monkeypatch.setattr(models, "load", lambda _source, **_: model)
     assert "left out: grad_cam: " in succeeded("explain", photo, "--out", out).stdout
     assert refused(2, "explain", photo, "--out", out, "--method", "grad_cam").startswith("pysal.grad_cam: ")
 
@@ -338,7 +338,10 @@ def test_bad_values(small, photo, out, arguments, expected) -> None:
 
 
 def test_unknown_model_and_device(photo, out) -> None:
-    expected = "pysal.models.load: name must be efficientnet-lite0 or efficientnet-lite1, got 'vgg'"
+    expected = (
+        "pysal.models.load: source must be efficientnet-lite0, efficientnet-lite1, torchvision:NAME, timm:NAME, "
+        "transformers:NAME, or a file .pt, .pt2, .onnx or .py:FUNCTION, got 'vgg'"
+    )
     assert refused(2, "explain", photo, "--out", out, "--model", "vgg") == expected
     sentence = refused(2, "explain", photo, "--out", out, "--device", "toaster")
     assert sentence.startswith("pysal.models.load: device must be a device this torch can use, got 'toaster' (")

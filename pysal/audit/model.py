@@ -55,7 +55,7 @@ class ModelSource:
         """
         if self.content is not None:
             module: object = pickle.loads(self.content)
-        elif self.spec is not None and ":" in self.spec:
+        elif self.spec is not None and ":" in self.spec and self.spec.partition(":")[0] not in models.LIBRARIES:
             module = _make(where, self.spec)
         else:
             module = models.load(str(self.spec))

@@ -1,0 +1,169 @@
+"""What every loaded model is: a classifier of images in [0, 1] that knows its classes by name and the photos it wants."""
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pysal._checks import refuse
+
+DATA = Path(__file__).parents[1] / "data"
+
+Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+"""Pillow's filters, by which photos are resized."""
+
+
+class Normalized(nn.Module):
+    """A model that takes images in [0, 1]: the first layer brings them to the range the network was trained on.
+
+    With normalisation inside the model, "black", "blurred" and noise levels are said in pixels, as the papers say them.
+
+    Args:
+        model: the network, called with (image - mean) / std.
+        mean: one number per channel, in the units of [0, 1] pixels.
+        std: one number per channel, > 0, same units.
+
+    Raises:
+        ValueError: `mean` and `std` differ in length, are empty, not finite, or `std` is not positive.
+
+    Example:
+        >>> model = Normalized(nn.Identity(), mean=[0.5], std=[0.25])
+        >>> model(torch.tensor([[[[0.5, 1.0]]]]))
+        tensor([[[[0., 2.]]]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        where = "pysal.Normalized"
+        if not mean or not all(math.isfinite(value) for value in mean):
+            refuse(where, "mean", "be one finite number per channel", mean)
+        if len(std) != len(mean) or not all(math.isfinite(value) and value > 0 for value in std):
+            refuse(where, "std", f"be {len(mean)} finite numbers above 0, one per channel", std)
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, images: Tensor, *extra_inputs: Any) -> Any:
+        """Return `model((images - mean) / std, *extra_inputs)` for images (B, C, H, W) in [0, 1]."""
+        return self.model((images - self.mean) / self.std, *extra_inputs)
+
+
+class Classifier(nn.Module):
+    """A classifier of [0, 1] images that knows its classes by name and the photos it wants.
+
+    Args:
+        network: images (B, 3, H, W) in [0, 1] -> logits (B, K); usually a `Normalized`.
+        name: what the model is called.
+        class_names: K names, different from each other even in lower case.
+        input_size: (height, width) of the images the network was trained on, pixels.
+        crop_fraction: the share of a photo's short side that the centre crop keeps, in (0, 1].
+        resample: the filter that photos are resized with.
+        synonyms: for each class the other words `class_index` knows it by; none by default.
+
+    Raises:
+        ValueError: names that repeat, sizes below 1, a crop fraction outside (0, 1], an unknown filter, or synonyms for
+            another number of classes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        class_names: Sequence[str],
+        input_size: tuple[int, int],
+        crop_fraction: float = 1.0,
+        resample: Resample = "bicubic",
+        synonyms: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        where = "pysal.models.Classifier"
+        folded = [entry.casefold() for entry in class_names]
+        if len(set(folded)) != len(folded):
+            repeated = next(entry for entry in folded if folded.count(entry) > 1)
+            refuse(where, "class_names", "differ from each other", f"{repeated!r} twice")
+        if len(input_size) != 2 or min(input_size) < 1:
+            refuse(where, "input_size", "be (height, width) in pixels", input_size)
+        if not 0 < crop_fraction <= 1:
+            refuse(where, "crop_fraction", "be above 0 and at most 1", crop_fraction)
+        if resample not in get_args(Resample):
+            refuse(where, "resample", f"be one of {', '.join(get_args(Resample))}", repr(resample))
+        if synonyms is not None and len(synonyms) != len(folded):
+            refuse(where, "synonyms", f"have one entry for each of the {len(folded)} classes", f"{len(synonyms)} entries")
+        self.network = network
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.input_size = (int(input_size[0]), int(input_size[1]))
+        self.crop_fraction, self.resample = float(crop_fraction), resample
+        others = synonyms or [()] * len(folded)
+        self._names = [[first, *map(str.casefold, rest)] for first, rest in zip(folded, others, strict=True)]
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the logits (B, K) of images (B, 3, H, W) in [0, 1]."""
+        return self.network(images)
+
+    def class_index(self, name_or_index: str | int) -> int:
+        """Return the index of the class that a name or an index means.
+
+        A name is looked for, whatever its case, among the class names, then among their synonyms, then as a word of
+        either, then as any part of either; the first of these that finds something decides. Digits are an index.
+
+        Args:
+            name_or_index: "Siamese cat", "espresso", 281 or "281".
+
+        Raises:
+            TypeError: neither a string nor an integer.
+            ValueError: an index outside [0, K), a name of no class (close names are listed) or of several (listed too).
+        """
+        where = "pysal.models.Classifier.class_index"
+        if isinstance(name_or_index, str):
+            if not re.fullmatch(r"\s*[+-]?\d+\s*", name_or_index, re.ASCII):
+                return self._find(where, name_or_index)
+            name_or_index = int(name_or_index)
+        try:
+            if isinstance(name_or_index, bool):
+                raise TypeError
+            index = operator.index(name_or_index)
+        except TypeError:
+            refuse(where, "name_or_index", "be a class name or an index", type(name_or_index).__name__, TypeError)
+        if not 0 <= index < len(self.class_names):
+            refuse(where, "name_or_index", f"be in [0, {len(self.class_names)})", index)
+        return index
+
+    def _find(self, where: str, name: str) -> int:
+        wanted = name.strip().casefold()
+        matches: list[int] = []
+        if wanted:
+            word = re.compile(rf"\b{re.escape(wanted)}\b")
+            tests: tuple[Callable[[list[str]], bool], ...] = (
+                lambda names: wanted == names[0],
+                lambda names: wanted in names,
+                lambda names: any(word.search(name) for name in names),
+                lambda names: any(wanted in name for name in names),
+            )
+            for test in tests:
+                matches = [index for index, names in enumerate(self._names) if test(names)]
+                if matches:
+                    break
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            requirement, found = "name one class", f"{len(matches)} classes match: {self._list(matches)}"
+        else:
+            known = {name: index for index, names in enumerate(self._names) for name in names}
+            close = dict.fromkeys(known[name] for name in difflib.get_close_matches(wanted, known, n=5, cutoff=0.6))
+            requirement, found = "name a class", f"close: {self._list(list(close))}" if close else "nothing is close"
+        refuse(where, "name_or_index", requirement, f"{name!r} ({found})")
+
+    def _list(self, indices: Sequence[int], limit: int = 5) -> str:
+        shown = ", ".join(f"{self.class_names[index]} ({index})" for index in indices[:limit])
+        return f"{shown}, ..." if len(indices) > limit else shown

@@ -1,0 +1,48 @@
+"""Programs of torch.export: `classifier.pt2`."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pysal._checks import refuse
+from pysal.models.classifier import Classifier
+from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, refuse_file, tensors_only
+
+
+def load(request: Request) -> Classifier:
+    """Return the classifier in a file of torch.export.save, its modules in their original hierarchy.
+
+    A program that was exported for a fixed number of images gets that many at a time.
+
+    Raises:
+        ValueError: no such file, or no exported program of one image batch; its normalisation is not given.
+    """
+    path = Path(request.name)
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        refuse_file("source", path, error)
+    logger = logging.getLogger("torch._export.serde.serialize")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with tensors_only():
+            program = torch.export.load(path)
+        network: nn.Module = torch.export.unflatten(program)
+    except Exception as error:  # zip, JSON and pickle each have their own
+        refuse(WHERE, "source", "be a program of torch.export", f"{path} ({first_line(error)})")
+    finally:
+        logger.setLevel(level)
+    inputs = program.graph_signature.user_inputs
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        shown = ", ".join(str(tuple(shape)) for shape in shapes)
+        refuse(WHERE, f"source {request.source!r}", "take images (N, C, H, W)", f"{len(shapes)} inputs {shown}")
+    batch, _, *sides = shapes[0]
+    if isinstance(batch, int):
+        network = FixedBatch(network, batch)
+    known = [side for side in sides if isinstance(side, int)]
+    return from_file(request, network, size=(known[0], known[1]) if len(known) == 2 else None)

@@ -1,0 +1,107 @@
+"""ONNX files: `classifier.onnx`, as a torch module through onnx2torch, else as a black box through ONNX Runtime."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysal._checks import refuse
+from pysal.engine.black_box import numpy_model
+from pysal.models.classifier import Classifier
+from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, needed, refuse_file
+
+
+class BlackBox(nn.Module):
+    """An ONNX Runtime session: answers images, and tells nothing of how it came to the answer.
+
+    Args:
+        session: of one input (N, C, H, W).
+    """
+
+    def __init__(self, session: Any) -> None:
+        super().__init__()
+        self.session = session
+        (self.input,) = [entry.name for entry in session.get_inputs()]
+        self.function = numpy_model(lambda images: session.run(None, {self.input: images})[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the first output for images (N, C, H, W), computed in float32."""
+        return self.function(images.float()).to(images.dtype)
+
+
+def load(request: Request) -> Classifier:
+    """Return the classifier in an ONNX file.
+
+    Where onnx2torch is installed and knows all its operators, it becomes a torch module that every method can explain.
+    Else ONNX Runtime runs it, and leave-one-out alone can.
+
+    Raises:
+        ImportError: neither onnx2torch nor ONNX Runtime is installed.
+        ValueError: no such file, or no ONNX model of one image batch; its normalisation is not given.
+
+    Warns:
+        UserWarning: onnx2torch is installed and does not know the model.
+    """
+    path = Path(request.name)
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        refuse_file("source", path, error)
+    network, shape = _converted(request, path) or _black_box(request, path)
+    if len(shape) != 4:
+        refuse(WHERE, f"source {request.source!r}", "take images (N, C, H, W)", f"an input of shape {tuple(shape)}")
+    batch, _, *sides = shape
+    if isinstance(batch, int):
+        network = FixedBatch(network, batch)
+    known = [side for side in sides if isinstance(side, int)]
+    return from_file(request, network, size=(known[0], known[1]) if len(known) == 2 else None)
+
+
+Shape = list[int | str | None]
+
+
+def _converted(request: Request, path: Path) -> tuple[nn.Module, Shape] | None:
+    """Return the model as a torch module and the shape of its input, None where onnx2torch is missing or cannot."""
+    try:
+        onnx2torch = needed(request, "onnx2torch", "onnx")
+        onnx = needed(request, "onnx", "onnx")
+    except ImportError:
+        return None
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's, the checker's, of external data
+        refuse(WHERE, "source", "be an ONNX model", f"{path} ({first_line(error)})")
+    known = {constant.name for constant in model.graph.initializer}
+    inputs = [entry for entry in model.graph.input if entry.name not in known]
+    _check_one_input(request, len(inputs))
+    sides = inputs[0].type.tensor_type.shape.dim
+    shape: Shape = [side.dim_value if side.HasField("dim_value") and side.dim_value > 0 else None for side in sides]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return onnx2torch.convert(model), shape
+    except Exception as error:  # an operator it does not know, or a use of one
+        reason = f"onnx2torch cannot convert it ({type(error).__name__}: {first_line(error)})"
+        warnings.warn(f"{WHERE}: only leave_one_out can explain {request.source!r}: {reason}", stacklevel=5)
+        return None
+
+
+def _black_box(request: Request, path: Path) -> tuple[nn.Module, Shape]:
+    runtime = needed(request, "onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes
+        refuse(WHERE, "source", "be an ONNX model", f"{path} ({first_line(error)})")
+    _check_one_input(request, len(session.get_inputs()))
+    return BlackBox(session), session.get_inputs()[0].shape
+
+
+def _check_one_input(request: Request, count: int) -> None:
+    if count != 1:
+        refuse(WHERE, f"source {request.source!r}", "take one batch of images", f"{count} inputs")

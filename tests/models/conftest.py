@@ -1,0 +1,5 @@
+"""torchvision, timm and onnx2torch are imported in these tests, whatever the machine's torch was built for."""
+
+from tests.models.torchvision_ops import define
+
+define()
