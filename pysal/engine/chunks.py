@@ -54,7 +54,7 @@ def progress(callback: bool | ProgressCallback = True, *, cancel: threading.Even
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)).eval()
         >>> with pysal.progress(lambda method, done, total: seen.append((method, done, total))):
         ...     _ = pysal.integrated_gradients(model, torch.rand(1, 3, 8, 8), steps=16, batch_size=8)
-        >>> seen[1:3]  # the clean image came first, the baseline comes last
+        >>> seen[1:3]  # the clean image came first
         [('integrated_gradients', 8, 16), ('integrated_gradients', 16, 16)]
     """
     chosen = _tqdm_callback() if callback is True else (callback or None)

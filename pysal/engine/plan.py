@@ -46,6 +46,7 @@ class Plan:
         batch_size: most rows in one model pass; None = as many as memory allows.
         precision: the arithmetic of the model passes; see `engine.precision`.
         dtype: of the result; None = float32, or float64 for float64 inputs.
+        report: whether to find out what only `explain` tells beside the map, where that takes passes of its own.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Plan:
         batch_size: int | None = None,
         precision: Precision = "float32",
         dtype: torch.dtype | None = None,
+        report: bool = True,
     ) -> None:
-        self.where, self.model = where, model
+        self.where, self.model, self.report = where, model, report
         self.inputs = _checked_inputs(where, inputs)
         _check_model(where, model, self.inputs)
         if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):

@@ -86,6 +86,7 @@ def blur_integrated_gradients(
         batch_size=batch_size,
         precision=precision,
         dtype=dtype,
+        report=False,
     )
     return attribute(
         plan,
@@ -150,13 +151,16 @@ def attribute(
     integral = integrate(plan, Path(owners, points, finish, sigma, slope), how)
     result = finish(integral.total, owners)
     blurriest = float(sigma(np.ones(1))[0])
-    ends: list[Tensor] = []
 
-    def body(start: int, stop: int) -> None:
-        blurred = ops.gaussian_scale_space(plan.inputs[start:stop], [blurriest] * (stop - start), boundary=boundary)
-        ends.append(plan.scores(blurred, owners[start:stop])[0])
+    def first_scores() -> Tensor:
+        scores: list[Tensor] = []
 
-    plan.run(images, body)
-    residual = result.double().flatten(1).sum(1) - (plan.clean_scores()[0] - torch.cat(ends))
+        def body(start: int, stop: int) -> None:
+            blurred = ops.gaussian_scale_space(plan.inputs[start:stop], [blurriest] * (stop - start), boundary=boundary)
+            scores.append(plan.scores(blurred, owners[start:stop])[0])
+
+        plan.run(images, body)
+        return torch.cat(scores)
+
     passes = float(integral.steps.sum()) / images
-    return Attribution(result.to(plan.dtype), passes, path_details(integral, residual, images))
+    return Attribution(result.to(plan.dtype), passes, path_details(plan, integral, owners, result, first_scores))

@@ -1,5 +1,6 @@
 """Integrated Gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,7 @@ def integrated_gradients(
         batch_size=batch_size,
         precision=precision,
         dtype=dtype,
+        report=False,
     )
     return attribute(
         plan,
@@ -125,21 +127,30 @@ def attribute(
 
     integral = integrate(plan, Path(owners, points, finish), how)
     maps = finish(integral.total, torch.arange(len(owners), device=plan.device))
-    ends_of_path = _scores(plan, owners, baselines)
-    difference = plan.clean_scores()[0][owners] - ends_of_path
-    residual = maps.double().flatten(1).sum(1) - difference
     result = maps.unflatten(0, (plan.images, many)).mean(1)
     passes = float(integral.steps.sum()) / plan.images
-    details = path_details(integral, residual, plan.images)
+    details = path_details(plan, integral, owners, maps, lambda: _scores(plan, owners, baselines))
     return Attribution(result.to(plan.dtype), passes, details)
 
 
-def path_details(integral: Integral, residual: Tensor, images: int) -> dict[str, Any]:
-    """Return what is reported of the paths of each image: means over its baselines, the largest error of them."""
-    details: dict[str, Any] = {
-        "residual": residual.unflatten(0, (images, -1)).mean(1),
-        "steps": torch.from_numpy(integral.steps).unflatten(0, (images, -1)).sum(1),
-    }
+def path_details(
+    plan: Plan, integral: Integral, owners: Tensor, maps: Tensor, first_scores: Callable[[], Tensor]
+) -> dict[str, Any]:
+    """Return what is reported of the paths of each image: means over its baselines, the largest error of them.
+
+    Args:
+        plan: of the images; where it reports nothing, the residual, which takes passes of its own, is left out.
+        integral: of the paths.
+        owners: (P,) their images.
+        maps: (P, C, H, W) of each path.
+        first_scores: f (P,) where each path begins.
+    """
+    images = plan.images
+    details: dict[str, Any] = {}
+    if plan.report:
+        residual = maps.double().flatten(1).sum(1) - (plan.clean_scores()[0][owners] - first_scores())
+        details["residual"] = residual.unflatten(0, (images, -1)).mean(1)
+    details["steps"] = torch.from_numpy(integral.steps).unflatten(0, (images, -1)).sum(1)
     if integral.error is not None:
         details["error"] = torch.from_numpy(integral.error).unflatten(0, (images, -1)).amax(1)
     return details

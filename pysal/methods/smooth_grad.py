@@ -141,6 +141,7 @@ def attribute(
         rows, draws = items // samples, items % samples
         noisy = ops.gaussian_noise(plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last)
         copies = plan.derive(noisy, rows)
+        copies.report = False
         copies.dtype = plan.accumulator_dtype  # the maps are rounded to the result's dtype once they are averaged
         found = BASES[base](copies, **options)
         maps = found.map.to(plan.accumulator_dtype)

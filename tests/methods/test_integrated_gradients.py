@@ -362,3 +362,11 @@ def test_captums_trapezoid_weights_do_not_sum_to_one_and_these_do(steps: int) ->
     assert total == pytest.approx((steps - 1) / steps, abs=steps * torch.finfo(torch.float32).eps)
     ours = pysal.integrated_gradients(model, inputs, 1, steps=steps, quadrature="trapezoid")
     assert_rounding(ours, exact, 4 * steps + 10)
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "blur_integrated_gradients"])
+def test_a_plain_call_makes_no_pass_beyond_its_steps(name: str) -> None:
+    """The residual, which only `explain` reports, would take two more."""
+    counting = Counting(lambda batch: batch.square().mean((2, 3)))
+    getattr(pysal, name)(counting, images(2, 3, 6, 5), 1, steps=7)
+    assert sum(counting.passes) == sum(counting.differentiated) == 2 * 7
