@@ -294,7 +294,7 @@ def test_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(bar.disable or bar.fp.closed for bar in bars)
     with pysal.progress(False):
         run(3, Body())
-    assert len(bars) == 4
+    assert len(bars) == 3
 
 
 def test_cancel_is_heard_before_the_next_chunk() -> None:
