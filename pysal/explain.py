@@ -107,12 +107,14 @@ def explain(
             continue
         if plan.device.type == "cuda":
             torch.cuda.synchronize(plan.device)
+        # A mean of maps is drawn as they are; squares and variances have no sign left to show.
+        drawn = METHODS[found.details["base"]] if found.details.get("kind") == "mean" else method
         results[name] = MethodResult(
             name=name,
             title=method.title,
             map=found.map.cpu(),
-            reduction=method.reduction,
-            signed=method.signed,
+            reduction=drawn.reduction,
+            signed=drawn.signed,
             seconds=time.perf_counter() - began,
             passes=round(found.passes),
             details={key: _on_cpu(value) for key, value in found.details.items()},

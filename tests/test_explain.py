@@ -38,6 +38,21 @@ def test_maps_are_those_of_the_methods() -> None:
     assert torch.equal(found.images, INPUTS)
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ({}, ("max_abs", False)),
+        ({"base": "integrated_gradients", "base_options": {"steps": 2}}, ("sum", True)),
+        ({"base": "integrated_gradients", "base_options": {"steps": 2}, "kind": "variance"}, ("max_abs", False)),
+        ({"base": "leave_one_out", "base_options": {"segments": pysal.Grid(2, 2)}}, ("none", True)),
+    ],
+)
+def test_a_mean_over_noisy_copies_is_drawn_as_the_method_it_smooths(options: dict[str, Any], drawn: tuple[str, bool]) -> None:
+    found = pysal.explain(row_by_row(), INPUTS, "smooth_grad", 1, method_options={"smooth_grad": {"samples": 2, **options}})
+    result = found["smooth_grad"]
+    assert (result.reduction, result.signed) == drawn
+
+
 def test_target_and_scores() -> None:
     model = row_by_row()
     logits = model(INPUTS).detach()
