@@ -506,6 +506,18 @@ def audit_verify(out: Path, images: bool) -> None:
         _say(f"{found.images} images in {found.shards} shards: all is as it should be")
 
 
+@audit.command("report", short_help="Write what was found as one HTML file.")
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="The file to write. [default: DIR/report.html]")
+@click.option("--images", default=6, show_default=True, metavar="N", help="Photos on each contact sheet, 1 to 24.")
+def audit_report(out: Path, to: Path | None, images: int) -> None:
+    """Write a report of the finished shards of DIR: one HTML file that needs no network."""
+    with _errors_as_sentences("pysal audit report"):
+        from pysal.audit import report
+
+        _say(f"wrote {click.format_filename(report(out, to=to, images=images))}")
+
+
 def _run_audit(command: str, job: "Job", engine: str, workers: int | None, address: str | None) -> None:
     """Run a job, and say how it ended and what to do then."""
     from pysal.audit import status

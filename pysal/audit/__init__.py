@@ -11,6 +11,7 @@ if find_spec("pyarrow") is None:
 from pysal.audit.engines import Stopped
 from pysal.audit.files import DiskFault
 from pysal.audit.job import Job, Status, resume, status
+from pysal.audit.report import report
 from pysal.audit.verify import verify
 
-__all__ = ["DiskFault", "Job", "Status", "Stopped", "resume", "status", "verify"]
+__all__ = ["DiskFault", "Job", "Status", "Stopped", "report", "resume", "status", "verify"]

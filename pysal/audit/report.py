@@ -1,0 +1,580 @@
+"""The report of an audit: one HTML file that asks the network for nothing, to be read, printed and handed over."""
+
+import base64
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pysal import metrics
+from pysal._checks import refuse
+from pysal.audit import files, plots
+from pysal.audit.model import ModelSource
+from pysal.audit.results import Figure, Results
+from pysal.viz import overlay, palette, photo
+
+WHERE = "pysal.audit.report"
+
+THUMBNAIL = 208  # pixels of the longer side
+QUALITY = 82  # of JPEG: a photo and its overlay take about 20 kB
+MOST_IMAGES = 24  # on one contact sheet, which keeps the file below some tens of megabytes
+COMPARED = 64  # images whose maps are compared between methods
+LISTED_CLASSES, LISTED_REASONS, LISTED_PATHS, LISTED_PAIRS = 200, 50, 5, 12
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A photo on a contact sheet.
+
+    Attributes:
+        path: of the image.
+        caption: what to say of it, a line each.
+        pictures: data URI ("" where there is none), what it shows, and the figure of the map or "".
+    """
+
+    path: str
+    caption: list[str]
+    pictures: list[tuple[str, str, str]]
+
+
+def report(out: str | Path, *, to: str | Path | None = None, images: int = 6, model: nn.Module | None = None) -> Path:
+    """Write the report of an audit's finished shards and return where it is.
+
+    The file holds everything: tables, plots as SVG, photos and overlays as JPEG of at most 208 pixels. Photos are read again
+    from where they were; what is gone is left out, and the report says so.
+
+    Args:
+        out: the folder of the audit, finished or not.
+        to: the file to write; None = report.html in that folder.
+        images: photos on each contact sheet, 1 to 24.
+        model: the model, where the audit was given an object and not a name: only how it crops photos matters.
+
+    Raises:
+        TypeError: `model` is no nn.Module.
+        ValueError: not an audit's folder, one without a finished shard, or a number of images outside 1 to 24.
+        pysal.audit.DiskFault: the file cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    if isinstance(images, bool) or not isinstance(images, int) or not 1 <= images <= MOST_IMAGES:
+        refuse(WHERE, "images", f"be a whole number from 1 to {MOST_IMAGES}", repr(images))
+    if model is not None and not isinstance(model, nn.Module):
+        refuse(WHERE, "model", "be an nn.Module or None", type(model).__name__, TypeError)
+    place = Path(out)
+    results = Results(WHERE, place)
+    environment = Environment(
+        loader=PackageLoader("pysal.audit", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "percent": percent, "number": number, "signed": signed, "moment": moment}
+    page = environment.get_template("report.html.jinja").render(_Report(results, images, model).content())
+    target = place / "report.html" if to is None else Path(to)
+    files.write(target, page.encode())
+    return target
+
+
+class _Report:
+    """Gathers what the template shows."""
+
+    def __init__(self, results: Results, images: int, model: nn.Module | None) -> None:
+        self.results, self.tiles = results, images
+        self.model = model if model is not None else _model(results.manifest["model"]["spec"])
+        self._photos: dict[int, Tensor | None] = {}
+        self._maps: dict[tuple[str, int], Tensor] = {}
+        self.missing_photos: set[int] = set()
+
+    @property
+    def first(self) -> Figure | None:
+        """The figure that images are ranked by."""
+        return self.results.figures[0] if self.results.figures else None
+
+    def content(self) -> dict[str, Any]:
+        """Return the template's variables."""
+        results = self.results
+        found: dict[str, Any] = {
+            "manifest": results.manifest,
+            "manifest_sha256": hashlib.sha256((results.out / "manifest.json").read_bytes()).hexdigest(),
+            "facts": self._facts(),
+            "figures": results.figures,
+            "first": self.first,
+            "methods": self._methods(),
+            "plots": self._plots(),
+            "classes": self._classes(),
+            "pairs": self._pairs(),
+            "wrong": self._wrong(),
+            "sheets": self._sheets(),
+            "disputed": self._disputed(),
+            "agreement": self._agreement(),
+            "errors": self._errors(),
+            "faults": self._faults(),
+            "stages": self._stages(),
+            "style": (resources("pysal.audit") / "report.css").read_text("utf-8"),
+        }
+        found["missing_photos"] = len(self.missing_photos)
+        found["verdict"] = self._verdict(found["facts"], found["methods"])
+        kinds = {method["signed"] for name, method in results.methods.items() if self._has_maps(name)}
+        found["palettes"] = {
+            "signed": _gradient(True) if True in kinds else "",
+            "unsigned": _gradient(False) if False in kinds else "",
+        }
+        found["options"] = {name: _options(method["options"]) for name, method in results.methods.items()}
+        return found
+
+    def _verdict(self, facts: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return what matters most, a sentence each."""
+        found = ["The images have no labels, so nothing is said about right and wrong."]
+        if facts["accuracy"] is not None:
+            right, labelled = count(facts["right"]), count(facts["labelled"])
+            found = [f"The model classified {right} of {labelled} labelled images right ({percent(facts['accuracy'])})."]
+        if self.first is not None and len(table) > 1:
+            best = [row for row in table if row["best"][0]]
+            if len(best) == 1:
+                value = number(best[0]["cells"][0]["middle"])
+                found.append(f"By the median of {self.first.title.lower()}, {best[0]['title']} ranks highest ({value}).")
+        if not facts["unreadable"] and not facts["faults"]:
+            found.append("Every image could be explained.")
+        if facts["unreadable"]:
+            found.append(f"{_counted(facts['unreadable'], 'image')} could not be explained.")
+        if facts["faults"]:
+            found.append(f"{_counted(facts['faults'], 'result')} {'is' if facts['faults'] == 1 else 'are'} not finite.")
+        return found
+
+    # Tables ------------------------------------------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, Any]:
+        results, images = self.results, self.results.images
+        data = results.manifest["data"]
+        label, predicted = images.columns["label"], images.columns["predicted"]
+        known = np.isfinite(label) & np.isfinite(predicted)
+        right = known & (label == predicted)
+        sure = images.columns["predicted_probability"]
+        return {
+            "images": data["images"],
+            "planned": results.planned,
+            "explained": len(images.ids),
+            "unreadable": results.planned - len(images.ids),
+            "shards": len(results.shards),
+            "of_shards": data["shards"],
+            "complete": len(results.shards) == data["shards"],
+            "labelled": int(known.sum()),
+            "right": int(right.sum()),
+            "accuracy": float(right.sum() / known.sum()) if known.any() else None,
+            "sure": float(np.nanmedian(sure)) if np.isfinite(sure).any() else None,
+            "faults": sum(fault is not None for rows in results.rows.values() for fault in rows.faults),
+            "rows": sum(len(rows.ids) for rows in results.rows.values()),
+            "by_label": bool(known.any()),
+        }
+
+    def _methods(self) -> list[dict[str, Any]]:
+        results = self.results
+        wins = self._wins()
+        table = []
+        for name, rows in results.rows.items():
+            cells = []
+            for figure in results.figures:
+                values = _finite(rows.columns[figure.name])
+                cells.append(dict(zip(("low", "middle", "high"), np.percentile(values, [25, 50, 75]).tolist(), strict=True))
+                             if len(values) else None)  # fmt: skip
+            residual = _finite(np.abs(rows.columns["residual"]))
+            table.append(
+                {
+                    "name": name,
+                    "title": results.methods[name]["title"],
+                    "images": len(rows.ids),
+                    "cells": cells,
+                    "wins": wins.get(name),
+                    "residual": float(np.median(residual)) if len(residual) else None,
+                    "best": [False] * len(cells),
+                }
+            )
+        for column, figure in enumerate(results.figures):
+            known = [figure.sign * row["cells"][column]["middle"] for row in table if row["cells"][column]]
+            for row in table:
+                cell = row["cells"][column]
+                row["best"][column] = bool(cell) and len(table) > 1 and figure.sign * cell["middle"] == max(known)
+        return table
+
+    def _matrix(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the images (N,) of which every method has the first figure, and the figures (N, M), more is better."""
+        assert self.first is not None
+        ids: np.ndarray[Any, Any] = self.results.images.ids
+        columns = []
+        for rows in self.results.rows.values():
+            column = np.full(len(ids), np.nan)
+            _, here, there = np.intersect1d(ids, rows.ids, assume_unique=True, return_indices=True)
+            column[here] = self.first.sign * rows.columns[self.first.name][there]
+            columns.append(column)
+        values = np.stack(columns, 1)
+        whole = np.isfinite(values).all(1)
+        return ids[whole], values[whole]
+
+    def _wins(self) -> dict[str, float]:
+        """Return the share of images on which each method is the best; methods that are equal share an image."""
+        if self.first is None or len(self.results.rows) < 2:
+            return {}
+        _, values = self._matrix()
+        if not len(values):
+            return {}
+        best = values == values.max(1, keepdims=True)
+        shares = (best / best.sum(1, keepdims=True)).mean(0)
+        return dict(zip(self.results.rows, shares.tolist(), strict=True))
+
+    def _plots(self) -> list[dict[str, str]]:
+        results = self.results
+        found = []
+        for figure in results.figures:
+            values = {results.methods[name]["title"]: rows.columns[figure.name] for name, rows in results.rows.items()}
+            arrow = f"{figure.title} ({figure.better} is better)"
+            svg = plots.distributions(values, arrow)
+            if svg:
+                found.append({"title": figure.title, "summary": figure.summary, "better": figure.better, "svg": svg})
+        images = self.results.images
+        label, predicted = images.columns["label"], images.columns["predicted"]
+        known = np.isfinite(label) & np.isfinite(predicted)
+        if known.any():
+            sure = images.columns["predicted_probability"]
+            svg = plots.confidences(sure[known & (label == predicted)], sure[known & (label != predicted)])
+            found.append({"title": "How sure the model is", "summary": "where it is right, and where it is wrong",
+                          "better": "", "svg": svg})  # fmt: skip
+        return found
+
+    def _classes(self) -> dict[str, Any]:
+        """Return the images by class: by label where there are labels, else by prediction."""
+        results, images = self.results, self.results.images
+        by_label = bool(np.isfinite(images.columns["label"]).any())
+        key = images.columns["label" if by_label else "predicted"]
+        predicted, sure = images.columns["predicted"], images.columns["probability"]
+        groups = _groups(key)
+        rows: dict[float, dict[str, Any]] = {}
+        for index, members in groups.items():
+            right = predicted[members] == index
+            rows[index] = {
+                "name": results.class_name(index),
+                "images": len(members),
+                "right": float(right.mean()) if by_label else None,
+                "probability": float(np.nanmedian(sure[members])) if np.isfinite(sure[members]).any() else None,
+                "cells": [],
+            }
+        if self.first is not None:
+            for method in results.rows.values():
+                own = key[np.searchsorted(images.ids, method.ids)] if len(method.ids) else np.empty(0)
+                places = _groups(own)
+                for index, row in rows.items():
+                    values = _finite(method.columns[self.first.name][places.get(index, np.empty(0, np.int64))])
+                    row["cells"].append(float(np.median(values)) if len(values) else None)
+        if by_label:  # what needs attention comes first
+            ordered = sorted(rows.values(), key=lambda row: (row["right"], -row["images"], row["name"]))
+        else:
+            ordered = sorted(rows.values(), key=lambda row: (-row["images"], row["name"]))
+        return {"by_label": by_label, "rows": ordered[:LISTED_CLASSES], "all": len(ordered)}
+
+    def _pairs(self) -> list[dict[str, Any]]:
+        """Return which classes were taken for which others, the most frequent first."""
+        columns = self.results.images.columns
+        label, predicted = columns["label"], columns["predicted"]
+        wrong = np.isfinite(label) & np.isfinite(predicted) & (label != predicted)
+        pairs = Counter(zip(label[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+        name = self.results.class_name
+        return [{"label": name(a), "predicted": name(b), "images": n} for (a, b), n in pairs.most_common(LISTED_PAIRS)]
+
+    def _errors(self) -> dict[str, Any]:
+        table = self.results.table("errors")
+        paths: dict[str, list[str]] = {}
+        for reason, path in zip(table["reason"].to_pylist(), table["path"].to_pylist(), strict=True):
+            paths.setdefault(reason, []).append(path)
+        reasons = sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
+        rows = [{"reason": reason, "images": len(own), "paths": own[:LISTED_PATHS]} for reason, own in reasons]
+        return {"rows": rows[:LISTED_REASONS], "reasons": len(rows), "images": len(table)}
+
+    def _faults(self) -> list[dict[str, Any]]:
+        found: dict[tuple[str, str], list[int]] = {}
+        for method, rows in self.results.rows.items():
+            for image, fault in zip(rows.ids.tolist(), rows.faults, strict=True):
+                if fault is not None:
+                    found.setdefault((method, fault), []).append(image)
+        return [
+            {
+                "method": self.results.methods[method]["title"],
+                "fault": fault,
+                "images": len(own),
+                "paths": [self.results.path(image) for image in own[:LISTED_PATHS]],
+            }
+            for (method, fault), own in sorted(found.items())
+        ]
+
+    def _stages(self) -> list[dict[str, Any]]:
+        table = self.results.table("timings").select(["stage", "images", "cpu_seconds"]).to_pylist()
+        sums: dict[str, list[float]] = {}
+        for row in table:
+            own = sums.setdefault(row["stage"], [0.0, 0.0])
+            own[0] += row["images"] or 0
+            own[1] += row["cpu_seconds"] or 0.0
+        total = sum(seconds for _, seconds in sums.values())
+        return [
+            {
+                "stage": self._stage(stage),
+                "images": int(images),
+                "seconds": seconds,
+                "each": 1000 * seconds / images if images else None,
+                "share": seconds / total if total else 0.0,
+            }
+            for stage, (images, seconds) in sorted(sums.items(), key=lambda item: -item[1][1])
+        ]
+
+    def _stage(self, stage: str) -> str:
+        names = {"read": "Reading images", "model": "The pass all methods share", "encode": "Writing"}
+        if stage.startswith("metric:"):
+            metric = metrics.METRICS.get(stage.removeprefix("metric:"))
+            return metric.title if metric else stage
+        return names.get(stage) or self.results.methods.get(stage, {}).get("title", stage)
+
+    # Pictures ----------------------------------------------------------------------------------------------------------
+
+    def _sheets(self) -> list[dict[str, Any]]:
+        """Return the best and the worst images of each method."""
+        found: list[dict[str, Any]] = []
+        if self.first is None:
+            return found
+        for method, rows in self.results.rows.items():
+            values = self.first.sign * rows.columns[self.first.name]
+            known = np.flatnonzero(np.isfinite(values))
+            most = min(self.tiles, len(known) // 2)
+            if not most:
+                continue
+            ordered = known[np.argsort(-values[known], kind="stable")]
+            best, worst = ordered[:most], ordered[::-1][:most]
+            self._load_maps(method, rows.ids[np.concatenate([best, worst])].tolist())
+            found.append(
+                {
+                    "title": self.results.methods[method]["title"],
+                    "best": [self._ranked(method, int(row)) for row in best],
+                    "worst": [self._ranked(method, int(row)) for row in worst],
+                }
+            )
+        return found
+
+    def _ranked(self, method: str, row: int) -> Tile:
+        rows = self.results.rows[method]
+        assert self.first is not None
+        image = int(rows.ids[row])
+        value = rows.columns[self.first.name][row]
+        caption = [f"{self.first.title} {signed(value)}", self._answer(rows.columns, row)]
+        return self._tile(image, caption, [method])
+
+    def _disputed(self) -> list[Tile]:
+        """Return the images on which methods differ most in the first figure."""
+        if self.first is None or len(self.results.rows) < 2:
+            return []
+        ids, values = self._matrix()
+        spread = values.max(1) - values.min(1)
+        ordered = np.argsort(-spread, kind="stable")[: self.tiles]
+        names = list(self.results.rows)
+        for method in names:
+            self._load_maps(method, ids[ordered].tolist())
+        found = []
+        for place in ordered.tolist():
+            image = int(ids[place])
+            row = int(np.searchsorted(self.results.images.ids, image))
+            own = {name: signed(self.first.sign * values[place, n]) for n, name in enumerate(names)}
+            found.append(self._tile(image, [self._answer(self.results.images.columns, row)], names, own))
+        return found
+
+    def _wrong(self) -> dict[str, Any]:
+        """Return the wrong predictions, the surest first, with the overlay of the method that ranks highest."""
+        images = self.results.images
+        label, predicted = images.columns["label"], images.columns["predicted"]
+        sure = images.columns["predicted_probability"]
+        wrong = np.flatnonzero(np.isfinite(label) & np.isfinite(predicted) & (label != predicted))
+        ordered = wrong[np.argsort(-np.nan_to_num(sure[wrong], nan=-1.0), kind="stable")][: 2 * self.tiles]
+        method = self._shown_method()
+        if method is not None:
+            self._load_maps(method, images.ids[ordered].tolist())
+        tiles = []
+        for row in ordered.tolist():
+            caption = [
+                f"taken for {self.results.class_name(predicted[row])} ({percent(sure[row])})",
+                f"is {self.results.class_name(label[row])}",
+            ]
+            tiles.append(self._tile(int(images.ids[row]), caption, [method] if method is not None else []))
+        title = self.results.methods[method]["title"] if method is not None else None
+        return {"images": len(wrong), "tiles": tiles, "method": title, "target": self.results.manifest["target"]}
+
+    def _shown_method(self) -> str | None:
+        """Return the method with maps whose first figure has the best median."""
+        kept = [name for name in self.results.rows if self._has_maps(name)]
+        if self.first is None or not kept:
+            return kept[0] if kept else None
+
+        def rank(name: str) -> float:
+            assert self.first is not None
+            values = _finite(self.results.rows[name].columns[self.first.name])
+            return self.first.sign * float(np.median(values)) if len(values) else -np.inf
+
+        return max(kept, key=rank)
+
+    def _has_maps(self, method: str) -> bool:
+        manifest = self.results.manifest
+        if method == "leave_one_out":
+            return bool(manifest["boxes"]) or manifest["maps"] != "none"
+        return bool(manifest["maps"] != "none")
+
+    def _answer(self, columns: Mapping[str, Any], row: int) -> str:
+        """Return what the class explained is, how sure the model is of it, and whether it is right."""
+        target, label = columns["target"][row], columns["label"][row]
+        text = f"{self.results.class_name(target)} {percent(columns['probability'][row])}"
+        if np.isfinite(label) and label != target:
+            return f"{text}, labelled {self.results.class_name(label)}"
+        return text
+
+    def _tile(self, image: int, caption: list[str], methods: Sequence[str], notes: Mapping[str, str] | None = None) -> Tile:
+        seen = self._photo(image)
+        pictures = []
+        if seen is not None:
+            pictures.append((_picture(photo(seen)), "photo", ""))
+        for method in methods:
+            title, value = self.results.methods[method]["title"], notes[method] if notes else ""
+            map = self._maps.get((method, image))
+            if map is not None:
+                behind = seen if seen is not None else torch.full((3, *map.shape), 0.2)
+                light = _averaged(map)
+                shown = overlay(behind, light, signed=self.results.methods[method]["signed"])
+                pictures.append((_picture(shown), title, value))
+            elif notes:
+                pictures.append(("", title, value))
+        return Tile(self.results.path(image), caption, pictures)
+
+    def _photo(self, image: int) -> Tensor | None:
+        if image not in self._photos:
+            self._photos[image] = self.results.photo(image, self.model)
+            if self._photos[image] is None:
+                self.missing_photos.add(image)
+        return self._photos[image]
+
+    def _load_maps(self, method: str, images: Iterable[int]) -> None:
+        missing = [image for image in images if (method, image) not in self._maps]
+        self._maps |= {(method, image): map for image, map in self.results.maps(method, missing).items()}
+
+    def _agreement(self) -> dict[str, Any] | None:
+        """Return how alike methods rank pixels: the mean over images spread evenly over the audit."""
+        results = self.results
+        names = [name for name in results.rows if self._has_maps(name)]
+        if len(names) < 2:
+            return None
+        ids = results.images.ids
+        chosen = ids[np.unique(np.linspace(0, len(ids) - 1, min(COMPARED, len(ids))).astype(np.int64))].tolist()
+        maps = {name: results.maps(name, chosen) for name in names}
+        common = [image for image in chosen if all(image in own for own in maps.values())]
+        if not common:
+            return None
+        stacked = {name: torch.stack([own[image] for image in common])[:, None] for name, own in maps.items()}
+        found = metrics.agreement(stacked, absolute=True).numpy()
+        usable = np.isfinite(found)
+        mean = np.where(usable, found, 0.0).sum(0) / np.maximum(usable.sum(0), 1)
+        rows = [[float(cell) if n else None for cell, n in zip(line, counts, strict=True)]
+                for line, counts in zip(mean, usable.sum(0), strict=True)]  # fmt: skip
+        return {"titles": [results.methods[name]["title"] for name in names], "rows": rows, "images": len(common)}
+
+
+# Small things --------------------------------------------------------------------------------------------------------
+
+
+def _model(spec: str | None) -> nn.Module | None:
+    """Return the model by its name, which crops photos as the audit did; None for another, whose size is known."""
+    if spec is None:
+        return None
+    try:
+        return ModelSource(spec).load(WHERE, "cpu")
+    except Exception:
+        # a report must be possible where the model is not; photos are then cropped to its size
+        return None
+
+
+def _finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    kept: np.ndarray[Any, Any] = values[np.isfinite(values)]
+    return kept
+
+
+def _groups(key: np.ndarray[Any, Any]) -> dict[float, np.ndarray[Any, Any]]:
+    """Return the places of each finite value."""
+    places = np.flatnonzero(np.isfinite(key))
+    ordered = places[np.argsort(key[places], kind="stable")]
+    values, starts = np.unique(key[ordered], return_index=True)
+    return dict(zip(values.tolist(), np.split(ordered, starts[1:]), strict=True)) if len(values) else {}
+
+
+def _averaged(map: Tensor) -> Tensor:
+    """Return a map (H, W) as the means of small squares, all that a thumbnail can show where every pixel is different."""
+    size = tuple(min(length, -(-length * THUMBNAIL // (2 * max(map.shape)))) for length in map.shape)
+    small = torch.nn.functional.interpolate(map[None, None], size, mode="area")
+    return torch.nn.functional.interpolate(small, tuple(map.shape), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _gradient(signed_map: bool) -> str:
+    """Return the colours of maps as the stops of a CSS gradient."""
+    colours = (palette(signed_map)[:: 510 // 10] * 255).round().astype(int).tolist()
+    return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
+
+
+def _picture(pixels: np.ndarray[Any, Any]) -> str:
+    """Return colours (H, W, 3) in [0, 1] as a small JPEG in a data URI."""
+    image = Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items())
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def moment(text: str) -> str:
+    """Return a time of the manifest for people."""
+    when = datetime.fromisoformat(text).astimezone(UTC)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def count(value: int) -> str:
+    """Return a whole number with its thousands apart."""
+    return f"{value:,}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share in per cent."""
+    if value is None or not np.isfinite(value):
+        return "\N{EN DASH}"
+    return f"{100 * value:.1f} %" if value < 0.9995 or value == 1 else ">99.9 %"
+
+
+def number(value: float | None) -> str:
+    """Return a figure in three digits."""
+    if value is None or not np.isfinite(value):
+        return "\N{EN DASH}"
+    return signed(value)
+
+
+def signed(value: float) -> str:
+    """Return a figure with a minus sign that is as wide as a digit."""
+    if abs(value) >= 1e4 or 0 < abs(value) < 5e-4:
+        text = f"{value:.1e}"
+    else:
+        text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return text.replace("-", "\N{MINUS SIGN}")
