@@ -342,19 +342,18 @@ def few_steps(setting: Setting, method: str, counts: Sequence[int], reference: i
 
     def draw(which: int) -> Callable[[Axes], None]:
         def on(axes: Axes) -> None:
-            for colour, (name, values) in zip((BLUE, ORANGE), curves.items(), strict=True):
-                axes.loglog(counts, values[which], color=colour, linewidth=1.3, marker="o", markersize=2.5, label=name)
+            for colour, values in zip((BLUE, ORANGE), curves.values(), strict=True):
+                axes.loglog(counts, values[which], color=colour, linewidth=1.3, marker="o", markersize=2.5)
             axes.minorticks_off()
             axes.set_xticks(counts[::2], [str(count) for count in counts[::2]])
             axes.set_xlabel("steps", size=8, color=GREY)
             if which == 0:
                 shares = [share for share in (0.01, 0.03, 0.1, 0.3, 1.0) if share < 1.1 * max(curves["the paper's sum"][0])]
                 axes.set_yticks(shares, [f"{100 * share:.0f} %" for share in shares])
-                axes.legend(fontsize=7.5, frameon=False, labelcolor=GREY, handlelength=1.2, loc="lower left")
 
         return on
 
-    tiles += [Tile("error of the map", draw(0)), Tile("|residual|", draw(1))]
+    tiles += [Tile("error of the map", draw(0), "blue: default\norange: the paper's sum"), Tile("|residual|", draw(1))]
     return page([tiles]), found
 
 
