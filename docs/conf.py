@@ -39,6 +39,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Source", "Deviations", "Layout"]
 
+highlight_language = "none"  # of blocks that name none: listings
 html_theme = "furo"
 html_title = f"pysal {version}"
 html_static_path = ["_static"]
