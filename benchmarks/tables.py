@@ -1,4 +1,4 @@
-"""Writes the tables of README.md, docs/speed.md and docs/migrating.md from the results: `python -m benchmarks.tables`."""
+"""Writes the tables of README.md and of pages in docs from the results: `python -m benchmarks.tables`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,6 +31,8 @@ COLUMNS = {
     "pysal, unprepared": ("pysal, unprepared",),
 }
 OURS = "pysal"
+AUDIT = ("methods", "metrics", "growth")
+DATASETS = (50_000, 1_000_000)
 Row = Mapping[str, Any]
 
 
@@ -149,6 +151,79 @@ def faces_section(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, END])
 
 
+def audit_section(results: Sequence[Mapping[str, Any]]) -> str:
+    """docs/auditing.md's tables: images per second of an audit, and what 50,000 and 1,000,000 images take by them."""
+    lines = [BEGIN, ""]
+    for result in results:
+        about, rows = result["metadata"], result.get("methods", [])
+        commits = ", ".join(dict.fromkeys(row["commit"][:7] for kind in AUDIT for row in result.get(kind, [])))
+        lines += [
+            f"EfficientNet-Lite0, 224 x 224, float32 ({about['processor']}, a thread for each worker, torch {about['torch']}, "
+            f"{about['date'][:10]}, commits {commits}; load average {about['load_average'][0]}).",
+            "",
+        ]
+        for workers in dict.fromkeys(row["workers"] for row in rows):
+            own = [row for row in rows if row["workers"] == workers]
+            head = ["method", "the engine alone", "pool of 1", f"{workers} engines side by side", f"pool of {workers}"]
+            head += [f"of {workers} x the engine", f"of {workers} side by side", f"Ray, {workers} workers"]
+            lines += ["Images per second:", "", *table(head, [audit_line(row, workers) for row in own]), ""]
+            head = ["method", *(f"{images:,} images, {who}" for images in DATASETS for who in (f"{workers} cores", "64 cores"))]
+            head += ["maps as uint8, 1,000,000 images"]
+            body = [estimate_line(row, workers) for row in own]
+            lines += [
+                f"Worked out from the pool of {workers}; 64 cores as so many times {workers}, if memory keeps up:",
+                "",
+                *table(head, body),
+                "",
+            ]
+        if result.get("metrics"):
+            body = [[f"`{row['metric']}`", f"{row['seconds']:.2f} s", f"{1 / row['seconds']:.2f}"] for row in result["metrics"]]
+            lines += ["Figures of one map:", "", *table(["figure", "one core", "images per second"], body), ""]
+        if result.get("growth"):
+            head = ["images", "to plan", "to run", "images per second", "memory of the job", "of a worker", "on disk"]
+            body = [growth_line(row) for row in sorted(result["growth"], key=lambda row: row["images"])]
+            lines += ["Growth, with a model that takes no time, gradient, no maps:", "", *table(head, body), ""]
+        lines += ["No rate on a GPU has been measured yet, so none is worked out.", ""]
+    if not results:
+        lines += ["Nothing has been measured for this version.", ""]
+    return "\n".join([*lines, END])
+
+
+def audit_line(row: Row, workers: int) -> list[str]:
+    rates = row["images_per_second"]
+    alone, together, pool = rates["bare 1"], rates[f"bare {workers}"], rates[f"pool {workers}"]
+    cells = [f"{rate:.2f}" for rate in (alone, rates["pool 1"], together, pool)]
+    cells += [f"{100 * pool / (workers * alone):.0f} %", f"{100 * pool / together:.0f} %", f"{rates[f'ray {workers}']:.2f}"]
+    return [f"`{row['method']}`", *cells]
+
+
+def estimate_line(row: Row, workers: int) -> list[str]:
+    rate = row["images_per_second"][f"pool {workers}"]
+    times = [long(images / rate * workers / cores) for images in DATASETS for cores in (workers, 64)]
+    return [f"`{row['method']}`", *times, f"{1e6 * row['bytes_per_image'] / 2**30:.0f} GiB"]
+
+
+def long(value: float) -> str:
+    """A duration in the unit that people say it in."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if value >= 2 * size:
+            return f"{value / size:.1f} {unit}" if value < 20 * size else f"{value / size:.0f} {unit}"
+    return f"{value:.0f} s"
+
+
+def growth_line(row: Row) -> list[str]:
+    memory = [f"{row[name] / 2**20:.0f} MiB" for name in ("peak_bytes", "worker_peak_bytes", "stored_bytes")]
+    times = [long(row["plan_seconds"]), long(row["run_seconds"]), f"{row['images_per_second']:.0f}"]
+    return [f"{row['images']:,}", *times, *memory]
+
+
+def latest_audits() -> list[dict[str, Any]]:
+    """The results of audits of the newest version that has some, one per device."""
+    folders = {path.parent for path in RESULTS.glob("*/audit--*.json")}
+    newest = max(folders, key=lambda folder: [int(part) for part in folder.name.split(".")], default=None)
+    return [] if newest is None else [json.loads(path.read_text()) for path in sorted(newest.glob("audit--*.json"))]
+
+
 def docs_line(row: Row, ours: Row) -> list[str]:
     if row["median_s"] is None:
         return [row["candidate"], f"not run: {row['failed']}", "", "", "", "", ""]
@@ -172,6 +247,7 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": readme_section(results),
         ROOT / "docs/speed.md": docs_section(results),
         ROOT / "docs/migrating.md": faces_section(results),
+        ROOT / "docs/auditing.md": audit_section(latest_audits()),
     }
     return {path: replaced(path.read_text(), section) for path, section in sections.items()}
 

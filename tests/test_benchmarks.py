@@ -28,7 +28,7 @@ def image() -> torch.Tensor:
     return torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/speed.md", "docs/migrating.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/speed.md", "docs/migrating.md", "docs/auditing.md"])
 def test_the_tables_are_those_of_the_results(path: str) -> None:
     page = tables.pages()[ROOT / path]
     assert (ROOT / path).read_text() == page, f"{path} is out of date: python -m benchmarks.tables"
@@ -48,6 +48,16 @@ def test_losses_and_wrong_maps_are_shown() -> None:
     result = {"metadata": about | {"load_average": [0]}, "rows": rows, "claims": []}
     assert "| gradient | 200 ms | **0.50** | **0.50** | 2.0 ✗ | 2.5 | - |" in tables.readme_section([result])
     assert "wrong" in tables.docs_section([result])
+
+
+def test_what_an_audit_takes_is_worked_out_from_its_rates() -> None:
+    about = {"processor": "P", "torch": "2", "date": "2026-01-01", "load_average": [0]}
+    rates = {"bare 1": 10.0, "pool 1": 9.0, "bare 2": 19.0, "pool 2": 18.0, "ray 2": 17.0}
+    case = {"commit": "0123456", "workers": 2, "method": "gradient", "images_per_second": rates, "bytes_per_image": 2**20}
+    page = tables.audit_section([{"metadata": about, "methods": [case]}])
+    assert "| `gradient` | 10.00 | 9.00 | 19.00 | 18.00 | 90 % | 95 % | 17.00 |" in page
+    # 50,000 / 18 per second, by 32 on 64 cores; 1,000,000 is 20 times as many
+    assert "| `gradient` | 46 min | 87 s | 15.4 h | 29 min | 977 GiB |" in page
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -45,7 +45,7 @@ TIMINGS = pa.schema(
     ]
 )
 FEW_VALUES = ("method", "fault", "predicted", "label", "target", "steps")
-COMPRESSION = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+COMPRESSION = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
 
 
 def map_type(maps: str, signed: bool) -> pa.DataType:
@@ -102,9 +102,22 @@ def encode(schema: pa.Schema, groups: Sequence[Mapping[str, Sequence[Any]]]) -> 
     Tensor columns are sequences of arrays, None where there is none. The same rows give the same bytes.
     """
     buffer = io.BytesIO()
+    tensors = {field.name: field.type.value_type for field in schema if isinstance(field.type, pa.FixedShapeTensorType)}
+    # Parquet has no integers of 8 bits: it stores 32, of which the streams of the upper 24 are nothing but zeros; not so where
+    # there is a sign, for which a dictionary of the 255 values is better. DuckDB cannot read split streams of float16.
+    split = [name for name, kind in tensors.items() if pa.types.is_unsigned_integer(kind)]
     few = [name for name in FEW_VALUES if name in schema.names]
+    few += [f"{name}.list.element" for name, kind in tensors.items() if pa.types.is_int8(kind)]
+    plain = [name for name in schema.names if name not in tensors]
     nulls: dict[pa.DataType, pa.Array] = {}
-    with pq.ParquetWriter(buffer, schema, use_dictionary=few, **COMPRESSION) as writer:
+    with pq.ParquetWriter(
+        buffer,
+        schema,
+        use_dictionary=few,
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in split} or None,
+        write_statistics=plain,
+        **COMPRESSION,
+    ) as writer:
         for group in groups:
             rows = len(group["id"])
             columns = []

@@ -1,9 +1,11 @@
 """An audit finds what `pysal.explain` finds, writes it as docs/auditing.md says, and is the same bits whoever computes it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -210,6 +212,26 @@ def test_the_page_lists_the_columns_and_the_keys(job) -> None:
     manifest = json.loads((planned.out / "manifest.json").read_text())
     for key in [*manifest, *manifest["model"], *manifest["data"], *manifest["created"], *manifest["methods"]["gradient"]]:
         assert f"`{key}`" in page, key
+
+
+def test_the_queries_of_the_page_run(job) -> None:
+    planned = job(methods=["gradient"], method_options={}, metrics=["deletion"], labels="folder", maps="float16")
+    planned.run(engine="inline")
+    page = (ROOT / "docs" / "auditing.md").read_text().replace("DIR/", f"{planned.out}/")
+    queries = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    results = [duckdb.sql(query).fetchall() for query in queries[0].split(";") if query.strip()]
+    deletion = rows_of(planned.out, "gradient")["deletion"].to_numpy()
+    ((method, count, mean, median),) = results[0]
+    assert (method, count, median) == ("gradient", PHOTOS, np.median(deletion))
+    assert abs(mean - deletion.mean()) <= PHOTOS * np.finfo(np.float64).eps
+    assert sorted(label for label, _ in results[1]) == [0, 1]
+    assert results[2] == []
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.partition("### Reading it")[2], re.DOTALL):
+        exec(block, names)
+    assert names["maps"].shape == (PHOTOS, *tiny.SIZE)
+    assert names["maps"].dtype == np.float64
+    assert len(names["rows"]) == PHOTOS
 
 
 def test_row_groups_are_methods(job) -> None:

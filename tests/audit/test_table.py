@@ -2,6 +2,7 @@
 
 import io
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +48,7 @@ def test_maps_without_a_sign_have_255_steps(map) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.uint8(), pa.int8(), pa.uint16()], ids=str)
-def test_tensors_come_back_and_so_does_their_absence(kind) -> None:
+def test_tensors_come_back_and_so_does_their_absence(tmp_path, kind) -> None:
     schema = pa.schema([("id", pa.int64()), ("map", pa.fixed_shape_tensor(kind, [2, 3])), ("drops", pa.list_(pa.float32()))])
     values = [np.arange(6).reshape(2, 3).astype(kind.to_pandas_dtype()) + n for n in range(3)]
     content = encode(schema, [{"id": [0, 1, 2], "map": [values[0], None, values[2]]}, {"id": [3], "drops": [[1.5]]}])
@@ -62,6 +63,11 @@ def test_tensors_come_back_and_so_does_their_absence(kind) -> None:
     metadata = pq.ParquetFile(io.BytesIO(content)).metadata
     assert metadata.num_row_groups == 2
     assert metadata.row_group(0).column(0).compression == "ZSTD"
+    assert ("BYTE_STREAM_SPLIT" in metadata.row_group(0).column(1).encodings) == pa.types.is_unsigned_integer(kind)
+    path = tmp_path / "shard.parquet"
+    path.write_bytes(content)
+    expected = [None if map is None else [float(value) for value in map] for map in found]
+    assert [row[0] for row in duckdb.sql(f"select map::float[] from '{path}' order by id").fetchall()] == expected
 
 
 def test_no_rows_are_a_file_with_the_columns() -> None:
