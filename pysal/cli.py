@@ -125,16 +125,23 @@ class ModelChoice:
         """
         from pysal import models
 
-        return models.load(
-            self.source,
-            weights=self.weights,
-            size=self._size(),
-            normalize=self._normalize(),
-            class_names=self._class_names(),
-            download=self.download,
-            allow_code=self.allow_code,
-            device=device,
-        )
+        return models.load(self.source, **self.arguments(), device=device)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that were given, by the names that `pysal.models.load` has for them.
+
+        Raises:
+            BadInput: an option that cannot be read.
+        """
+        found = {
+            "weights": self.weights,
+            "size": self._size(),
+            "normalize": self._normalize(),
+            "class_names": self._class_names(),
+            "download": self.download or None,
+            "allow_code": self.allow_code or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def _size(self) -> tuple[int, int] | None:
         if self.size is None:
@@ -370,13 +377,6 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("source", metavar="DATA")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
 @click.option(
-    "--model",
-    default="efficientnet-lite0",
-    metavar="NAME",
-    show_default=True,
-    help="A classifier, or module:function, file.py:function.",
-)
-@click.option(
     "--methods", "method_list", default="all", metavar="NAMES", show_default=True, help="Methods, separated by commas."
 )
 @click.option(
@@ -399,7 +399,6 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How maps are kept.",
 )
-@click.option("--size", metavar="HxW", help="Of the images, in pixels. [default: the model's]")
 @click.option("--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients.")
 @click.option(
@@ -417,15 +416,15 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where models run."
 )
+@model_options
 @_engine_options
 def audit_run(
     source: str,
     out: Path,
-    model: str,
+    model: ModelChoice,
     method_list: str,
     metric_list: str,
     target: str,
-    size: str | None,
     segments: str | None,
     steps: int | None,
     tolerance: float | None,
@@ -455,12 +454,12 @@ def audit_run(
         job = Job(
             source,
             out=out,
-            model=model,
+            model=model.source,
+            model_options=model.arguments(),
             methods=names,
             metrics=_listed(metric_list),
             method_options=method_options,
             target=int(target) if target.isdecimal() else target,
-            size=_height_and_width(size),
             **options,
         )
         _run_audit("pysal audit run", job, engine, workers, address)
@@ -542,15 +541,6 @@ def _run_audit(command: str, job: "Job", engine: str, workers: int | None, addre
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _height_and_width(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
-        raise click.UsageError(f"--size must be like 224x224, got {text!r}")
-    return int(sides[0]), int(sides[1])
 
 
 def _method_options(names: Sequence[str], given: Mapping[str, Any], asked: str = "--method") -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """An audit: what is asked for, planned, begun, interrupted and resumed."""
 
 import contextlib
+import inspect
 import json
 import platform
 import re
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from pysal import models
 from pysal._checks import refuse
 from pysal._library import build_info
 from pysal.audit import data, engines, files, manifest
@@ -90,8 +92,9 @@ class Job:
 
     Args:
         source: a folder, a glob, a table (.csv, .tsv, .parquet) with the column path and maybe label, or WebDataset tars.
-        model: a name that `pysal.models.load` knows, "module:function" or "file.py:function" that returns an nn.Module, or an
-            nn.Module, which is sent to the workers by pickle; in eval mode.
+        model: what `pysal.models.load` loads ("timm:NAME", "file.onnx", "file.py:function", ...), "module:function" that
+            returns an nn.Module, or an nn.Module, which is sent to the workers by pickle; in eval mode.
+        model_options: further arguments of `pysal.models.load`, `{"normalize": "imagenet", "allow_code": True}`.
         methods: names of methods, or "all".
         out: the folder to write.
         metrics: names out of `pysal.metrics.PER_IMAGE` that need no masks: figures of each image and method.
@@ -101,7 +104,7 @@ class Job:
         score: what all methods explain; None = each its own, as in `pysal.explain`.
         labels: "auto": a table's column label, a tar's .cls; "folder": the name of each image's folder; "none".
         maps: how maps are kept: "none", "uint8" (with a scale, 256 steps) or "float16".
-        size: (height, width) of the images in pixels; None = the model's, which must be a `pysal.models.Classifier`.
+        size: (height, width) of the images in pixels, for a model that is no `pysal.models.Classifier`; None = the model's.
         seed: of noise.
         precision: "float32", "tf32", "mixed" or "bf16".
         shard_size: images per shard.
@@ -122,6 +125,7 @@ class Job:
         model: str | nn.Module,
         methods: str | Sequence[str],
         out: str | Path,
+        model_options: Mapping[str, Any] | None = None,
         metrics: Sequence[str] = (),
         method_options: Mapping[str, Mapping[str, Any]] | None = None,
         target: str | int = "predicted",
@@ -154,7 +158,7 @@ class Job:
         metric_names = _metrics(metrics)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = ModelSource.of(WHERE, model)
+        self._model = ModelSource.of(WHERE, model, _model_options(model_options or {}))
         loaded = self._model.load(WHERE, device)
         check_eval(WHERE, loaded)
         classifier = loaded if isinstance(loaded, Classifier) else None
@@ -173,6 +177,7 @@ class Job:
             "format": manifest.FORMAT,
             "model": {
                 "spec": self._model.spec,
+                "options": self._model.options,
                 "name": classifier.name if classifier is not None else type(loaded).__name__,
                 "architecture_sha256": architecture_sha256(loaded),
                 "weights_sha256": weights_sha256(loaded),
@@ -359,6 +364,7 @@ def resume(out: str | Path, *, model: nn.Module | None = None) -> Job:
     return Job(
         images["source"],
         model=about["spec"] if model is None else model,
+        model_options=about["options"],
         methods=list(stored["methods"]),
         out=out,
         metrics=stored["metrics"],
@@ -431,6 +437,16 @@ def _metrics(metrics: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
+def _model_options(given: object) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        refuse(WHERE, "model_options", "be a mapping of arguments of pysal.models.load", repr(given), TypeError)
+    known = [name for name in inspect.signature(models.load).parameters if name not in ("source", "device")]
+    for name in given:
+        if name not in known:
+            refuse(WHERE, "model_options", f"hold arguments out of {', '.join(known)}", repr(name))
+    return {name: _json(f"model_options[{name!r}]", value) for name, value in given.items()}
+
+
 def _options(names: list[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the options of each method as JSON has them."""
     if not isinstance(given, Mapping):
@@ -458,11 +474,15 @@ def _plain(method: str, option: str, value: Any) -> Any:
         if text is None or parse(text) != value:
             refuse(WHERE, argument, "be like grid:3x3, window:16/8 or slic:100", repr(value))
         return text
+    return _json(argument, value)
+
+
+def _json(argument: str, value: Any) -> Any:
+    """Return a value as it comes back from the manifest."""
     try:
-        plain = json.loads(json.dumps(value))
+        return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         refuse(WHERE, argument, "be a number, a text or a list of them", repr(value), TypeError)
-    return plain
 
 
 def _segments_text(value: Any) -> str | None:

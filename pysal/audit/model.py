@@ -2,12 +2,10 @@
 
 import hashlib
 import importlib
-import importlib.util
 import pickle
 import re
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,26 +20,32 @@ class ModelSource:
     """Where a model comes from; small enough to be sent to each worker.
 
     Attributes:
-        spec: a name that `pysal.models.load` knows, or "module:function", "file.py:function"; None for an object.
+        spec: what `pysal.models.load` knows, or "module:function" of a module that can be imported; None for an object.
+        options: further arguments of `pysal.models.load`.
         content: the object, pickled; None for a spec.
     """
 
     spec: str | None
+    options: dict[str, Any] = field(default_factory=dict)
     content: bytes | None = None
 
     @classmethod
-    def of(cls, where: str, model: object) -> "ModelSource":
+    def of(cls, where: str, model: object, options: Mapping[str, Any]) -> "ModelSource":
         """Return the source of what a caller gave.
 
         Raises:
-            TypeError: neither text nor a module that can be sent to other processes.
+            TypeError: neither text nor a module that can be sent to other processes, or options of what is not loaded.
         """
         if isinstance(model, str):
-            return cls(model)
+            if options and _function(model):
+                refuse(where, "model_options", "be left out for 'module:function'", ", ".join(options), TypeError)
+            return cls(model, dict(options))
         if not isinstance(model, nn.Module):
             refuse(where, "model", "be a name, 'module:function' or an nn.Module", type(model).__name__, TypeError)
+        if options:
+            refuse(where, "model_options", "be left out for a model object", ", ".join(options), TypeError)
         try:
-            return cls(None, pickle.dumps(model))
+            return cls(None, {}, pickle.dumps(model))
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             got = f"{type(model).__name__} ({error}); give 'module:function' instead"
             refuse(where, "model", "be sent to other processes by pickle", got, TypeError)
@@ -50,37 +54,32 @@ class ModelSource:
         """Return the model on a device.
 
         Raises:
-            ValueError, ModuleNotFoundError: there is no such model, module or function.
-            TypeError: the function does not return an nn.Module.
+            TypeError, ValueError, OSError, ImportError: see `pysal.models.load`; or there is no such module or function.
         """
         if self.content is not None:
             module: object = pickle.loads(self.content)
-        elif self.spec is not None and ":" in self.spec and self.spec.partition(":")[0] not in models.LIBRARIES:
-            module = _make(where, self.spec)
+        elif self.spec is not None and (parts := _function(self.spec)):
+            module = _make(where, self.spec, *parts)
         else:
-            module = models.load(str(self.spec))
+            return models.load(str(self.spec), **self.options, device=device)
         if not isinstance(module, nn.Module):
             refuse(where, "model", "return an nn.Module", type(module).__name__, TypeError)
         return module.to(device)
 
 
-def _make(where: str, spec: str) -> Any:
-    place, _, name = spec.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            refuse(where, "model", "name a file that is there", f"{place}")
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        assert found is not None
-        assert found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        sys.modules.setdefault(path.stem, module)  # where classes of the model are looked up
-        found.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            refuse(where, "model", "name a module that can be imported", f"{spec!r} ({error})")
+def _function(spec: str) -> tuple[str, str] | None:
+    """Return module and function of "module:function", None for what `pysal.models.load` knows."""
+    found = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", spec)
+    if found is None or found[1] in models.LIBRARIES or found[1].endswith(".py"):
+        return None
+    return found[1], found[2]
+
+
+def _make(where: str, spec: str, place: str, name: str) -> Any:
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        refuse(where, "model", "name a module that can be imported", f"{spec!r} ({error})")
     function = getattr(module, name, None)
     if not callable(function):
         refuse(where, "model", "name a function of that module", repr(spec))

@@ -92,7 +92,7 @@ class _Report:
 
     def __init__(self, results: Results, images: int, model: nn.Module | None) -> None:
         self.results, self.tiles = results, images
-        self.model = model if model is not None else _model(results.manifest["model"]["spec"])
+        self.model = model if model is not None else _model(results.manifest["model"])
         self._photos: dict[int, Tensor | None] = {}
         self._maps: dict[tuple[str, int], Tensor] = {}
         self.missing_photos: set[int] = set()
@@ -492,12 +492,12 @@ class _Report:
 # Small things --------------------------------------------------------------------------------------------------------
 
 
-def _model(spec: str | None) -> nn.Module | None:
+def _model(about: Mapping[str, Any]) -> nn.Module | None:
     """Return the model by its name, which crops photos as the audit did; None for another, whose size is known."""
-    if spec is None:
+    if about["spec"] is None:
         return None
     try:
-        return ModelSource(spec).load(WHERE, "cpu")
+        return ModelSource(about["spec"], about["options"]).load(WHERE, "cpu")
     except Exception:
         # a report must be possible where the model is not; photos are then cropped to its size
         return None

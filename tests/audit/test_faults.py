@@ -109,7 +109,7 @@ def test_workers_killed_at_random_moments_are_replaced(job) -> None:
 
 @pytest.mark.slow
 def test_a_job_with_workers_killed_at_random_moments_goes_on(job) -> None:
-    slow = {"model": f"{ROOT / 'tests/audit/tiny.py'}:slow", "shard_size": 1}
+    slow = {"model": "tests.audit.tiny:slow", "shard_size": 1}
     undisturbed, planned, tries = job(out="undisturbed", **slow), job(out="killed", **slow), random.Random(2)
     undisturbed.run(engine="inline")
     code = f"from pysal.audit import resume\nif __name__ == '__main__':\n    resume({str(planned.out)!r}).run(workers=2)"
@@ -153,7 +153,9 @@ def test_a_shard_that_kills_its_workers_stops_the_job(job, tmp_path) -> None:
         "        return images.mean((2, 3))\n"
         "def make():\n    return Deadly().eval()\n"
     )
-    planned = job(model=f"{tmp_path / 'deadly.py'}:make", size=(8, 8), methods=["gradient"], method_options={}, prepared=False)
+    options = {"size": 8, "normalize": "none", "allow_code": True}
+    deadly = {"model": f"{tmp_path / 'deadly.py'}:make", "model_options": options, "prepared": False}
+    planned = job(**deadly, methods=["gradient"], method_options={})
     (tmp_path / "armed").touch()
     with pytest.raises(Stopped) as caught:
         planned.run(workers=1)

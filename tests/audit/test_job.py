@@ -149,11 +149,28 @@ def test_an_object_is_a_model_too(job) -> None:
 
 
 def test_a_model_without_a_size_is_given_one(job) -> None:
-    planned = job(model=f"{ROOT / 'tests/audit/tiny.py'}:network", size=(8, 9), maps="float16")
+    planned = job(model="tests.audit.tiny:network", size=(8, 9), maps="float16")
     planned.run(engine="inline")
     assert rows_of(planned.out, "gradient")["map_gradient"].combine_chunks().to_numpy_ndarray().shape == (PHOTOS, 8, 9)
     with pytest.raises(ValueError, match=r"size must be given for a model that is no pysal.models.Classifier, got None"):
         job(model="tests.audit.tiny:network")
+
+
+def test_what_models_load_loads_is_a_model_with_its_options(job) -> None:
+    spec = f"{ROOT / 'tests/audit/tiny.py'}:network"
+    options = {"size": list(tiny.SIZE), "normalize": "none", "allow_code": True, "class_names": tiny.CLASSES}
+    planned, named = job(model=spec, model_options=options, labels="folder"), job(out="named", labels="folder")
+    planned.run(engine="pool", workers=1)
+    named.run(engine="inline")
+    assert contents(planned.out) == contents(named.out)
+    assert planned.manifest["model"]["options"] == options
+    assert resume(planned.out).run(engine="inline").complete
+    with pytest.raises(PermissionError, match=r"allow_code"):
+        job(model=spec)
+    with pytest.raises(
+        ValueError, match=r"^pysal.audit.Job: model_options must hold arguments out of weights, .*, got 'device'$"
+    ):
+        job(model=spec, model_options={"device": "cpu"})
 
 
 def test_status_counts(job) -> None:

@@ -91,7 +91,9 @@ def test_what_goes_wrong_in_a_task_stops_the_job(job, tmp_path) -> None:
         "        return images.mean((2, 3))\n"
         "def make():\n    return Fails().eval()\n"
     )
-    planned = job(model=f"{tmp_path / 'fails.py'}:make", size=(8, 8), methods=["gradient"], method_options={}, prepared=False)
+    options = {"size": 8, "normalize": "none", "allow_code": True}
+    fails = {"model": f"{tmp_path / 'fails.py'}:make", "model_options": options, "prepared": False}
+    planned = job(**fails, methods=["gradient"], method_options={})
     (tmp_path / "armed").touch()
     with pytest.raises(Stopped, match=r"^pysal.audit: cat/01.png alone does not fit into the memory of cpu$"):
         planned.run(engine="ray", workers=1)
