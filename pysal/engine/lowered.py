@@ -67,10 +67,11 @@ class FusedConvolution(nn.Module):
         columns x with the same remainders y % stride and x % stride see the same part of the kernel, and are the channels of
         one convolution of stride 1.
         """
-        self.matrix_backward: MatrixConvolution | None = None
+        # row and column of a phase of the stride, its weights, zeros around the gradient
+        self.matrix_phases: list[tuple[int, int, MatrixConvolution, tuple[int, int, int, int]]] = []
         self.flipped_padding: tuple[int, int] | None = None
         self.phases: _Phases | None = None
-        if self._make_matrix_backward():
+        if self._make_matrix_backward(input_shape[1:]):
             return
         even = self.evened
         weight = even.weight.to(self.backward_dtype)
@@ -91,29 +92,47 @@ class FusedConvolution(nn.Module):
             self.phases = _Phases(weight, even.stride, self._padding, input_shape[1:], (height, width))
             self.backward_weight = _packed(even, self.phases.weight, self.phases.padding, (1, 1), shape)
 
-    def _make_matrix_backward(self) -> bool:
-        """Arrange them for the matrix unit, where that gains: for stride 1, and for a single tap of any stride."""
+    def _make_matrix_backward(self, size: Sequence[int]) -> bool:
+        """Arrange them for the matrix unit, where that gains: a convolution of stride 1 for each phase of the stride."""
         convolution = self.convolution
-        (rows, columns), (left, right, top, bottom) = _reach(convolution), convolution.padding
-        self.backward_padding = (columns - left, columns - right, rows - top, rows - bottom)
-        one_tap = (rows, columns) == (0, 0) and convolution.padding == (0, 0, 0, 0)
-        if self.matrix is None or self.backward_dtype != torch.float32 or min(self.backward_padding) < 0:
+        weight, (rows, columns) = convolution.weight, convolution.stride
+        left, right, top, bottom = convolution.padding
+        if self.matrix is None or self.backward_dtype != torch.float32:
             return False
-        if convolution.stride != (1, 1) and not one_tap:
+        if convolution.dilation != (1, 1) and convolution.stride != (1, 1):
             return False
-        flipped = convolution.weight.flip(2, 3).transpose(0, 1).contiguous()
-        self.matrix_backward = MatrixConvolution(flipped, None, convolution.dilation)
-        return True
+        reach = _reach(convolution)
+        height = (size[0] + top + bottom - reach[0] - 1) // rows + 1
+        width = (size[1] + left + right - reach[1] - 1) // columns + 1
+        for a, (first_y, taps_y, shift_y) in enumerate(_phases_of_axis(weight.shape[2], rows, top)):
+            for b, (first_x, taps_x, shift_x) in enumerate(_phases_of_axis(weight.shape[3], columns, left)):
+                reach_y, reach_x = convolution.dilation[0] * (taps_y - 1), convolution.dilation[1] * (taps_x - 1)
+                above, before = reach_y - shift_y, reach_x - shift_x
+                below = len(range(a, size[0], rows)) - height - above + reach_y
+                after = len(range(b, size[1], columns)) - width - before + reach_x
+                if taps_y and taps_x:
+                    part = weight[:, :, first_y::rows, first_x::columns].flip(2, 3).transpose(0, 1).contiguous()
+                    unit = MatrixConvolution(part, None, convolution.dilation)
+                    self.matrix_phases.append((a, b, unit, (before, after, above, below)))
+        if any(min(padding) < 0 for *_, padding in self.matrix_phases):
+            self.matrix_phases.clear()
+        return bool(self.matrix_phases)
 
-    def _matrix_gradient(self, matrix: MatrixConvolution, grad: Tensor, size: Sequence[int], onto: Tensor | None) -> Tensor:
+    def _matrix_gradient(self, grad: Tensor, size: Sequence[int], onto: Tensor | None) -> Tensor:
         rows, columns = self.convolution.stride
         if (rows, columns) == (1, 1):
-            return matrix.run(grad, padding=self.backward_padding, shortcut=onto, over=True)
-        part = matrix.run(grad)
-        if onto is None:
-            onto = part.new_zeros(len(grad), part.shape[1], *size).contiguous(memory_format=torch.channels_last)
-        onto[:, :, ::rows, ::columns] += part
-        return onto
+            ((_, _, unit, padding),) = self.matrix_phases
+            return unit.run(grad, padding=padding, shortcut=onto, over=True)
+        result = onto
+        if result is None:
+            shape = (len(grad), self.convolution.weight.shape[1], *size)
+            full = len(self.matrix_phases) == rows * columns
+            result = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)
+            result = result if full else result.zero_()
+        for a, b, unit, padding in self.matrix_phases:
+            place, part = result[:, :, a::rows, b::columns], unit.run(grad, padding=padding)
+            place.copy_(part) if onto is None else place.add_(part)
+        return result
 
     def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the result; nothing is kept for a backward pass."""
@@ -173,8 +192,8 @@ class FusedConvolution(nn.Module):
         even = self.evened
         grad = grad.to(self.backward_dtype)
         height, width = input_shape[2:]
-        if self.matrix_backward is not None:
-            return self._matrix_gradient(self.matrix_backward, grad, (height, width), onto)
+        if self.matrix_phases:
+            return self._matrix_gradient(grad, (height, width), onto)
         if self.flipped_padding is not None or self.phases is not None:
             grad = grad.contiguous(memory_format=torch.channels_last)
             padding = self.phases.padding if self.phases is not None else self.flipped_padding
