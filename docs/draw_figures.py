@@ -402,17 +402,12 @@ def tutorial() -> None:
 
 def panels(setting: Setting) -> None:
     """Draw what `make explain` leaves, for README.md and docs/pictures.md."""
-    for name, path, width in (("siamese_cat", "pictures/panel.png", 960), ("egyptian_cat", "images/egyptian_cat.jpg", 1264)):
+    for name, path, width in (("siamese_cat", "pictures/panel.jpg", 960), ("egyptian_cat", "images/egyptian_cat.jpg", 1264)):
         with io.BytesIO() as file:
             pysal.explain(setting.model, setting.photo(name)).plot().savefig(file, format="png")
             picture = Image.open(file).convert("RGB")
         small = picture.resize((width, width * picture.height // picture.width), Image.Resampling.LANCZOS)
-        if path.endswith(".png"):
-            small.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-                ROOT / "docs" / path, optimize=True
-            )
-        else:
-            small.save(ROOT / "docs" / path, **JPEG)
+        small.save(ROOT / "docs" / path, **JPEG)
 
 
 FIGURES: dict[str, Callable[[Setting], Drawn]] = {
