@@ -82,7 +82,7 @@ class _Gates:
         """Return what the rule lets pass, in a tensor that may be overwritten."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         grad = grad.contiguous(memory_format=order) if owned else grad.clone(memory_format=order)
-        for part in grad.split(self.rows):
+        for part in grad.split(self.rows) if len(grad) > self.rows else (grad,):
             ops.guided_relu_backward_(part, self.bits, rule, channels_last=self.channels_last)
         return grad
 
