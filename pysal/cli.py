@@ -1,4 +1,4 @@
-"""The command line: `pysal explain`, `pysal audit`, `pysal methods`, `pysal info`.
+"""The command line: `pysal explain`, `pysal audit`, `pysal demo`, `pysal methods`, `pysal info`.
 
 torch, NumPy and matplotlib are imported inside the commands only, so that `pysal --help` answers at once. Whatever goes
 wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input, 1 for a failure and 130 for Ctrl-C.
@@ -318,6 +318,32 @@ def explain(
             _say(*(f"wrote {click.format_filename(file)}" for file in files))
             if number < len(sources):
                 _say("")
+
+
+@main.command(short_help="Explain photos in a browser.")
+@model_options
+@click.option("--also", multiple=True, metavar="SOURCE", help="Another classifier to choose from; may be given several times.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", show_default=True, help="0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, metavar="N", show_default=True, help="0 = a free one.")
+@click.option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def demo(model: ModelChoice, also: Sequence[str], host: str, port: int, device: str) -> None:
+    """Show the methods side by side in a browser, on this machine alone unless --host says otherwise.
+
+    Needs the extra `demo`: pip install 'pysal-saliency[demo]'.
+    """
+    with _errors_as_sentences("pysal demo"):
+        from pysal import models
+        from pysal.demo.server import serve
+
+        place = _device(device)
+        others = {source: functools.partial(models.load, source, device=place) for source in also}
+        serve(
+            {model.source: functools.partial(model.load, place), **others},
+            host=host,
+            port=port,
+            device=place,
+            ready=lambda address: _say(f"pysal demo: open {address} (Ctrl-C stops it)"),
+        )
 
 
 @main.command(short_help="List the methods and what they cost.")

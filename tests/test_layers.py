@@ -28,6 +28,7 @@ LAYERS = {
     "audit": 10,
     "captum": 10,
     "pair": 10,
+    "demo": 10,
     "cli": 11,
     "__init__": 12,
     "__main__": 13,

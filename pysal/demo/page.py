@@ -1,0 +1,480 @@
+"""The page: what is where, and what happens when something is touched. What it shows comes from session.py and pictures.py."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pysal.demo import article, pictures
+from pysal.demo.session import COLLAGE, Answer, Found, Options, Told, Workspace, photos, watch
+from pysal.engine.chunks import Cancelled
+from pysal.explanation import Explanation
+from pysal.methods.registry import METHODS
+
+HERE = Path(__file__).parent
+THUMBNAIL = 96  # pixels
+FIRST_PHOTO = COLLAGE
+SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS = "side-by-side", "two-classes", "seven-steps"
+COMPARED = ("guided_backprop", "grad_cam", "guided_grad_cam", "integrated_gradients")
+PICK = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-pick]');
+  if (button) trigger('pick', { key: button.dataset.pick });
+});"""
+FILLS = [("black", "black"), ("white", "white"), ("mean colour", "mean"), ("blurred photo", "blur")]
+
+
+def theme() -> gr.themes.Base:
+    """Return a theme whose fonts are the system's: nothing is fetched for it."""
+    fonts = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+    mono = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
+    return gr.themes.Base(
+        primary_hue="orange", neutral_hue="stone", font=fonts, font_mono=mono, radius_size="md", spacing_size="sm"
+    )
+
+
+def head() -> str:
+    """Return what goes into the page's head: its style, with the colour bars in the colours of the pictures, and its script.
+
+    A style sheet that is handed to Gradio by itself gets other selectors than were written.
+    """
+    style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    return f"<style>{style}\n{pictures.ramps()}</style><script>{script}</script>"
+
+
+class Reader:
+    """What one reader has chosen.
+
+    Attributes:
+        source: the key of a photo, or the file of an upload.
+        caption: what the photo is called.
+        target: the class to explain; None = the most probable one.
+        tab: which of the pages is looked at.
+        stop: set to end what is being computed.
+        runs: how many were begun.
+        wrong: the sentence that a choice was refused with, in HTML; nothing is computed for it.
+    """
+
+    def __init__(self) -> None:
+        self.source, self.caption = FIRST_PHOTO, photos()[FIRST_PHOTO][0]
+        self.target: int | None = None
+        self.tab = SIDE_BY_SIDE
+        self.stop = threading.Event()
+        self.runs, self.wrong = 0, ""
+
+    def __deepcopy__(self, _memo: object) -> Reader:
+        return Reader()  # Gradio copies the first value for each reader; an event cannot be copied
+
+
+def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks:
+    """Return the page.
+
+    Args:
+        workspace: what computes.
+        keep: takes what was found last and returns the token of its downloads.
+    """
+    actions = _Actions(workspace, keep)
+    title = "pysal: why did the model say that?"
+    blocks: gr.Blocks
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
+        reader = gr.State(Reader(), time_to_live=6 * 3600)
+        gr.HTML(
+            '<div class="pysal lede"><h1>Why did the model say that?</h1>'
+            "<p>Seven ways to ask, side by side. Everything is computed on this machine; nothing leaves it.</p></div>"
+        )
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=270, elem_id="controls"):
+                thumbnails = gr.HTML(js_on_load=PICK)
+                upload = gr.File(
+                    label="Or your own, up to 20 MB",
+                    file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"],
+                    height=104,
+                    elem_id="upload",
+                )
+                preview = gr.HTML()
+                model = gr.Dropdown(
+                    list(workspace.names), value=workspace.names[0], label="Model", interactive=len(workspace.names) > 1
+                )
+                answers = gr.HTML(js_on_load=PICK)
+                other = gr.Dropdown(
+                    [],
+                    label="Another class, by name or number",
+                    value=None,
+                    filterable=True,
+                    allow_custom_value=True,
+                    elem_id="other-class",
+                )
+            with gr.Column(scale=4, min_width=320):
+                with gr.Row(elem_id="doing"):
+                    status = gr.HTML(pictures.status("Loading the model …", 0.0, "busy"), elem_id="status", min_width=200)
+                    explain = gr.Button("Explain", variant="primary", size="sm", scale=0, min_width=90, elem_id="explain")
+                    stop = gr.Button("Stop", size="sm", scale=0, min_width=70, elem_id="stop")
+                with gr.Row():
+                    opacity = gr.Slider(
+                        0, 100, 95, step=1, label="Opacity of the maps, %", elem_id="opacity", scale=2, min_width=180
+                    )
+                    sign = gr.Radio(
+                        [
+                            ("each its own", "own"),
+                            ("for and against", "signed"),
+                            ("strength", "unsigned"),
+                        ],
+                        value="own",
+                        label="Colours",
+                        elem_id="sign",
+                        scale=3,
+                        min_width=260,
+                    )
+                with gr.Tabs():
+                    with gr.Tab("Side by side", id=SIDE_BY_SIDE) as first:
+                        methods = gr.CheckboxGroup(
+                            [(method.title, method.name) for method in METHODS.values()],
+                            value=list(METHODS),
+                            label="Methods",
+                            elem_id="methods",
+                        )
+                        with gr.Accordion("Options: segments, noise, steps, baseline, sigma", open=False, elem_id="options"):
+                            knobs = _knobs()
+                        shown = gr.HTML(elem_id="shown")
+                    with gr.Tab("Two classes", id=TWO_CLASSES) as second:
+                        with gr.Row():
+                            one = gr.Dropdown([], label="This class", filterable=True, allow_custom_value=True, elem_id="one")
+                            two = gr.Dropdown([], label="or this one", filterable=True, allow_custom_value=True, elem_id="two")
+                        compared = gr.CheckboxGroup(
+                            [(method.title, method.name) for method in METHODS.values()],
+                            value=list(COMPARED),
+                            label="Methods",
+                        )
+                        pairs = gr.HTML(elem_id="pairs")
+                    with gr.Tab("Seven steps", id=SEVEN_STEPS) as third:
+                        step = gr.Radio(
+                            [(f"{number}. {title}", number) for number, (title, _) in enumerate(article.sections(), 1)],
+                            value=1,
+                            show_label=False,
+                            container=False,
+                            elem_classes="pysal-steps",
+                            elem_id="step",
+                        )
+                        with gr.Row(equal_height=False):
+                            with gr.Column(scale=1, min_width=300):
+                                text = gr.Markdown(_text(1), elem_id="text")
+                                knob = gr.Slider(elem_id="knob", **_slider(article.STEPS[0].knob))
+                                with gr.Row():
+                                    back = gr.Button("Back", size="sm", min_width=80, interactive=False)
+                                    forth = gr.Button("Next step", size="sm", min_width=80, variant="primary", elem_id="next")
+                            with gr.Column(scale=1, min_width=300):
+                                walked = gr.HTML(elem_id="walked")
+
+        choices = [model, methods, *knobs, one, two, compared, step, knob]
+        run = {
+            "fn": actions.run,
+            "inputs": [reader, *choices],
+            "outputs": [status, shown, pairs, walked],
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+        }
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        photo_outputs = [thumbnails, preview, answers, other, one, two, status]
+
+        def then_run(event: Any) -> None:
+            event.then(**run, **quiet)
+
+        # a photo, a model, a class: what runs for the one before is stopped first
+        then_run(blocks.load(actions.start, [reader, model], photo_outputs, **quiet))
+        then_run(thumbnails.pick(actions.pick_photo, [reader, model], [*photo_outputs, upload], **quiet))
+        then_run(upload.upload(actions.upload, [reader, model, upload], photo_outputs, **quiet))
+        then_run(model.input(actions.start, [reader, model], photo_outputs, **quiet))
+        then_run(answers.pick(actions.pick_class, [reader, model], [answers, status], **quiet))
+        then_run(other.input(actions.name_class, [reader, model, other], [answers, status], **quiet))
+        # everything else that changes what is computed
+        moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release]
+        moved += [each.release if isinstance(each, gr.Slider) else each.input for each in knobs]
+        then_run(gr.on(moved, actions.stop, [reader], None, queue=False, **quiet))
+        for tab in (first, second, third):
+            then_run(tab.select(actions.turn_to, [reader, gr.State(tab.id)], None, queue=False, **quiet))
+        walk = [step, text, knob, back, forth]
+        then_run(step.input(actions.walk, [reader, step], walk, queue=False, **quiet))
+        then_run(back.click(actions.step_back, [reader, step], walk, queue=False, **quiet))
+        then_run(forth.click(actions.step_forth, [reader, step], walk, queue=False, **quiet))
+        stop.click(actions.stop, [reader], None, queue=False, **quiet)
+        # what the browser does alone
+        js = "v => { document.documentElement.style.setProperty('--pysal-opacity', v / 100); }"
+        opacity.input(None, opacity, None, js=js, **quiet)
+        sign.input(None, sign, None, js="v => { document.documentElement.dataset.sign = v; }", **quiet)
+    return blocks
+
+
+def _knobs() -> list[gr.Slider | gr.Dropdown]:
+    """Return the controls of Options, in the order of its fields."""
+    start = Options()
+    bases = [name for name in METHODS if name not in ("smooth_grad", "leave_one_out")]
+    with gr.Row():
+        with gr.Group():
+            gr.HTML('<div class="pysal group">Leave-one-out</div>')
+            cut = gr.Dropdown(["superpixels", "grid", "windows"], value=start.cut, label="Cut into")
+            segments = gr.Slider(4, 225, start.segments, step=1, label="Segments, about", elem_id="segments")
+            fill = gr.Dropdown(FILLS, value=start.fill, label="Hidden behind")
+        with gr.Group():
+            gr.HTML('<div class="pysal group">SmoothGrad</div>')
+            smoothed = gr.Dropdown([(METHODS[name].title, name) for name in bases], value=start.smoothed, label="Smooths")
+            noise = gr.Slider(0, 0.5, start.noise, step=0.01, label="Noise, share of the photo's range")
+            samples = gr.Slider(1, 100, start.samples, step=1, label="Noisy copies", elem_id="samples")
+        with gr.Group():
+            gr.HTML('<div class="pysal group">Integrated Gradients</div>')
+            baseline = gr.Dropdown(FILLS, value=start.baseline, label="From")
+            steps = gr.Slider(2, 300, start.steps, step=1, label="Steps (of Blur IG, too)", elem_id="steps")
+            sigma = gr.Slider(1, 100, start.sigma, step=1, label="Blur IG: from a blur of, pixels")
+    knobs: dict[str, gr.Slider | gr.Dropdown] = {
+        "cut": cut,
+        "segments": segments,
+        "fill": fill,
+        "smoothed": smoothed,
+        "noise": noise,
+        "samples": samples,
+        "baseline": baseline,
+        "steps": steps,
+        "sigma": sigma,
+    }
+    return [knobs[each.name] for each in fields(Options)]
+
+
+def _text(number: int) -> str:
+    title, text = article.sections()[number - 1]
+    return f"## {number}. {title}\n\n{text}"
+
+
+def _slider(knob: article.Knob | None) -> dict[str, Any]:
+    if knob is None:
+        return {"visible": False}
+    return {
+        "minimum": knob.low,
+        "maximum": knob.high,
+        "step": knob.step,
+        "value": knob.value,
+        "label": knob.label,
+        "visible": True,
+    }
+
+
+class _Actions:
+    """What happens when something is touched. Every error becomes a sentence in the status line."""
+
+    def __init__(self, workspace: Workspace, keep: Callable[[Explanation], str]) -> None:
+        self._workspace, self._keep = workspace, keep
+        self._thumbnails: dict[str, tuple[str, str]] = {}
+
+    # Choosing -----------------------------------------------------------------------------------------------------
+
+    def start(self, reader: Reader, model: str) -> Any:
+        """Show the photo and its classes, for a new reader or another model."""
+        return self._photo(reader, model, reader.source, reader.caption)
+
+    def pick_photo(self, reader: Reader, model: str, event: gr.EventData) -> Any:
+        """Take a photo that comes with the page."""
+        key = str(event.key) if str(event.key) in photos() else FIRST_PHOTO
+        return [*self._photo(reader, model, key, photos()[key][0]), gr.update(value=None)]
+
+    def upload(self, reader: Reader, model: str, path: str | None) -> Any:
+        """Take a reader's own photo."""
+        source = path or reader.source
+        return self._photo(reader, model, source, os.path.basename(source))
+
+    def _photo(self, reader: Reader, model: str, source: str, caption: str) -> list[Any]:
+        """Look at a photo, if it can be read: else the reader keeps the one before."""
+        self.stop(reader)
+        try:
+            image = self._workspace.photo(model, source)
+            found = self._workspace.answers(model, image)
+        except Exception as error:
+            reader.wrong = _sentence(error, reader.runs)
+            return [*[gr.skip()] * 6, reader.wrong]
+        reader.source, reader.caption, reader.target, reader.wrong = source, caption, found[0].index, ""
+        names = list(self._workspace.model(model).classifier.class_names)
+        return [
+            pictures.thumbnails(self._shown_photos(), reader.source),
+            pictures.preview(image[0], reader.caption),
+            pictures.answers(found, reader.target),
+            gr.update(choices=names, value=None),
+            gr.update(choices=names, value=found[0].name),
+            gr.update(choices=names, value=found[1].name if len(found) > 1 else found[0].name),
+            pictures.status("Waiting for the model …", 0.0, "busy"),
+        ]
+
+    def _shown_photos(self) -> dict[str, tuple[str, str]]:
+        if not self._thumbnails:
+            for key, (caption, source) in photos().items():
+                with Image.open(source) if isinstance(source, Path) else source.copy() as photo:
+                    small = ImageOps.fit(photo.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+                self._thumbnails[key] = (caption, pictures.picture_uri(small))
+        return self._thumbnails
+
+    def pick_class(self, reader: Reader, model: str, event: gr.EventData) -> Any:
+        """Take one of the classes on offer."""
+        return self._class(reader, model, str(event.key))
+
+    def name_class(self, reader: Reader, model: str, name: str | None) -> Any:
+        """Take any class by name or number."""
+        return self._class(reader, model, name) if name else [gr.skip(), gr.skip()]
+
+    def _class(self, reader: Reader, model: str, wanted: str) -> list[Any]:
+        self.stop(reader)
+        try:
+            image = self._workspace.photo(model, reader.source)
+            chosen = self._workspace.answer(model, image, wanted)
+            found = self._workspace.answers(model, image)
+        except Exception as error:
+            reader.wrong = _sentence(error, reader.runs)
+            return [gr.skip(), reader.wrong]
+        reader.target, reader.wrong = chosen.index, ""
+        listed = [*found, *([] if chosen.index in {answer.index for answer in found} else [chosen])]
+        return [pictures.answers(listed, chosen.index), pictures.status("Waiting for the model …", 0.0, "busy")]
+
+    def turn_to(self, reader: Reader, tab: str) -> None:
+        """Look at another tab."""
+        self.stop(reader)
+        reader.tab = tab
+
+    def walk(self, reader: Reader, number: int) -> Any:
+        """Go to a step of the article."""
+        self.stop(reader)
+        number = min(max(number, 1), len(article.STEPS))
+        return [
+            number,
+            _text(number),
+            gr.update(**_slider(article.STEPS[number - 1].knob)),
+            gr.update(interactive=number > 1),
+            gr.update(interactive=number < len(article.STEPS)),
+        ]
+
+    def step_back(self, reader: Reader, number: int) -> Any:
+        """Go to the step before."""
+        return self.walk(reader, number - 1)
+
+    def step_forth(self, reader: Reader, number: int) -> Any:
+        """Go to the next step."""
+        return self.walk(reader, number + 1)
+
+    def stop(self, reader: Reader) -> None:
+        """Stop what is being computed for a reader."""
+        reader.stop.set()
+        reader.wrong = ""
+
+    # Computing ----------------------------------------------------------------------------------------------------
+
+    def run(self, reader: Reader, model: str, methods: list[str], *choices: Any) -> Iterator[list[Any]]:
+        """Compute what the tab in front shows; yield status and pictures while it grows."""
+        count = len(fields(Options))
+        options, (one, two, compared, step, knob) = Options(*choices[:count]), choices[count:]
+        reader.stop = cancel = threading.Event()
+        reader.runs += 1
+        place = (SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS).index(reader.tab)
+
+        def said(status: Any, picture: Any = None) -> list[Any]:
+            places = [gr.skip()] * 3
+            if picture is not None:
+                places[place] = picture
+            return [status, *places]
+
+        def work(report: Callable[[str, float], None]) -> Iterator[str]:
+            image = self._workspace.photo(model, reader.source)
+            ask = _Question(self._workspace, model, image, report, cancel)
+            if reader.tab == TWO_CLASSES:
+                yield from self._two_classes(ask, one, two, compared, options)
+            elif reader.tab == SEVEN_STEPS:
+                yield from self._seven_steps(ask, reader, int(step), knob)
+            else:
+                yield from self._side_by_side(ask, reader, methods, options)
+
+        if reader.wrong:
+            yield said(reader.wrong)
+            return
+        try:
+            for item in watch(work, cancel):
+                if isinstance(item, Told):
+                    yield said(pictures.status(item.text, item.share, "busy"))
+                else:
+                    yield said(gr.skip(), item)
+        except Exception as error:
+            yield said(_sentence(error, reader.runs))
+            return
+        done = "Done. Point at a picture to read its values; everything on this page can be moved."
+        yield said(pictures.status(done, run=reader.runs))
+
+    def _side_by_side(self, ask: _Question, reader: Reader, methods: list[str], options: Options) -> Iterator[str]:
+        target = ask.answer(reader.target).index
+        for found in ask.explain(target, methods, options):
+            links = ""
+            if found.explanation is not None and not found.waiting:
+                token = self._keep(found.explanation)
+                links = (
+                    f'<nav><a href="found/{token}/explanation.png" download>Panel (PNG)</a>'
+                    f'<a href="found/{token}/explanation.npz" download>Arrays (NPZ)</a></nav>'
+                )
+            yield pictures.side_by_side(found, ask.image, links)
+
+    def _two_classes(self, ask: _Question, one: str, two: str, methods: list[str], options: Options) -> Iterator[str]:
+        first, second = ask.answer(one), ask.answer(two)
+        ask.part(0, 2)
+        *_, left = ask.explain(first.index, methods, options)
+        ask.part(1, 2)
+        for right in ask.explain(second.index, methods, options):
+            yield pictures.two_classes(left, right, ask.image)
+
+    def _seven_steps(self, ask: _Question, reader: Reader, number: int, knob: float | None) -> Iterator[str]:
+        target = ask.answer(reader.target).index
+        sides = []
+        for place, side in enumerate(article.STEPS[number - 1].sides(knob)):
+            ask.part(place, 2)
+            *_, found = ask.explain(target, [side.method], side.options)
+            if found.explanation is None:
+                raise ValueError(f"pysal demo: {found.refused[side.method]}")
+            sides.append(pictures.swipe_side(found.explanation, side.method, side.title))
+        yield pictures.swipe(ask.image[0], sides[0], sides[1])
+
+
+class _Question:
+    """A photo and a model, asked part by part: reports of a part are its share of the whole."""
+
+    def __init__(
+        self, workspace: Workspace, model: str, image: Tensor, report: Callable[[str, float], None], cancel: threading.Event
+    ) -> None:
+        self._workspace, self._model, self.image, self._report, self._cancel = workspace, model, image, report, cancel
+        self._part, self._parts = 0, 1
+
+    def part(self, number: int, of: int) -> None:
+        """Begin part `number` of several."""
+        self._part, self._parts = number, of
+
+    def answer(self, wanted: str | int | None) -> Answer:
+        """Return a class by name or index; None = the most probable one."""
+        if wanted is None:
+            return self._workspace.answers(self._model, self.image, 1)[0]
+        return self._workspace.answer(self._model, self.image, wanted)
+
+    def explain(self, target: int, methods: list[str], options: Options) -> Iterator[Found]:
+        """Yield what is found of this part, see `Workspace.explain`."""
+
+        def report(text: str, share: float) -> None:
+            self._report(text, (self._part + share) / self._parts)
+
+        return self._workspace.explain(self._model, self.image, target, methods, options, report=report, cancel=self._cancel)
+
+
+def _sentence(error: Exception, run: int = 0) -> str:
+    """Return what went wrong as the status line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, Cancelled):
+        done = text.removeprefix("pysal demo: ").removeprefix("pysal: ").replace("_", " ")
+        return pictures.status(f"Stopped: {done}. What was finished is kept.", kind="stopped", run=run)
+    if text.startswith("pysal"):
+        return pictures.status(text, kind="wrong", run=run)
+    traceback.print_exception(error)  # a mistake of ours: the reader gets the sentence, the terminal the place
+    return pictures.status(f"Something went wrong: {type(error).__name__}: {text}", kind="wrong", run=run)

@@ -1,0 +1,253 @@
+"""The page in a real browser: what a reader does, and what the page does then."""
+
+import re
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pysal import viz
+from pysal.demo import article
+from pysal.explanation import Explanation
+from pysal.methods.registry import METHODS
+from tests.demo.small import NAMES
+
+TITLES = [method.title for method in METHODS.values()]
+
+
+def titles(seen, where: str = "#shown") -> list[str]:
+    return seen.page.locator(f"{where} figure.tile > figcaption > b").all_inner_texts()
+
+
+def tab(seen, name: str) -> str:
+    return seen.changed(seen.page.get_by_role("tab", name=name).click)
+
+
+def test_the_first_look_needs_no_click_and_nothing_from_elsewhere(seen) -> None:
+    assert titles(seen) == TITLES
+    assert seen.settled().startswith("Done.")
+    assert seen.page.locator(".thumbnails button").count() == 8
+    hosts = {urlsplit(url).hostname for url in seen.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"}
+    assert seen.complaints == [], "what the policy of the page blocks is said on the console"
+    assert seen.page.title() == "pysal: why did the model say that?"
+
+
+def test_the_five_most_probable_classes_are_offered(seen) -> None:
+    rows = seen.page.locator(".answers button").all_inner_texts()
+    assert len(rows) == 5
+    shares = [float(re.search(r"([\d.]+) %", row)[1]) for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert seen.page.locator(".answers [aria-checked=true]").count() == 1
+    assert seen.page.inner_text("#shown h3").startswith(rows[0].split("\n")[0])
+
+
+def test_a_class_is_picked_or_named(seen) -> None:
+    second = seen.page.locator(".answers button").nth(1)
+    name = second.locator("span").inner_text()
+    assert seen.changed(second.click).startswith("Done.")
+    assert seen.page.inner_text("#shown h3").startswith(name)
+    box = seen.page.locator("#other-class input")
+    box.fill("siamese")
+    assert seen.changed(lambda: box.press("Enter")).startswith("Done.")
+    assert seen.page.inner_text("#shown h3").startswith("Siamese cat")
+    assert "Siamese cat" in seen.page.inner_text(".answers [aria-checked=true]")
+    box.fill("sofa")
+    said = seen.changed(lambda: box.press("Enter"))
+    assert re.search(r"name_or_index must name a class, got 'sofa' \(", said)
+
+
+def test_opacity_and_colours_are_the_browsers_own(seen) -> None:
+    page = seen.page
+    layer = page.locator("#shown .tile .layer.unsigned").nth(1)
+    pictures = page.locator("#shown").inner_html()
+    before = len(seen.requests)
+    page.locator("#opacity input[type=number]").fill("40")
+    page.wait_for_function("getComputedStyle(document.querySelector('#shown .layer')).opacity === '0.4'")
+    own = page.evaluate("[...document.querySelectorAll('#shown .layer')].map(x => getComputedStyle(x).visibility)")
+    assert own[:4] == ["visible", "hidden", "hidden", "visible"], "leave-one-out is signed, the gradient is not"
+    page.get_by_label("for and against").check()
+    page.wait_for_function("getComputedStyle(document.querySelectorAll('#shown .layer.unsigned')[1]).visibility === 'hidden'")
+    assert set(
+        page.evaluate("[...document.querySelectorAll('#shown .layer.signed')].map(x => getComputedStyle(x).visibility)")
+    ) == {"visible"}
+    page.get_by_label("strength").check()
+    layer.wait_for(state="visible")
+    assert page.locator("#shown").inner_html() == pictures
+    assert [url for url in seen.requests[before:] if not url.startswith("data:")] == []
+
+
+def test_unticking_shows_less_and_ticking_again_computes_nothing(seen) -> None:
+    page = seen.page
+    box = page.locator("#methods").get_by_label("SmoothGrad")
+    times = page.locator("#shown figcaption small").all_inner_texts()
+    seen.changed(box.uncheck)
+    assert titles(seen) == [title for title in TITLES if title != "SmoothGrad"]
+    seen.changed(box.check)
+    assert titles(seen) == TITLES
+    assert page.locator("#shown figcaption small").all_inner_texts() == times, "the same maps with the same times"
+
+
+def test_an_option_recomputes_its_own_method(seen) -> None:
+    page = seen.page
+    page.get_by_text("Options: segments").click()
+    steps = page.locator("#steps input[type=number]")
+    before = page.locator("#shown figcaption small").all_inner_texts()
+
+    def move() -> None:
+        steps.fill("7")
+        steps.blur()
+        page.locator("#explain").click()
+
+    assert seen.changed(move).startswith("Done.")
+    page.wait_for_function("document.querySelector('#shown').innerText.includes('7 passes')")
+    after = page.locator("#shown figcaption small").all_inner_texts()
+    changed = [title for title, old, new in zip(TITLES, before, after, strict=True) if old != new]
+    assert changed == ["Integrated Gradients", "Blur Integrated Gradients"]
+    assert "residual" in page.locator("#shown .tile").nth(6).inner_text()
+
+
+def test_pointing_at_a_segment_hides_it_and_says_what_that_does(seen) -> None:
+    page = seen.page
+    picture = page.locator("#shown .picture[data-labels]")
+    picture.scroll_into_view_if_needed()
+    picture.hover(position={"x": 60, "y": 60})
+    told = page.locator("#shown .told")
+    told.wait_for(state="visible")
+    assert re.fullmatch(r"[\d.<>]+ % → [\d.<>]+ %|no change", told.inner_text())
+    readings = page.locator("#shown output").all_inner_texts()
+    assert len(readings) == len(TITLES)
+    assert all(re.fullmatch(rf"{viz.MINUS}?[\d.e{viz.MINUS}+]+", reading) for reading in readings)
+    drawn = page.evaluate(
+        "(() => { const c = document.querySelector('#shown canvas');"
+        " return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(value => value > 0); })()"
+    )
+    assert drawn
+    page.locator("h1").hover()
+    told.wait_for(state="hidden")
+
+
+def test_photos_are_picked_and_uploaded(seen, tmp_path) -> None:
+    page = seen.page
+    seen.changed(page.locator(".thumbnails [data-pick=coffee]").click)
+    assert "Coffee" in page.inner_text(".preview")
+    assert page.locator(".thumbnails [aria-checked=true]").get_attribute("data-pick") == "coffee"
+    own = tmp_path / "my <b> own.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(own)
+    assert seen.changed(lambda: page.set_input_files("#upload input[type=file]", own)).startswith("Done.")
+    assert "own" in page.inner_text(".preview b")
+    assert page.locator(".preview b b").count() == 0
+    assert page.locator(".thumbnails [aria-checked=true]").count() == 0
+
+
+def test_a_file_that_is_no_photo_is_refused_in_a_sentence(seen, tmp_path) -> None:
+    notes = tmp_path / "notes.png"
+    notes.write_text("no picture at all")
+    said = seen.changed(lambda: seen.page.set_input_files("#upload input[type=file]", notes))
+    assert said.strip() == (
+        "pysal.read_image: source must be a readable image file, got notes.png (not an image that Pillow can read)"
+    )
+    assert str(tmp_path) not in seen.page.content()
+
+
+def test_an_upload_has_a_size_that_it_may_not_exceed(seen, tmp_path) -> None:
+    large = tmp_path / "large.bmp"
+    large.write_bytes(b"BM" + bytes(21 * 1024 * 1024))
+    seen.page.set_input_files("#upload input[type=file]", large)
+    toast = seen.page.locator(".toast-body.error, .toast-wrap")
+    toast.first.wait_for()
+    assert "size" in toast.first.inner_text().lower()
+
+
+def test_a_run_can_be_stopped_and_taken_up_again(seen) -> None:
+    page = seen.page
+    page.locator("#controls").get_by_label("Model").click()
+    page.get_by_role("option", name="slow").click()
+    page.wait_for_selector("#shown .tile.waiting")
+    page.wait_for_selector("#status .busy .progress")
+    page.wait_for_function("/\\d+ of \\d+ model rows/.test(document.querySelector('#status').innerText)")
+    said = seen.changed(page.locator("#stop").click)
+    assert re.match(r"Stopped: cancelled after \d+ of \d+ rows of .*\. What was finished is kept\.", said)
+    seen.changed(lambda: page.locator("#methods").get_by_label("SmoothGrad").uncheck())
+    assert "SmoothGrad" not in titles(seen)
+
+
+def test_a_method_that_does_not_apply_says_so_in_its_place(seen) -> None:
+    page = seen.page
+    page.locator("#controls").get_by_label("Model").click()
+    assert seen.changed(page.get_by_role("option", name="smooth").click).startswith("Done.")
+    refused = page.locator("#shown .tile.refused")
+    assert refused.locator("b").all_inner_texts() == ["Guided backprop", "Guided Grad-CAM"]
+    assert "GELU" in refused.first.inner_text()
+
+
+def test_no_method_is_a_sentence_too(seen) -> None:
+    page = seen.page
+    boxes = page.locator("#methods input")
+    for place in range(boxes.count()):
+        said = seen.changed(boxes.nth(place).uncheck)
+    assert said.strip() == "pysal demo: methods must name at least one method, got none"
+
+
+def test_downloads_hold_what_is_shown(seen, tmp_path) -> None:
+    page = seen.page
+    for label, name in (("Arrays (NPZ)", "explanation.npz"), ("Panel (PNG)", "explanation.png")):
+        with page.expect_download() as started:
+            page.get_by_role("link", name=label).click()
+        assert started.value.suggested_filename == name
+        started.value.save_as(tmp_path / name)
+    loaded = Explanation.load(tmp_path / "explanation.npz")
+    assert list(loaded.results) == list(METHODS)
+    assert page.inner_text("#shown h3").startswith(loaded.target_names[0])
+    with Image.open(tmp_path / "explanation.png") as panel:
+        assert min(panel.size) > 500
+
+
+def test_two_classes_on_one_photo(seen) -> None:
+    page = seen.page
+    assert tab(seen, "Two classes").startswith("Done.")
+    rows = page.locator("#pairs .pair h4").all_inner_texts()
+    assert [row.split(" correlation")[0].strip() for row in rows] == [
+        "Guided backprop",
+        "Grad-CAM",
+        "Guided Grad-CAM",
+        "Integrated Gradients",
+    ]
+    first, second = (page.locator(f"#{box} input").input_value() for box in ("one", "two"))
+    assert titles(seen, "#pairs .pair:first-child") == [first, second, "Difference"]
+    assert {first, second} <= set(NAMES)
+    box = page.locator("#two input")
+    box.fill("tripod")
+    assert seen.changed(lambda: box.press("Enter")).startswith("Done.")
+    assert titles(seen, "#pairs .pair:first-child")[1] == "tripod"
+
+
+def test_seven_steps_from_the_first_to_the_last(seen) -> None:
+    page = seen.page
+    assert tab(seen, "Seven steps").startswith("Done.")
+    for number, (step, (title, _)) in enumerate(zip(article.STEPS, article.sections(), strict=True), 1):
+        if number > 1:
+            assert seen.changed(page.locator("#next").click).startswith("Done.")
+        page.wait_for_function(f"document.querySelector('#text').innerText.startsWith('{number}. {title}')")
+        assert page.locator("#walked figcaption b").all_inner_texts() == [step.left.title, step.right.title]
+        assert page.locator("#knob").is_visible() == (step.knob is not None)
+    assert page.locator("#next").is_disabled()
+
+
+def test_the_divider_is_drawn_from_side_to_side(seen) -> None:
+    page = seen.page
+    tab(seen, "Seven steps")
+    left = page.locator("#walked .side.left")
+    assert left.evaluate("x => getComputedStyle(x).clipPath") == "inset(0px 50% 0px 0px)"
+    page.locator("#walked input[type=range]").fill("80")
+    assert left.evaluate("x => getComputedStyle(x).clipPath") == "inset(0px 20% 0px 0px)"
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_is_wider_than_the_screen(look, width) -> None:
+    seen = look(width, 800)
+    for name in ("Side by side", "Two classes", "Seven steps"):
+        if name != "Side by side":
+            tab(seen, name)
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
