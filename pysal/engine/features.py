@@ -80,19 +80,25 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     if not isinstance(model, nn.Module):
         refuse(where, "model", "be an nn.Module, whose layers can be captured", type(model).__name__, TypeError)
     modules = dict(model.named_modules())
+
+    def found(name: str, run: int | Literal["last"] | None = None) -> Layer:
+        if isinstance(modules[name], torch.jit.ScriptModule):
+            refuse(where, "layer", "be a module that Python runs, not one of TorchScript", repr(layer))
+        return Layer(name, modules[name], run)
+
     if isinstance(layer, str):
         if layer in modules:
-            return Layer(layer, modules[layer])
+            return found(layer)
         run = re.fullmatch(r"(.*)\[(-1|\d+)\]", layer)
         if run is not None and run[1] in modules:
-            return Layer(run[1], modules[run[1]], "last" if run[2] == "-1" else int(run[2]))
+            return found(run[1], "last" if run[2] == "-1" else int(run[2]))
         close = [name for name in modules if layer and layer in name][-3:] or difflib.get_close_matches(layer, modules)
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
         refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
             if module is layer:
-                return Layer(name, module)
+                return found(name)
         refuse(where, "layer", "belong to the model", type(layer).__name__)
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
 
@@ -217,7 +223,10 @@ def _watched(model: nn.Module, note: Callable[[str, nn.Module, Any], None]) -> I
 
         return hook
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    modules = [
+        (name, module) for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
+    ]
+    handles = [module.register_forward_hook(watch(name)) for name, module in modules]
     try:
         yield
     finally:

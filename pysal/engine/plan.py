@@ -75,7 +75,8 @@ class Plan:
         if isinstance(extra_inputs, (str, bytes, Tensor)) or not isinstance(extra_inputs, (Sequence, Mapping)):
             refuse(where, "extra_inputs", "be a sequence or a mapping", type(extra_inputs).__name__, TypeError)
         self.extra_inputs = extra_inputs
-        self.batch_size, self.precision = batch_size, precision
+        # a model may say how many rows it takes at a time
+        self.batch_size, self.precision = batch_size or getattr(model, "rows_per_pass", None), precision
         self.asked_batch_size = batch_size
         if isinstance(model, PreparedModel):
             if precision not in ("float32", model.precision):

@@ -200,7 +200,8 @@ def prepare(
         example = example[:1].detach().clone()
         prepared = PreparedModel(model, example, precision)
         _build(prepared, example)
-        prepared.rows = batch_size or _fastest_rows(prepared, example)
+        fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
+        prepared.rows = fixed or batch_size or _fastest_rows(prepared, example)
     prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
 

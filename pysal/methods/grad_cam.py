@@ -175,6 +175,8 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided
     height, width = plan.inputs.shape[2:]
     at_layer = Sweep(layer=chosen, reduce=_Cam(tokens, height, width, plan.where, chosen), where=plan.where)
     (result, native), *others = plan.sweeps(at_layer, *([guided] if guided else []))
+    if len(result) != plan.images:
+        refuse(plan.where, f"layer {chosen.label!r}", f"return a map for each of {plan.images} images", f"{len(result)} maps")
     for (gradient,) in others:
         result = gradient * result
     return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.label, "native": native.to(plan.dtype)})

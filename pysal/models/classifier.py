@@ -68,6 +68,7 @@ class Classifier(nn.Module):
         crop_fraction: the share of a photo's short side that the centre crop keeps, in (0, 1].
         resample: the filter that photos are resized with.
         synonyms: for each class the other words `class_index` knows it by; none by default.
+        rows_per_pass: images that the network takes at a time; None = any number.
 
     Raises:
         ValueError: names that repeat, sizes below 1, a crop fraction outside (0, 1], an unknown filter, or synonyms for
@@ -84,6 +85,7 @@ class Classifier(nn.Module):
         crop_fraction: float = 1.0,
         resample: Resample = "bicubic",
         synonyms: Sequence[Sequence[str]] | None = None,
+        rows_per_pass: int | None = None,
     ) -> None:
         super().__init__()
         where = "pysal.models.Classifier"
@@ -104,6 +106,7 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.crop_fraction, self.resample = float(crop_fraction), resample
+        self.rows_per_pass = rows_per_pass
         others = synonyms or [()] * len(folded)
         self._names = [[first, *map(str.casefold, rest)] for first, rest in zip(folded, others, strict=True)]
 

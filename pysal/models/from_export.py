@@ -1,6 +1,7 @@
 """Programs of torch.export: `classifier.pt2`."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -25,17 +26,17 @@ def load(request: Request) -> Classifier:
             pass
     except OSError as error:
         refuse_file("source", path, error)
-    logger = logging.getLogger("torch._export.serde.serialize")
-    level = logger.level
+    logger = logging.getLogger("torch.export")
     try:
-        logger.setLevel(logging.ERROR)
-        with tensors_only():
+        logger.disabled = True  # it writes a traceback of what it will raise
+        with tensors_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             program = torch.export.load(path)
-        network: nn.Module = torch.export.unflatten(program)
+            network: nn.Module = torch.export.unflatten(program)
     except Exception as error:  # zip, JSON and pickle each have their own
         refuse(WHERE, "source", "be a program of torch.export", f"{path} ({first_line(error)})")
     finally:
-        logger.setLevel(level)
+        logger.disabled = False
     inputs = program.graph_signature.user_inputs
     shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4:

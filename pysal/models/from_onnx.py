@@ -94,6 +94,7 @@ def _black_box(request: Request, path: Path) -> tuple[nn.Module, Shape]:
     runtime = needed(request, "onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is raised
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes

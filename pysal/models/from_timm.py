@@ -17,6 +17,7 @@ from pysal.models.request import (
     first_line,
     load_weights,
     needed,
+    offline_unless_permitted,
     quietly_seeded,
     tensors_only,
 )
@@ -53,7 +54,7 @@ def load(request: Request) -> Classifier:
         arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)} if path else {}}
     elif request.classes is not None:
         arguments["num_classes"] = request.classes
-    with quietly_seeded(), tensors_only():
+    with offline_unless_permitted(request), quietly_seeded(), tensors_only():
         try:
             network = timm.create_model(request.name, **arguments)
         except Exception as error:  # no connection, a damaged file, a configuration it does not like

@@ -19,6 +19,7 @@ from pysal.models.request import (
     first_line,
     load_weights,
     needed,
+    offline_unless_permitted,
     quietly_seeded,
     tensors_only,
 )
@@ -37,7 +38,7 @@ def load(request: Request) -> Classifier:
     transformers = needed(request, "transformers", "transformers")
     where = {"local_files_only": not request.download, "trust_remote_code": request.allow_code}
     argument = f"source {request.source!r}"
-    with _quiet(transformers), quietly_seeded(), tensors_only():
+    with _quiet(transformers), offline_unless_permitted(request), quietly_seeded(), tensors_only():
         try:
             config = transformers.AutoConfig.from_pretrained(request.name, **where)
         except Exception as error:  # no such folder or repository, no connection, no configuration in it
@@ -81,7 +82,7 @@ def _preprocessing(
     What a processor does to values is seen in what it makes of a black and a white image: its settings do not say it
     all (EfficientNet's divides by the deviation twice, or not at all).
     """
-    with _quiet(transformers):
+    with _quiet(transformers), offline_unless_permitted(request):
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(request.name, **where)
         except Exception as error:  # no file of its settings

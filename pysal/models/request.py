@@ -113,6 +113,7 @@ def classifier(
         crop_fraction=crop_fraction,
         resample=resample,
         synonyms=synonyms,
+        rows_per_pass=network.rows if isinstance(network, FixedBatch) else None,
     ).eval()
 
 
@@ -228,6 +229,18 @@ def tensors_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def offline_unless_permitted(request: Request) -> Iterator[None]:
+    """Keep huggingface_hub from asking the network, which it does on its own account even for files that are here."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not request.download
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager
