@@ -66,23 +66,14 @@ def confidences(right: Numbers, wrong: Numbers) -> str:
     middles = (edges[1:] + edges[:-1]) / 2
     for numbers, colour, shift, name in ((right, ACCENT, -0.02, "right"), (wrong, SECOND, 0.02, "wrong")):
         counts, _ = np.histogram(numbers[np.isfinite(numbers)], bins=edges)
-        axes.bar(middles + shift, counts, width=0.036, color=colour, linewidth=0)
-        top = int(np.argmax(counts))
-        if counts[top]:
-            axes.annotate(
-                name,
-                (middles[top] + shift, counts[top]),
-                textcoords="offset points",
-                xytext=(0, 3),
-                ha="center",
-                color=TEXT,
-            )
+        axes.bar(middles + shift, counts, width=0.036, color=colour, linewidth=0, label=name)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=TEXT, handlelength=0.8, borderpad=0)
     axes.set_xlim(0, 1)
     axes.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
     axes.set_xlabel("probability of the predicted class")
     axes.set_ylabel("images")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(y=0.16)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     return _svg(figure, "Probability of the predicted class, right and wrong predictions")
 

@@ -30,7 +30,7 @@ THUMBNAIL = 208  # pixels of the longer side
 QUALITY = 82  # of JPEG: a photo and its overlay take about 20 kB
 MOST_IMAGES = 24  # on one contact sheet, which keeps the file below some tens of megabytes
 COMPARED = 64  # images whose maps are compared between methods
-LISTED_CLASSES, LISTED_REASONS, LISTED_PATHS, LISTED_PAIRS = 200, 50, 5, 12
+SHOWN_CLASSES, LISTED_CLASSES, LISTED_REASONS, LISTED_PATHS, LISTED_PAIRS = 25, 1000, 50, 5, 12
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,12 @@ class _Report:
             ordered = sorted(rows.values(), key=lambda row: (row["right"], -row["images"], row["name"]))
         else:
             ordered = sorted(rows.values(), key=lambda row: (-row["images"], row["name"]))
-        return {"by_label": by_label, "rows": ordered[:LISTED_CLASSES], "all": len(ordered)}
+        return {
+            "by_label": by_label,
+            "rows": ordered[:SHOWN_CLASSES],
+            "more": ordered[SHOWN_CLASSES:LISTED_CLASSES],
+            "all": len(ordered),
+        }
 
     def _pairs(self) -> list[dict[str, Any]]:
         """Return which classes were taken for which others, the most frequent first."""

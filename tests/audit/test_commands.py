@@ -103,3 +103,13 @@ def test_interrupted(photos, tmp_path, number) -> None:
     )
     assert not list(out.rglob(".*"))
     assert succeeded("resume", out, "--engine", "inline")[:1] == ["6 of 6 shards, 11 of 11 images"]
+
+
+def test_report(photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    succeeded("run", photos, "--out", out, *TINY, "--engine", "inline", "--labels", "folder")
+    assert succeeded("report", out) == [f"wrote {out / 'report.html'}"]
+    assert succeeded("report", out, "--to", tmp_path / "page.html", "--images", "2") == [f"wrote {tmp_path / 'page.html'}"]
+    assert (tmp_path / "page.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert "images must be a whole number from 1 to 24, got 0" in refused(2, "report", out, "--images", "0")
+    assert "no manifest.json in it" in refused(2, "report", tmp_path)
