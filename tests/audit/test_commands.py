@@ -42,7 +42,8 @@ def refused(code: int, *arguments: object) -> str:
 def process(*arguments: object) -> subprocess.Popen[str]:
     code = f"import sys; sys.argv[1:] = {['audit', *map(str, arguments)]!r}; from pysal.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True, preexec_fn=heard)
 
 
 def test_run_status_verify_resume(photos, tmp_path) -> None:
