@@ -515,7 +515,14 @@ def audit_status(out: Path) -> None:
 @audit.command("verify", short_help="Read everything again and check it.")
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--images", is_flag=True, help="Also read the images, and compare their hashes.")
-def audit_verify(out: Path, images: bool) -> None:
+@click.option(
+    "--recompute",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also compute N shards again, and compare their bytes.",
+)
+def audit_verify(out: Path, images: bool, recompute: int) -> None:
     """Read all files of DIR again and check them against the plan and against each other.
 
     The exit code is 1 where something is wrong.
@@ -523,7 +530,7 @@ def audit_verify(out: Path, images: bool) -> None:
     with _errors_as_sentences("pysal audit verify"):
         from pysal.audit import status, verify
 
-        problems = verify(out, images=images)
+        problems = verify(out, images=images, recompute=recompute)
         _say(*problems)
         if problems:
             raise Failure(f"pysal audit verify: {out} has {len(problems)} problem{'s' * (len(problems) > 1)}")

@@ -320,6 +320,12 @@ class Job:
                     files.remove_unfinished(self.out)
         return status(self.out)
 
+    def is_what_it_was(self, shard: int) -> bool:
+        """Compute a finished shard again, and say whether its rows and errors are the same bytes as those on the disk."""
+        again = self._worker.explain(shard, self._data.items(shard, self.manifest["data"]["shard_size"]))
+        stored = [files.shard_path(self.out, folder, shard).read_bytes() for folder in ("shards", "errors")]
+        return stored == [again.rows, again.errors]
+
     def _begin(self) -> None:
         if (self.out / "manifest.json").exists():
             self._refuse_another_job()  # which may have begun since this one was planned

@@ -10,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from torch import nn
 
+from pysal._checks import refuse
 from pysal.audit import data, files, manifest, table
 from pysal.audit.data import Item, Unreadable, read_bytes
+from pysal.audit.job import resume
 
 
-def verify(out: str | Path, *, images: bool = False) -> list[str]:
+def verify(out: str | Path, *, images: bool = False, recompute: int = 0, model: nn.Module | None = None) -> list[str]:
     """Return what is wrong with the audit of a folder, a sentence each; an empty list where nothing is.
 
     Every page of every file is read and its checksum compared; the plan is held against the manifest's hash; each image of
@@ -25,11 +28,25 @@ def verify(out: str | Path, *, images: bool = False) -> list[str]:
     Args:
         out: the folder.
         images: also read the images again, and compare their SHA-256 with that of what was explained.
+        recompute: also compute this many of the finished shards again, spread evenly, and compare them byte by byte; another
+            kind of processor may round otherwise.
+        model: the model, for recomputing a job that was given an object.
 
     Raises:
-        ValueError: the folder holds no audit.
+        ValueError: the folder holds no audit; or shards are to be computed again and model, data or versions have changed.
     """
-    return list(_problems(Path(out), images))
+    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0:
+        refuse("pysal.audit.verify", "recompute", "be a whole number of at least 0", repr(recompute))
+    out = Path(out)
+    found = list(_problems(out, images))
+    return found + (_computed_otherwise(out, recompute, model) if recompute else [])
+
+
+def _computed_otherwise(out: Path, number: int, model: nn.Module | None) -> list[str]:
+    """Return which of some shards are computed otherwise now."""
+    job, done = resume(out, model=model), sorted(files.finished(out))
+    chosen = [done[n * len(done) // number] for n in range(number)] if number < len(done) else done
+    return [f"shard {shard} is computed otherwise now" for shard in chosen if not job.is_what_it_was(shard)]
 
 
 def _problems(out: Path, images: bool) -> Iterator[str]:

@@ -53,6 +53,7 @@ def test_run_status_verify_resume(photos, tmp_path) -> None:
     assert lines[-1] == f"wrote {out}"
     assert succeeded("status", out)[-1] == "complete"
     assert succeeded("verify", out, "--images") == ["11 images in 6 shards: all is as it should be"]
+    assert succeeded("verify", out, "--recompute", "2") == ["11 images in 6 shards: all is as it should be"]
     before = contents(out)
     (out / "shards" / "00003.parquet").unlink()
     assert succeeded("status", out)[0] == "5 of 6 shards, 9 of 11 images"

@@ -143,19 +143,9 @@ def test_a_job_with_workers_killed_at_random_moments_goes_on(job) -> None:
 
 
 @pytest.mark.slow
-def test_a_shard_that_kills_its_workers_stops_the_job(job, tmp_path) -> None:
-    (tmp_path / "deadly.py").write_text(
-        "import os, torch\nfrom tests.audit import tiny\n"
-        "class Deadly(torch.nn.Module):\n"
-        "    def forward(self, images):\n"
-        f"        if len(images) and os.path.exists({str(tmp_path / 'armed')!r}):\n"
-        "            os.kill(os.getpid(), 9)\n"
-        "        return images.mean((2, 3))\n"
-        "def make():\n    return Deadly().eval()\n"
-    )
-    options = {"size": 8, "normalize": "none", "allow_code": True}
-    deadly = {"model": f"{tmp_path / 'deadly.py'}:make", "model_options": options, "prepared": False}
-    planned = job(**deadly, methods=["gradient"], method_options={})
+def test_a_shard_that_kills_its_workers_stops_the_job(job, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ARMED", str(tmp_path / "armed"))
+    planned = job(model="tests.audit.tiny:deadly", prepared=False)
     (tmp_path / "armed").touch()
     with pytest.raises(Stopped) as caught:
         planned.run(workers=1)
@@ -504,6 +494,22 @@ def test_verify_sees_what_was_changed_afterwards(job, photos, tmp_path) -> None:
     plan = pq.read_table(planned.out / "plan.parquet")
     pq.write_table(plan.slice(1), planned.out / "plan.parquet")
     assert verify(planned.out) == ["plan.parquet is not the one that manifest.json names"]
+
+
+def test_shards_that_are_computed_otherwise_are_seen(job) -> None:
+    planned = job()
+    planned.run(engine="inline")
+    assert verify(planned.out, recompute=4) == []
+    shard = planned.out / "shards" / "00001.parquet"
+    table = pq.read_table(shard)
+    scores = [value + 1e-9 for value in table["score"].to_pylist()]
+    forged = table.set_column(table.schema.get_field_index("score"), table.schema.field("score"), [scores])
+    pq.write_table(forged, shard)
+    assert verify(planned.out) == []
+    assert verify(planned.out, recompute=1) == []  # the first
+    assert verify(planned.out, recompute=9) == ["shard 1 is computed otherwise now"]
+    with pytest.raises(ValueError, match=r"^pysal.audit.verify: recompute must be a whole number of at least 0, got -1$"):
+        verify(planned.out, recompute=-1)
 
 
 def test_devices(monkeypatch) -> None:

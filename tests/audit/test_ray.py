@@ -81,19 +81,9 @@ def test_two_nodes_give_the_same_bytes(job, cluster) -> None:
     assert len(set(pq.read_table(planned.out / "timings")["process"].to_pylist())) == 2
 
 
-def test_what_goes_wrong_in_a_task_stops_the_job(job, tmp_path) -> None:
-    (tmp_path / "fails.py").write_text(
-        "import os, torch\n"
-        "class Fails(torch.nn.Module):\n"
-        "    def forward(self, images):\n"
-        f"        if len(images) and os.path.exists({str(tmp_path / 'armed')!r}):\n"
-        "            raise MemoryError('none left')\n"
-        "        return images.mean((2, 3))\n"
-        "def make():\n    return Fails().eval()\n"
-    )
-    options = {"size": 8, "normalize": "none", "allow_code": True}
-    fails = {"model": f"{tmp_path / 'fails.py'}:make", "model_options": options, "prepared": False}
-    planned = job(**fails, methods=["gradient"], method_options={})
+def test_what_goes_wrong_in_a_task_stops_the_job(job, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ARMED", str(tmp_path / "armed"))
+    planned = job(model="tests.audit.tiny:starving", prepared=False)
     (tmp_path / "armed").touch()
     with pytest.raises(Stopped, match=r"^pysal.audit: cat/01.png alone does not fit into the memory of cpu$"):
         planned.run(engine="ray", workers=1)

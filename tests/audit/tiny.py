@@ -1,6 +1,9 @@
 """Models so small that a whole audit takes a moment; workers make them by name."""
 
+import os
+import signal
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -93,3 +96,34 @@ class NotAGradient(nn.Module):
 def not_a_gradient() -> Classifier:
     """Return a classifier whose gradient is NaN for some images."""
     return Classifier(NotAGradient(), name="nan gradient", class_names=CLASSES, input_size=SIZE).eval()
+
+
+class Armed(nn.Module):
+    """Does something bad while the file that ARMED names is there; cannot be traced."""
+
+    def __init__(self, strike: Callable[[], None]) -> None:
+        super().__init__()
+        self.inner, self.strike = network(), strike
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) and os.path.exists(os.environ["ARMED"]):
+            self.strike()
+        return self.inner(images)
+
+
+def _kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_out_of_memory() -> None:
+    raise MemoryError("none left")
+
+
+def deadly() -> Classifier:
+    """Return a classifier that kills its process while it is armed."""
+    return Classifier(Armed(_kill_this_process), name="deadly", class_names=CLASSES, input_size=SIZE).eval()
+
+
+def starving() -> Classifier:
+    """Return a classifier that runs out of memory while it is armed."""
+    return Classifier(Armed(_run_out_of_memory), name="starving", class_names=CLASSES, input_size=SIZE).eval()
