@@ -21,7 +21,6 @@ version = release = pysal.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # docstrings mark names by single backticks: those with a page become links
-suppress_warnings = ["toc.not_included"]
 nitpicky = True  # a reference that leads nowhere is a warning, and `make docs` makes warnings errors
 nitpick_ignore_regex = [("py:.*", r".*")]  # but for types in signatures: torch's inventory would have to be downloaded
 
