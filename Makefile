@@ -27,7 +27,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu sanitize cuda-check cuda-table mutate gpu bench docs figures clean distclean
+.PHONY: help setup explain test lint lint-cxx format test-emu sanitize cuda-check cuda-table mutate gpu bench docs gallery figures clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -118,6 +118,9 @@ docs: setup ## the documentation as a site, in docs/_build/html; warnings are er
 
 figures: setup ## draw the documentation's pictures anew: docs/figures, docs/pictures (5 minutes)
 	$(python) docs/draw_figures.py $(ARGS)
+
+gallery: setup ## the pictures of docs/gallery.md, from the photos of examples/photos (5 minutes)
+	$(python) docs/gallery/make.py $(ARGS)
 
 # one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; the other rows stay
 bench: setup ## time ops and methods against their peers, into benchmarks/results/ and README.md (20 minutes)
