@@ -161,3 +161,24 @@ def by_hand(
             value[:, prefix:].reshape(len(images), rows, columns, -1).permute(0, 3, 1, 2) for value in (activation, gradient)
         )
     return (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).clamp_min(0).detach()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_run_of_a_layer_that_runs_many_times(prepared: bool) -> None:
+    """EfficientNet-Lite has one activation module for all its layers: the last of its runs is meant, and can be asked for."""
+    model = pysal.models.load("efficientnet-lite0")
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    runner = pysal.prepare(model, images, batch_size=1) if prepared else model
+    found = pysal.explain(runner, images, ["grad_cam"])["grad_cam"]
+    layer = found.details["layer"]
+    runs: list[Tensor] = []
+    with (
+        model.network.model._swish.register_forward_hook(lambda _module, _inputs, output: runs.append(output)),
+        torch.no_grad(),
+    ):
+        model(images)
+    assert layer == f"network.model._swish[{len(runs) - 1}]"
+    for name in (layer, "network.model._swish[-1]"):
+        again = pysal.explain(runner, images, ["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
+        assert again.details["layer"] == name
+        assert torch.equal(again.map, found.map)
