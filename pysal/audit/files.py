@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -64,8 +65,9 @@ def make_folders(out: Path) -> None:
 def remove_unfinished(out: Path) -> None:
     """Remove what jobs that were killed left half written; only for whoever holds the lock."""
     for folder in (out, *(out / name for name in FOLDERS)):
-        for path in folder.glob(".*.parquet.*"):
-            path.unlink(missing_ok=True)
+        for path in folder.glob(".*"):
+            if re.fullmatch(r"\.(manifest\.json|(plan|\d+)\.parquet)\..+", path.name):
+                path.unlink(missing_ok=True)
 
 
 def shard_path(out: Path, folder: str, shard: int) -> Path:

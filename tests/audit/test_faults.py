@@ -327,6 +327,18 @@ def test_a_disk_that_fills_at_any_moment_stops_the_job_cleanly(job, tmp_path) ->
     assert room >= 8 * 5 + 3
 
 
+def test_what_kills_left_half_written_is_removed_and_nothing_else(job) -> None:
+    planned = job()
+    files.make_folders(planned.out)
+    left = [".manifest.json.host.1", ".plan.parquet.host.1", "shards/.00003.parquet.host.12", "errors/.00000.parquet.h.2"]
+    others = [".hidden", "shards/.00003.parquet", "notes.txt"]
+    for name in left + others:
+        (planned.out / name).touch()
+    planned.run(engine="inline")
+    assert not any((planned.out / name).exists() for name in left)
+    assert all((planned.out / name).exists() for name in others)
+
+
 def test_a_worker_that_cannot_write_stops_the_job(job) -> None:
     planned = job()
     (planned.out / "errors" / "00001.parquet").mkdir(parents=True)
