@@ -337,13 +337,16 @@ def demo(model: ModelChoice, also: Sequence[str], host: str, port: int, device: 
 
         place = _device(device)
         others = {source: functools.partial(models.load, source, device=place) for source in also}
-        serve(
-            {model.source: functools.partial(model.load, place), **others},
-            host=host,
-            port=port,
-            device=place,
-            ready=lambda address: _say(f"pysal demo: open {address} (Ctrl-C stops it)"),
-        )
+        loaders = {model.source: functools.partial(model.load, place), **others}
+
+        def ready(address: str) -> None:
+            _say(f"pysal demo: open {address} (Ctrl-C stops it)")
+
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed however it ends
+        try:
+            serve(loaders, host=host, port=port, device=place, ready=ready)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @main.command(short_help="List the methods and what they cost.")

@@ -6,7 +6,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -410,15 +410,23 @@ class _Actions:
 
     def _side_by_side(self, ask: _Question, reader: Reader, methods: list[str], options: Options) -> Iterator[str]:
         target = ask.answer(reader.target).index
-        for found in ask.explain(target, methods, options):
-            links = ""
-            if found.explanation is not None and not found.waiting:
-                token = self._keep(found.explanation)
-                links = (
-                    f'<nav><a href="found/{token}/explanation.png" download>Panel (PNG)</a>'
-                    f'<a href="found/{token}/explanation.npz" download>Arrays (NPZ)</a></nav>'
-                )
-            yield pictures.side_by_side(found, ask.image, links)
+        found = Found(None, (), {})
+        try:
+            for found in ask.explain(target, methods, options):
+                yield self._shown(found, ask.image)
+        except Exception:  # stopped, most often: nothing is on its way any more
+            yield self._shown(replace(found, waiting=()), ask.image)
+            raise
+
+    def _shown(self, found: Found, image: Tensor) -> str:
+        links = ""
+        if found.explanation is not None and not found.waiting:
+            token = self._keep(found.explanation)
+            links = (
+                f'<nav><a href="found/{token}/explanation.png" download>Panel (PNG)</a>'
+                f'<a href="found/{token}/explanation.npz" download>Arrays (NPZ)</a></nav>'
+            )
+        return pictures.side_by_side(found, image, links)
 
     def _two_classes(self, ask: _Question, one: str, two: str, methods: list[str], options: Options) -> Iterator[str]:
         first, second = ask.answer(one), ask.answer(two)

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pysal._checks import refuse
@@ -135,7 +135,7 @@ def serve(
     device: str = "cpu",
     ready: Callable[[str], object] = print,
 ) -> None:
-    """Serve the page until it is interrupted.
+    """Serve the page until it is interrupted; then it returns, and the uploads are gone.
 
     Args:
         loaders: models on offer, name -> what loads one; the first one is chosen.
@@ -159,7 +159,8 @@ def serve(
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
         server = uvicorn.Server(config)
         threading.Thread(target=_tell, args=(server, ready, address), daemon=True).start()
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+            server.run(sockets=[listener])
 
 
 def _tell(server: uvicorn.Server, ready: Callable[[str], object], address: str) -> None:

@@ -35,7 +35,7 @@ class Pause(nn.Module):
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         if not value.isnan().all():
-            time.sleep(0.1)
+            time.sleep(0.4)
         return value
 
 

@@ -2,6 +2,9 @@
 
 import http.client
 import json
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -136,6 +139,22 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
     sentence = f"pysal demo: --host and --port must be an address of this machine and a free port, got 127.0.0.1:{port} "
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{sentence}(Address already in use)\n"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(tmp_path, how) -> None:
+    command = [sys.executable, "-m", "pysal", "demo", "--port", "0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        address = re.fullmatch(r"pysal demo: open (http://127\.0\.0\.1:\d+) \(Ctrl-C stops it\)\n", line)[1]
+        assert ask(address, "/")[0] == 200
+        (folder,) = tmp_path.glob("pysal-demo-*")
+        assert folder.stat().st_mode & 0o077 == 0, "for this user alone"
+        process.send_signal(how)
+        left = process.communicate(timeout=60)
+    assert (process.returncode, *left) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_gradio_the_sentence_has_the_command(monkeypatch) -> None:
