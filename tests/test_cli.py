@@ -115,13 +115,14 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 def test_help_lists_the_commands(arguments) -> None:
     text = succeeded(*arguments).stdout
     assert text.startswith("Usage: pysal [OPTIONS] COMMAND [ARGS]...") or text.startswith("Usage: pysal [OPTIONS] [COMMAND]")
-    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["audit", "explain", "info", "methods"]
+    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["audit", "demo", "explain", "info", "methods"]
     assert "..." not in text.split("Commands:")[1]
 
 
 def test_explain_help_names_every_option_and_method() -> None:
     text = succeeded("explain", "--help").stdout
-    options = "method model target segments steps tolerance samples seed out device".split()
+    options = "method model weights size normalize classes download allow-code target segments steps tolerance samples seed out device"
+    options = options.split()
     assert [option for option in options if f"--{option} " not in text] == []
     assert [name for name in METHODS if name not in text] == []
 
