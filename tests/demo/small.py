@@ -1,5 +1,6 @@
 """A classifier small enough for every method to be done at once, in place of those that `load` knows, and its page."""
 
+import signal
 import sys
 import time
 from functools import partial
@@ -49,5 +50,6 @@ def slow() -> models.Classifier:
 if __name__ == "__main__":
     from pysal.demo.server import serve
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does: uploads are removed
     known = {"small": classifier, "smooth": partial(classifier, nn.GELU), "slow": slow}
     serve(known, port=0, host=sys.argv[1], ready=partial(print, flush=True))
