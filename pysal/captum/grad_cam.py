@@ -14,6 +14,7 @@ from pysal.engine.features import Layer
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import ReluRules
+from pysal.engine.sweeps import taped
 from pysal.methods.guided_backprop import make_rules
 
 # What torch.autograd.grad may be told that changes nothing here.
@@ -73,7 +74,7 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
         cams: list[Tensor] = []
         tensors = 1
         while len(cams) < tensors:
-            layer = _Watched(self.layer, at_input=attribute_to_layer_input, index=len(cams))
+            layer = _Watched(self.layer, self.forward_func, at_input=attribute_to_layer_input, index=len(cams))
             activation, gradient, _ = _run(request, layer, None)
             tensors = layer.tensors
             cams.append(weighted(activation, gradient, relu=relu_attributions, add_up=attr_dim_summation))
@@ -129,7 +130,7 @@ class GuidedGradCam(GradientAttribution):
         """
         request = self._ask(inputs, target, additional_forward_args)
         rules = make_rules(where(self), "guided", "error" if self.strict else "plain")
-        layer = _Watched(self.layer, at_input=attribute_to_layer_input)
+        layer = _Watched(self.layer, self.forward_func, at_input=attribute_to_layer_input)
         activation, gradient, guided = _run(request, layer, rules)
         if layer.tensors > 1:
             refuse(where(self), "layer", "be of one tensor", layer.tensors, AssertionError)
@@ -146,8 +147,10 @@ class GuidedGradCam(GradientAttribution):
 class _Watched:
     """A layer, and how many tensors it was seen to have."""
 
-    def __init__(self, module: nn.Module, *, at_input: bool, index: int = 0) -> None:
-        self.layer = Layer(type(module).__name__, module, "last", at_input, index)
+    def __init__(self, module: nn.Module, model: object, *, at_input: bool, index: int = 0) -> None:
+        modules = model.original.named_modules() if isinstance(model, PreparedModel) else ()
+        name = next((name for name, each in modules if each is module), type(module).__name__)
+        self.layer = Layer(name, module, "last", at_input, index)
         self.tensors = 0
 
     def __enter__(self) -> None:
@@ -172,6 +175,9 @@ def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[
             rows = torch.arange(start, stop, device=plan.device)
             parts.append(plan.layer_gradients(plan.inputs[start:stop], rows, watched.layer, rules))
 
+        program = taped(plan, plan.inputs)
+        if program is not None and program.layer(watched.layer) is not None:
+            watched.tensors = 1  # of a prepared model: its own module does not run
         plan.run(plan.images, body)
         activations, gradients, guided = zip(*parts, strict=True)
         return torch.cat(activations), torch.cat(gradients), None if rules is None else torch.cat(guided)

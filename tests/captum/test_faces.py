@@ -361,5 +361,22 @@ def test_prepared_models() -> None:
         assert difference(expected, found) < 1e-4, name
 
 
+def test_a_layer_of_a_prepared_model_is_found_in_its_recorded_pass() -> None:
+    model, images = NETWORKS["conv"].model(torch.float32), NETWORKS["conv"].inputs(2, torch.float32)
+    prepared, layer = pysal.prepare(model, images), model[0]
+    expected = (
+        pysal.captum.LayerGradCam(model, layer).attribute(images, 3),
+        pysal.captum.GuidedGradCam(model, layer).attribute(images, 3),
+    )
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model itself was run"))
+    found = (
+        pysal.captum.LayerGradCam(prepared, layer).attribute(images, 3),
+        pysal.captum.GuidedGradCam(prepared, layer).attribute(images, 3),
+    )
+    assert max(difference(one, other) for one, other in zip(expected, found, strict=True)) < 1e-4
+    with pytest.raises(IndexError, match="99"):
+        pysal.captum.LayerGradCam(prepared, layer).attribute(images, 99)
+
+
 def test_captum_need_not_be_installed() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT], check=True, timeout=120)
