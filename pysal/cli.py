@@ -247,7 +247,7 @@ def main(context: click.Context, debug: bool) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("pysal-out"),
+    default="pysal-out",
     metavar="DIR",
     show_default=True,
     help="Where the pictures (.png) and numbers (.npz) go.",

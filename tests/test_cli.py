@@ -590,4 +590,5 @@ def test_readable(value, expected) -> None:
 
 
 def test_every_command_is_tested_here() -> None:
-    assert set(cli.main.commands) == {"audit", "explain", "methods", "info"}  # audit in tests/audit/test_commands.py
+    # audit in tests/audit/test_commands.py, demo in tests/demo
+    assert set(cli.main.commands) == {"audit", "demo", "explain", "methods", "info"}

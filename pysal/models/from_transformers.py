@@ -131,7 +131,7 @@ def _filter(processor: Any) -> Any:
 
 
 def _refuse_absent(request: Request, error: Exception) -> NoReturn:
-    if isinstance(error, (OSError, ValueError)) and not request.download and not Path(request.name).is_dir():
+    if isinstance(error, OSError) and not request.download and not Path(request.name).is_dir():
         requirement = "be a folder, or a model on this machine, or be fetched (download=True, --download)"
         refuse(WHERE, f"source {request.source!r}", requirement, "none in the cache of the Hugging Face hub", FileNotFoundError)
     refuse(WHERE, f"source {request.source!r}", "be a folder or repository with an image classifier", first_line(error))
