@@ -59,6 +59,7 @@ class Reader:
         target: the class to explain; None = the most probable one.
         tab: which of the pages is looked at.
         stop: set to end what is being computed.
+        superseded: whether it ends for something else that is about to begin, which will say how it fares.
         runs: how many were begun.
         wrong: the sentence that a choice was refused with, in HTML; nothing is computed for it.
     """
@@ -67,7 +68,7 @@ class Reader:
         self.source, self.caption = FIRST_PHOTO, photos()[FIRST_PHOTO][0]
         self.target: int | None = None
         self.tab = SIDE_BY_SIDE
-        self.stop = threading.Event()
+        self.stop, self.superseded = threading.Event(), False
         self.runs, self.wrong = 0, ""
 
     def __deepcopy__(self, _memo: object) -> Reader:
@@ -180,6 +181,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
             "outputs": [status, shown, pairs, walked],
             "concurrency_id": "model",
             "concurrency_limit": 1,
+            "trigger_mode": "always_last",  # else what is moved while the run before it is still ending would be dropped
         }
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         photo_outputs = [thumbnails, preview, answers, other, one, two, status]
@@ -197,7 +199,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         # everything else that changes what is computed
         moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release]
         moved += [each.release if isinstance(each, gr.Slider) else each.input for each in knobs]
-        then_run(gr.on(moved, actions.stop, [reader], None, queue=False, **quiet))
+        then_run(gr.on(moved, actions.give_way, [reader], None, queue=False, **quiet))
         for tab in (first, second, third):
             then_run(tab.select(actions.turn_to, [reader, gr.State(tab.id)], None, queue=False, **quiet))
         walk = [step, text, knob, back, forth]
@@ -289,7 +291,7 @@ class _Actions:
 
     def _photo(self, reader: Reader, model: str, source: str, caption: str) -> list[Any]:
         """Look at a photo, if it can be read: else the reader keeps the one before."""
-        self.stop(reader)
+        self.give_way(reader)
         try:
             image = self._workspace.photo(model, source)
             found = self._workspace.answers(model, image)
@@ -325,7 +327,7 @@ class _Actions:
         return self._class(reader, model, name) if name else [gr.skip(), gr.skip()]
 
     def _class(self, reader: Reader, model: str, wanted: str) -> list[Any]:
-        self.stop(reader)
+        self.give_way(reader)
         try:
             image = self._workspace.photo(model, reader.source)
             chosen = self._workspace.answer(model, image, wanted)
@@ -339,12 +341,12 @@ class _Actions:
 
     def turn_to(self, reader: Reader, tab: str) -> None:
         """Look at another tab."""
-        self.stop(reader)
+        self.give_way(reader)
         reader.tab = tab
 
     def walk(self, reader: Reader, number: int) -> Any:
         """Go to a step of the article."""
-        self.stop(reader)
+        self.give_way(reader)
         number = min(max(number, 1), len(article.STEPS))
         return [
             number,
@@ -367,6 +369,11 @@ class _Actions:
         reader.stop.set()
         reader.wrong = ""
 
+    def give_way(self, reader: Reader) -> None:
+        """Stop what is being computed for a reader, without a word: something else is about to be."""
+        reader.superseded = True
+        self.stop(reader)
+
     # Computing ----------------------------------------------------------------------------------------------------
 
     def run(self, reader: Reader, model: str, methods: list[str], *choices: Any) -> Iterator[list[Any]]:
@@ -374,6 +381,7 @@ class _Actions:
         count = len(fields(Options))
         options, (one, two, compared, step, knob) = Options(*choices[:count]), choices[count:]
         reader.stop = cancel = threading.Event()
+        reader.superseded = False
         reader.runs += 1
         place = (SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS).index(reader.tab)
 
@@ -403,7 +411,8 @@ class _Actions:
                 else:
                     yield said(gr.skip(), item)
         except Exception as error:
-            yield said(_sentence(error, reader.runs))
+            gave_way = isinstance(error, Cancelled) and (reader.superseded or cancel is not reader.stop)
+            yield said(gr.skip() if gave_way else _sentence(error, reader.runs))
             return
         done = "Done. Point at a picture to read its values; everything on this page can be moved."
         yield said(pictures.status(done, run=reader.runs))

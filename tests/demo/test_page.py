@@ -108,6 +108,22 @@ def test_an_option_recomputes_its_own_method(seen) -> None:
     assert "residual" in page.locator("#shown .tile").nth(6).inner_text()
 
 
+def test_what_is_moved_while_a_run_ends_is_not_lost(seen) -> None:
+    page = seen.page
+    page.get_by_text("Options: segments").click()
+    steps = page.locator("#steps input[type=number]")
+
+    def move_again_and_again() -> None:
+        for number in range(5, 9):
+            steps.fill(str(number))
+            steps.blur()
+            page.locator("#explain").click()
+
+    assert seen.changed(move_again_and_again).startswith("Done.")
+    page.wait_for_function("document.querySelector('#shown').innerText.includes('8 passes')")
+    assert seen.settled().startswith("Done.")
+
+
 def test_pointing_at_a_segment_hides_it_and_says_what_that_does(seen) -> None:
     page = seen.page
     picture = page.locator("#shown .picture[data-labels]")
