@@ -203,6 +203,34 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_choice
 
 
+def method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of single methods; it gets those that were given as `given`."""
+
+    @functools.wraps(command)
+    def with_given(**arguments: Any) -> None:
+        given = {name: value for name in OPTION_OF if (value := arguments.pop(name)) is not None}
+        if "steps" in given and "tolerance" in given:
+            raise click.UsageError("--steps and --tolerance exclude each other")
+        command(given=given, **arguments)
+
+    options = (
+        click.option(
+            "--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]"
+        ),
+        click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients."),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            metavar="T",
+            help="Instead of --steps: refine until the map's estimated relative error is below T.",
+        ),
+        click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]"),
+    )
+    for option in reversed(options):
+        with_given = option(with_given)
+    return with_given
+
+
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from pysal._library import version
@@ -234,15 +262,7 @@ def main(context: click.Context, debug: bool) -> None:
 )
 @model_options
 @click.option("--target", metavar="NAME|INDEX", help="The class to explain. [default: the one the model answers]")
-@click.option("--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="T",
-    help="Instead of --steps: refine until the map's estimated relative error is below T.",
-)
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]")
+@method_options
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of the noise.")
 @click.option(
     "--out",
@@ -258,10 +278,7 @@ def explain(
     methods: Sequence[str],
     model: ModelChoice,
     target: str | None,
-    segments: str | None,
-    steps: int | None,
-    tolerance: float | None,
-    samples: int | None,
+    given: dict[str, Any],
     seed: int,
     out: Path,
     device: str,
@@ -270,11 +287,8 @@ def explain(
 
     Without a PHOTO, one that comes with the package is explained.
     """
-    if steps is not None and tolerance is not None:
-        raise click.UsageError("--steps and --tolerance exclude each other")
     names = list(METHOD_NAMES) if "all" in methods else list(dict.fromkeys(methods))
-    given = {"segments": segments, "steps": steps, "tolerance": tolerance, "samples": samples}
-    options = _method_options(names, {name: value for name, value in given.items() if value is not None})
+    options = _method_options(names, given)
     for photo in photos:
         if not os.path.lexists(photo):
             raise BadInput(f"pysal explain: PHOTO must be an image file, got {click.format_filename(photo)} (no such file)")
@@ -287,8 +301,8 @@ def explain(
         from pysal.explain import explain as run
         from pysal.segments import parse
 
-        if segments is not None:
-            options["leave_one_out"]["segments"] = parse(segments)
+        if "segments" in given:
+            options["leave_one_out"]["segments"] = parse(given["segments"])
         place = _device(device)
         classifier = model.load(place)
         index = None if target is None else classifier.class_index(target)
@@ -428,15 +442,7 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How maps are kept.",
 )
-@click.option("--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="T",
-    help="Instead of --steps: refine until the map's estimated relative error is below T.",
-)
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]")
+@method_options
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of noise.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=256, metavar="N", show_default=True, help="Images per file.")
 @click.option(
@@ -454,10 +460,7 @@ def audit_run(
     method_list: str,
     metric_list: str,
     target: str,
-    segments: str | None,
-    steps: int | None,
-    tolerance: float | None,
-    samples: int | None,
+    given: dict[str, Any],
     engine: str,
     workers: int | None,
     address: str | None,
@@ -468,15 +471,12 @@ def audit_run(
     DATA is a folder, a glob, a table (.csv, .tsv or .parquet) with the column path and maybe label, or WebDataset tars. What
     is in the folder already is kept: the same command goes on where it was stopped.
     """
-    if steps is not None and tolerance is not None:
-        raise click.UsageError("--steps and --tolerance exclude each other")
     names = _listed(method_list)
     names = list(METHOD_NAMES) if "all" in names else [name.replace("-", "_") for name in names]
     for name in names:
         if name not in METHOD_NAMES:
             raise click.UsageError(f"--methods must be all or names out of {', '.join(METHOD_NAMES)}, got {name!r}")
-    given = {"segments": segments, "steps": steps, "tolerance": tolerance, "samples": samples}
-    method_options = _method_options(names, {name: value for name, value in given.items() if value is not None}, "--methods")
+    options_of_methods = _method_options(names, given, "--methods")
     with _errors_as_sentences("pysal audit run"):
         from pysal.audit import Job
 
@@ -487,7 +487,7 @@ def audit_run(
             model_options=model.arguments(),
             methods=names,
             metrics=_listed(metric_list),
-            method_options=method_options,
+            method_options=options_of_methods,
             target=int(target) if target.isdecimal() else target,
             **options,
         )
