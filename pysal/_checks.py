@@ -100,3 +100,25 @@ def check_dtype(where: str, value: object, default: torch.dtype) -> torch.dtype:
     if not isinstance(value, torch.dtype) or value not in FLOATING:
         refuse(where, "dtype", "be float32, float64, float16 or bfloat16", value, TypeError)
     return value
+
+
+def check_count(where: str, argument: str, value: object, least: int = 1) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises:
+        ValueError: anything else, True and False included.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        refuse(where, argument, f"be a whole number of at least {least}", repr(value))
+    return value
+
+
+def check_seed(where: str, seed: object) -> int:
+    """Return a seed of the counter-based draws.
+
+    Raises:
+        ValueError: no whole number of 64 bits.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
+    return seed

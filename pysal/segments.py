@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import check_count, refuse
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Grid:
     cols: int
 
     def __post_init__(self) -> None:
-        _check_whole("Grid", "rows", self.rows)
-        _check_whole("Grid", "cols", self.cols)
+        check_count("pysal.segments.Grid", "rows", self.rows)
+        check_count("pysal.segments.Grid", "cols", self.cols)
 
     def cut(self, images: Tensor) -> Boxes:
         """Return the boxes for images (B, C, H, W)."""
@@ -82,8 +82,8 @@ class Window:
             if isinstance(value, tuple) and len(value) != 2:
                 refuse("pysal.segments.Window", name, "be one number of pixels or two", value)
         for size, stride in zip(self.sizes, self.strides, strict=True):
-            _check_whole("Window", "size", size)
-            _check_whole("Window", "stride", stride)
+            check_count("pysal.segments.Window", "size", size)
+            check_count("pysal.segments.Window", "stride", stride)
             if stride > size:
                 refuse("pysal.segments.Window", "stride", f"be at most the size {size}", stride)
 
@@ -128,7 +128,7 @@ class Slic:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_whole("Slic", "n_segments", self.n_segments)
+        check_count("pysal.segments.Slic", "n_segments", self.n_segments)
         if not isinstance(self.compactness, (int, float)) or not 0 < self.compactness < math.inf:
             refuse("pysal.segments.Slic", "compactness", "be a positive number", repr(self.compactness))
         if not isinstance(self.sigma, (int, float)) or not 0 <= self.sigma < math.inf:
@@ -219,8 +219,3 @@ def parse(specification: str) -> Grid | Window | Slic:
     if match := re.fullmatch(r"slic:(\d+)", specification):
         return Slic(int(match[1]))
     refuse("pysal", "segments", "be like grid:3x3, window:16/8 or slic:100", repr(specification))
-
-
-def _check_whole(kind: str, name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        refuse(f"pysal.segments.{kind}", name, "be a whole number of at least 1", repr(value))

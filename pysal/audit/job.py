@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pysal import models
-from pysal._checks import refuse
+from pysal._checks import check_count, refuse
 from pysal._library import build_info
 from pysal.audit import data, engines, files, manifest
 from pysal.audit.data import Labels
@@ -150,8 +150,8 @@ class Job:
         if score is not None:
             _one_of("score", score, SCORE_KINDS)
         for name, value in (("shard_size", shard_size), ("batch", batch), ("rows", rows)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                refuse(WHERE, name, "be a whole number of at least 1", repr(value))
+            if value is not None:
+                check_count(WHERE, name, value)
         if not isinstance(target, (str, int)) or isinstance(target, bool) or (isinstance(target, int) and target < 0):
             refuse(WHERE, "target", "be 'predicted', 'label', a class index or a class name", repr(target))
         self.out = Path(out)
@@ -300,8 +300,8 @@ class Job:
         _one_of("engine", engine, ENGINES)
         if address is not None and engine != "ray":
             refuse(WHERE, "address", "be given with engine='ray' only", repr(address))
-        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
-            refuse(WHERE, "workers", "be a whole number of at least 1", repr(workers))
+        if workers is not None:
+            check_count(WHERE, "workers", workers)
         files.make_folders(self.out)
         with files.locked(WHERE, self.out):
             files.remove_unfinished(self.out)

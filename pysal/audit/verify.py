@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import nn
 
-from pysal._checks import refuse
+from pysal._checks import check_count
 from pysal.audit import data, files, manifest, table
 from pysal.audit.data import Item, Unreadable, read_bytes
 from pysal.audit.job import resume
@@ -35,8 +35,7 @@ def verify(out: str | Path, *, images: bool = False, recompute: int = 0, model: 
     Raises:
         ValueError: the folder holds no audit; or shards are to be computed again and model, data or versions have changed.
     """
-    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0:
-        refuse("pysal.audit.verify", "recompute", "be a whole number of at least 0", repr(recompute))
+    check_count("pysal.audit.verify", "recompute", recompute, least=0)
     out = Path(out)
     found = list(_problems(out, images))
     return found + (_computed_otherwise(out, recompute, model) if recompute else [])

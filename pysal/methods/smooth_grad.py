@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import check_count, check_seed, refuse
 from pysal.engine.attribution import Attribution, check_options
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
@@ -118,12 +118,10 @@ def attribute(
         refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
         refuse(where, "noise", "be a number of at least 0", repr(noise))
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        refuse(where, "samples", "be a whole number of at least 1", repr(samples))
+    check_count(where, "samples", samples)
     if kind not in ("mean", "squared", "variance"):
         refuse(where, "kind", "be 'mean', 'squared' or 'variance'", repr(kind))
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
+    check_seed(where, seed)
     ids = _image_ids(plan, image_ids)
     options = _base_options(where, base, base_options)
     plan.rehearse(BASES[base], options)

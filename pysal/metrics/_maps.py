@@ -50,20 +50,6 @@ def finite_images(maps: Tensor) -> Tensor:
     return maps.isfinite().flatten(1).all(1)
 
 
-def check_count(where: str, argument: str, value: object, least: int = 1) -> int:
-    """Return a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        refuse(where, argument, f"be a whole number of at least {least}", repr(value))
-    return value
-
-
-def check_seed(where: str, seed: object) -> int:
-    """Return a seed of the counter-based draws."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
-    return seed
-
-
 def check_ids(where: str, ids: Sequence[int] | Tensor | None, images: int, device: torch.device) -> Tensor:
     """Return who each image is (B,) int64, which picks its draws; None = its row in this call."""
     if ids is None:

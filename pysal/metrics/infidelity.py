@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import check_count, check_seed, refuse
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
-from pysal.metrics._maps import check_count, check_ids, check_maps, check_seed, finite_images, uniform
+from pysal.metrics._maps import check_ids, check_maps, finite_images, uniform
 
 Perturbation: TypeAlias = Literal["squares", "noise"]
 Meaning: TypeAlias = Literal["shares", "slopes"]

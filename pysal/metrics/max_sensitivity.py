@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import check_count, check_seed, refuse
 from pysal.engine.attribution import check_options
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS
-from pysal.metrics._maps import check_count, check_ids, check_maps, check_seed, finite_images, uniform
+from pysal.metrics._maps import check_ids, check_maps, finite_images, uniform
 
 
 def max_sensitivity(

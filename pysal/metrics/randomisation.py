@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import check_seed, refuse
 from pysal.engine.attribution import check_options
 from pysal.engine.plan import ExtraInputs, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS
-from pysal.metrics._maps import check_seed, per_pixel
+from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import correlation, ranks_of, reduction_of
 from pysal.metrics.max_sensitivity import check_method
 
