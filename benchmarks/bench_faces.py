@@ -49,7 +49,7 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
     "captum.IntegratedGradients": lambda faces, model, s: faces.IntegratedGradients(model).attribute(
         s.image, target=s.target, n_steps=STEPS
     ),
-    "captum.NoiseTunnel": lambda faces, model, s: noise_tunnel(faces, model, s),
+    "captum.NoiseTunnel": noise_tunnel,
     "captum.Occlusion": lambda faces, model, s: faces.Occlusion(model).attribute(
         s.image, (3, WINDOW, WINDOW), (3, WINDOW, WINDOW), target=s.target
     ),
