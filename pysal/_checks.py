@@ -89,6 +89,13 @@ def check_same_device(where: str, argument: str, value: Tensor, other: str, devi
         refuse(where, argument, f"be on the device of {other}, {device}", value.device)
 
 
+def finite_rows(tensor: Tensor) -> Tensor:
+    """Return (N,): whether every value of a row (N, ...) is finite; a row must have values."""
+    # NaN and infinity show in the extremes, which are found without another tensor of this size
+    inner = tuple(range(1, tensor.ndim))
+    return tensor.amax(inner).isfinite() & tensor.amin(inner).isfinite()
+
+
 def check_dtype(where: str, value: object, default: torch.dtype) -> torch.dtype:
     """Return the floating dtype that was asked for, or the default for None.
 

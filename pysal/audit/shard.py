@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pysal._checks import finite_rows
 from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes
 from pysal.audit.model import ModelSource
@@ -199,7 +200,7 @@ class Worker:
                 request.rehearse(METHODS[name].attribute, options[name], announce=True)
             scores = plan.clean().table
             assert scores is not None
-            sound = torch.isfinite(scores).all(1).tolist()
+            sound = finite_rows(scores).tolist()
         if not all(sound):
             return self._without_the_unsound(images, items, sound, clock)
         figures = _model_figures(scores, plan.score.index)
@@ -211,7 +212,7 @@ class Worker:
                 explained = request.clean_scores()[0].double().cpu().numpy()
                 details = _details(attribution)
                 map = attribution.map
-                whole = torch.isfinite(map).flatten(1).all(1).tolist()
+                whole = finite_rows(map).tolist()
                 stored = self._stored(name, attribution)
             rows = [{**figures[n], **details[n], **stored[n], "score": float(explained[n])} for n in range(len(items))]
             for metric in manifest["metrics"]:

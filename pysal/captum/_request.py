@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, refuse
+from pysal._checks import FLOATING, finite_rows, refuse
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
@@ -257,7 +257,7 @@ class Request:
     def plan(self) -> Plan:
         """Return the plan of this request."""
         images = self.pack(self.inputs).detach()
-        finite = bool(torch.isfinite(images).all())
+        finite = bool(finite_rows(images).all())
         plan = Plan(
             self.where,
             self._model(),

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, finite_rows, refuse
 from pysal.engine.chunks import run_chunks
 from pysal.engine.features import Layer
 from pysal.engine.not_applicable import NotApplicable
@@ -401,7 +401,7 @@ def _checked_inputs(where: str, inputs: object) -> Tensor:
         refuse(where, "inputs", "hold at least one image", f"shape {tuple(tensor.shape)}")
     if tensor.shape[1] == 0 or tensor.shape[2] * tensor.shape[3] < 2:
         refuse(where, "inputs", "be images of more than one pixel", f"shape {tuple(tensor.shape)}")
-    finite = torch.isfinite(tensor).flatten(1).all(1)
+    finite = finite_rows(tensor)
     if not bool(finite.all()):
         refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(finite.long().argmin())}")
     with torch.inference_mode(False):

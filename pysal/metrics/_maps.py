@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import FLOATING, check_same_device, check_tensor, refuse
+from pysal._checks import FLOATING, check_same_device, check_tensor, finite_rows, refuse
 from pysal.viz import reduce_channels
 
 Reduction: TypeAlias = Literal["sum", "max_abs"]
@@ -47,7 +47,7 @@ def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
 
 def finite_images(maps: Tensor) -> Tensor:
     """Return (B,): whether all of an image's map is finite. Where it is not, no figure of it means anything."""
-    return maps.isfinite().flatten(1).all(1)
+    return finite_rows(maps)
 
 
 def check_ids(where: str, ids: Sequence[int] | Tensor | None, images: int, device: torch.device) -> Tensor:

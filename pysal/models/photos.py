@@ -58,10 +58,10 @@ def read_image(source: Source, model: Classifier | None = None, *, size: int | t
     if min(height, width) < 2:
         refuse(_READ, "source", "be an image of at least 2 x 2 pixels", f"{shown} ({width} x {height} pixels)")
     if target is None:
-        return _to_tensor(_to_rgb(pixels))
+        return _to_tensor(_colours(pixels))
     top, left, bottom, right = _centre_box((height, width), target, fraction)
     resample = Image.Resampling[(model.resample if model is not None else "bicubic").upper()]
-    return _to_tensor(_resize(_to_rgb(pixels[top:bottom, left:right]), target, resample))
+    return _to_tensor(_resize(_colours(pixels[top:bottom, left:right]), target, resample))
 
 
 def read_images(
@@ -223,10 +223,10 @@ def _checked_array(array: NDArray[Any], shown: str) -> NDArray[Any]:
     return pixels
 
 
-def _to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return (H, W, 3), uint8 as it came or else float32 in [0, 1], for (H, W, 1 to 4): transparency put on white."""
+def _colours(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return (H, W, 1 or 3), uint8 as it came or else float32 in [0, 1], for (H, W, 1 to 4): transparency put on white."""
     if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        return pixels
     values = pixels.astype(np.float32)
     if np.issubdtype(pixels.dtype, np.integer):
         values /= np.float32(np.iinfo(pixels.dtype).max)
@@ -235,20 +235,24 @@ def _to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
         values = values[..., :-1] * alpha + (1 - alpha)
     if pixels.dtype == np.uint8:
         values = (values * 255).round().astype(np.uint8)
-    return np.broadcast_to(values, (*values.shape[:2], 3))
+    return values
 
 
-def _resize(rgb: NDArray[Any], target: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
+def _resize(colours: NDArray[Any], target: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
     size = (target[1], target[0])
-    if rgb.dtype == np.uint8:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize(size, resample))
-    planes = [Image.fromarray(np.ascontiguousarray(rgb[..., channel])).resize(size, resample) for channel in range(3)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 1)
+    if colours.dtype == np.uint8 and colours.shape[2] == 3:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).resize(size, resample))
+    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize(size, resample) for plane in colours.transpose(2, 0, 1)]
+    stacked = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    return stacked if colours.dtype == np.uint8 else stacked.clip(0, 1)
 
 
-def _to_tensor(rgb: NDArray[Any]) -> Tensor:
-    values = torch.from_numpy(rgb.transpose(2, 0, 1)[None].astype(np.float32, order="C"))
-    return values / 255 if rgb.dtype == np.uint8 else values
+def _to_tensor(colours: NDArray[Any]) -> Tensor:
+    """Return (1, 3, H, W) in [0, 1]; grey is resized once and becomes three channels here."""
+    values = torch.from_numpy(colours.transpose(2, 0, 1)[None].astype(np.float32, order="C"))
+    if colours.dtype == np.uint8:
+        values /= 255
+    return values.expand(-1, 3, -1, -1).contiguous()
 
 
 def _refuse_file(shown: str, reason: str, error: type[Exception] = ValueError) -> NoReturn:
