@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
+from pysal.engine.cuda_graphs import Replays
 from pysal.engine.features import Layer, default_layer
 from pysal.engine.fold import fold
 from pysal.engine.incremental import Incremental, NotIncremental
@@ -38,6 +39,8 @@ class PreparedModel:
         original: the model it was made from.
         precision: the arithmetic of its passes.
         rows: images per pass that were fastest when it was made.
+        program: records passes; None where the model runs as it is.
+        replays: replays them as CUDA graphs; None on a CPU.
     """
 
     def __init__(self, original: nn.Module, example: Tensor, precision: Precision) -> None:
@@ -47,6 +50,7 @@ class PreparedModel:
         self._weights = _Weights(original)
         self._graph: nn.Module | None = None
         self.program: Program | None = None
+        self.replays: Replays | None = None
         self.default_layer: Layer | None = None
         self._incremental: Incremental | None = None
         self._notes: list[str] = []
@@ -85,7 +89,15 @@ class PreparedModel:
 
     def report(self) -> str:
         """Return what was done to the model, and what was not, one line each."""
-        return "\n".join(self._notes)
+        notes = list(self._notes)
+        if self.replays is not None:
+            refused = self.replays.refused
+            notes.append(
+                "passes that come again with the same shape are replayed as CUDA graphs"
+                if refused is None
+                else f"no pass is replayed as a CUDA graph: {refused}"
+            )
+        return "\n".join(notes)
 
     def check_unchanged(self, where: str) -> None:
         """Refuse to go on if a weight or buffer of the original has changed since.
@@ -258,6 +270,7 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes.append(f"runs as it is: the folded graph's gradient is {gradient_difference:.1e} away from its gradient")
         return
     prepared._graph, prepared.program = graph, program
+    prepared.replays = Replays(program) if example.is_cuda else None
     fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]
     matrix = sum(module.matrix is not None for module in fused)
     onednn = sum(module.onednn and module.matrix is None for module in fused)

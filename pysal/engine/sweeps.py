@@ -15,7 +15,7 @@ from pysal.engine.features import Features, Layer, capture
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
-from pysal.engine.tape import Place, Program
+from pysal.engine.tape import Place, Program, Tape
 
 if TYPE_CHECKING:
     from pysal.engine.plan import Plan
@@ -102,12 +102,13 @@ def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *,
     """
     program = taped(plan, batch)
     columns = range(classes.shape[1])
-    with plan.modes(grad=True):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(plan.modes(grad=True))
         if program is None:
             leaf = _leaf(batch)
             output = plan.forward(plan.model, leaf.clone(), rows)
         else:
-            tape = program.record(batch)
+            tape = stack.enter_context(_recorded(plan, program, batch))
             output = leaf = tape.output.detach().requires_grad_()
         table = plan.score.table(output, rows)
         assert table is not None  # the target is a class
@@ -132,6 +133,14 @@ def taped(plan: Plan, batch: Tensor) -> Program | None:
     """Return the program to record for a batch, None where the model is to be run as it is."""
     model = plan.model
     return model.program_for(batch) if isinstance(model, PreparedModel) and not plan.extra_inputs else None
+
+
+def _recorded(
+    plan: Plan, program: Program, batch: Tensor, layers: Sequence[Place] = ()
+) -> contextlib.AbstractContextManager[Tape]:
+    """Return the context of a recorded pass, which may be a replay of an earlier one with the same shape."""
+    replays = plan.model.replays if isinstance(plan.model, PreparedModel) else None
+    return contextlib.nullcontext(program.record(batch, layers)) if replays is None else replays.recording(batch, layers)
 
 
 def _rules(plan: Plan, wanted: Sequence[Sweep]) -> ReluRules | None:
@@ -163,9 +172,24 @@ def _on_tape(
     places: dict[Layer, Place],
     required: bool,
 ) -> Swept:
-    rules = _rules(plan, wanted)
-    with rules.recording() if rules else contextlib.nullcontext():
-        tape = program.record(batch, list(dict.fromkeys(places.values())))
+    rules, layers = _rules(plan, wanted), list(dict.fromkeys(places.values()))
+    if rules is None:
+        with _recorded(plan, program, batch, layers) as tape:
+            return _swept(plan, tape, rows, wanted, places, None, required)
+    with rules.recording():  # which hooks what it meets: a pass that is replayed would keep the hooks
+        tape = program.record(batch, layers)
+    return _swept(plan, tape, rows, wanted, places, rules, required)
+
+
+def _swept(
+    plan: Plan,
+    tape: Tape,
+    rows: Tensor,
+    wanted: Sequence[Sweep],
+    places: dict[Layer, Place],
+    rules: ReluRules | None,
+    required: bool,
+) -> Swept:
     output = tape.output.detach().requires_grad_()
     table, scores = plan.score_of(output, rows)
     (seed,) = torch.autograd.grad(scores.sum(), output, allow_unused=True) if scores.requires_grad else (None,)

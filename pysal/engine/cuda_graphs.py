@@ -1,0 +1,164 @@
+"""Passes that come again with the same shape, replayed as CUDA graphs: the GPU gets them whole, not one kernel at a time.
+
+A recorded pass is some hundred small kernels, which Python launches slower than a GPU runs them on few images. A graph holds
+the launches and the memory they write to, so what a replay returns is copied before the next one.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pysal.engine.relu_rules import ReluRule
+from pysal.engine.tape import Place, Program, Tape
+
+T = TypeVar("T")
+Capture = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
+"""Runs a function; returns what it returned, and what fills the tensors of that anew from the function's inputs."""
+
+# Graphs keep the memory of a whole pass for themselves: a method has one shape, and one more for its last chunk.
+MOST_SHAPES = 4
+# A replay runs the kernels it was recorded from. Adding in another order moves a result by less than this.
+AGREEMENT = 1e-3
+
+
+def capture(function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    """Record a function as a CUDA graph; see `Capture`."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        function()  # what is made at a kernel's first launch, handles and plans, must not be made inside a graph
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = function()
+    return found, graph.replay
+
+
+class Replays:
+    """The graphs of a program.
+
+    A shape is captured when it comes for the second time. Where that fails, or a replay does not give what the program gives,
+    every pass runs as it is from then on.
+
+    Attributes:
+        program: what is recorded.
+        refused: why passes are not replayed, None while they are.
+    """
+
+    def __init__(self, program: Program, capture: Capture[Any] = capture) -> None:
+        self.program, self.capture = program, capture
+        self._held: dict[Any, _Replay | None] = {}
+        self._one_at_a_time = threading.Lock()
+        self.refused: str | None = None
+
+    @contextlib.contextmanager
+    def recording(self, images: Tensor, layers: Sequence[Place] = ()) -> Iterator[Tape]:
+        """Record a pass as `Program.record` does, or replay one; its tape ends with the context.
+
+        Whoever comes meanwhile gets the program's own.
+        """
+        if not self._one_at_a_time.acquire(blocking=False):
+            yield self.program.record(images, layers)
+            return
+        try:
+            yield self._record(images, layers)
+        finally:
+            self._one_at_a_time.release()
+
+    def _record(self, images: Tensor, layers: Sequence[Place]) -> Tape:
+        stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
+        case = (images.shape, images.stride(), images.dtype, images.device, tuple(layers), stream)
+        if self.refused is not None or (case not in self._held and len(self._held) == MOST_SHAPES):
+            return self.program.record(images, layers)
+        if case not in self._held:
+            self._held[case] = None
+            return self.program.record(images, layers)
+        replay = self._held[case]
+        if replay is not None:
+            return replay.record(images)
+        tape = self.program.record(images, layers)
+        try:
+            replay = _Replay(self, images, layers)
+            difference = _difference(replay.record(images).output, tape.output)
+        except Exception as error:  # whatever a graph cannot hold
+            self.refuse(error)
+        else:
+            if difference <= AGREEMENT:
+                self._held[case] = replay
+            else:
+                self.refuse(f"a replay was {difference:.1e} away from the pass")
+        return tape
+
+    def refuse(self, reason: object) -> None:
+        """Replay nothing any more, and give the memory of the graphs back."""
+        self.refused = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        self._held.clear()
+
+
+class _Replay:
+    """A forward pass as a graph, and the sweeps that were made of it."""
+
+    def __init__(self, owner: Replays, images: Tensor, layers: Sequence[Place]) -> None:
+        self.owner = owner
+        self._images = torch.empty_like(images).copy_(images)
+        self.tape, self._run = owner.capture(lambda: owner.program.record(self._images, layers))
+        self._sweeps: dict[Any, tuple[Tensor, Any, Callable[[], None]]] = {}
+
+    def record(self, images: Tensor) -> Tape:
+        self._images.copy_(images)
+        self._run()
+        return _ReplayedTape(self)
+
+    def sweep(self, grad: Tensor, rule: ReluRule, layers: Sequence[Place], to_input: bool) -> Any:
+        case = (grad.shape, grad.dtype, rule, tuple(layers), to_input)
+        if case not in self._sweeps:
+            expected = self.tape.sweep(grad, rule, layers=layers, to_input=to_input)
+            if self.owner.refused is None:
+                held = grad.clone(memory_format=torch.contiguous_format)
+                try:
+                    found, run = self.owner.capture(lambda: self.tape.sweep(held, rule, layers=layers, to_input=to_input))
+                    run()
+                    differences = list(map(_difference, _tensors(found), _tensors(expected)))
+                except Exception as error:  # whatever a graph cannot hold
+                    self.owner.refuse(error)
+                else:
+                    self._sweeps[case] = held, found, run
+                    if not all(difference <= AGREEMENT for difference in differences):
+                        self.owner.refuse(f"a replayed sweep was {max(differences):.1e} away from the sweep")
+            return expected
+        held, found, run = self._sweeps[case]
+        held.copy_(grad)
+        run()
+        result, values = found
+        copied = {place: None if value is None else value.clone() for place, value in values.items()}
+        return None if result is None else result.clone(), copied
+
+
+class _ReplayedTape(Tape):
+    """The tape of a replayed pass, until the next one."""
+
+    def __init__(self, replay: _Replay) -> None:
+        tape = replay.tape
+        values = {place: value.clone() for place, value in tape.values.items()}
+        super().__init__(tape.program, tape._kept, tape.output.clone(), values, tape.dtype)
+        self._replay = replay
+
+    def sweep(
+        self, grad: Tensor, rule: ReluRule = "plain", *, layers: Sequence[Place] = (), to_input: bool = True
+    ) -> tuple[Tensor | None, dict[Place, Tensor | None]]:
+        found: tuple[Tensor | None, dict[Place, Tensor | None]] = self._replay.sweep(grad, rule, layers, to_input)
+        return found
+
+
+def _tensors(found: tuple[Tensor | None, dict[Place, Tensor | None]]) -> list[Tensor]:
+    return [value for value in (found[0], *found[1].values()) if value is not None]
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    """Return how far one tensor is from another, relative to its size."""
+    size = torch.linalg.vector_norm(expected.double()).clamp_min(1e-30)
+    return float(torch.linalg.vector_norm(got.double() - expected.double()) / size)

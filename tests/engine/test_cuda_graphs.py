@@ -1,0 +1,250 @@
+"""A pass that is replayed gives what the pass itself gives, image after image, and steps back where that cannot be.
+
+Without a GPU the graph is played by `again`, which computes anew into the tensors it returned first: everything around the
+graph, what is copied when and what is kept, is the same. With one, the same tests run on real graphs.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pysal
+from pysal.engine.cuda_graphs import MOST_SHAPES, Replays, capture
+from pysal.engine.features import Layer
+from pysal.engine.prepared import PreparedModel
+from pysal.engine.tape import Program, Tape
+from pysal.testing import required
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(
+            not torch.cuda.is_available() and "cuda" not in required(), reason="no CUDA device: graphs run on one only"
+        ),
+    ),
+]
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def again(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    """Play a CUDA graph on the CPU."""
+    found = function()
+
+    def replay() -> None:
+        for held, new in zip(held_by(found), held_by(function()), strict=True):
+            held.copy_(new)
+
+    return found, replay
+
+
+def held_by(found: Any) -> list[Tensor]:
+    if isinstance(found, Tape):
+        kept = [getattr(part, "bits", part) for part in found._parts()]
+        return [found.output, *found.values.values(), *(part for part in kept if isinstance(part, Tensor))]
+    result, values = found
+    return [value for value in (result, *values.values()) if value is not None]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = self.pool(torch.relu(self.second(x) + x))
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def prepared(device: str, play: Any = None) -> PreparedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Net().eval().double().to(device)
+    fast = pysal.prepare(model, photos(1, device), batch_size=2)
+    assert fast.program is not None
+    if device == "cpu":
+        assert fast.replays is None  # there is nothing to gain
+        fast.replays = Replays(fast.program, play or again)
+    elif play is not None:
+        fast.replays = Replays(fast.program, play)
+    return fast
+
+
+def parts_of(fast: PreparedModel) -> tuple[Program, Replays]:
+    assert fast.program is not None
+    assert fast.replays is not None
+    return fast.program, fast.replays
+
+
+def photos(number: int, device: str = "cpu", seed: int = 0) -> Tensor:
+    return torch.rand(number, 3, 16, 20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+
+
+def plain(fast: PreparedModel) -> PreparedModel:
+    """The same snapshot without graphs."""
+    other = pysal.prepare(fast.original, photos(1, str(next(fast.original.parameters()).device)), batch_size=2)
+    other.replays = None
+    return other
+
+
+# a few hundred float64 roundings; another pass's numbers differ in the first digit
+def assert_same(got: Tensor | None, expected: Tensor | None) -> None:
+    assert got is not None
+    assert expected is not None
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "gradient": lambda model, x: pysal.gradient(model, x, 1),
+    "integrated_gradients": lambda model, x: pysal.integrated_gradients(model, x, 1, steps=7),
+    "blur_integrated_gradients": lambda model, x: pysal.blur_integrated_gradients(model, x, 1, steps=5),
+    "smooth_grad": lambda model, x: pysal.smooth_grad(model, x, 1, samples=5),
+    "grad_cam": lambda model, x: pysal.grad_cam(model, x, 1, layer="second"),
+    "class_gradients": lambda model, x: pysal.class_gradients(model, x, [0, 3, 4]),
+    "guided_backprop": lambda model, x: pysal.guided_backprop(model, x, 1),
+}
+
+
+@on_devices
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_those_without_graphs(device: str, method: str) -> None:
+    fast = prepared(device)
+    expect = plain(fast)
+    found = [METHODS[method](fast, photos(4, device, seed)) for seed in range(4)]
+    expected = [METHODS[method](expect, photos(4, device, seed)) for seed in range(4)]
+    for got, want in zip(found, expected, strict=True):
+        assert_same(got, want)
+    assert fast.replays is not None
+    assert fast.replays.refused is None
+    replayed = [replay for replay in fast.replays._held.values() if replay is not None]
+    assert bool(replayed) == (method != "guided_backprop")  # whose hooks belong to one call
+    assert all(replay._sweeps for replay in replayed)
+
+
+@on_devices
+def test_what_a_replay_returned_stays(device: str) -> None:
+    fast = prepared(device)
+    program, replays = parts_of(fast)
+    place = program.layer(Layer("second", fast.original.second))
+    assert place is not None
+    seed = torch.eye(5, dtype=torch.float64, device=device)[:2]
+    results = []
+    for n in range(6):  # the third captures a sweep, the fourth is the first that replays it
+        with replays.recording(photos(2, device, n), [place]) as tape:
+            results.append((tape.output, tape.values[place], *tape.sweep(seed, layers=[place])))
+    for n, (output, value, grad, grads) in enumerate(results):
+        tape = program.record(photos(2, device, n), [place])
+        want, wants = tape.sweep(seed, layers=[place])
+        assert_same(output, tape.output)
+        assert_same(value, tape.values[place])
+        assert_same(grad, want)
+        assert_same(grads[place], wants[place])
+
+
+def test_the_images_are_not_written_to() -> None:
+    fast = prepared("cpu")
+    x = photos(2)
+    kept = x.clone()
+    for _ in range(4):
+        pysal.gradient(fast, x, 1)
+    assert torch.equal(x, kept)
+
+
+def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are() -> None:
+    captured: list[Any] = []
+
+    def counted(function: Callable[[], Any]) -> Any:
+        captured.append(function)
+        return again(function)
+
+    fast = prepared("cpu", counted)
+    program, replays = parts_of(fast)
+    for number in range(1, MOST_SHAPES + 3):
+        for n in range(3):
+            with replays.recording(photos(number, seed=n)) as tape:
+                assert_same(tape.output, program.record(photos(number, seed=n)).output)
+            assert len(captured) == min(number - (n == 0), MOST_SHAPES)
+
+
+def failing(_function: Callable[[], Any]) -> Any:
+    raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+
+def failing_at_sweeps(function: Callable[[], Any]) -> Any:
+    found, replay = again(function)
+    return (found, replay) if isinstance(found, Tape) else failing(function)
+
+
+def stale(function: Callable[[], Any]) -> Any:
+    """A graph that does not see the new images."""
+    found = function()
+    for held in held_by(found):
+        held.zero_()
+    return found, lambda: None
+
+
+def stale_sweeps(function: Callable[[], Any]) -> Any:
+    found, replay = again(function)
+    return (found, replay) if isinstance(found, Tape) else stale(function)
+
+
+@pytest.mark.parametrize(
+    ("play", "reason"),
+    [
+        (failing, "operation not permitted when stream is capturing"),
+        (failing_at_sweeps, "operation not permitted when stream is capturing"),
+        (stale, "a replay was 1.0e+00 away from the pass"),
+        (stale_sweeps, "a replayed sweep was 1.0e+00 away from the sweep"),
+    ],
+)
+def test_what_cannot_be_replayed_runs_as_it_is(play: Any, reason: str) -> None:
+    fast = prepared("cpu", play)
+    expect = plain(fast)
+    for seed in range(4):
+        assert_same(pysal.gradient(fast, photos(2, seed=seed), 1), pysal.gradient(expect, photos(2, seed=seed), 1))
+    assert fast.replays is not None
+    assert fast.replays.refused == reason
+    assert not fast.replays._held
+    assert fast.report().splitlines()[-1] == f"no pass is replayed as a CUDA graph: {reason}"
+
+
+def test_the_report_says_that_passes_are_replayed() -> None:
+    line = "passes that come again with the same shape are replayed as CUDA graphs"
+    assert prepared("cpu").report().splitlines()[-1] == line
+    assert line not in plain(prepared("cpu")).report()
+
+
+def test_two_at_once_do_not_share_memory() -> None:
+    fast = prepared("cpu")
+    program, replays = parts_of(fast)
+    seed = torch.eye(5, dtype=torch.float64)[:2]
+    for n in range(3):
+        pysal.gradient(fast, photos(2, seed=n), 1)
+    with replays.recording(photos(2, seed=7)) as tape:
+        found: list[Tensor] = []
+        other = threading.Thread(target=lambda: found.append(pysal.gradient(fast, photos(2, seed=8), 1)))
+        other.start()
+        other.join()
+        mine, _ = tape.sweep(seed)
+    assert_same(mine, program.record(photos(2, seed=7)).sweep(seed)[0])
+    assert_same(found[0], pysal.gradient(plain(fast), photos(2, seed=8), 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() and "cuda" not in required(), reason="no CUDA device: graphs run on one only")
+def test_a_capture_is_a_graph() -> None:
+    held = torch.zeros(3, device="cuda")
+    found, replay = capture(lambda: held + 1)
+    held.fill_(4)
+    replay()
+    torch.cuda.synchronize()
+    assert found.tolist() == [5.0] * 3
+    assert parts_of(prepared("cuda"))[1].capture is capture
