@@ -165,7 +165,12 @@ def audit_section(results: Sequence[Mapping[str, Any]]) -> str:
         for workers in dict.fromkeys(row["workers"] for row in rows):
             own = [row for row in rows if row["workers"] == workers]
             head = ["method", "the engine alone", "pool of 1", f"{workers} engines side by side", f"pool of {workers}"]
-            head += [f"of {workers} x the engine", f"of {workers} side by side", "read and write a photo", f"Ray, {workers} workers"]
+            head += [
+                f"of {workers} x the engine",
+                f"of {workers} side by side",
+                "read and write a photo",
+                f"Ray, {workers} workers",
+            ]
             lines += ["Images per second:", "", *table(head, [audit_line(row, workers) for row in own]), ""]
             head = ["method", *(f"{images:,} images, {who}" for images in DATASETS for who in (f"{workers} cores", "64 cores"))]
             head += ["maps as uint8, 1,000,000 images"]

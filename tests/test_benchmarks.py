@@ -53,9 +53,11 @@ def test_losses_and_wrong_maps_are_shown() -> None:
 def test_what_an_audit_takes_is_worked_out_from_its_rates() -> None:
     about = {"processor": "P", "torch": "2", "date": "2026-01-01", "load_average": [0]}
     rates = {"bare 1": 10.0, "pool 1": 9.0, "bare 2": 19.0, "pool 2": 18.0, "ray 2": 17.0}
+    stages = {"read": 0.0023, "encode": 0.0004, "model": 0.1}
     case = {"commit": "0123456", "workers": 2, "method": "gradient", "images_per_second": rates, "bytes_per_image": 2**20}
+    case["seconds_of_a_processor_per_image"] = stages
     page = tables.audit_section([{"metadata": about, "methods": [case]}])
-    assert "| `gradient` | 10.00 | 9.00 | 19.00 | 18.00 | 90 % | 95 % | 17.00 |" in page
+    assert "| `gradient` | 10.00 | 9.00 | 19.00 | 18.00 | 90 % | 95 % | 2.7 ms | 17.00 |" in page
     # 50,000 / 18 per second, by 32 on 64 cores; 1,000,000 is 20 times as many
     assert "| `gradient` | 46 min | 87 s | 15.4 h | 29 min | 977 GiB |" in page
 
