@@ -120,6 +120,25 @@ def check_count(where: str, argument: str, value: object, least: int = 1) -> int
     return value
 
 
+def check_ids(where: str, argument: str, ids: object, images: int, device: torch.device) -> Tensor:
+    """Return who each image is (B,) int64, which picks its draws; None = its row in this call.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: not one for each image, or one below 0.
+    """
+    if ids is None:
+        return torch.arange(images, device=device)
+    found = torch.as_tensor(ids, device=device)
+    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
+        refuse(where, argument, "be whole numbers", str(found.dtype).removeprefix("torch."), TypeError)
+    if tuple(found.shape) != (images,):
+        refuse(where, argument, f"have one id for each of the {images} images", f"shape {tuple(found.shape)}")
+    if int(found.min()) < 0:
+        refuse(where, argument, "be 0 or more", int(found.min()))
+    return found.long()
+
+
 def check_seed(where: str, seed: object) -> int:
     """Return a seed of the counter-based draws.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_count, check_seed, refuse
+from pysal._checks import check_count, check_ids, check_seed, refuse
 from pysal.engine.attribution import Attribution, check_options
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
@@ -122,7 +122,7 @@ def attribute(
     if kind not in ("mean", "squared", "variance"):
         refuse(where, "kind", "be 'mean', 'squared' or 'variance'", repr(kind))
     check_seed(where, seed)
-    ids = _image_ids(plan, image_ids)
+    ids = check_ids(plan.where, "image_ids", image_ids, plan.images, plan.device)
     options = _base_options(where, base, base_options)
     plan.rehearse(BASES[base], options)
     plan.fix_target()
@@ -164,16 +164,3 @@ def _base_options(where: str, base: str, given: Mapping[str, Any] | None) -> dic
     options = dict(given or {})
     check_options(where, "base_options", BASES[base], options)
     return options
-
-
-def _image_ids(plan: Plan, image_ids: Sequence[int] | Tensor | None) -> Tensor:
-    if image_ids is None:
-        return torch.arange(plan.images, device=plan.device)
-    ids = torch.as_tensor(image_ids, device=plan.device)
-    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-        refuse(plan.where, "image_ids", "be whole numbers", ids.dtype, TypeError)
-    if tuple(ids.shape) != (plan.images,):
-        refuse(plan.where, "image_ids", f"have one id for each of the {plan.images} images", tuple(ids.shape))
-    if int(ids.min()) < 0:
-        refuse(plan.where, "image_ids", "be 0 or more", int(ids.min()))
-    return ids.long()

@@ -1,9 +1,7 @@
 """What figures take: maps of the images' size, whole numbers, draws that depend on an image's id alone."""
 
-from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from pysal import ops
@@ -48,20 +46,6 @@ def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
 def finite_images(maps: Tensor) -> Tensor:
     """Return (B,): whether all of an image's map is finite. Where it is not, no figure of it means anything."""
     return finite_rows(maps)
-
-
-def check_ids(where: str, ids: Sequence[int] | Tensor | None, images: int, device: torch.device) -> Tensor:
-    """Return who each image is (B,) int64, which picks its draws; None = its row in this call."""
-    if ids is None:
-        return torch.arange(images, device=device)
-    found = torch.as_tensor(ids, device=device)
-    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
-        refuse(where, "ids", "be whole numbers", str(found.dtype).removeprefix("torch."), TypeError)
-    if tuple(found.shape) != (images,):
-        refuse(where, "ids", f"have one id for each of the {images} images", f"shape {tuple(found.shape)}")
-    if int(found.min()) < 0:
-        refuse(where, "ids", "be 0 or more", int(found.min()))
-    return found.long()
 
 
 def uniform(seed: int, ids: Tensor, draws: Tensor, numbers: int) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_count, check_seed, refuse
+from pysal._checks import check_count, check_ids, check_seed, refuse
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
-from pysal.metrics._maps import check_ids, check_maps, finite_images, uniform
+from pysal.metrics._maps import check_maps, finite_images, uniform
 
 Perturbation: TypeAlias = Literal["squares", "noise"]
 Meaning: TypeAlias = Literal["shares", "slopes"]
@@ -128,7 +128,7 @@ def infidelity_of(
         refuse(where, "noise", "be a number above 0", repr(noise))
     check_count(where, "samples", samples)
     check_seed(where, seed)
-    own_ids = check_ids(where, ids, plan.images, plan.device)
+    own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
     fills = resolve_fill(where, "fill", fill, images, plan.origin, plan.root.images).contiguous()
     clean = plan.clean_scores()[0].double()
     flat = images.flatten(1).double()

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import check_count, check_seed, refuse
+from pysal._checks import check_count, check_ids, check_seed, refuse
 from pysal.engine.attribution import check_options
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS
-from pysal.metrics._maps import check_ids, check_maps, finite_images, uniform
+from pysal.metrics._maps import check_maps, finite_images, uniform
 
 
 def max_sensitivity(
@@ -113,13 +113,13 @@ def max_sensitivity_of(
         refuse(where, "radius", "be a number above 0", repr(radius))
     check_count(where, "samples", samples)
     check_seed(where, seed)
-    own_ids = check_ids(where, ids, plan.images, plan.device)
+    own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
     options = dict(method_options or {})
     check_options(where, "method_options", attribute, options)
     noise_ids = None
     if method == "smooth_grad":
         given = options.get("image_ids")
-        noise_ids = check_ids(where, given, plan.images, plan.device) if given is not None else own_ids
+        noise_ids = check_ids(where, "ids", given, plan.images, plan.device) if given is not None else own_ids
         options["image_ids"] = noise_ids
     plan.rehearse(attribute, options)
     plan.fix_target()

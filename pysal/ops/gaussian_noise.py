@@ -123,7 +123,7 @@ def gaussian_noise(
     if scales.shape[0] != images.shape[0]:
         _checks.refuse(where, "scales", f"have {images.shape[0]} elements, one per image", scales.shape[0])
     _checks.check_same_device(where, "scales", scales, "images", images.device)
-    seed = _check_seed(where, seed)
+    seed = _checks.check_seed(where, seed)
     rows = _checks.check_indices(where, "rows", rows, ndim=1, device=images.device, limit=images.shape[0])
     image_ids, samples = _check_draws(where, image_ids, samples)
     _checks.check_same_shape(where, "image_ids", image_ids, "rows", rows.shape)
@@ -169,20 +169,12 @@ def gaussian_noise_bits(seed: int, image_ids: Tensor, samples: Tensor, elements:
         ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
     where = "pysal::gaussian_noise_bits"
-    seed = _check_seed(where, seed)
+    seed = _checks.check_seed(where, seed)
     image_ids, samples = _check_draws(where, image_ids, samples)
     if not 0 <= elements < 2**34:
         _checks.refuse(where, "elements", "be in [0, 2^34)", elements)
     bits: Tensor = torch.ops.pysal.gaussian_noise_bits(seed, image_ids, samples, elements)
     return bits
-
-
-def _check_seed(where: str, seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        _checks.refuse(where, "seed", "be an int", type(seed).__name__, TypeError)
-    if not -(2**63) <= seed < 2**63:
-        _checks.refuse(where, "seed", "be in [-2^63, 2^63)", seed)
-    return seed
 
 
 def _check_draws(where: str, image_ids: object, samples: object) -> tuple[Tensor, Tensor]:

@@ -325,10 +325,10 @@ BAD_OPTIONS: dict[str, Cases] = {
         ({"seed": 2**63}, ValueError, f"seed must be a whole number in [-2^63, 2^63), got {2**63}"),
         ({"seed": 1.0}, ValueError, "seed must be a whole number in [-2^63, 2^63), got 1.0"),
         ({"seed": False}, ValueError, "seed must be a whole number in [-2^63, 2^63), got False"),
-        ({"image_ids": [0, 1]}, ValueError, "image_ids must have one id for each of the 3 images, got (2,)"),
+        ({"image_ids": [0, 1]}, ValueError, "image_ids must have one id for each of the 3 images, got shape (2,)"),
         ({"image_ids": [0, 1, -1]}, ValueError, "image_ids must be 0 or more, got -1"),
-        ({"image_ids": [0.0, 1.0, 2.0]}, TypeError, "image_ids must be whole numbers, got torch.float32"),
-        ({"image_ids": [True, True, False]}, TypeError, "image_ids must be whole numbers, got torch.bool"),
+        ({"image_ids": [0.0, 1.0, 2.0]}, TypeError, "image_ids must be whole numbers, got float32"),
+        ({"image_ids": [True, True, False]}, TypeError, "image_ids must be whole numbers, got bool"),
     ],
     "integrated_gradients": [
         *fills("baseline"),
