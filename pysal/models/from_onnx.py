@@ -42,7 +42,7 @@ def load(request: Request) -> Classifier:
         ValueError: no such file, or no ONNX model of one image batch; its normalisation is not given.
 
     Warns:
-        UserWarning: onnx2torch is installed and does not know the model.
+        UserWarning: onnx2torch is installed, and cannot be imported or does not know the model.
     """
     path = Path(request.name)
     try:
@@ -68,7 +68,10 @@ def _converted(request: Request, path: Path) -> tuple[nn.Module, Shape] | None:
     try:
         onnx2torch = needed(request, "onnx2torch", "onnx")
         onnx = needed(request, "onnx", "onnx")
-    except ImportError:
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        _warn_black_box(request, f"onnx2torch cannot be imported ({first_line(error.__context__ or error)})")
         return None
     try:
         model = onnx.load(path)
@@ -85,9 +88,12 @@ def _converted(request: Request, path: Path) -> tuple[nn.Module, Shape] | None:
             warnings.simplefilter("ignore")
             return onnx2torch.convert(model), shape
     except Exception as error:  # an operator it does not know, or a use of one
-        reason = f"onnx2torch cannot convert it ({type(error).__name__}: {first_line(error)})"
-        warnings.warn(f"{WHERE}: only leave_one_out can explain {request.source!r}: {reason}", stacklevel=5)
+        _warn_black_box(request, f"onnx2torch cannot convert it ({type(error).__name__}: {first_line(error)})")
         return None
+
+
+def _warn_black_box(request: Request, reason: str) -> None:
+    warnings.warn(f"{WHERE}: only leave_one_out can explain {request.source!r}: {reason}", stacklevel=6)
 
 
 def _black_box(request: Request, path: Path) -> tuple[nn.Module, Shape]:

@@ -52,6 +52,11 @@ def load(request: Request) -> Classifier:
                 network, missing = found[0], sorted(found[1]["missing_keys"])
             else:
                 network, missing = auto.from_config(config, trust_remote_code=request.allow_code), []
+        except ImportError as error:  # transformers imports an architecture, and what it needs, when it is asked for
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            refuse(WHERE, argument, "be of a library that can be imported, transformers", first_line(cause), ImportError)
         except Exception as error:
             refuse(WHERE, argument, "be an image classifier", first_line(error))
     if missing:

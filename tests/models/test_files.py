@@ -250,6 +250,17 @@ def test_neither_runtime_nor_converter(files, monkeypatch) -> None:
     )
 
 
+def test_a_converter_that_does_not_go_with_what_else_is_installed(small, files, tmp_path, monkeypatch) -> None:
+    (tmp_path / "onnx2torch.py").write_text("raise RuntimeError('no operator nms')")
+    for module in [name for name in sys.modules if name.split(".")[0] == "onnx2torch"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(UserWarning, match=r"onnx2torch cannot be imported \(no operator nms\)$") as caught:
+        model = load(files / "any.onnx", **ABOUT)
+    assert caught[0].filename == __file__
+    torch.testing.assert_close(model(IMAGES), expected(small))
+
+
 def test_an_operator_that_cannot_be_converted(small, tmp_path) -> None:
     path = write(small, tmp_path / "hardmax.onnx", extra="Hardmax")
     with pytest.warns(

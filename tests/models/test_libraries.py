@@ -370,6 +370,25 @@ def test_transformers_that_is_no_image_classifier(tmp_path) -> None:
         load(f"transformers:{tmp_path.parent}")
 
 
+def test_transformers_that_cannot_import_an_architecture(tmp_path, monkeypatch) -> None:
+    """transformers hides why behind a question; the sentence has the reason."""
+    save(tmp_path)
+
+    def imported(*_: object, **__: object) -> None:
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Are this object's requirements defined correctly?") from error
+
+    monkeypatch.setattr(transformers.AutoModelForImageClassification, "from_pretrained", imported)
+    with pytest.raises(ImportError) as error:
+        load(f"transformers:{tmp_path}")
+    assert str(error.value) == (
+        f"pysal.models.load: source 'transformers:{tmp_path}' must be of a library that can be imported, transformers, "
+        "got operator torchvision::nms does not exist"
+    )
+
+
 def test_transformers_that_is_not_here() -> None:
     with pytest.raises(FileNotFoundError) as error:
         load("transformers:somebody/resnet")
