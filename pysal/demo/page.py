@@ -38,6 +38,14 @@ def theme() -> gr.themes.Base:
     mono = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
     return gr.themes.Base(
         primary_hue="orange", neutral_hue="stone", font=fonts, font_mono=mono, radius_size="md", spacing_size="sm"
+    ).set(  # Base's own small print and white on orange have less than 3 : 1
+        body_text_color_subdued="*neutral_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_border_color="*primary_700",
+        button_primary_border_color_dark="*primary_700",
     )
 
 

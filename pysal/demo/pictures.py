@@ -27,6 +27,8 @@ from pysal.methods.registry import METHODS
 
 # Falls written on the picture, and in the list beside it.
 WRITTEN, LISTED = 3, 8
+# The two views of a map, in the order of everything that comes in pairs.
+KINDS = ("signed", "unsigned")
 # What a method's own picture cannot say by itself.
 HINTS = {
     "leave_one_out": "Point at a segment to hide it.",
@@ -89,13 +91,13 @@ class Views:
         signed: (H, W) with a direction: the channels' sum.
         unsigned: (H, W), 0 or more: the strength, whatever the direction.
         own: "signed" or "unsigned", what the method's own picture is.
-        unit: what a value means.
+        units: what a value of the signed and of the unsigned view means.
     """
 
     signed: Tensor
     unsigned: Tensor
     own: str
-    unit: str
+    units: tuple[str, str]
 
     @classmethod
     def of(cls, panel: viz.Panel) -> Views:
@@ -103,7 +105,8 @@ class Views:
         channels = panel.map.shape[0]
         signed = viz.reduce_channels(panel.map, "none" if channels == 1 else "sum")
         strong = viz.reduce_channels(panel.map, panel.reduction).abs()
-        return cls(signed, strong, "signed" if panel.signed else "unsigned", panel.unit)
+        own = "signed" if panel.signed else "unsigned"
+        return cls(signed, strong, own, (panel.unit.strip("|"), f"|{panel.unit}|" if panel.signed else panel.unit))
 
     def limits(self) -> tuple[float, float]:
         """Return the largest values that the colours of the signed and of the unsigned view tell apart."""
@@ -127,7 +130,7 @@ def _layers(views: Views, bounds: tuple[float, float], alt: str) -> str:
 def _scale(views: Views, bounds: tuple[float, float]) -> str:
     """Return the colour bars of both views."""
     rows = []
-    for kind, low, high in (("signed", -bounds[0], bounds[0]), ("unsigned", 0.0, bounds[1])):
+    for kind, low, high in zip(KINDS, (-bounds[0], 0.0), bounds, strict=True):
         if high == 0:
             rows.append(f'<div class="scale {kind} empty"><span>zero everywhere</span></div>')
             continue
@@ -136,7 +139,8 @@ def _scale(views: Views, bounds: tuple[float, float]) -> str:
             f'<div class="scale {kind}"><div class="ramp"><i></i></div>'
             f"<span>{viz.number(low)}</span>{middle}<span>{viz.number(high)}</span></div>"
         )
-    return f'{"".join(rows)}<p class="unit">{escape(views.unit)}<output></output></p>'
+    units = "".join(f'<span class="{kind}">{escape(unit)}</span>' for kind, unit in zip(KINDS, views.units, strict=True))
+    return f'{"".join(rows)}<p class="unit">{units}<output></output></p>'
 
 
 def ramps() -> str:
@@ -308,6 +312,11 @@ def seconds(value: float) -> str:
     return f"{1000 * value:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 
 
+def _two_places(value: float) -> str:
+    """Return a correlation: all of a column have as many digits, and what is nearly 1 does not look like a whole number."""
+    return f"{value:z.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def completeness(found: Explanation, name: str) -> str:
     """Return what a path method's map adds up to and by how much it misses, "" for others."""
     residual = found[name].details.get("residual")
@@ -444,8 +453,9 @@ def two_classes(one: Found, other: Found, image: Tensor) -> str:
         bounds = (max(each.limits()[0] for each in views), max(each.limits()[1] for each in views))
         own = [view.signed if view.own == "signed" else view.unsigned for view in views]
         same = agreement(*own)
-        rather = Views(own[0] - own[1], (own[0] - own[1]).abs(), "signed", views[0].unit)
-        likeness = "" if math.isnan(same) else f"correlation <em>{viz.number(round(same, 2))}</em>"
+        unit = f"difference of {views[0].units[KINDS.index(views[0].own)]}"
+        rather = Views(own[0] - own[1], (own[0] - own[1]).abs(), "signed", (unit, f"size of the {unit}"))
+        likeness = "" if math.isnan(same) else f"correlation <em>{_two_places(same)}</em>"
         tiles = [
             _tile(name, found.panel(method).title, view, bounds=bounds)
             for name, found, view in zip(names, (first, second), views, strict=True)

@@ -78,6 +78,48 @@ def test_opacity_and_colours_are_the_browsers_own(seen) -> None:
     assert [url for url in seen.requests[before:] if not url.startswith("data:")] == []
 
 
+def test_what_is_ticked_is_seen_to_be_with_the_pointer_on_it(seen) -> None:
+    page = seen.page
+    for which in ("#sign input[value=own]", "#methods input >> nth=0"):
+        ticked = page.locator(which)
+        page.mouse.move(0, 0)
+        colour = ticked.evaluate("element => getComputedStyle(element).backgroundColor")
+        ticked.hover()
+        assert ticked.evaluate("element => getComputedStyle(element).backgroundColor") == colour
+        assert ticked.is_checked()
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of "rgb(r, g, b)", as WCAG 2.2 defines it."""
+    red, green, blue = (int(value) / 255 for value in re.findall(r"\d+", colour)[:3])
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(look, scheme) -> None:
+    page = look(color_scheme=scheme).page
+    js = """element => {
+      const under = (box) => getComputedStyle(box).backgroundColor;
+      let behind = element;
+      while (behind.parentElement && under(behind) === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+      return [getComputedStyle(element).color, under(behind)];
+    }"""
+    for which in (
+        ".lede p",
+        ".status p",
+        ".tile figcaption small",
+        ".unit",
+        ".residual",
+        ".verdict em",
+        ".verdict small",
+        "#explain",
+    ):
+        text, under = (luminance(colour) for colour in page.locator(which).first.evaluate(js))
+        contrast = (max(text, under) + 0.05) / (min(text, under) + 0.05)
+        assert contrast >= 4.5, f"{which}: {contrast:.1f} : 1"
+
+
 def test_unticking_shows_less_and_ticking_again_computes_nothing(seen) -> None:
     page = seen.page
     box = page.locator("#methods").get_by_label("SmoothGrad")

@@ -95,6 +95,20 @@ def test_each_method_begins_with_its_own_colours(name, own) -> None:
     assert f'class="tile {own}-own"' in pictures.side_by_side(Found(explanation(**{name: result(name, map)}), (), {}), map)
 
 
+@pytest.mark.parametrize(
+    ("name", "signed", "unsigned"),
+    [
+        ("gradient", "d logit / d value", "|d logit / d value|"),
+        ("grad_cam", "weighted activation", "weighted activation"),
+        ("integrated_gradients", "logit per pixel", "|logit per pixel|"),
+    ],
+)
+def test_each_view_says_what_its_own_values_mean(name, signed, unsigned) -> None:
+    found = explanation(**{name: result(name, torch.rand(1, 1, SIZE, SIZE))})
+    page = pictures.side_by_side(Found(found, (), {}), found.images)
+    assert f'<p class="unit"><span class="signed">{signed}</span><span class="unsigned">{unsigned}</span>' in page
+
+
 def test_values_can_be_read_out_of_the_page() -> None:
     map = torch.randn(1, 3, SIZE, SIZE)
     found = explanation(gradient=result("gradient", map))
@@ -224,13 +238,13 @@ def test_two_classes_have_one_scale_and_their_difference() -> None:
     difference = sources(page, "signed")[2]
     np.testing.assert_allclose(difference / 255, viz.layer((one - two)[0, 0], signed=True), atol=0.5 / 255 + 1e-9)
     expected = np.corrcoef(one.flatten().numpy(), two.flatten().numpy())[0, 1]
-    assert f"correlation <em>{viz.number(round(float(expected), 2))}</em>" in page
+    assert f"correlation <em>{float(expected):.2f}</em>".replace("-", "\N{MINUS SIGN}") in page
 
 
 def test_the_same_class_twice_is_correlation_one_and_no_difference() -> None:
     found = Found(explanation("cat", gradient=result("gradient", torch.randn(1, 3, SIZE, SIZE))), (), {})
     page = pictures.two_classes(found, found, found.explanation.images)
-    assert "correlation <em>1</em>" in page
+    assert "correlation <em>1.00</em>" in page
     assert "zero everywhere" in page
 
 
