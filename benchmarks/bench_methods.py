@@ -129,7 +129,7 @@ def ours(method: Callable[..., Tensor], subject: Subject, **options: Any) -> lis
     """The method on the prepared model and on the model as it is."""
     return [
         Candidate(OURS, lambda: method(subject.fast, subject.image, subject.target, **options), "prepared", True),
-        Candidate(f"{OURS}, unprepared", lambda: method(subject.model, subject.image, subject.target, **options)),
+        Candidate(f"{OURS}, unprepared", lambda: method(subject.model, subject.image, subject.target, **options), "", True),
     ]
 
 
@@ -352,7 +352,7 @@ def gradients_of_100_classes(subject: Subject) -> Comparison:
     return Comparison(
         [
             Candidate(OURS, lambda: all_classes(subject.fast), "prepared", True),
-            Candidate(f"{OURS}, unprepared", lambda: all_classes(model)),
+            Candidate(f"{OURS}, unprepared", lambda: all_classes(model), "", True),
             Candidate("by hand", lambda: by_hand.gradients_of_classes(model, image, CLASSES)),
             *captum("images per call", 1, best, partial(saliency, CLASSES), "default"),
         ]
