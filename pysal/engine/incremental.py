@@ -147,8 +147,8 @@ class Reach:
         """Return the outputs [low, high) of `size` that the inputs [low, high) can reach."""
         first = -((self.span - 1 - self.before - low) // self.stride)
         last = (high - 1 + self.before) // self.stride + 1
-        first = np.clip(first, 0, size)
-        return first, np.maximum(np.clip(last, 0, size), first)
+        first = np.minimum(np.maximum(first, 0), size)  # np.clip takes four times as long on so few numbers
+        return first, np.maximum(np.minimum(last, size), first)
 
     def inputs(self, outputs: int) -> int:
         """Return how many inputs in a row `outputs` of them read."""
