@@ -470,6 +470,9 @@ def audit_run(
 
     DATA is a folder, a glob, a table (.csv, .tsv or .parquet) with the column path and maybe label, or WebDataset tars. What
     is in the folder already is kept: the same command goes on where it was stopped.
+
+    --model also takes MODULE:FUNCTION, a function of an importable module that returns an nn.Module of images in [0, 1]; it
+    needs --size.
     """
     names = _listed(method_list)
     names = list(METHOD_NAMES) if "all" in names else [name.replace("-", "_") for name in names]
@@ -479,12 +482,16 @@ def audit_run(
     options_of_methods = _method_options(names, given, "--methods")
     with _errors_as_sentences("pysal audit run"):
         from pysal.audit import Job
+        from pysal.audit.model import function_of
 
+        arguments = model.arguments()
+        if function_of(model.source):  # which brings all but the size
+            options["size"] = arguments.pop("size", None)
         job = Job(
             source,
             out=out,
             model=model.source,
-            model_options=model.arguments(),
+            model_options=arguments,
             methods=names,
             metrics=_listed(metric_list),
             method_options=options_of_methods,
@@ -538,7 +545,7 @@ def audit_verify(out: Path, images: bool, recompute: int) -> None:
         if problems:
             raise Failure(f"pysal audit verify: {out} has {len(problems)} problem{'s' * (len(problems) > 1)}")
         found = status(out)
-        _say(f"{found.images} images in {found.shards} shards: all is as it should be")
+        _say(f"{found.images} images in {found.shards} shard{'s' if found.shards != 1 else ''}: all is as it should be")
 
 
 @audit.command("report", short_help="Write what was found as one HTML file.")

@@ -460,7 +460,7 @@ def test_decompression_bomb(write, monkeypatch, factor, limit) -> None:
     path = write(Image.new("L", (side, side)), ".png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     expected = "pysal.read_image: source must be an image of at most 1000 pixels (PIL.Image.MAX_IMAGE_PIXELS), got "
-    assert refused(path) == f"{expected}{path} (more than that)"
+    assert refused(path) == f"{expected}{path} ({side * side} pixels)"
 
 
 def test_text_bomb_in_a_png(write) -> None:

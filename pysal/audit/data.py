@@ -22,6 +22,7 @@ Labels = Literal["auto", "folder", "none"]
 
 # No image under Pillow's limit of pixels has more bytes than this, and a worker must not read a file that fills its memory.
 LARGEST_FILE = 2**30
+DAMAGED = "damaged or cut off"
 
 PLAN = pa.schema(
     [
@@ -56,7 +57,16 @@ class _Found(NamedTuple):
 
 
 class Unreadable(Exception):
-    """An image cannot be read; the message is the reason."""
+    """An image cannot be read.
+
+    Attributes:
+        reason: why, in words that all files of the kind share, so that they can be counted.
+        detail: what is of this file alone; None where the reason says all.
+    """
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason if detail is None else f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -283,7 +293,7 @@ def read_bytes(root: Path, item: Item) -> bytes:
     except OSError as error:
         raise Unreadable((error.strerror or type(error).__name__).lower()) from error
     if len(content) < item.size:
-        raise Unreadable("cut off")
+        raise Unreadable(DAMAGED, f"{len(content)} of {item.size} bytes are there")
     return content
 
 
@@ -296,15 +306,23 @@ def decode(content: bytes, model: Any, size: tuple[int, int]) -> Tensor:
     try:
         return read_image(content, model) if isinstance(model, Classifier) else read_image(content, size=size)
     except ValueError as error:
-        raise Unreadable(_reason(str(error))) from error
+        raise _unreadable(str(error)) from error
     except MemoryError as error:
         raise Unreadable("does not fit into memory") from error
 
 
-def _reason(sentence: str) -> str:
-    """Return the part of a refusal of `read_image` that does not depend on the file: many files share a reason."""
+def _unreadable(sentence: str) -> Unreadable:
+    """Return a refusal of `read_image` as the reason that many files share and the detail of this one."""
     requirement, _, got = sentence.partition(" must ")[2].partition(", got ")
     inner = re.search(r"\((.*)\)$", got)
-    if requirement == "be a readable image file" and inner:
-        return inner[1]
-    return f"must {requirement}" if requirement else sentence
+    detail = inner[1] if inner else None
+    if requirement != "be a readable image file" or detail is None:
+        return Unreadable(f"must {requirement}" if requirement else sentence, detail)
+    if detail in ("not an image that Pillow can read", "the file is empty"):
+        return Unreadable(detail)
+    return Unreadable(DAMAGED, without_addresses(detail.removeprefix(f"{DAMAGED}: ")))
+
+
+def without_addresses(text: str) -> str:
+    """Return a library's message without the addresses of objects, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

@@ -37,7 +37,7 @@ class ModelSource:
             TypeError: neither text nor a module that can be sent to other processes, or options of what is not loaded.
         """
         if isinstance(model, str):
-            if options and _function(model):
+            if options and function_of(model):
                 refuse(where, "model_options", "be left out for 'module:function'", ", ".join(options), TypeError)
             return cls(model, dict(options))
         if not isinstance(model, nn.Module):
@@ -58,7 +58,7 @@ class ModelSource:
         """
         if self.content is not None:
             module: object = pickle.loads(self.content)
-        elif self.spec is not None and (parts := _function(self.spec)):
+        elif self.spec is not None and (parts := function_of(self.spec)):
             module = _make(where, self.spec, *parts)
         else:
             return models.load(str(self.spec), **self.options, device=device)
@@ -67,7 +67,7 @@ class ModelSource:
         return module.to(device)
 
 
-def _function(spec: str) -> tuple[str, str] | None:
+def function_of(spec: str) -> tuple[str, str] | None:
     """Return module and function of "module:function", None for what `pysal.models.load` knows."""
     found = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", spec)
     if found is None or found[1] in models.LIBRARIES or found[1].endswith(".py"):

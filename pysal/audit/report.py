@@ -298,9 +298,9 @@ class _Report:
 
     def _errors(self) -> dict[str, Any]:
         table = self.results.table("errors")
-        paths: dict[str, list[str]] = {}
-        for reason, path in zip(table["reason"].to_pylist(), table["path"].to_pylist(), strict=True):
-            paths.setdefault(reason, []).append(path)
+        paths: dict[str, list[tuple[str, str | None]]] = {}
+        for row in table.select(["reason", "path", "detail"]).to_pylist():
+            paths.setdefault(row["reason"], []).append((row["path"], row["detail"]))
         reasons = sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
         rows = [{"reason": reason, "images": len(own), "paths": own[:LISTED_PATHS]} for reason, own in reasons]
         return {"rows": rows[:LISTED_REASONS], "reasons": len(rows), "images": len(table)}

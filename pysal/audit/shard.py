@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pysal._checks import finite_rows
 from pysal.audit import table
-from pysal.audit.data import Item, Unreadable, decode, read_bytes
+from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
 from pysal.engine.attribution import Attribution
 from pysal.engine.chunks import is_out_of_memory
@@ -133,7 +133,7 @@ class Worker:
                         content = read_bytes(self.setup.root, item)
                         images.append(decode(content, self.original, self.size))
                     except Unreadable as reason:
-                        errors.append({"id": item.id, "path": item.path, "label": item.label, "reason": str(reason)})
+                        errors.append(_error(item, reason))
                         continue
                     readable.append(item)
                     hashes.append(hashlib.sha256(content).hexdigest())
@@ -142,8 +142,8 @@ class Worker:
             found, smallest = self._rows(torch.cat(images).to(self.device), readable, clock)
             least = min(least, smallest)
             for n, (item, digest) in enumerate(zip(readable, hashes, strict=True)):
-                if isinstance(found[n], str):
-                    errors.append({"id": item.id, "path": item.path, "label": item.label, "reason": found[n]})
+                if isinstance(found[n], Unreadable):
+                    errors.append(_error(item, found[n]))
                     continue
                 for method, values in found[n].items():
                     row = {"id": item.id, "path": item.path, "label": item.label, "sha256": digest, "method": method, **values}
@@ -175,7 +175,8 @@ class Worker:
                     raise MemoryError(
                         f"{WHERE}: {items[0].path} alone does not fit into the memory of {self.device}"
                     ) from error
-                return [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"], fits
+                detail = without_addresses((str(error).splitlines() or [""])[0])
+                return [Unreadable(f"explaining it failed with {type(error).__name__}", detail)], fits
         # outside the except block, where the traceback still holds the tensors of the batch
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -293,6 +294,11 @@ class Worker:
             precision=manifest["precision"],
         )
         return [float(value) for value in found]
+
+
+def _error(item: Item, why: Unreadable) -> dict[str, Any]:
+    """Return an image's row in errors/."""
+    return {"id": item.id, "path": item.path, "label": item.label, "reason": why.reason, "detail": why.detail}
 
 
 def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[np.floating[Any]]:

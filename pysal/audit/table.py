@@ -29,6 +29,7 @@ ERRORS = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("label", pa.int32()),
         pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
     ]
 )
 TIMINGS = pa.schema(

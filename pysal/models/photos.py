@@ -3,6 +3,7 @@
 import contextlib
 import io
 import operator
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,9 +169,10 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any]:
             # EPS is left out: Pillow hands it to Ghostscript, a program that would run what the file says.
             with Image.open(file, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
                 return _decode_picture(picture, shown)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        found = re.search(r"\d+ pixels", str(error))
         limit = f"be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
-        refuse(_READ, "source", limit, f"{shown} (more than that)")
+        refuse(_READ, "source", limit, f"{shown} ({found[0] if found else 'more than that'})")
     except UnidentifiedImageError:
         _refuse_file(shown, "not an image that Pillow can read")
 

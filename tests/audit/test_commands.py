@@ -87,6 +87,15 @@ def test_bad_input(tmp_path) -> None:
     )
 
 
+def test_a_function_of_a_module_is_told_its_size(photos, tmp_path) -> None:
+    network = ["--model", "tests.audit.tiny:network", "--methods", "gradient", "--engine", "inline"]
+    assert refused(2, "run", photos, "--out", tmp_path / "out", *network) == (
+        "pysal.audit.Job: size must be given for a model that is no pysal.models.Classifier, got None"
+    )
+    succeeded("run", photos, "--out", tmp_path / "out", *network, "--size", "12x10")
+    assert succeeded("verify", tmp_path / "out") == ["11 images in 1 shard: all is as it should be"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(photos, tmp_path, number) -> None:
     out = tmp_path / "out"

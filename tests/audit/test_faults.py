@@ -35,6 +35,10 @@ def errors_of(out: Path) -> dict[str, str]:
     return {row["path"]: row["reason"] for row in pq.read_table(out / "errors").to_pylist()}
 
 
+def details_of(out: Path) -> dict[str, str | None]:
+    return {row["path"]: row["detail"] for row in pq.read_table(out / "errors").to_pylist()}
+
+
 # --- kills: 40 of a job, 6 of workers, 4 of a job with workers
 
 
@@ -167,6 +171,7 @@ def test_bad_files_have_reasons_and_stop_nothing(tmp_path, job) -> None:
     write_photo(folder / "whole.jpg", 0)
     whole = (folder / "whole.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) * 9 // 10])
+    (folder / "stump.jpg").write_bytes(whole[: len(whole) * 6 // 10])
     png = bytearray((folder / "good0.png").read_bytes())
     png[60:80] = bytes(20)
     (folder / "corrupt.png").write_bytes(png)
@@ -181,11 +186,11 @@ def test_bad_files_have_reasons_and_stop_nothing(tmp_path, job) -> None:
     planned = job(folder, shard_size=5)
     found = planned.run(engine="inline")
     assert found.complete
-    assert (found.explained, found.failed) == (4, 9)
-    reasons = errors_of(planned.out)
-    assert reasons.pop("truncated.jpg").startswith("damaged or cut off: ")
-    assert reasons.pop("corrupt.png").startswith("damaged or cut off: ")
-    assert reasons == {
+    assert (found.explained, found.failed) == (4, 10)
+    assert errors_of(planned.out) == {
+        "truncated.jpg": "damaged or cut off",
+        "stump.jpg": "damaged or cut off",
+        "corrupt.png": "damaged or cut off",
         "bomb.png": f"must be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)",
         "dot.png": "must be an image of at least 2 x 2 pixels",
         "empty.png": "the file is empty",
@@ -194,6 +199,10 @@ def test_bad_files_have_reasons_and_stop_nothing(tmp_path, job) -> None:
         "pipe.png": "not a regular file",
         "text.jpg": "not an image that Pillow can read",
     }
+    details = details_of(planned.out)
+    assert details["truncated.jpg"].startswith("image file is truncated (")
+    assert details["truncated.jpg"] != details["stump.jpg"]
+    assert (details["bomb.png"], details["dot.png"], details["empty.png"]) == ("400000000 pixels", "1 x 1 pixels", None)
     assert verify(planned.out, images=True) == []
     assert [row["path"] for row in rows_of(planned.out, "gradient")] == ["good0.png", "good1.png", "good2.png", "whole.jpg"]
 
@@ -236,13 +245,14 @@ def test_an_image_that_a_method_cannot_explain_goes_to_the_errors(job, monkeypat
 
     def batch(self, images, items, clock):
         if any(item.id == 4 for item in items):
-            raise ValueError("not\nthis one")
+            raise ValueError(f"not {object()}\nthis one")
         return whole(self, images, items, clock)
 
     monkeypatch.setattr(Worker, "batch", batch)
     found = planned.run(engine="inline")
     assert (found.explained, found.failed) == (PHOTOS - 1, 1)
-    assert list(errors_of(planned.out).values()) == ["ValueError: not"]
+    assert list(errors_of(planned.out).values()) == ["explaining it failed with ValueError"]
+    assert list(details_of(planned.out).values()) == ["not <object object>"]  # an address would be other bytes each time
     assert verify(planned.out) == []
 
 

@@ -192,7 +192,9 @@ def test_errors_and_reproducibility(audited, page) -> None:
     found = read(page)
     (_, *reasons) = found.tables["errors"][0]
     assert sum(int(line[1]) for line in reasons) == 2
-    assert {line[2] for line in reasons} == {"cat/<img src=x onerror=alert(1)>.jpg", "dog/empty.png"}
+    told = pq.read_table(audited / "errors").to_pylist()
+    assert {line[2] for line in reasons} == {row["path"] + (f" ({row['detail']})" if row["detail"] else "") for row in told}
+    assert {row["path"] for row in told} == {"cat/<img src=x onerror=alert(1)>.jpg", "dog/empty.png"}
     manifest = (audited / "manifest.json").read_text("utf-8")
     for digest in re.findall(r'"[0-9a-f]{64}"', manifest):
         assert digest.strip('"') in found.text["reproduce"]
