@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CPU kernels under ASan + UBSan: builds pysal._C alone, in a copy of the tracked files, and runs the ops' tests
-# and those of the matrix unit there, fuzz included. PYTHON may be given, and arguments for pytest.
+# and those of prepared models' kernels there, fuzz included. PYTHON may be given, and arguments for pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(command -v "${PYTHON:-python3}")
@@ -21,4 +21,5 @@ export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYSAL_REQUIRE=cpu PYTHONPATH=$tree
 "$python" -c 'import pysal; info = pysal.build_info(); print(info["sanitizer"], info["simd"]); assert info["sanitizer"]'
 # what ASan writes before it ends the process is not for pytest to hold back
-"$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops tests/engine/test_matrix_unit.py -k "cpu or determinism or matrix_unit" -m "not slow" "$@"
+"$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops tests/engine/test_matrix_unit.py tests/engine/test_inverted_residual.py \
+  -k "cpu or determinism or matrix_unit or inverted_residual" -m "not slow" "$@"

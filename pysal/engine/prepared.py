@@ -279,6 +279,11 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     notes.append(f"{onednn} of them through oneDNN with weights arranged for it, channels_last")
     if matrix:
         notes.append(f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32")
+    if blocks := len(program.blocks):
+        word = "block runs" if blocks == 1 else "blocks run"
+        notes.append(
+            f"{blocks} inverted residual {word} in one pass over memory, what lies between their convolutions in a cache"
+        )
     notes.append("the backward pass is for the input alone and keeps one bit per ReLU element")
     notes.append(f"output within {difference:.1e} of the model's, relative to its largest")
     notes.append(f"gradient within {gradient_difference:.1e} of the model's, in l2")

@@ -6,6 +6,7 @@ no longer needs, and may carry several gradients per image (of several classes, 
 no kind known here runs under autograd, on its own, so what nobody foresaw is slow at worst, not wrong.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pysal import ops
 from pysal.engine.features import Layer
 from pysal.engine.fold import module_of
+from pysal.engine.inverted_residual import InvertedResidual
 from pysal.engine.lowered import FusedConvolution, is_addition, relu_upper
 from pysal.engine.relu_rules import ReluRule, current_rules
 
@@ -72,11 +74,14 @@ class Place:
 
 
 class _Gates:
-    """The gates of a ReLU's output, a bit each."""
+    """The gates of a ReLU's output, a bit each, in its memory order."""
 
-    def __init__(self, bits: Tensor, output: Tensor) -> None:
-        self.bits, self.rows = bits, len(output)
-        self.channels_last = output.ndim == 4 and not output.is_contiguous()
+    def __init__(self, bits: Tensor, rows: int, *, channels_last: bool) -> None:
+        self.bits, self.rows, self.channels_last = bits, rows, channels_last
+
+    @classmethod
+    def of(cls, output: Tensor, bits: Tensor) -> "_Gates":
+        return cls(bits, len(output), channels_last=output.ndim == 4 and not output.is_contiguous())
 
     def mask(self, grad: Tensor, rule: ReluRule, *, owned: bool) -> Tensor:
         """Return what the rule lets pass, in a tensor that may be overwritten."""
@@ -111,7 +116,7 @@ class _FusedStep(_Step):
 
     def _kept(self, input: Tensor, output: Tensor) -> Any:
         upper = self.module.upper
-        return input.shape, None if upper is None else _Gates(ops.guided_relu_gates(output, upper), output)
+        return input.shape, None if upper is None else _Gates.of(output, ops.guided_relu_gates(output, upper))
 
     def run_in_parts(self, *inputs: Tensor) -> tuple[dict[str, Tensor], Any]:
         """Return every part of the value instead of the last alone, and what `pull` needs."""
@@ -135,6 +140,28 @@ class _FusedStep(_Step):
             gradients.add(shortcut, grad, owned=owned)
 
 
+class _BlockStep(_Step):
+    """An inverted residual block: the steps of two or three nodes in one."""
+
+    def __init__(self, block: InvertedResidual, inputs: Sequence[fx.Node], members: Sequence[fx.Node]) -> None:
+        super().__init__(inputs)
+        self.block, self.members = block, members
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        output, gates = self.block.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
+        return output, (inputs[0].shape, *(_Gates(bits, len(output), channels_last=True) for bits in gates))
+
+    def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        shape, *gates = kept
+        source, *shortcuts = self.inputs
+        added = grad if source in shortcuts else gradients.pop_owned(source)
+        result = self.block.input_gradient(grad, [one.bits for one in gates], shape, rule, added)
+        gradients.add(source, result, owned=True)
+        for shortcut in shortcuts:
+            if shortcut is not source:
+                gradients.add(shortcut, grad, owned=owned)
+
+
 class _ReluStep(_Step):
     def __init__(self, inputs: Sequence[fx.Node], upper: float) -> None:
         super().__init__(inputs)
@@ -142,7 +169,7 @@ class _ReluStep(_Step):
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
         output, bits = ops.guided_relu(inputs[0], self.upper)
-        return output, _Gates(bits, output)
+        return output, _Gates.of(output, bits)
 
     def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
         gradients.add(self.inputs[0], kept.mask(grad, rule, owned=owned), owned=True)
@@ -288,6 +315,7 @@ class Program:
             if any(source in self.needed for source in node.all_input_nodes):
                 self.needed.add(node)
         self.steps = {node: _step(graph, node) for node in self.nodes if node.op != "placeholder"}
+        self.blocks = _blocks(self) if backward_dtype in (None, torch.float32) else {}
         last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.spent: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
@@ -311,18 +339,27 @@ class Program:
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
+    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, _BlockStep]:
+        """Return the blocks whose inner values nobody asks for, by their last node."""
+        asked = {place.node for place in layers if place.part != "output" or place.node not in self.blocks}
+        return {last: step for last, step in self.blocks.items() if asked.isdisjoint(step.members)}
+
     def record(self, images: Tensor, layers: Sequence[Place] = ()) -> "Tape":
         """Run the graph and keep what sweeps need, and some values."""
         inner = {place.node for place in layers if place.part != "output"}
         asked: dict[Place, Tensor] = {}
         values: dict[fx.Node, Any] = {self.input: images.detach()}
-        kept: list[tuple[fx.Node, Any]] = []
+        kept: list[tuple[fx.Node, _Step | _OtherStep, Any]] = []
+        blocks = self._blocks_around(layers) if images.dtype == torch.float32 else {}
+        inside = {member for step in blocks.values() for member in step.members}
         with torch.no_grad():
             for node in self.nodes:
                 if node.op == "placeholder":
                     values.setdefault(node, node.args[0] if node.args else None)
                     continue
-                step = self.steps[node]
+                if node in inside and node not in blocks:
+                    continue
+                step = blocks.get(node) or self.steps[node]
                 if isinstance(step, _OtherStep):
                     values[node], entry = step.run(values, self.needed)
                 elif node in inner and isinstance(step, _FusedStep):
@@ -332,11 +369,12 @@ class Program:
                 else:
                     values[node], entry = step.run(*(values[source] for source in step.inputs))
                 if node in self.needed:
-                    kept.append((node, entry))
+                    kept.append((node, step, entry))
                 if Place(node) in layers:
                     asked[Place(node)] = values[node]
-                for source in self.spent.get(node, ()):
-                    del values[source]
+                for member in step.members if isinstance(step, _BlockStep) else (node,):
+                    for source in self.spent.get(member, ()):
+                        values.pop(source, None)  # what is inside a block never was there
         return Tape(self, kept, values[self.output], {place: asked[place] for place in layers}, images.dtype)
 
 
@@ -352,7 +390,7 @@ class Tape:
     def __init__(
         self,
         program: Program,
-        kept: list[tuple[fx.Node, Any]],
+        kept: list[tuple[fx.Node, _Step | _OtherStep, Any]],
         output: Tensor,
         values: dict[Place, Tensor],
         dtype: torch.dtype,
@@ -383,8 +421,8 @@ class Tape:
         def find(place: Place, value: Tensor | None) -> None:
             found[place] = None if value is None else value.to(self.values[place].dtype)
 
-        for node, kept in reversed(self._kept):
-            places, step = asked.get(node, ()), program.steps[node]
+        for node, step, kept in reversed(self._kept):
+            places = asked.get(node, ())
             inner = [place for place in places if place.part != "output"]
             if places:
                 held, owned = gradients.pop(node)
@@ -423,14 +461,14 @@ class Tape:
 
     def others(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return (output, input) of every autograd graph of a node that ran under autograd."""
-        for node, kept in self._kept:
-            if kept is not None and isinstance(self.program.steps[node], _OtherStep):
+        for _, step, kept in self._kept:
+            if kept is not None and isinstance(step, _OtherStep):
                 outputs, leaves = kept
                 yield from ((output, leaf) for output in outputs if output is not None for leaf in leaves.values())
 
     def _parts(self) -> Iterator[Any]:
-        for node, kept in self._kept:
-            if not isinstance(self.program.steps[node], _OtherStep):
+        for _, step, kept in self._kept:
+            if not isinstance(step, _OtherStep):
                 yield from kept if type(kept) is tuple else (kept,)
 
 
@@ -475,6 +513,32 @@ def _step(graph: fx.GraphModule, node: fx.Node) -> _Step | _OtherStep:
     if node.meta.get("same_shapes") and is_addition(node):
         return _AddStep(node.args)  # type: ignore[arg-type]
     return _OtherStep(graph, node)
+
+
+def _blocks(program: Program) -> dict[fx.Node, _BlockStep]:
+    """Return the inverted residual blocks of a graph, by their last node.
+
+    Their nodes follow each other in the graph, so that nothing which runs between them is put off or brought forward.
+    """
+    found: dict[fx.Node, _BlockStep] = {}
+    for position, node in enumerate(program.nodes):
+        for count in (3, 2):
+            members = program.nodes[max(position + 1 - count, 0) : position + 1]
+            steps = [step for step in map(program.steps.get, members) if isinstance(step, _FusedStep)]
+            chained = all(
+                list(before.users) == [after] and after.args[0] is before for before, after in itertools.pairwise(members)
+            )
+            if len(steps) < count or not chained or program.output in members[:-1] or len(steps[-2].inputs) > 1:
+                continue
+            if count == 3 and len(steps[0].inputs) > 1:
+                continue
+            *first, depthwise, project = (step.module for step in steps)
+            expand = first[0] if first else None
+            if InvertedResidual.suited(expand, depthwise, project):
+                inputs = [steps[0].inputs[0], *steps[-1].inputs[1:]]
+                found[node] = _BlockStep(InvertedResidual(expand, depthwise, project), inputs, members)
+                break
+    return found
 
 
 def _max_pool(module: nn.Module | None, node: fx.Node) -> tuple[Any, ...] | None:

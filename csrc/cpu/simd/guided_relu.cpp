@@ -5,7 +5,7 @@
 // and writes s.
 #include "guided_relu_kernels.h"
 
-#include "isa.h"
+#include "gates.h"
 
 namespace pysal::cpu {
 namespace {
@@ -16,21 +16,6 @@ typedef int16_t vshort_memory __attribute__((vector_size(16), aligned(2), may_al
 PYSAL_INLINE vshort load(const int16_t* p) { return *reinterpret_cast<const vshort_memory*>(p); }
 PYSAL_INLINE void store(int16_t* p, vshort v) { *reinterpret_cast<vshort_memory*>(p) = v; }
 
-// Bit k of the result says whether lane k of a comparison's result is true.
-PYSAL_INLINE unsigned bits_of(vint lanes) {
-#if defined(__AVX512DQ__) && PYSAL_VECTOR_BYTES == 64
-  typedef int isa_int __attribute__((vector_size(64)));
-  return static_cast<uint16_t>(__builtin_ia32_cvtd2mask512(reinterpret_cast<isa_int>(lanes)));
-#elif defined(__AVX__) && PYSAL_VECTOR_BYTES == 32
-  return static_cast<unsigned>(__builtin_ia32_movmskps256(reinterpret_cast<vfloat>(lanes)));
-#elif defined(__SSE2__) && PYSAL_VECTOR_BYTES == 16
-  return static_cast<unsigned>(__builtin_ia32_movmskps(reinterpret_cast<vfloat>(lanes)));
-#else
-  unsigned bits = 0;
-  for (int64_t k = 0; k < kLanes; ++k) bits |= (lanes[k] & 1u) << k;
-  return bits;
-#endif
-}
 PYSAL_INLINE unsigned bits_of(vlong lanes) {
 #if defined(__AVX512DQ__) && PYSAL_VECTOR_BYTES == 64
   typedef long long isa_long __attribute__((vector_size(64)));
@@ -53,14 +38,6 @@ PYSAL_INLINE unsigned bits_of(vshort lanes) {
   for (int k = 0; k < 8; ++k) bits |= (lanes[k] & 1u) << k;
   return bits;
 #endif
-}
-
-// The inverse: lane k is -1 where bit k is set, else 0.
-template <class Mask, class Lane, int kCount>
-PYSAL_INLINE Mask lanes_of(unsigned bits) {
-  Mask lane_bit;
-  for (int k = 0; k < kCount; ++k) lane_bit[k] = static_cast<Lane>(1 << k);
-  return (lane_bit & static_cast<Lane>(bits)) != 0;
 }
 
 // One vector of each type: forward gives the output and the gate's bits, positive compares with 0.

@@ -1,0 +1,291 @@
+// Inverted residual blocks row by row. The maps in between have many times the channels of input and output: written to
+// memory and read again they cost more than the arithmetic. Here the rows that a depthwise kernel sees wait in a ring
+// in the second-level cache, row r in slot r % kernel_height, between columns of zeros that stand for the padding; each
+// output row is combined from them into a row buffer, and that is multiplied into the output. What reaches memory of
+// the maps in between is a bit per element. Work split: the caller gives each task rows of one image. Rows that two
+// tasks need are computed by both, and the gates of each row are written by one.
+#include "inverted_residual_kernels.h"
+
+#include "gates.h"
+
+namespace pysal::cpu {
+namespace {
+constexpr int kPixels = kLanes == 16 ? 14 : 6;  // of a tile: with two vectors each its sums fill the registers
+constexpr int kTogether = kLanes < 8 ? 2 : 1;   // vectors whose gates fill whole bytes
+constexpr int64_t kPanel = 16;
+
+PYSAL_INLINE int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+PYSAL_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+PYSAL_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// What becomes of sums: `finish` takes kCount vectors of a pixel's channels, the first at `column`, each `next`
+// further.
+struct Gate {  // forward: min(max(sum + bias, 0), upper), and its gates
+  const float* bias;
+  vfloat upper;
+  float* out;
+  uint8_t* gates;
+  int64_t pitch;  // from one pixel to the next
+
+  template <int kCount>
+  PYSAL_INLINE void finish(const vfloat* sums, int64_t pixel, int64_t column, int64_t /*next*/) const {
+    uint32_t bits = 0;
+    for (int v = 0; v < kCount; ++v) {
+      const vfloat zero = {}, x = sums[v] + load(bias + column + v * kLanes);
+      const vfloat floored = x < zero ? zero : x;  // comparisons with NaN are false, so it comes through
+      store(out + pixel * pitch + column + v * kLanes, floored > upper ? upper : floored);
+      bits |= bits_of((x > zero) & (x < upper)) << (v * kLanes);
+    }
+    __builtin_memcpy(gates + (pixel * pitch + column) / 8, &bits, kCount * kLanes / 8);
+  }
+};
+
+struct Mask {  // backward: what the rule lets pass
+  const uint8_t* gates;
+  float* out;
+  int64_t pitch;
+  int any_gate, any_sign;  // -1 where the rule does not ask
+
+  template <int kCount>
+  PYSAL_INLINE void finish(const vfloat* sums, int64_t pixel, int64_t column, int64_t /*next*/) const {
+    uint32_t bits = 0;
+    __builtin_memcpy(&bits, gates + (pixel * pitch + column) / 8, kCount * kLanes / 8);
+    for (int v = 0; v < kCount; ++v) {
+      const vint open = lanes_of<vint, int32_t, kLanes>(bits >> (v * kLanes)) | any_gate;
+      const vint passes = open & ((sums[v] > vfloat{}) | any_sign);
+      store(out + pixel * pitch + column + v * kLanes, passes ? sums[v] : vfloat{});
+    }
+  }
+};
+
+struct Add {  // the output: sum + bias + added
+  const float* bias;
+  const float* added;
+  float* out;
+  int64_t pitch;
+
+  template <int kCount>
+  PYSAL_INLINE void finish(const vfloat* sums, int64_t pixel, int64_t column, int64_t next) const {
+    for (int v = 0; v < kCount; ++v) {
+      const int64_t at = pixel * pitch + column + v * next;
+      vfloat x = sums[v];
+      if (bias) x += load(bias + column + v * next);
+      if (added) x += load(added + at);
+      store(out + at, x);
+    }
+  }
+};
+
+template <int kRows, int kVectors, class Finish>
+__attribute__((noinline)) void multiply_tile(const float* a, const float* b, int64_t depth, int64_t b_next,
+                                             const Finish& finish, int64_t pixel, int64_t column, int64_t next) {
+  vfloat sums[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    vfloat w[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) w[v] = load(b + k * kPanel + v * b_next);
+#pragma GCC unroll 16
+    for (int p = 0; p < kRows; ++p) {
+      const vfloat x = broadcast(a[p * depth + k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[p][v] += x * w[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kRows; ++p) finish.template finish<kVectors>(sums[p], pixel + p, column, next);
+}
+
+template <int kVectors, class Finish>
+PYSAL_INLINE void multiply_columns(const float* a, const float* b, int64_t depth, int64_t b_next, const Finish& finish,
+                                   int64_t pixels, int64_t column, int64_t next) {
+  int64_t p = 0;
+  for (; p + kPixels <= pixels; p += kPixels)
+    multiply_tile<kPixels, kVectors>(a + p * depth, b, depth, b_next, finish, p, column, next);
+  if (kPixels > 7 && pixels - p >= 7) {
+    multiply_tile<7, kVectors>(a + p * depth, b, depth, b_next, finish, p, column, next);
+    p += 7;
+  }
+  if (pixels - p >= 4) {
+    multiply_tile<4, kVectors>(a + p * depth, b, depth, b_next, finish, p, column, next);
+    p += 4;
+  }
+  if (pixels - p >= 2) {
+    multiply_tile<2, kVectors>(a + p * depth, b, depth, b_next, finish, p, column, next);
+    p += 2;
+  }
+  if (p < pixels) multiply_tile<1, kVectors>(a + p * depth, b, depth, b_next, finish, p, column, next);
+}
+
+// Pixels (pixels, depth) times a matrix in panels.
+template <class Finish>
+PYSAL_INLINE void multiply(const float* a, int64_t pixels, int64_t depth, const float* b, int64_t columns,
+                           const Finish& finish) {
+  const int64_t panels = (columns + kPanel - 1) / kPanel;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const float* const from = b + panel * depth * kPanel;
+    const int64_t column = least(panel * kPanel, columns - kPanel);
+    if (kLanes < kPanel) {
+      for (int64_t half = 0; half < kPanel; half += 2 * kLanes)
+        multiply_columns<2>(a, from + half, depth, kLanes, finish, pixels, column + half, kLanes);
+    } else if (panel + 1 < panels) {
+      const int64_t second = least(column + kPanel, columns - kPanel);
+      multiply_columns<2>(a, from, depth, depth * kPanel, finish, pixels, column, second - column);
+      ++panel;
+    } else {
+      multiply_columns<1>(a, from, depth, 0, finish, pixels, column, 0);
+    }
+  }
+}
+
+struct Tap {
+  const float* source;  // what it reads for pixel 0
+  const float* weight;
+};
+
+template <int kRows, class Finish>
+__attribute__((noinline)) void combine_tile(const Tap* taps, int64_t count, int64_t channels, int64_t step,
+                                            int64_t first, const Finish& finish) {
+  for (int64_t c = 0; c < channels; c += kTogether * kLanes) {
+    vfloat sums[kRows][kTogether] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      const float* const source = taps[i].source + first * step + c;
+      vfloat w[kTogether];
+#pragma GCC unroll 2
+      for (int v = 0; v < kTogether; ++v) w[v] = load(taps[i].weight + c + v * kLanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < kRows; ++p)
+#pragma GCC unroll 2
+        for (int v = 0; v < kTogether; ++v) sums[p][v] += load(source + p * step + v * kLanes) * w[v];
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < kRows; ++p) finish.template finish<kTogether>(sums[p], first + p, c, kLanes);
+  }
+}
+
+// The sum over taps at each of some pixels, whose sources lie `step` apart.
+template <class Finish>
+PYSAL_INLINE void combine(const Tap* taps, int64_t count, int64_t channels, int64_t step, int64_t pixels,
+                          const Finish& finish) {
+  int64_t p = 0;
+  for (; p + kPixels <= pixels; p += kPixels) combine_tile<kPixels>(taps, count, channels, step, p, finish);
+  if (kPixels > 7 && pixels - p >= 7) {
+    combine_tile<7>(taps, count, channels, step, p, finish);
+    p += 7;
+  }
+  if (pixels - p >= 4) {
+    combine_tile<4>(taps, count, channels, step, p, finish);
+    p += 4;
+  }
+  if (pixels - p >= 2) {
+    combine_tile<2>(taps, count, channels, step, p, finish);
+    p += 2;
+  }
+  if (p < pixels) combine_tile<1>(taps, count, channels, step, p, finish);
+}
+
+// Columns of zeros before and after a row of the ring: what the windows see beyond its edges.
+struct Margins {
+  int64_t before, after;
+
+  Margins(const InvertedResidual& b, bool forward) {
+    const int64_t low = forward ? -b.left : floor_divided(b.left - b.kernel_width + 1, b.column_stride);
+    const int64_t high = forward ? (b.out_width - 1) * b.column_stride - b.left + b.kernel_width - 1
+                                 : floor_divided(b.out_width - 1 + b.left, b.column_stride);
+    before = most(0, -low);
+    after = most(0, high - b.in_width + 1);
+  }
+};
+
+int64_t scratch_floats(const InvertedResidual& b, bool forward) {
+  const Margins margins(b, forward);
+  const int64_t ring = b.kernel_height * (margins.before + b.in_width + margins.after);
+  return (ring + b.out_width + (b.in_width + 31) / 32) * b.channels;
+}
+
+template <bool kForward>
+void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t end, float* scratch) {
+  const Margins margins(b, kForward);
+  const int64_t channels = b.channels, taps_down = b.kernel_height, stride = b.row_stride;
+  const int64_t slot = (margins.before + b.in_width + margins.after) * channels;
+  float* const row_buffer = scratch + taps_down * slot;
+  uint8_t* const unwanted = reinterpret_cast<uint8_t*>(row_buffer + b.out_width * channels);
+  const auto ring = [&](int64_t row) { return scratch + row % taps_down * slot; };
+  for (int64_t i = 0; i < taps_down; ++i) {
+    __builtin_memset(ring(i), 0, sizeof(float) * margins.before * channels);
+    __builtin_memset(ring(i) + slot - margins.after * channels, 0, sizeof(float) * margins.after * channels);
+  }
+  const int64_t gates_image = image % b.images;
+  const int any_gate = b.rule == 2 ? -1 : 0, any_sign = b.rule == 0 ? -1 : 0;
+  // the first and the last row of the ring that an output row sees
+  const auto first_row = [&](int64_t y) {
+    return most(0, kForward ? y * stride - b.top : floor_divided(y + b.top - taps_down + stride, stride));
+  };
+  const auto last_row = [&](int64_t y) {
+    return kForward ? y * stride - b.top + taps_down - 1 : floor_divided(y + b.top, stride);
+  };
+  // whose gates are written here: up to what the next task begins with
+  const int64_t own_begin = begin == 0 ? 0 : first_row(begin);
+  const int64_t own_end = end == b.out_height ? b.in_height : least(first_row(end), b.in_height);
+  const auto enter = [&](int64_t row) {
+    const float* const source = b.input + (image * b.in_height + row) * b.in_width * b.in_channels;
+    float* const target = ring(row) + margins.before * channels;
+    const int64_t at = (gates_image * b.in_height + row) * b.in_width * channels / 8;
+    if (!kForward) {
+      const Mask mask{b.depthwise_gates + at, target, channels, any_gate, any_sign};
+      multiply(source, b.in_width, b.in_channels, b.enter, channels, mask);
+    } else if (b.expands) {
+      uint8_t* const gates = row >= own_begin && row < own_end ? b.enter_gates + at : unwanted;
+      const Gate gate{b.enter_bias, broadcast(b.enter_upper), target, gates, channels};
+      multiply(source, b.in_width, b.in_channels, b.enter, channels, gate);
+    } else {
+      __builtin_memcpy(target, source, sizeof(float) * b.in_width * channels);
+    }
+  };
+  Tap taps[kMostTaps];
+  int64_t next = first_row(begin);
+  for (int64_t y = begin; y < end; ++y) {
+    for (const int64_t last = least(last_row(y), b.in_height - 1); next <= last; ++next) enter(next);
+    const int64_t out_row = (image * b.out_height + y) * b.out_width * b.out_channels;
+    const float* const added = b.added ? b.added + out_row : nullptr;
+    const int64_t at = (gates_image * b.out_height + y) * b.out_width * channels / 8;
+    // a phase: the columns that see the same taps
+    const int64_t phases = kForward ? 1 : least(b.column_stride, b.out_width);
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t first_tap = kForward ? 0 : (phase + b.left) % b.column_stride;
+      const int64_t shift = kForward ? 0 : margins.before + (phase + b.left - first_tap) / b.column_stride;
+      int64_t count = 0;
+      for (int64_t ky = 0; ky < taps_down; ++ky) {
+        const int64_t up = kForward ? y * stride - b.top + ky : y + b.top - ky;
+        const int64_t row = kForward ? up : up / stride;
+        if (up < 0 || row >= b.in_height || (!kForward && up % stride)) continue;
+        for (int64_t kx = first_tap, j = 0; kx < b.kernel_width; kx += kForward ? 1 : b.column_stride, ++j) {
+          const int64_t column = kForward ? margins.before - b.left + kx : shift - j;
+          taps[count++] = {ring(row) + column * channels, b.depthwise + (ky * b.kernel_width + kx) * channels};
+        }
+      }
+      if (kForward) {
+        const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), row_buffer, b.depthwise_gates + at, channels};
+        combine(taps, count, channels, b.column_stride * channels, b.out_width, gate);
+        continue;
+      }
+      const int64_t pitch = b.column_stride * channels, pixels = (b.out_width - phase - 1) / b.column_stride + 1;
+      const int64_t from = phase * channels;
+      if (b.expands) {
+        const Mask mask{b.enter_gates + at + from / 8, row_buffer + from, pitch, any_gate, any_sign};
+        combine(taps, count, channels, channels, pixels, mask);
+      } else {
+        const Add add{nullptr, added ? added + from : nullptr, b.output + out_row + from, pitch};
+        combine(taps, count, channels, channels, pixels, add);
+      }
+    }
+    if (!kForward && !b.expands) continue;
+    const Add add{b.leave_bias, added, b.output + out_row, b.out_channels};
+    multiply(row_buffer, b.out_width, channels, b.leave, b.out_channels, add);
+  }
+  // rows that no window reaches have gates, too
+  for (; kForward && b.expands && next < own_end; ++next) enter(next);
+}
+}  // namespace
+
+PYSAL_TABLE(InvertedResidualKernels, inverted_residual) = {scratch_floats, run_rows<true>, run_rows<false>};
+}  // namespace pysal::cpu

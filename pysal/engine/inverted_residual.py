@@ -1,0 +1,160 @@
+"""Inverted residual blocks in one pass over memory: 1 x 1 convolution, ReLU, depthwise convolution, ReLU, 1 x 1 convolution.
+
+Of MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) and its descendants. The maps in between have several times the channels
+of the block's input and output; csrc/cpu/simd/inverted_residual.cpp keeps a few rows of them in a cache and writes down their
+gates only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pysal import _library
+from pysal.engine.lowered import FusedConvolution
+from pysal.engine.relu_rules import ReluRule
+from pysal.ops.guided_relu import RULES
+
+_PANEL = 16  # columns of a matrix that lie together
+_MOST_TAPS = 128  # of a depthwise kernel
+
+
+class InvertedResidual:
+    """The weights of a block, arranged for the kernel.
+
+    Args:
+        expand: the first convolution; None where the block begins with the depthwise one.
+        depthwise: the second.
+        project: the last, to which the shortcut is added.
+    """
+
+    def __init__(self, expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> None:
+        assert depthwise.upper is not None
+        middle, last = depthwise.convolution, project.convolution
+        self._uppers = (float("inf") if expand is None or expand.upper is None else expand.upper, depthwise.upper)
+        self._depthwise = middle.weight[:, 0].permute(1, 2, 0).contiguous()
+        self._stride, (left, right, top, bottom) = middle.stride, middle.padding
+        self._padding = (top, bottom, left, right)
+        self._project, self._project_transposed = panels(_matrix(project).t()), panels(_matrix(project))
+        self._biases = (_bias(middle.bias, middle.weight), _bias(last.bias, last.weight))
+        self._expand = self._expand_bias = self._expand_transposed = None
+        if expand is not None:
+            self._expand, self._expand_transposed = panels(_matrix(expand).t()), panels(_matrix(expand))
+            self._expand_bias = _bias(expand.convolution.bias, expand.convolution.weight)
+
+    @classmethod
+    def suited(cls, expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
+        """Say whether three convolutions, or two, are such a block, and gain from being one."""
+        if not available() or not _is_depthwise(depthwise) or depthwise.upper is None:
+            return False
+        if not _is_pointwise(project) or project.upper is not None:
+            return False
+        if (expand or project).matrix is not None:  # as fast there, or faster: 7 x 7 maps of 192 channels, 0.9 to 1.1 times
+            return False
+        return expand is None or (expand.upper is not None and _is_pointwise(expand))
+
+    def run(self, input: Tensor, shortcut: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the block's output and the gates of its ReLUs, (N H W C / 8,) and (N h w C / 8,) uint8 in channels_last order.
+
+        Args:
+            input: (N, C, H, W), float32.
+            shortcut: like the output.
+        """
+        depthwise_bias, project_bias = self._biases
+        output, expand_gates, depthwise_gates = torch.ops.pysal_blocks.inverted_residual(
+            input,
+            self._expand,
+            self._expand_bias,
+            self._depthwise,
+            depthwise_bias,
+            self._project,
+            project_bias,
+            shortcut,
+            *self._uppers,
+            *self._stride,
+            *self._padding,
+        )
+        return output, [depthwise_gates] if self._expand is None else [expand_gates, depthwise_gates]
+
+    def input_gradient(
+        self,
+        grad: Tensor,
+        gates: Sequence[Tensor],
+        input_shape: Sequence[int],
+        rule: ReluRule,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        """Return the gradient of the block's input from that of its output.
+
+        Args:
+            grad: (T N, K, h, w), float32; row t N + n is one of image n.
+            gates: of the block's ReLUs, as `run` returned them.
+            input_shape: (N, C, H, W).
+            rule: of both ReLUs.
+            added: (T N, C, H, W), added to the result.
+        """
+        top, _, left, _ = self._padding
+        result: Tensor = torch.ops.pysal_blocks.inverted_residual_backward(
+            grad,
+            None if self._expand is None else gates[0],
+            gates[-1],
+            self._expand_transposed,
+            self._depthwise,
+            self._project_transposed,
+            added,
+            *input_shape,
+            *self._stride,
+            top,
+            left,
+            RULES[rule],
+        )
+        return result
+
+
+def available() -> bool:
+    """Say whether the kernel is compiled."""
+    return _library.has_kernel("inverted_residual", "cpu", "pysal_blocks")
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """Return a matrix in panels of 16 columns, of which the last holds the last 16, also where the one before has some of them.
+
+    Args:
+        matrix: (depth, columns), at least 16 columns.
+
+    Returns:
+        (panels, depth, 16).
+    """
+    columns = matrix.shape[1]
+    starts = [min(start, columns - _PANEL) for start in range(0, columns, _PANEL)]
+    return torch.stack([matrix[:, start : start + _PANEL] for start in starts]).contiguous()
+
+
+def _matrix(module: FusedConvolution) -> Tensor:
+    return module.convolution.weight[:, :, 0, 0]
+
+
+def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(len(weight)) if bias is None else bias.contiguous()
+
+
+def _is_float(module: FusedConvolution) -> bool:
+    weight = module.convolution.weight
+    return weight.dtype == module.backward_dtype == torch.float32 and weight.device.type == "cpu"
+
+
+def _is_pointwise(module: FusedConvolution) -> bool:
+    convolution = module.convolution
+    outputs, inputs, *kernel = convolution.weight.shape
+    plain = convolution.groups == 1 and convolution.stride == (1, 1) and not any(convolution.padding)
+    return plain and kernel == [1, 1] and _is_float(module) and min(outputs, inputs) >= _PANEL and not outputs % 8 + inputs % 8
+
+
+def _is_depthwise(module: FusedConvolution) -> bool:
+    convolution = module.convolution
+    channels, inputs, height, width = convolution.weight.shape
+    left, right, top, bottom = convolution.padding
+    if not channels == convolution.groups or inputs != 1 or channels % _PANEL or convolution.dilation != (1, 1):
+        return False
+    fits = max(left, right) < width and max(top, bottom) < height and min(convolution.padding) >= 0
+    return fits and convolution.stride <= (height, width) and height * width <= _MOST_TAPS and _is_float(module)
