@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pysal import _library
 from pysal.engine.lowered import FusedConvolution
 from pysal.engine.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES
@@ -113,7 +112,7 @@ class InvertedResidual:
 
 def available() -> bool:
     """Say whether the kernel is compiled."""
-    return _library.has_kernel("inverted_residual", "cpu", "pysal_blocks")
+    return hasattr(torch.ops.pysal_blocks, "inverted_residual")
 
 
 def panels(matrix: Tensor) -> Tensor:
