@@ -455,14 +455,15 @@ class _Actions:
 
     def _seven_steps(self, ask: _Question, reader: Reader, number: int, knob: float | None) -> Iterator[str]:
         target = ask.answer(reader.target).index
-        sides = []
+        sides, refused = [], {}
         for place, side in enumerate(article.STEPS[number - 1].sides(knob)):
             ask.part(place, 2)
             *_, found = ask.explain(target, [side.method], side.options)
             if found.explanation is None:
-                raise ValueError(f"pysal demo: {found.refused[side.method]}")
-            sides.append(pictures.swipe_side(found.explanation, side.method, side.title))
-        yield pictures.swipe(ask.image[0], sides[0], sides[1])
+                refused[side.title] = found.refused[side.method]
+            else:
+                sides.append(pictures.swipe_side(found.explanation, side.method, side.title))
+        yield pictures.refused(ask.image[0], refused) if refused else pictures.swipe(ask.image[0], sides[0], sides[1])
 
 
 class _Question:

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -179,10 +180,16 @@ def _waiting_tile(title: str) -> str:
 
 
 def _refused_tile(title: str, sentence: str) -> str:
+    reason = _sentence(re.sub(r"^pysal[\w.]*: ", "", sentence).removesuffix("."))  # the title says which method
     return (
         f'<figure class="tile refused"><figcaption><b>{escape(title)}</b><small>does not apply</small></figcaption>'
-        f'<div class="picture"><p>{escape(sentence)}</p></div></figure>'
+        f'<div class="picture"><p>{escape(reason)}</p></div></figure>'
     )
+
+
+def refused(image: Tensor, reasons: dict[str, str]) -> str:
+    """Return why a photo (C, H, W) cannot be explained, title -> reason."""
+    return _container(image, "".join(_refused_tile(title, why) for title, why in reasons.items()))
 
 
 # Segments ------------------------------------------------------------------------------------------------------------
@@ -287,7 +294,10 @@ def _ranking(panel: viz.Panel) -> str:
     """Return the list of the largest falls, each with a bar from the score after to the score before."""
     listed = falls(panel, LISTED)
     if not listed:
-        return '<p class="note">No single segment is missed: what the others show is enough.</p>'
+        return (
+            '<p class="note">No single segment makes a difference that these numbers show: '
+            "what the others show is enough, or none of them matters.</p>"
+        )
     assert panel.score is not None
     full = 1.0 if panel.percent else max(panel.score, *(after for *_, after in listed), 1e-30)
     rows = []
@@ -441,8 +451,12 @@ def side_by_side(found: Found, image: Tensor, links: str = "") -> str:
 def two_classes(one: Found, other: Found, image: Tensor) -> str:
     """Return each method's map for both classes, on one scale, and what speaks for the one rather than the other."""
     first, second = one.explanation, other.explanation
+    reasons = {METHODS[name].title: why for name, why in {**one.refused, **other.refused}.items()}
     if first is None or second is None:
-        return _container(image[0], "".join(_waiting_tile(METHODS[name].title) for name in one.waiting), "tiles pairs")
+        waiting = [name for name in METHODS if name in (*one.waiting, *other.waiting)]
+        if not waiting:
+            return refused(image[0], reasons)
+        return _container(image[0], "".join(_waiting_tile(METHODS[name].title) for name in waiting), "tiles pairs")
     names = (first.target_names[0], second.target_names[0])
     rows = []
     for method in [name for name in METHODS if name in (*first.results, *one.waiting, *other.waiting)]:
@@ -463,8 +477,8 @@ def two_classes(one: Found, other: Found, image: Tensor) -> str:
         tiles.append(_tile("Difference", f"{names[0]} \N{MINUS SIGN} {names[1]}", rather))
         title = f"<h4>{escape(METHODS[method].title)} <small>{likeness}</small></h4>"
         rows.append(f'<section class="pair">{title}{"".join(tiles)}</section>')
-    refused = {**one.refused, **other.refused}
-    rows += [f'<section class="pair">{_refused_tile(METHODS[name].title, why)}</section>' for name, why in refused.items()]
+    if reasons:
+        rows.append(f'<section class="pair">{"".join(_refused_tile(title, why) for title, why in reasons.items())}</section>')
     likely = [
         "" if found.probabilities is None else f" <em>{escape(viz.percent(float(found.probabilities[0])))}</em>"
         for found in (first, second)

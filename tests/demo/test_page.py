@@ -239,6 +239,18 @@ def test_a_method_that_does_not_apply_says_so_in_its_place(seen) -> None:
     assert "GELU" in refused.first.inner_text()
 
 
+def test_a_step_whose_method_does_not_apply_shows_no_other_steps_pictures(seen) -> None:
+    page = seen.page
+    page.locator("#controls").get_by_label("Model").click()
+    seen.changed(page.get_by_role("option", name="smooth").click)
+    assert tab(seen, "Seven steps").startswith("Done.")
+    assert page.locator("#walked .swipe").count() == 1
+    seen.changed(page.locator("#next").click)
+    assert seen.changed(page.locator("#next").click).startswith("Done.")
+    assert titles(seen, "#walked") == [article.GUIDED.title]
+    assert "GELU" in page.inner_text("#walked .refused")
+
+
 def test_no_method_is_a_sentence_too(seen) -> None:
     page = seen.page
     boxes = page.locator("#methods input")

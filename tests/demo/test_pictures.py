@@ -174,7 +174,7 @@ def test_falls_are_drawn_as_the_article_draws_them() -> None:
 
 def test_no_fall_is_said_in_words() -> None:
     found = explanation(leave_one_out=left_out([0.0, -0.1, 0.0, 0.0], quarters()))
-    assert "No single segment is missed" in pictures.side_by_side(Found(found, (), {}), found.images)
+    assert "No single segment makes a difference" in pictures.side_by_side(Found(found, (), {}), found.images)
 
 
 def test_boxes_are_segments_unless_they_overlap() -> None:
@@ -218,10 +218,12 @@ def test_seconds(value, said) -> None:
 
 def test_what_is_to_come_and_what_does_not_apply_keep_their_places() -> None:
     found = explanation(grad_cam=result("grad_cam", torch.rand(1, 1, SIZE, SIZE)))
-    page = pictures.side_by_side(Found(found, ("integrated_gradients",), {"gradient": "pysal: no."}), found.images)
+    page = pictures.side_by_side(
+        Found(found, ("integrated_gradients",), {"gradient": "pysal.gradient: no, it cannot"}), found.images
+    )
     titles = re.findall(r'<figure class="tile ([\w-]+)"><figcaption><b>([^<]+)</b>', page)
     assert titles == [("refused", "Gradient"), ("unsigned-own", "Grad-CAM"), ("waiting", "Integrated Gradients")]
-    assert "pysal: no." in page
+    assert "<p>No, it cannot.</p>" in page
     assert pictures.side_by_side(Found(None, ("gradient",), {}), found.images).count('class="tile waiting"') == 1
 
 
@@ -246,6 +248,15 @@ def test_the_same_class_twice_is_correlation_one_and_no_difference() -> None:
     page = pictures.two_classes(found, found, found.explanation.images)
     assert "correlation <em>1.00</em>" in page
     assert "zero everywhere" in page
+
+
+def test_two_classes_of_a_model_that_no_method_applies_to() -> None:
+    reason = {"gradient": "pysal.gradient: no, it cannot", "grad_cam": "pysal.grad_cam: nor this"}
+    image = torch.rand(1, 3, SIZE, SIZE)
+    page = pictures.two_classes(Found(None, (), reason), Found(None, (), reason), image)
+    assert re.findall(r"<b>([^<]+)</b>.*?<p>([^<]+)</p>", page) == [("Gradient", "No, it cannot."), ("Grad-CAM", "Nor this.")]
+    page = pictures.two_classes(Found(None, (), reason), Found(None, ("smooth_grad",), {}), image)
+    assert re.findall(r'<figure class="tile ([\w-]+)"><figcaption><b>([^<]+)</b>', page) == [("waiting", "SmoothGrad")]
 
 
 def test_seven_steps_have_their_text_and_their_pictures() -> None:
