@@ -262,7 +262,7 @@ class Explanation:
         likely = None if self.probabilities is None else float(self.probabilities[image])
         about = [self.model_name]
         if self.score_kind != "probability":
-            about.append(f"{_words(self.score_kind)} {viz.number(float(self.scores[image]))}")
+            about.append(f"{_score(self.score_kind)} {viz.number(float(self.scores[image]))}")
         if len(self) > 1:
             about.append(f"image {image} of {len(self)}")
         if kind == "maps":
@@ -292,7 +292,7 @@ class Explanation:
         score = self._kind(self.results[names[0]])
         given.setdefault("score", "logit" if score == "callable" else score)
         found = [plots.converge(model, photo, method, target, **given) for method in names]
-        return plots.convergence(found, subtitle=subtitle, unit=_words(score).replace("callable", "score"))
+        return plots.convergence(found, subtitle=subtitle, unit=_score(score))
 
     def _agreement(self, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:
         from pysal import metrics, plots
@@ -387,7 +387,7 @@ class Explanation:
             return ""
         base = result.details.get("base", "gradient") if result.name == "smooth_grad" else result.name
         kind = self._kind(result)
-        return UNITS.get(str(base), "").format(score="score" if kind == "callable" else _words(kind))
+        return UNITS.get(str(base), "").format(score=_score(kind))
 
     def _before(self, result: MethodResult, image: int) -> float | None:
         """Return the clean score that the drops are falls from, None where it is not known."""
@@ -468,7 +468,7 @@ class Explanation:
         if self.probabilities is not None:
             verdict += f", {viz.percent(float(self.probabilities[image]))}"
         if self.probabilities is None or self.score_kind != "probability":
-            kind = "score" if self.score_kind == "callable" else _words(self.score_kind)
+            kind = _score(self.score_kind)
             verdict += f", {kind} {float(self.scores[image]):.4g}"
         return verdict
 
@@ -670,6 +670,11 @@ def _count(number: int, noun: str) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _score(kind: str) -> str:
+    """Return what a kind of score is called: what a function of the reader's own returns is a score like any other."""
+    return "score" if kind == "callable" else _words(kind)
 
 
 def _line(text: str) -> str:

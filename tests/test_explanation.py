@@ -435,7 +435,7 @@ def test_plot_shows_the_methods_asked_for_in_their_order():
 def test_plot_names_the_score_of_a_callable():
     found = explanation(1, score_kind="callable", probabilities=None, target=torch.tensor([-1]), scores=torch.tensor([8.25]))
     shown = words(found.plot())
-    assert "lite0 · callable 8.25" in shown
+    assert "lite0 · score 8.25" in shown
     assert not any("%" in word and "|map|" not in word for word in shown)
 
 

@@ -404,7 +404,9 @@ def make(name: str, studio: Studio, folder: Path) -> Path:
     if isinstance(made, list):
         path = folder / f"{name}.webp"
         durations = [120] * (len(made) - 1) + [3000]
-        made[0].save(path, save_all=True, append_images=made[1:], duration=durations, loop=0, quality=70, method=4)
+        made[0].save(
+            path, save_all=True, append_images=made[1:], duration=durations, loop=0, quality=85, allow_mixed=True, method=4
+        )
         return path
     path = folder / f"{name}.png"
     (made if isinstance(made, Image.Image) else _rendered(made)).save(path, optimize=True)
