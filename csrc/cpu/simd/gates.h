@@ -2,6 +2,10 @@
 #pragma once
 #include "isa.h"
 
+#if PYSAL_VECTOR_BYTES == 64
+#include <immintrin.h>  // whose functions leave no symbols behind
+#endif
+
 namespace pysal::cpu {
 namespace {
 // Bit k of the result says whether lane k of a comparison's result is true.
@@ -26,6 +30,28 @@ PYSAL_INLINE Mask lanes_of(unsigned bits) {
   Mask lane_bit;
   for (int k = 0; k < kCount; ++k) lane_bit[k] = static_cast<Lane>(1 << k);
   return (lane_bit & static_cast<Lane>(bits)) != 0;
+}
+
+// Bit k says whether lane k lies between 0 and upper.
+[[maybe_unused]] PYSAL_INLINE unsigned gates_of(vfloat x, vfloat upper) {
+#if PYSAL_VECTOR_BYTES == 64  // what the compiler makes of the other goes from masks to vectors and back
+  const __mmask16 positive = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OS);
+  return _mm512_mask_cmp_ps_mask(positive, (__m512)x, (__m512)upper, _CMP_LT_OS);
+#else
+  return bits_of((x > vfloat{}) & (x < upper));
+#endif
+}
+
+// The lanes whose bit is set in `open`, and which are positive or any sign will do (-1; 0: it will not); 0 elsewhere.
+[[maybe_unused]] PYSAL_INLINE vfloat passed(vfloat x, unsigned open, int any_sign) {
+#if PYSAL_VECTOR_BYTES == 64
+  const unsigned positive = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OS);
+  const auto passes = static_cast<__mmask16>(open & (positive | static_cast<unsigned>(any_sign)));
+  return (vfloat)_mm512_maskz_mov_ps(passes, (__m512)x);
+#else
+  const vint passes = lanes_of<vint, int32_t, kLanes>(open) & ((x > vfloat{}) | any_sign);
+  return passes ? x : vfloat{};
+#endif
 }
 }  // namespace
 }  // namespace pysal::cpu

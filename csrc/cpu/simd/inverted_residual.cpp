@@ -18,8 +18,8 @@ PYSAL_INLINE int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b
 PYSAL_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 PYSAL_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// What becomes of sums: `finish` takes kCount vectors of a pixel's channels, the first at `column`, each `next`
-// further.
+// What becomes of sums: `finish` takes kCount vectors of one pixel's channels, the first of which is element `at` of
+// the output and channel `column`; each is `next` channels further.
 struct Gate {  // forward: min(max(sum + bias, 0), upper), and its gates
   const float* bias;
   vfloat upper;
@@ -28,15 +28,15 @@ struct Gate {  // forward: min(max(sum + bias, 0), upper), and its gates
   int64_t pitch;  // from one pixel to the next
 
   template <int kCount>
-  PYSAL_INLINE void finish(const vfloat* sums, int64_t pixel, int64_t column, int64_t /*next*/) const {
+  PYSAL_INLINE void finish(const vfloat* sums, int64_t at, int64_t column, int64_t /*next*/) const {
     uint32_t bits = 0;
     for (int v = 0; v < kCount; ++v) {
       const vfloat zero = {}, x = sums[v] + load(bias + column + v * kLanes);
-      const vfloat floored = x < zero ? zero : x;  // comparisons with NaN are false, so it comes through
-      store(out + pixel * pitch + column + v * kLanes, floored > upper ? upper : floored);
-      bits |= bits_of((x > zero) & (x < upper)) << (v * kLanes);
+      const vfloat floored = zero > x ? zero : x;  // comparisons with NaN are false, so it comes through
+      store(out + at + v * kLanes, floored > upper ? upper : floored);
+      bits |= gates_of(x, upper) << (v * kLanes);
     }
-    __builtin_memcpy(gates + (pixel * pitch + column) / 8, &bits, kCount * kLanes / 8);
+    __builtin_memcpy(gates + (at >> 3), &bits, kCount * kLanes / 8);
   }
 };
 
@@ -47,14 +47,11 @@ struct Mask {  // backward: what the rule lets pass
   int any_gate, any_sign;  // -1 where the rule does not ask
 
   template <int kCount>
-  PYSAL_INLINE void finish(const vfloat* sums, int64_t pixel, int64_t column, int64_t /*next*/) const {
+  PYSAL_INLINE void finish(const vfloat* sums, int64_t at, int64_t /*column*/, int64_t /*next*/) const {
     uint32_t bits = 0;
-    __builtin_memcpy(&bits, gates + (pixel * pitch + column) / 8, kCount * kLanes / 8);
-    for (int v = 0; v < kCount; ++v) {
-      const vint open = lanes_of<vint, int32_t, kLanes>(bits >> (v * kLanes)) | any_gate;
-      const vint passes = open & ((sums[v] > vfloat{}) | any_sign);
-      store(out + pixel * pitch + column + v * kLanes, passes ? sums[v] : vfloat{});
-    }
+    __builtin_memcpy(&bits, gates + (at >> 3), kCount * kLanes / 8);
+    bits |= static_cast<uint32_t>(any_gate);
+    for (int v = 0; v < kCount; ++v) store(out + at + v * kLanes, passed(sums[v], bits >> (v * kLanes), any_sign));
   }
 };
 
@@ -65,34 +62,53 @@ struct Add {  // the output: sum + bias + added
   int64_t pitch;
 
   template <int kCount>
-  PYSAL_INLINE void finish(const vfloat* sums, int64_t pixel, int64_t column, int64_t next) const {
+  PYSAL_INLINE void finish(const vfloat* sums, int64_t at, int64_t column, int64_t next) const {
     for (int v = 0; v < kCount; ++v) {
-      const int64_t at = pixel * pitch + column + v * next;
       vfloat x = sums[v];
       if (bias) x += load(bias + column + v * next);
-      if (added) x += load(added + at);
-      store(out + at, x);
+      if (added) x += load(added + at + v * next);
+      store(out + at + v * next, x);
+    }
+  }
+};
+
+// Addresses of a tile's pixels as few bases, each with the same three steps: a pointer per pixel would not fit into the
+// registers, and the compiler would keep some in vectors. It is not told that the bases belong together.
+template <int kRows>
+struct Bases {
+  const float* of[(kRows + 3) / 4];
+
+  PYSAL_INLINE Bases(const float* first, int64_t step) {
+#pragma GCC unroll 4
+    for (int i = 0; i < (kRows + 3) / 4; ++i) {
+      of[i] = first + 4 * i * step;
+#if defined(__x86_64__)
+      __asm__("" : "+r"(of[i]));
+#endif
     }
   }
 };
 
 template <int kRows, int kVectors, class Finish>
 __attribute__((noinline)) void multiply_tile(const float* a, const float* b, int64_t depth, int64_t b_next,
-                                             const Finish& finish, int64_t pixel, int64_t column, int64_t next) {
+                                             const Finish& given, int64_t pixel, int64_t column, int64_t next) {
+  const Finish finish = given;  // in registers: what is written could be the original
   vfloat sums[kRows][kVectors] = {};
+  const Bases<kRows> bases(a, depth);
   for (int64_t k = 0; k < depth; ++k) {
     vfloat w[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) w[v] = load(b + k * kPanel + v * b_next);
 #pragma GCC unroll 16
     for (int p = 0; p < kRows; ++p) {
-      const vfloat x = broadcast(a[p * depth + k]);
+      const vfloat x = broadcast(bases.of[p / 4][p % 4 * depth + k]);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sums[p][v] += x * w[v];
     }
   }
+  int64_t at = pixel * finish.pitch + column;
 #pragma GCC unroll 16
-  for (int p = 0; p < kRows; ++p) finish.template finish<kVectors>(sums[p], pixel + p, column, next);
+  for (int p = 0; p < kRows; ++p, at += finish.pitch) finish.template finish<kVectors>(sums[p], at, column, next);
 }
 
 template <int kVectors, class Finish>
@@ -144,21 +160,23 @@ struct Tap {
 
 template <int kRows, class Finish>
 __attribute__((noinline)) void combine_tile(const Tap* taps, int64_t count, int64_t channels, int64_t step,
-                                            int64_t first, const Finish& finish) {
+                                            int64_t first, const Finish& given) {
+  const Finish finish = given;
   for (int64_t c = 0; c < channels; c += kTogether * kLanes) {
     vfloat sums[kRows][kTogether] = {};
     for (int64_t i = 0; i < count; ++i) {
-      const float* const source = taps[i].source + first * step + c;
+      const Bases<kRows> bases(taps[i].source + first * step + c, step);
       vfloat w[kTogether];
 #pragma GCC unroll 2
       for (int v = 0; v < kTogether; ++v) w[v] = load(taps[i].weight + c + v * kLanes);
 #pragma GCC unroll 16
       for (int p = 0; p < kRows; ++p)
 #pragma GCC unroll 2
-        for (int v = 0; v < kTogether; ++v) sums[p][v] += load(source + p * step + v * kLanes) * w[v];
+        for (int v = 0; v < kTogether; ++v) sums[p][v] += load(bases.of[p / 4] + p % 4 * step + v * kLanes) * w[v];
     }
+    int64_t at = first * finish.pitch + c;
 #pragma GCC unroll 16
-    for (int p = 0; p < kRows; ++p) finish.template finish<kTogether>(sums[p], first + p, c, kLanes);
+    for (int p = 0; p < kRows; ++p, at += finish.pitch) finish.template finish<kTogether>(sums[p], at, c, kLanes);
   }
 }
 
