@@ -5,7 +5,8 @@ model is changed. What is not recognised stays as it was traced.
 """
 
 import copy
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 _CONVOLUTIONS = (torch.conv2d, F.conv2d)
+_DIVISIONS = (operator.truediv, torch.div, torch.true_divide)
 _IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 
 
@@ -216,6 +218,40 @@ def _fold_padding(graph: fx.GraphModule) -> None:
             assert isinstance(user, Convolution)
             left, right, top, bottom = (a + b for a, b in zip(user.padding, sides, strict=True))
             user.padding = (left, right, top, bottom)
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+
+
+def fold_division(graph: fx.GraphModule, shapes: Mapping[Any, tuple[int, ...]]) -> None:
+    """Divide weights instead of images, where images are divided by a constant per channel before a convolution.
+
+    The images of most models are, by their standard deviation. Zeros around them stay zeros.
+
+    Args:
+        graph: made by `fold`; changed in place.
+        shapes: of what its nodes return.
+    """
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in _DIVISIONS or len(node.args) != 2 or node.kwargs:
+            continue
+        source, divisor = node.args[0], _constant(graph, node.args[1])
+        shape = shapes.get(node)
+        if divisor is None or shape is None or len(shape) != 4 or shapes.get(source) != shape:
+            continue
+        if divisor.numel() not in (1, shape[1]) or divisor.expand(1, *shape[1:]).stride()[2:] != (0, 0):
+            continue
+        users = [user for user in node.users if user.target != "size"]
+        convolutions = [module_of(graph, user) for user in users]
+        if not users or not all(isinstance(each, Convolution) and each.groups == 1 for each in convolutions):
+            continue
+        by_channel = divisor.detach().double().expand(1, *shape[1:])[:, :, :1, :1]
+        if not (by_channel.isfinite() & (by_channel != 0)).all():
+            continue
+        for user, each in zip(users, convolutions, strict=True):
+            assert isinstance(each, Convolution)
+            weight = (each.weight.double() / by_channel).to(each.weight.dtype)
+            made = Convolution(weight, each.bias, each.stride, each.padding, each.dilation, each.groups)
+            graph.add_submodule(str(user.target), made)
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
 

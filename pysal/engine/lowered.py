@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pysal.engine.fold import Convolution, module_of, replace_by_module
+from pysal.engine.fold import Convolution, fold_division, module_of, replace_by_module
 from pysal.engine.matrix_unit import MatrixConvolution
 
 _ADDITIONS = (operator.add, torch.add)
@@ -89,7 +89,9 @@ class FusedConvolution(nn.Module):
                 flipped = weight.flip(2, 3).unflatten(0, (even.groups, -1)).transpose(1, 2).flatten(0, 1)
                 self.backward_weight = _packed(even, flipped, padding, (1, 1), shape)
         elif even.groups == 1 and even.dilation == (1, 1) and input_shape[0] * even.stride[0] * even.stride[1] <= FEW_CHANNELS:
-            self.phases = _Phases(weight, even.stride, self._padding, input_shape[1:], (height, width))
+            left, _, top, _ = self.convolution.padding  # as it was: taps of zero would widen what the phases see
+            weight = self.convolution.weight.to(self.backward_dtype)
+            self.phases = _Phases(weight, even.stride, (top, left), input_shape[1:], (height, width))
             self.backward_weight = _packed(even, self.phases.weight, self.phases.padding, (1, 1), shape)
 
     def _make_matrix_backward(self, size: Sequence[int]) -> bool:
@@ -336,6 +338,7 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
     shapes = _Shapes(graph)
     with torch.no_grad():
         shapes.run(example)
+    fold_division(graph, shapes.found)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     lowered = 0
     for node in list(graph.graph.nodes):
@@ -371,7 +374,7 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and remembers the shape of every tensor."""
+    """Runs a graph and remembers the shape of every floating tensor."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -379,7 +382,7 @@ class _Shapes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and result.is_floating_point():
             self.found[n] = tuple(result.shape)
         return result
 

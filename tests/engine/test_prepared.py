@@ -317,6 +317,52 @@ def test_keeps_one_bit_per_element() -> None:
     assert program.record(x).bytes == 2 * 8 * 12 * 14 / 8
 
 
+class Divided(nn.Module):
+    """Images divided by a constant, and a convolution."""
+
+    def __init__(self, divisor: Tensor, convolution: nn.Module, function: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("divisor", divisor)
+        self.convolution = convolution
+        self.function = function or (lambda y, convolution: convolution(y).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x / self.divisor, self.convolution)
+
+
+def divisor(*shape: int) -> Tensor:
+    return torch.linspace(-2, 3, torch.Size(shape).numel()).view(shape)
+
+
+DIVIDED = {
+    "a number": (lambda: Divided(torch.tensor(0.3), conv(3, 4, 3, padding=1)), True),
+    "per channel": (lambda: Divided(divisor(3, 1, 1), conv(3, 4, 3, padding=1)), True),
+    "per channel, four dimensions": (lambda: Divided(divisor(1, 3, 1, 1), conv(3, 4, 3, stride=2, padding=(1, 0))), True),
+    "its size is asked": (lambda: Divided(divisor(3, 1, 1), conv(3, 4, 3), lambda y, c: c(y).reshape(y.size(0), -1)), True),
+    "used twice": (lambda: Divided(divisor(3, 1, 1), conv(3, 4, 3), lambda y, c: torch.cat([c(y), c(y)], 1).flatten(1)), True),
+    "per row": (lambda: Divided(divisor(12, 1), conv(3, 4, 3)), False),
+    "per column": (lambda: Divided(divisor(14), conv(3, 4, 3)), False),
+    "groups": (lambda: Divided(divisor(3, 1, 1), conv(3, 3, 3, groups=3)), False),
+    "seen by another": (
+        lambda: Divided(divisor(3, 1, 1), conv(3, 4, 3), lambda y, c: torch.cat([c(y).flatten(1), y.flatten(1)], 1)),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_division_by_a_constant_is_done_to_weights(name: str) -> None:
+    make, done = DIVIDED[name]
+    model, x = build(make)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.program is not None, prepared.report()
+    assert all("truediv" not in node.name for node in prepared.program.nodes) == done
+    exact, expected = model(x), gradient(model, x)
+    rounding = 1e3 * torch.finfo(torch.float64).eps
+    assert (prepared(x) - exact).abs().max() <= rounding * exact.abs().max()
+    assert (gradient(prepared, x) - expected).abs().max() <= rounding * expected.abs().max()
+
+
 def test_changed_weights_are_refused() -> None:
     model, x = build(network)
     prepared = pysal.prepare(model, x, batch_size=2)
