@@ -75,6 +75,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
     graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
     graph.meta["runs"] = tracer.runs
     _remove_identities(graph)
+    _reshape_for_view(graph)
     _unify_convolutions(graph)
     _fold_padding(graph)
     _fold_batch_norm(graph)
@@ -143,6 +144,14 @@ def _remove_identities(graph: fx.GraphModule) -> None:
             node.args[0].meta.setdefault("layers", []).extend(node.meta.get("layers", ()))
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+
+
+def _reshape_for_view(graph: fx.GraphModule) -> None:
+    """Let what looked at a contiguous map as a matrix take one in channels_last order, too."""
+    for node in graph.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not node.kwargs:
+            if len(node.args) > 2 or isinstance(node.args[1], (int, tuple, list)):  # one argument may be a dtype
+                node.target = "reshape"
 
 
 def _pair(value: Any) -> tuple[int, int]:

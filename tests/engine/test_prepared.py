@@ -363,6 +363,26 @@ def test_division_by_a_constant_is_done_to_weights(name: str) -> None:
     assert (gradient(prepared, x) - expected).abs().max() <= rounding * expected.abs().max()
 
 
+class Flattened(nn.Module):
+    """A map seen as rows of a matrix, as VGG and AlexNet do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = conv(3, 4, 3), nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convolution(x).relu()
+        return self.head(y.view(y.size(0), -1).view(y.dtype))
+
+
+def test_a_map_may_be_viewed_as_a_matrix() -> None:
+    model, x = build(Flattened, torch.float32)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.fused, prepared.report()
+    double, _ = build(Flattened)
+    assert_no_worse(prepared(x), double(x.double()), model(x))
+
+
 def test_changed_weights_are_refused() -> None:
     model, x = build(network)
     prepared = pysal.prepare(model, x, batch_size=2)
