@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -80,14 +81,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _compare(name: str, before: Any, now: Any, found: list[str]) -> None:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [*before, *(key for key in now if key not in before and (name or key not in NOT_COMPARED))]
+        if name == "methods":
+            if list(before) != list(now):
+                found.append(f"methods were {', '.join(before)}, are {', '.join(now)}")
+            keys = [key for key in before if key in now]
         for key in keys:
             _compare(f"{name}.{key}" if name else str(key), before.get(key), now.get(key), found)
-        if list(before) != list(now) and set(before) == set(now) and name == "methods":
-            found.append(f"methods were {', '.join(before)}, are {', '.join(now)}")
     elif before != now:
         found.append(f"{name} was {_short(before)}, is {_short(now)}")
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return f"{value[:12]}..."
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

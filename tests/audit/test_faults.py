@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -471,9 +472,13 @@ def test_resuming_with_anything_changed_is_refused_with_the_difference(job, phot
     assert refused(lambda: job(**again, methods=["leave_one_out", "gradient"])) == (
         "methods were gradient, leave_one_out, are leave_one_out, gradient"
     )
+    assert refused(lambda: job(**again, methods=["gradient", "grad_cam"], method_options={})).startswith(
+        "methods were gradient, leave_one_out, are gradient, grad_cam; boxes was [["
+    )
     with torch.no_grad():
         model.network[0].bias += 1
-    assert refused(lambda: resume(planned.out, model=model)).startswith("model.weights_sha256 was ")
+    hashes = r"model.weights_sha256 was [0-9a-f]{12}\.\.\., is [0-9a-f]{12}\.\.\."
+    assert re.fullmatch(hashes, refused(lambda: resume(planned.out, model=model)))
     with torch.no_grad():
         model.network[0].bias.copy_(tiny.classifier().network[0].bias)
     monkeypatch.setattr(manifest, "versions", lambda before=manifest.versions: {**before(), "numpy": "0.1"})
