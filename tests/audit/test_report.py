@@ -193,7 +193,7 @@ def test_errors_and_reproducibility(audited, page) -> None:
     (_, *reasons) = found.tables["errors"][0]
     assert sum(int(line[1]) for line in reasons) == 2
     told = pq.read_table(audited / "errors").to_pylist()
-    assert {line[2] for line in reasons} == {row["path"] + (f" ({row['detail']})" if row["detail"] else "") for row in told}
+    assert {line[2] for line in reasons} == {row["path"] + (f" : {row['detail']}" if row["detail"] else "") for row in told}
     assert {row["path"] for row in told} == {"cat/<img src=x onerror=alert(1)>.jpg", "dog/empty.png"}
     manifest = (audited / "manifest.json").read_text("utf-8")
     for digest in re.findall(r'"[0-9a-f]{64}"', manifest):
@@ -362,6 +362,15 @@ def test_in_a_browser(audited, page, tmp_path, scheme) -> None:
             )
             light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (page_colour, text))
             assert (light > dark) == (scheme == "light")
+            rows = "[...document.querySelectorAll('.strip')].map(s => new Set([...s.children].map(c => c.offsetTop)).size)"
+            assert set(tab.evaluate(rows)) == {1}, "photo and maps of an image stand side by side"
+            tab.set_viewport_size({"width": 690, "height": 900})  # a sheet of A4 without its margins
+            cut = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).map(s => s.closest('section').id)"
+            tab.emulate_media(media="print")
+            assert tab.evaluate(cut) == [], "a table is wider than the sheet"
+            tab.emulate_media(media="screen")
+            tab.set_viewport_size({"width": 1280, "height": 900})
+            assert tab.evaluate(cut) == [], "a table is wider than the window"
             for chart in tab.query_selector_all("svg"):
                 box = chart.bounding_box()
                 assert box is not None
