@@ -181,7 +181,7 @@ def test_curves_draw_the_scores_and_mark_the_best_area():
     assert lines(figure) == [(side.shares.tolist(), line.tolist()) for side in given for line in side.scores.values()]
     bold = [text.get_text() for text in texts(figure) if text.get_weight() == "bold" and "%" in text.get_text()]
     # the areas of (1 - s)^1, ^2, ^3: a third is the least of them, a half the most
-    assert bold == ["25 %", "50 %"]
+    assert bold == ["25.0 %", "50.0 %"]
     assert {"Gradient", "Grad-CAM", RANDOM, "deletion", "insertion"} <= set(words(figure))
 
 

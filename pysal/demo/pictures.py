@@ -30,9 +30,14 @@ from pysal.methods.registry import METHODS
 WRITTEN, LISTED = 3, 8
 # The two views of a map, in the order of everything that comes in pairs.
 KINDS = ("signed", "unsigned")
+# What the summary says of a method's defaults alone, where the page lets its reader choose.
+SAYS = {
+    "smooth_grad": "the mean of the maps of noisy copies",
+    "integrated_gradients": "each pixel's share of the score, counted from a baseline",
+}
 # What a method's own picture cannot say by itself.
 HINTS = {
-    "leave_one_out": "Point at a segment to hide it.",
+    "leave_one_out": "",
     "gradient": "",
     "guided_backprop": "Sharp, but much the same for any class.",
     "grad_cam": "As coarse as the layer it looks at.",
@@ -349,7 +354,10 @@ def _cost(found: Explanation, name: str) -> str:
 
 
 def _note(found: Explanation, name: str) -> str:
-    lines = [_sentence(METHODS[name].summary)]
+    lines = [_sentence(SAYS.get(name, METHODS[name].summary))]
+    if name == "leave_one_out":
+        apart = label_map(found.panel(name)) is not None
+        lines.append("Point at a segment to hide it." if apart else "Windows overlap; a pixel has their mean.")
     if said := completeness(found, name):
         lines.append(f'</span><span class="residual">{escape(said)}')
     elif name == "smooth_grad":

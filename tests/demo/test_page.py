@@ -186,6 +186,12 @@ def test_pointing_at_a_segment_hides_it_and_says_what_that_does(seen) -> None:
     told.wait_for(state="hidden")
 
 
+def test_the_bars_of_the_largest_falls_have_one_length(seen) -> None:
+    bars = seen.page.locator(".ranking .bar")
+    assert bars.count() > 1
+    assert len({round(bar.bounding_box()["width"], 1) for bar in bars.all()}) == 1
+
+
 def test_photos_are_picked_and_uploaded(seen, tmp_path) -> None:
     page = seen.page
     seen.changed(page.locator(".thumbnails [data-pick=coffee]").click)

@@ -201,6 +201,25 @@ def test_boxes_are_segments_unless_they_overlap() -> None:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
+def test_overlapping_windows_cannot_be_pointed_at() -> None:
+    boxes = torch.tensor([[0, 0, 8, 8], [4, 4, 12, 12]])
+    overlapping = result("leave_one_out", torch.rand(1, 1, SIZE, SIZE), drops=[torch.tensor([0.3, 0.1])], boxes=boxes)
+    for found, said in ((overlapping, "Windows overlap"), (left_out([0.3, 0.1, 0.0, 0.0], quarters()), "Point at a segment")):
+        page = pictures.side_by_side(Found(explanation(leave_one_out=found), (), {}), torch.rand(1, 3, SIZE, SIZE))
+        assert [word in page for word in ("Windows overlap", "Point at a segment")].count(True) == 1
+        assert said in page
+
+
+def test_what_a_reader_can_choose_is_not_said_to_be_the_default() -> None:
+    map = torch.rand(1, 3, SIZE, SIZE)
+    found = explanation(
+        integrated_gradients=result("integrated_gradients", map), smooth_grad=result("smooth_grad", map, base="guided_backprop")
+    )
+    page = pictures.side_by_side(Found(found, (), {}), found.images)
+    assert "black" not in page
+    assert "mean gradient" not in page
+
+
 def test_completeness_is_said_with_its_residual() -> None:
     map = torch.full((1, 3, SIZE, SIZE), 4.5 / (3 * SIZE * SIZE))
     found = explanation(integrated_gradients=result("integrated_gradients", map, residual=torch.tensor([-0.5])))
