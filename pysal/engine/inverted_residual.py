@@ -14,6 +14,8 @@ from pysal.engine.lowered import FusedConvolution
 from pysal.engine.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES
 
+# Pixels of the map in between from which it gains: smaller ones stay in the caches anyway.
+LEAST_PIXELS = 100
 _PANEL = 16  # columns of a matrix that lie together
 _MOST_TAPS = 128  # of a depthwise kernel
 
@@ -43,12 +45,18 @@ class InvertedResidual:
 
     @classmethod
     def suited(cls, expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
-        """Say whether three convolutions, or two, are such a block, and gain from being one."""
-        if not available() or not _is_depthwise(depthwise) or depthwise.upper is None:
+        """Say whether three convolutions, or two, are such a block, and gain from being one (docs/performance.md)."""
+        if not available() or not cls.fits(expand, depthwise, project):
+            return False
+        height, width = depthwise.input_shape[1:]
+        return height * width >= LEAST_PIXELS and (expand or project).matrix is None
+
+    @staticmethod
+    def fits(expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
+        """Say whether three convolutions, or two, are such a block, of float32 and channels that fill vectors."""
+        if not _is_depthwise(depthwise) or depthwise.upper is None:
             return False
         if not _is_pointwise(project) or project.upper is not None:
-            return False
-        if (expand or project).matrix is not None:  # as fast there, or faster: 7 x 7 maps of 192 channels, 0.9 to 1.1 times
             return False
         return expand is None or (expand.upper is not None and _is_pointwise(expand))
 
@@ -155,5 +163,6 @@ def _is_depthwise(module: FusedConvolution) -> bool:
     left, right, top, bottom = convolution.padding
     if not channels == convolution.groups or inputs != 1 or channels % _PANEL or convolution.dilation != (1, 1):
         return False
-    fits = max(left, right) < width and max(top, bottom) < height and min(convolution.padding) >= 0
-    return fits and convolution.stride <= (height, width) and height * width <= _MOST_TAPS and _is_float(module)
+    covers = convolution.stride[0] <= height and convolution.stride[1] <= width
+    inside = max(left, right) < width and max(top, bottom) < height and min(convolution.padding) >= 0
+    return covers and inside and height * width <= _MOST_TAPS and _is_float(module)

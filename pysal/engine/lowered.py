@@ -39,7 +39,7 @@ class FusedConvolution(nn.Module):
         self, convolution: Convolution, upper: float | None, input_shape: tuple[int, ...], backward_dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.convolution, self.upper = convolution, upper
+        self.convolution, self.upper, self.input_shape = convolution, upper, input_shape
         # oneDNN has no fast grouped convolution in bf16
         self.backward_dtype = backward_dtype if convolution.groups == 1 else convolution.weight.dtype
         self.onednn = _onednn(convolution.weight)

@@ -62,7 +62,7 @@ class Block:
             size = tuple(convolution(torch.zeros(1, *shape)).shape[2:])
         self.out_shape = (self.images, outputs, *size)
         first = fused[0] if expands else None
-        assert InvertedResidual.suited(first, *fused[-2:]) == (fused[0 if expands else -1].matrix is None)
+        assert InvertedResidual.fits(first, *fused[-2:])
         self.block = InvertedResidual(first, *fused[-2:])
 
     def sample(self, seed: int = 0) -> Tensor:
@@ -257,7 +257,7 @@ def network() -> tuple[nn.Module, Tensor]:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model.eval(), sample(2, 3, 24, 24)
+    return model.eval(), sample(2, 3, 56, 56)
 
 
 def programs() -> tuple[nn.Module, Tensor, Program, Program]:
@@ -279,8 +279,8 @@ def test_methods_on_a_model_of_such_blocks() -> None:
     double = copy.deepcopy(model).double()
     for method in (pysal.gradient, pysal.guided_backprop):
         assert_no_worse(method(prepared, x, 1), method(double, x.double(), 1), method(model, x, 1))
-    drops = pysal.leave_one_out(model, x, 1, segments=pysal.Window(6), score="logit")
-    found = pysal.leave_one_out(prepared, x, 1, segments=pysal.Window(6), score="logit")
+    drops = pysal.leave_one_out(model, x, 1, segments=pysal.Window(14), score="logit")
+    found = pysal.leave_one_out(prepared, x, 1, segments=pysal.Window(14), score="logit")
     assert (found - drops).abs().max() <= 1e-4 * drops.abs().max()
 
 
@@ -328,3 +328,37 @@ def test_other_precisions_run_node_by_node() -> None:
         assert prepared.program is not None
         assert prepared.program.blocks == {}
         assert "inverted residual" not in prepared.report()
+
+
+def parts_of(geometry: Geometry, uppers: tuple[float | None, float | None, float | None]) -> list[FusedConvolution]:
+    _, inputs, channels, outputs, size, kernel, stride, padding = geometry
+    still, none = (1, 1), (0, 0, 0, 0)
+    convolutions = [
+        Convolution(sample(channels, inputs, 1, 1), None, still, none, still, 1),
+        Convolution(sample(channels, 1, *kernel), None, stride, padding, still, channels),
+        Convolution(sample(outputs, channels, 1, 1), None, still, none, still, 1),
+    ]
+    shapes = [(inputs, *size), (channels, *size), (channels, 9, 9)]
+    return [FusedConvolution(*each, torch.float32) for each in zip(convolutions, uppers, shapes, strict=True)]
+
+
+def test_what_is_no_such_block_is_left_alone() -> None:
+    fitting: Geometry = (1, 16, 32, 24, (12, 12), (3, 3), (1, 1), (1, 1, 1, 1))
+    relus = 6.0, torch.inf, None
+    assert InvertedResidual.fits(*parts_of(fitting, relus))
+    assert InvertedResidual.suited(*parts_of(fitting, relus)) == available()
+    assert not InvertedResidual.suited(*parts_of((*fitting[:4], (9, 11), *fitting[5:]), relus))  # 99 pixels
+    for uppers in ((None, 6.0, None), (6.0, None, None), (6.0, 6.0, 6.0)):
+        assert not InvertedResidual.fits(*parts_of(fitting, uppers))
+    for wrong in (
+        (1, 20, 32, 24, *fitting[4:]),  # channels that do not fill vectors
+        (1, 16, 40, 24, *fitting[4:]),
+        (1, 16, 32, 12, *fitting[4:]),
+        (*fitting[:5], (3, 3), (4, 1), (1, 1, 1, 1)),  # pixels that no window reaches, in between
+        (*fitting[:5], (3, 3), (1, 4), (1, 1, 1, 1)),
+        (*fitting[:5], (3, 3), (1, 1), (3, 0, 0, 0)),  # windows of nothing but padding
+    ):
+        assert not InvertedResidual.fits(*parts_of(wrong, relus))
+    expand, depthwise, project = parts_of(fitting, relus)
+    assert not InvertedResidual.fits(depthwise, depthwise, project)
+    assert not InvertedResidual.fits(expand, expand, project)
