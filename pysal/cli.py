@@ -41,6 +41,7 @@ OPTION_OF = {
     "steps": ("integrated_gradients", "blur_integrated_gradients"),
     "tolerance": ("integrated_gradients", "blur_integrated_gradients"),
     "samples": ("smooth_grad",),
+    "other_activations": ("guided_backprop", "guided_grad_cam"),
 }
 
 
@@ -225,6 +226,12 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Instead of --steps: refine until the map's estimated relative error is below T.",
         ),
         click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]"),
+        click.option(
+            "--other-activations",
+            type=click.Choice(["plain", "generalised"]),
+            help="For guided_backprop and guided_grad_cam, of activations but ReLU: they have their own gradient or "
+            "the rule by the sign of their output. [default: refuse]",
+        ),
     )
     for option in reversed(options):
         with_given = option(with_given)
@@ -592,7 +599,9 @@ def _method_options(names: Sequence[str], given: Mapping[str, Any], asked: str =
     for option, value in given.items():
         takers = [name for name in OPTION_OF[option] if name in names]
         if not takers:
-            raise click.UsageError(f"--{option} is for {' and '.join(OPTION_OF[option])}, which {asked} leaves out")
+            raise click.UsageError(
+                f"--{option.replace('_', '-')} is for {' and '.join(OPTION_OF[option])}, which {asked} leaves out"
+            )
         for name in takers:
             options.setdefault(name, {})[option] = value
     return options

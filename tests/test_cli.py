@@ -22,6 +22,7 @@ from pysal.engine import chunks
 from pysal.engine.prepared import prepare
 from pysal.explain import explain
 from pysal.explanation import Explanation
+from pysal.methods.guided_backprop import guided_backprop
 from pysal.methods.registry import METHODS
 from pysal.segments import Grid
 
@@ -178,6 +179,29 @@ def test_explain_is_what_the_library_computes(small, photo, out) -> None:
         assert torch.equal(found.maps[name], map), name
 
 
+GELU = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+"""
+
+
+def test_explain_says_what_the_rule_does_with_other_activations(photo, out, tmp_path) -> None:
+    (tmp_path / "net.py").write_text(GELU)
+    call = ("explain", photo, "--out", out, "--model", f"{tmp_path / 'net.py'}:make", "--allow-code", "--size", "16")
+    call += ("--normalize", "none", "--method", "guided_backprop", "--target", "1")
+    assert "the network has GELU; pass other_activations=" in refused(2, *call)
+    succeeded(*call, "--other-activations", "generalised")
+    found = Explanation.load(out / "photo.npz")
+    image = models.read_image(photo, size=16)
+    model = models.load(f"{tmp_path / 'net.py'}:make", allow_code=True, size=16, normalize="none")
+    expected = guided_backprop(prepare(model, image, batch_size=8), image, 1, other_activations="generalised")
+    assert torch.equal(found.maps["guided_backprop"], expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -293,6 +317,10 @@ def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
         (
             ["explain", "--method", "gradient", "--steps", "3"],
             "pysal explain: --steps is for integrated_gradients and blur_integrated_gradients, which --method leaves out",
+        ),
+        (
+            ["explain", "--method", "gradient", "--other-activations", "plain"],
+            "pysal explain: --other-activations is for guided_backprop and guided_grad_cam, which --method leaves out",
         ),
     ],
 )

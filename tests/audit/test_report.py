@@ -365,7 +365,8 @@ def test_in_a_browser(audited, page, tmp_path, scheme) -> None:
             rows = "[...document.querySelectorAll('.strip')].map(s => new Set([...s.children].map(c => c.offsetTop)).size)"
             assert set(tab.evaluate(rows)) == {1}, "photo and maps of an image stand side by side"
             tab.set_viewport_size({"width": 690, "height": 900})  # a sheet of A4 without its margins
-            cut = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).map(s => s.closest('section').id)"
+            cut = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth)"
+            cut += ".map(s => s.closest('section').id)"
             tab.emulate_media(media="print")
             assert tab.evaluate(cut) == [], "a table is wider than the sheet"
             tab.emulate_media(media="screen")
