@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -26,6 +28,7 @@ ATTEMPTS = 3
 # Ray starts a task where this much of a processor is free. Below 1, so that a cluster whose processors are all promised to
 # others still has room for the tasks that hand data on (ray-project/ray issue 44687).
 RAY_CPUS = 0.9
+REACHED_WITHIN = 10.0  # seconds until a cluster must have answered
 # glibc gives blocks above its threshold back to the system as soon as they are free, and pays for their pages again and again;
 # raising it makes batches of 16 several times faster (benchmarks/README.md). Values in bytes, keys of mallopt(3).
 MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 * 2**20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
@@ -231,6 +234,7 @@ def on_ray(setup: Setup, todo: Sequence[Shard], out: Path, workers: int | None, 
     cuda = setup.manifest["device"] == "cuda"
     started_here = not ray.is_initialized()
     if started_here:
+        _check_reachable(address)
         cpus = None if address else (workers or len(os.sched_getaffinity(0)))
         ray.init(address=address, num_cpus=cpus, include_dashboard=None if address else False, log_to_driver=False)
     try:
@@ -257,6 +261,18 @@ def on_ray(setup: Setup, todo: Sequence[Shard], out: Path, workers: int | None, 
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse a cluster's address at which nobody listens, which Ray would try again for many minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address or "")
+    if found is None:
+        return  # "auto", "local": Ray knows where that is
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=REACHED_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        refuse(WHERE, "address", "be that of a Ray cluster", f"{address!r} ({reason.lower()})", ConnectionError)
 
 
 def _on_node(key: str, setup: Setup, shard: Shard) -> Files:

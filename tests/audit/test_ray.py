@@ -89,3 +89,12 @@ def test_what_goes_wrong_in_a_task_stops_the_job(job, tmp_path, monkeypatch) -> 
         planned.run(engine="ray", workers=1)
     (tmp_path / "armed").unlink()
     assert planned.run(engine="inline").complete
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(job) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ConnectionError) as caught:
+            job().run(engine="ray", address=address)
+    assert str(caught.value) == f"pysal.audit: address must be that of a Ray cluster, got '{address}' (connection refused)"
