@@ -10,6 +10,8 @@ from torch import nn
 
 import pysal
 from benchmarks import by_hand, common, networks, tables
+from benchmarks.bench_ops import CASES, Case
+from pysal import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +50,12 @@ def test_losses_and_wrong_maps_are_shown() -> None:
     result = {"metadata": about | {"load_average": [0]}, "rows": rows, "claims": []}
     assert "| gradient | 200 ms | **0.50** | **0.50** | 2.0 ✗ | 2.5 | - |" in tables.readme_section([result])
     assert "wrong" in tables.docs_section([result])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_case_gives_its_op_every_argument(case: Case) -> None:
+    schema = torch._C.parse_schema(f"pysal::{case.op}{_library.SCHEMAS[case.op]}")
+    assert len(case.build(torch.device("cpu"))) == len(schema.arguments)
 
 
 def test_what_an_audit_takes_is_worked_out_from_its_rates() -> None:
