@@ -54,7 +54,7 @@ def occlusion(dtype: torch.dtype, channels_last: bool) -> Callable[[torch.device
     def build(device: torch.device) -> tuple[Any, ...]:
         images, fills = torch.rand(2, 3, 224, 224, device=device), torch.zeros(2, 3, 224, 224, device=device)
         ids = torch.arange(32, dtype=torch.int32, device=device)
-        return images, fills, grid_labels(2, 14, device), rows_of(32, 2, device), ids, dtype, channels_last
+        return images, fills, grid_labels(2, 14, device), rows_of(32, 2, device), ids, dtype, channels_last, None, None
 
     return build
 
@@ -62,7 +62,7 @@ def occlusion(dtype: torch.dtype, channels_last: bool) -> Callable[[torch.device
 def occlusion_boxes(device: torch.device) -> tuple[Any, ...]:
     """32 occluded images of 2, by sliding windows."""
     images, fills = torch.rand(2, 3, 224, 224, device=device), torch.zeros(2, 3, 224, 224, device=device)
-    return images, fills, windows(32, 8, device)[:32].contiguous(), rows_of(32, 2, device), F32, False
+    return images, fills, windows(32, 8, device)[:32].contiguous(), rows_of(32, 2, device), F32, False, None, None
 
 
 def activation(channels_last: bool, device: torch.device) -> Tensor:
