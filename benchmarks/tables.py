@@ -165,12 +165,8 @@ def audit_section(results: Sequence[Mapping[str, Any]]) -> str:
         for workers in dict.fromkeys(row["workers"] for row in rows):
             own = [row for row in rows if row["workers"] == workers]
             head = ["method", "the engine alone", "pool of 1", f"{workers} engines side by side", f"pool of {workers}"]
-            head += [
-                f"of {workers} x the engine",
-                f"of {workers} side by side",
-                "read and write a photo",
-                f"Ray, {workers} workers",
-            ]
+            head += [f"of {workers} x the engine", f"of {workers} side by side", f"of {workers} x a pool of 1"]
+            head += ["read and write a photo", f"Ray, {workers} workers"]
             lines += ["Images per second:", "", *table(head, [audit_line(row, workers) for row in own]), ""]
             head = ["method", *(f"{images:,} images, {who}" for images in DATASETS for who in (f"{workers} cores", "64 cores"))]
             head += ["maps as uint8, 1,000,000 images"]
@@ -199,7 +195,7 @@ def audit_line(row: Row, workers: int) -> list[str]:
     alone, together, pool = rates["bare 1"], rates[f"bare {workers}"], rates[f"pool {workers}"]
     cells = [f"{rate:.2f}" for rate in (alone, rates["pool 1"], together, pool)]
     stages = row["seconds_of_a_processor_per_image"]
-    cells += [f"{100 * pool / (workers * alone):.0f} %", f"{100 * pool / together:.0f} %"]
+    cells += [f"{100 * pool / whole:.0f} %" for whole in (workers * alone, together, workers * rates["pool 1"])]
     cells += [f"{1e3 * (stages['read'] + stages['encode']):.1f} ms", f"{rates[f'ray {workers}']:.2f}"]
     return [f"`{row['method']}`", *cells]
 

@@ -65,7 +65,7 @@ def test_what_an_audit_takes_is_worked_out_from_its_rates() -> None:
     case = {"commit": "0123456", "workers": 2, "method": "gradient", "images_per_second": rates, "bytes_per_image": 2**20}
     case["seconds_of_a_processor_per_image"] = stages
     page = tables.audit_section([{"metadata": about, "methods": [case]}])
-    assert "| `gradient` | 10.00 | 9.00 | 19.00 | 18.00 | 90 % | 95 % | 2.7 ms | 17.00 |" in page
+    assert "| `gradient` | 10.00 | 9.00 | 19.00 | 18.00 | 90 % | 95 % | 100 % | 2.7 ms | 17.00 |" in page
     # 50,000 / 18 per second, by 32 on 64 cores; 1,000,000 is 20 times as many
     assert "| `gradient` | 46 min | 87 s | 15.4 h | 29 min | 977 GiB |" in page
 

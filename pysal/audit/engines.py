@@ -236,7 +236,8 @@ def on_ray(setup: Setup, todo: Sequence[Shard], out: Path, workers: int | None, 
     if started_here:
         _check_reachable(address)
         cpus = None if address else (workers or len(os.sched_getaffinity(0)))
-        ray.init(address=address, num_cpus=cpus, include_dashboard=None if address else False, log_to_driver=False)
+        # "local": without it Ray would join a cluster that it finds on this machine
+        ray.init(address=address or "local", num_cpus=cpus, include_dashboard=None if address else False, log_to_driver=False)
     try:
         task = ray.remote(num_cpus=RAY_CPUS, num_gpus=1 if cuda else 0, max_retries=ATTEMPTS)(_on_node)
         setup_there = ray.put(setup)

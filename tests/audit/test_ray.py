@@ -81,6 +81,11 @@ def test_two_nodes_give_the_same_bytes(job, cluster) -> None:
     assert len(set(pq.read_table(planned.out / "timings")["process"].to_pylist())) == 2
 
 
+def test_a_cluster_that_nobody_named_is_left_alone(job, cluster, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    assert job().run(engine="ray", workers=2).complete
+
+
 def test_what_goes_wrong_in_a_task_stops_the_job(job, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ARMED", str(tmp_path / "armed"))
     planned = job(model="tests.audit.tiny:starving", prepared=False)
