@@ -376,11 +376,9 @@ def curves(
         best = (min if side.falling else max)(areas.values(), default=math.nan)
         for row, name in enumerate(names):
             area = side.areas[name]
-            text = "\N{EN DASH}"
-            if math.isfinite(area):
-                text = (
-                    f"{100 * area:.1f} %" if percent else number(area)
-                )  # a column of per cents has as many digits in each row
+            # per cents of a column have as many digits in each row
+            shown = f"{100 * area:.1f} %" if percent else number(area)
+            text = shown if math.isfinite(area) else "\N{EN DASH}"
             weight: Literal["normal", "bold"] = "bold" if area == best else "normal"
             page.text(text, right, HEADER + 0.74 + row * line, 8.5, align="right", weight=weight)
     page.text("mean height of the curve", columns + len(sides) * column - 0.1, HEADER + 0.2, 7.5, GREY, align="right")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pysal.engine.distance import distance
 from pysal.engine.relu_rules import ReluRule
 from pysal.engine.tape import Place, Program, Tape
 
@@ -83,7 +84,7 @@ class Replays:
         tape = self.program.record(images, layers)
         try:
             replay = _Replay(self, images, layers)
-            difference = _difference(replay.record(images).output, tape.output)
+            difference = distance(replay.record(images).output, tape.output)
         except Exception as error:  # whatever a graph cannot hold
             self.refuse(error)
         else:
@@ -122,7 +123,7 @@ class _Replay:
                 try:
                     found, run = self.owner.capture(lambda: self.tape.sweep(held, rule, layers=layers, to_input=to_input))
                     run()
-                    differences = list(map(_difference, _tensors(found), _tensors(expected)))
+                    differences = list(map(distance, _tensors(found), _tensors(expected)))
                 except Exception as error:  # whatever a graph cannot hold
                     self.owner.refuse(error)
                 else:
@@ -156,9 +157,3 @@ class _ReplayedTape(Tape):
 
 def _tensors(found: tuple[Tensor | None, dict[Place, Tensor | None]]) -> list[Tensor]:
     return [value for value in (found[0], *found[1].values()) if value is not None]
-
-
-def _difference(got: Tensor, expected: Tensor) -> float:
-    """Return how far one tensor is from another, relative to its size."""
-    size = torch.linalg.vector_norm(expected.double()).clamp_min(1e-30)
-    return float(torch.linalg.vector_norm(got.double() - expected.double()) / size)

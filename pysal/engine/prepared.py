@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.cuda_graphs import Replays
+from pysal.engine.distance import distance
 from pysal.engine.features import Layer, default_layer
 from pysal.engine.fold import fold
 from pysal.engine.incremental import Incremental, NotIncremental
@@ -261,7 +262,7 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         tape = program.record(example)
         # the graph as it runs without gradients, and as it is recorded: the two part where something else sees a tensor that a
         # ReLU overwrites
-        difference = max(_distance(graph(example), expected, float("inf")), _distance(tape.output, expected, float("inf")))
+        difference = max(distance(graph(example), expected, float("inf")), distance(tape.output, expected, float("inf")))
     if not difference <= FORWARD_TOLERANCE.get(example.dtype, 3e-2):
         notes.append(f"runs as it is: the folded graph is {difference:.1e} away from it")
         return
@@ -296,14 +297,6 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes.append("the backward pass runs in bf16; ReLU gates are those of the float32 forward pass")
 
 
-def _distance(got: object, expected: Tensor, norm: float) -> float:
-    """Return how far one tensor is from another, relative to its size."""
-    if not isinstance(got, Tensor) or got.shape != expected.shape:
-        return float("inf")
-    size = torch.linalg.vector_norm(expected.double(), norm).clamp_min(1e-30)
-    return float(torch.linalg.vector_norm(got.double() - expected.double(), norm) / size)
-
-
 def _gradient_distance(model: nn.Module, tape: Tape, example: Tensor) -> float:
     """Return how far a recorded pass's gradient of the largest output is from the model's, relative to its size."""
     with torch.enable_grad():
@@ -316,7 +309,7 @@ def _gradient_distance(model: nn.Module, tape: Tape, example: Tensor) -> float:
     got, _ = tape.sweep(seed)
     if expected is None or got is None:
         return 0.0 if expected is None and got is None else float("inf")
-    return _distance(got, expected, 2)
+    return distance(got, expected)
 
 
 def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import FLOATING, check_same_device, check_tensor, finite_rows, refuse
+from pysal._checks import FLOATING, check_same_device, check_tensor, refuse
 from pysal.viz import reduce_channels
 
 Reduction: TypeAlias = Literal["sum", "max_abs"]
@@ -41,11 +41,6 @@ def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
     if reduction not in REDUCTIONS:
         refuse(where, "reduction", f"be {' or '.join(map(repr, REDUCTIONS))}", repr(reduction))
     return reduce_channels(maps, "none" if maps.shape[1] == 1 else reduction)
-
-
-def finite_images(maps: Tensor) -> Tensor:
-    """Return (B,): whether all of an image's map is finite. Where it is not, no figure of it means anything."""
-    return finite_rows(maps)
 
 
 def uniform(seed: int, ids: Tensor, draws: Tensor, numbers: int) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from pysal import ops
-from pysal._checks import check_count, refuse
+from pysal._checks import check_count, finite_rows, refuse
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
-from pysal.metrics._maps import Reduction, check_maps, finite_images, per_pixel
+from pysal.metrics._maps import Reduction, check_maps, per_pixel
 
 Substrate: TypeAlias = Fill
 """What stands for nothing: "zero", "blur" (RISE's), or a number, colour or image as `leave_one_out` takes for a fill."""
@@ -215,7 +215,7 @@ def _curve(plan: Plan, maps: Tensor, steps: int, substrate: Substrate, reduction
         current = now
 
     plan.run(images * steps, body)
-    scores[~finite_images(maps)] = torch.nan
+    scores[~finite_rows(maps)] = torch.nan
     return Curve(scores, bounds.double() / pixels)
 
 

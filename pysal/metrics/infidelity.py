@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_count, check_ids, check_seed, refuse
+from pysal._checks import check_count, check_ids, check_seed, finite_rows, refuse
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
-from pysal.metrics._maps import check_maps, finite_images, uniform
+from pysal.metrics._maps import check_maps, uniform
 
 Perturbation: TypeAlias = Literal["squares", "noise"]
 Meaning: TypeAlias = Literal["shares", "slopes"]
@@ -158,7 +158,7 @@ def infidelity_of(
         squared = predicted.square().sum(1)
         scale = torch.where(squared == 0, 0.0, (predicted * found).sum(1) / squared)
         predicted = predicted * scale[:, None]
-    return (predicted - found).square().mean(1).masked_fill(~finite_images(maps), torch.nan)
+    return (predicted - found).square().mean(1).masked_fill(~finite_rows(maps), torch.nan)
 
 
 def _squares(numbers: Tensor, height: int, width: int) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from pysal._checks import check_same_device, check_tensor, refuse
-from pysal.metrics._maps import Reduction, check_map_batch, finite_images, per_pixel
+from pysal._checks import check_same_device, check_tensor, finite_rows, refuse
+from pysal.metrics._maps import Reduction, check_map_batch, per_pixel
 
 TOLERANCE = 15.0
 """Pixels by which the highest point may miss the object: what Zhang et al. allow."""
@@ -99,4 +99,4 @@ def _checked(where: str, maps: object, masks: object, reduction: str) -> tuple[T
 
 
 def _known(figures: Tensor, found: Tensor, inside: Tensor) -> Tensor:
-    return figures.masked_fill(~finite_images(found) | ~inside.flatten(1).any(1), torch.nan)
+    return figures.masked_fill(~finite_rows(found) | ~inside.flatten(1).any(1), torch.nan)

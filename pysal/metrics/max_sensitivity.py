@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import check_count, check_ids, check_seed, refuse
+from pysal._checks import check_count, check_ids, check_seed, finite_rows, refuse
 from pysal.engine.attribution import check_options
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS
-from pysal.metrics._maps import check_maps, finite_images, uniform
+from pysal.metrics._maps import check_maps, uniform
 
 
 def max_sensitivity(
@@ -139,5 +139,5 @@ def max_sensitivity_of(
 
     plan.run(plan.images * samples, body)
     norms = clean.flatten(1).norm(dim=1)
-    result: Tensor = (changes.amax(1) / norms).masked_fill(~finite_images(clean) | (norms == 0), torch.nan)
+    result: Tensor = (changes.amax(1) / norms).masked_fill(~finite_rows(clean) | (norms == 0), torch.nan)
     return result
