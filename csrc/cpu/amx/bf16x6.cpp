@@ -169,7 +169,7 @@ struct alignas(64) TileConfig {
 
 int64_t bf16x6_scratch_bytes(const Bf16x6Convolution& c) {
   const int64_t channel_tiles = slab_tiles(c) == depth_tiles(c) ? 2 : 2 * up(c.out_channels, 2 * kRows);
-  return 64 + kBf16x6Pixels / kRows * (slab_tiles(c) * kStep * 2 + channel_tiles * kSum * 4);
+  return kBf16x6Pixels / kRows * (slab_tiles(c) * kStep * 2 + channel_tiles * kSum * 4);
 }
 
 void bf16x6_pixels(const Bf16x6Convolution& c, int64_t first, int64_t last, void* scratch) {
@@ -177,7 +177,7 @@ void bf16x6_pixels(const Bf16x6Convolution& c, int64_t first, int64_t last, void
   _tile_loadconfig(&config);
   const int64_t all = depth_tiles(c), slab = slab_tiles(c), count = last - first;
   const int64_t pixel_tiles = up(count, kRows), channel_tiles = up(c.out_channels, kRows);
-  uint16_t* const pixels = (uint16_t*)(((uintptr_t)scratch + 63) / 64 * 64);
+  uint16_t* const pixels = (uint16_t*)scratch;
   float* const sums = (float*)(pixels + kBf16x6Pixels / kRows * slab * kStep);
   // sums of a block of 32 channels: only where they wait for the next slab has each block its own
   const int64_t sums_row = 2 * kSum, sums_block = slab == all ? 0 : pixel_tiles * sums_row;

@@ -16,7 +16,7 @@ struct Bf16x6Convolution {
   float lower, upper;  // what the sums are clamped to
 };
 
-// Output pixels [first, last), counted through all images, at most kBf16x6Pixels.
+// Output pixels [first, last), counted through all images, at most kBf16x6Pixels; scratch is aligned to 64 bytes.
 constexpr int64_t kBf16x6Pixels = 256;
 int64_t bf16x6_scratch_bytes(const Bf16x6Convolution& convolution);
 void bf16x6_pixels(const Bf16x6Convolution& convolution, int64_t first, int64_t last, void* scratch);

@@ -7,24 +7,12 @@
 // of 32 input channels, 3 parts, 16 pairs of input channels, 16 output channels and 2 of a pair), bf16, zero beyond the
 // channels.
 // Work split: a task is at most kBf16x6Pixels output pixels, all channels.
-#include <memory>
-
 #include "../../common/torch_stable.h"
+#include "../scratch.h"
 #include "bf16x6_kernels.h"
 
 namespace pysal::cpu {
 namespace {
-// Memory of this thread, kept from one call to the next: fresh pages would cost as much as a small convolution.
-char* scratch_of(int64_t bytes) {
-  thread_local std::unique_ptr<char[]> scratch;
-  thread_local int64_t size = 0;
-  if (size < bytes) {
-    scratch.reset(new char[bytes]);
-    size = bytes;
-  }
-  return scratch.get();
-}
-
 // With `over` the result overwrites the shortcut.
 Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tensor& bias,
                 const std::optional<Tensor>& shortcut, int64_t row_stride, int64_t column_stride, int64_t top,
@@ -81,7 +69,7 @@ Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tens
   const int64_t tasks = (pixels + kBf16x6Pixels - 1) / kBf16x6Pixels;
   const int64_t step = ((pixels + tasks - 1) / tasks + 31) / 32 * 32;  // of equal size, in whole blocks
   torch::stable::parallel_for(0, (pixels + step - 1) / step, 1, [&](int64_t begin, int64_t end) {
-    char* const scratch = scratch_of(bf16x6_scratch_bytes(convolution));
+    void* const scratch = scratch_of(bf16x6_scratch_bytes(convolution));
     for (int64_t task = begin; task < end; ++task)
       bf16x6_pixels(convolution, task * step, std::min((task + 1) * step, pixels), scratch);
   });

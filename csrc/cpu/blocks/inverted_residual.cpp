@@ -6,27 +6,12 @@
 // threads.
 #include "../simd/inverted_residual_kernels.h"
 
-#include <memory>
-
 #include "../../common/torch_stable.h"
+#include "../scratch.h"
 #include "../simd/level.h"
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kLine = 16;  // floats in a line of the caches
-
-// Memory of this thread, kept from one call to the next: fresh pages would cost as much as a small block.
-float* scratch_of(int64_t floats) {
-  thread_local std::unique_ptr<float[]> scratch;
-  thread_local int64_t size = 0;
-  if (size < floats + kLine) {
-    scratch.reset(new float[floats + kLine]);
-    size = floats + kLine;
-  }
-  constexpr uintptr_t bytes = kLine * sizeof(float);
-  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch.get()) + bytes - 1) / bytes * bytes);
-}
-
 bool is_floats(const Tensor& t, int64_t dim) {
   return t.dim() == dim && t.is_cpu() && t.scalar_type() == ScalarType::Float;
 }
@@ -71,7 +56,7 @@ void run(const InvertedResidual& block, int64_t images, bool forward) {
   const int64_t parts = std::min(images >= threads ? 1 : threads, block.out_height);  // of an image
   const int64_t floats = kernels.scratch_floats(block, forward);
   torch::stable::parallel_for(0, images * parts, 1, [&](int64_t begin, int64_t end) {
-    float* const scratch = scratch_of(floats);
+    float* const scratch = static_cast<float*>(scratch_of(floats * sizeof(float)));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts;
       rows(block, task / parts, part * block.out_height / parts, (part + 1) * block.out_height / parts, scratch);
