@@ -1,4 +1,7 @@
-// What the browser does by itself: opacity, sign, the read-out under the pointer, the divider. Nothing here asks the server.
+// What the browser does by itself: opacity, sign, the read-out under the pointer, the divider. Nothing here asks the server;
+// what does is numbered, for two questions may overtake each other on their way.
+window.pysal = { asked: 0, ask() { return ++this.asked; } };
+
 (() => {
   const root = document.documentElement;
   root.dataset.sign = "own";

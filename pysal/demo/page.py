@@ -29,6 +29,9 @@ PICK = """element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-pick]');
   if (button) trigger('pick', { key: button.dataset.pick });
 });"""
+# The last input of what the server is asked: a number that grows with every question, so that of two it knows the newer.
+ASK = "(...values) => [...values.slice(0, -1), pysal.ask()]"
+CLOSE = "() => ({ __type__: 'update', open: false })"
 FILLS = [("black", "black"), ("white", "white"), ("mean colour", "mean"), ("blurred photo", "blur")]
 
 
@@ -65,19 +68,17 @@ class Reader:
         source: the key of a photo, or the file of an upload.
         caption: what the photo is called.
         target: the class to explain; None = the most probable one.
-        tab: which of the pages is looked at.
         stop: set to end what is being computed.
         superseded: whether it ends for something else that is about to begin, which will say how it fares.
-        runs: how many were begun.
-        wrong: the sentence that a choice was refused with, in HTML; nothing is computed for it.
+        asked: the number of what was moved last; runs that do not know of it yet compute nothing, for another one follows.
+        no: why nothing is computed until something else is moved: the refusal of a choice, or that it was stopped.
     """
 
     def __init__(self) -> None:
         self.source, self.caption = FIRST_PHOTO, photos()[FIRST_PHOTO][0]
         self.target: int | None = None
-        self.tab = SIDE_BY_SIDE
-        self.stop, self.superseded = threading.Event(), False
-        self.runs, self.wrong = 0, ""
+        self.stop, self.superseded, self.asked = threading.Event(), False, 0
+        self.no: Exception | None = None
 
     def __deepcopy__(self, _memo: object) -> Reader:
         return Reader()  # Gradio copies the first value for each reader; an event cannot be copied
@@ -150,7 +151,9 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                             label="Methods",
                             elem_id="methods",
                         )
-                        with gr.Accordion("Options: segments, noise, steps, baseline, sigma", open=False, elem_id="options"):
+                        # Open until the page is there: Gradio mounts what is in a closed one when it is opened, and then
+                        # overwrites what was typed into it in the same moment by the values it began with.
+                        with gr.Accordion("Options: segments, noise, steps, baseline, sigma", elem_id="options") as options:
                             knobs = _knobs()
                         shown = gr.HTML(elem_id="shown")
                     with gr.Tab("Two classes", id=TWO_CLASSES) as second:
@@ -182,43 +185,50 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                             with gr.Column(scale=1, min_width=300):
                                 walked = gr.HTML(elem_id="walked")
 
-        choices = [model, methods, *knobs, one, two, compared, step, knob]
+        tab = gr.Radio([SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS], value=SIDE_BY_SIDE, visible="hidden")
+        order = gr.Number(0, precision=0, visible=False)  # see ASK
+        choices = [model, methods, *knobs, one, two, compared, step, knob, tab]
         run = {
             "fn": actions.run,
-            "inputs": [reader, *choices],
+            "inputs": [reader, *choices, order],
             "outputs": [status, shown, pairs, walked],
             "concurrency_id": "model",
             "concurrency_limit": 1,
             "trigger_mode": "always_last",  # else what is moved while the run before it is still ending would be dropped
         }
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        alone: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet = {**alone, "js": ASK}
+        # Gradio drops an event while the one before it is under way, unless told otherwise: the last choice counts, and of
+        # picks, which it repeats with the data of the first, each one.
+        last, each_one = {**quiet, "trigger_mode": "always_last"}, {**quiet, "trigger_mode": "multiple"}
         photo_outputs = [thumbnails, preview, answers, other, one, two, status]
 
         def then_run(event: Any) -> None:
             event.then(**run, **quiet)
 
         # a photo, a model, a class: what runs for the one before is stopped first
-        then_run(blocks.load(actions.start, [reader, model], photo_outputs, **quiet))
-        then_run(thumbnails.pick(actions.pick_photo, [reader, model], [*photo_outputs, upload], **quiet))
-        then_run(upload.upload(actions.upload, [reader, model, upload], photo_outputs, **quiet))
-        then_run(model.input(actions.start, [reader, model], photo_outputs, **quiet))
-        then_run(answers.pick(actions.pick_class, [reader, model], [answers, status], **quiet))
-        then_run(other.input(actions.name_class, [reader, model, other], [answers, status], **quiet))
+        then_run(blocks.load(actions.start, [reader, model, order], photo_outputs, **quiet))
+        then_run(thumbnails.pick(actions.pick_photo, [reader, model, order], [*photo_outputs, upload], **each_one))
+        then_run(upload.upload(actions.upload, [reader, model, upload, order], photo_outputs, **last))
+        then_run(model.input(actions.start, [reader, model, order], photo_outputs, **last))
+        then_run(answers.pick(actions.pick_class, [reader, model, order], [answers, status], **each_one))
+        then_run(other.input(actions.name_class, [reader, model, other, order], [answers, status], **last))
         # everything else that changes what is computed
-        moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release]
+        moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release, tab.change]
         moved += [each.release if isinstance(each, gr.Slider) else each.input for each in knobs]
-        then_run(gr.on(moved, actions.give_way, [reader], None, queue=False, **quiet))
-        for tab in (first, second, third):
-            then_run(tab.select(actions.turn_to, [reader, gr.State(tab.id)], None, queue=False, **quiet))
+        then_run(gr.on(moved, actions.give_way, [reader, order], None, queue=False, **quiet))
         walk = [step, text, knob, back, forth]
-        then_run(step.input(actions.walk, [reader, step], walk, queue=False, **quiet))
-        then_run(back.click(actions.step_back, [reader, step], walk, queue=False, **quiet))
-        then_run(forth.click(actions.step_forth, [reader, step], walk, queue=False, **quiet))
-        stop.click(actions.stop, [reader], None, queue=False, **quiet)
+        then_run(step.input(actions.walk, [reader, step, order], walk, queue=False, **last))
+        then_run(back.click(actions.step_back, [reader, step, order], walk, queue=False, **last))
+        then_run(forth.click(actions.step_forth, [reader, step, order], walk, queue=False, **last))
+        stop.click(actions.stop, [reader], None, queue=False, **alone)
         # what the browser does alone
         js = "v => { document.documentElement.style.setProperty('--pysal-opacity', v / 100); }"
-        opacity.input(None, opacity, None, js=js, **quiet)
-        sign.input(None, sign, None, js="v => { document.documentElement.dataset.sign = v; }", **quiet)
+        opacity.input(None, opacity, None, js=js, **alone)
+        sign.input(None, sign, None, js="v => { document.documentElement.dataset.sign = v; }", **alone)
+        for name, page in ((SIDE_BY_SIDE, first), (TWO_CLASSES, second), (SEVEN_STEPS, third)):
+            page.select(None, None, tab, js=f"() => '{name}'", **alone)
+        blocks.load(None, None, options, js=CLOSE, **alone)
     return blocks
 
 
@@ -283,30 +293,31 @@ class _Actions:
 
     # Choosing -----------------------------------------------------------------------------------------------------
 
-    def start(self, reader: Reader, model: str) -> Any:
+    def start(self, reader: Reader, model: str, order: int) -> Any:
         """Show the photo and its classes, for a new reader or another model."""
-        return self._photo(reader, model, reader.source, reader.caption)
+        return self._photo(reader, model, reader.source, reader.caption, order)
 
-    def pick_photo(self, reader: Reader, model: str, event: gr.EventData) -> Any:
+    def pick_photo(self, reader: Reader, model: str, order: int, event: gr.EventData) -> Any:
         """Take a photo that comes with the page."""
         key = str(event.key) if str(event.key) in photos() else FIRST_PHOTO
-        return [*self._photo(reader, model, key, photos()[key][0]), gr.update(value=None)]
+        return [*self._photo(reader, model, key, photos()[key][0], order), gr.update(value=None)]
 
-    def upload(self, reader: Reader, model: str, path: str | None) -> Any:
+    def upload(self, reader: Reader, model: str, path: str | None, order: int) -> Any:
         """Take a reader's own photo."""
         source = path or reader.source
-        return self._photo(reader, model, source, os.path.basename(source))
+        return self._photo(reader, model, source, os.path.basename(source), order)
 
-    def _photo(self, reader: Reader, model: str, source: str, caption: str) -> list[Any]:
+    def _photo(self, reader: Reader, model: str, source: str, caption: str, order: int) -> list[Any]:
         """Look at a photo, if it can be read: else the reader keeps the one before."""
-        self.give_way(reader)
+        if not self._newest(reader, order):
+            return [gr.skip()] * 7
         try:
             image = self._workspace.photo(model, source)
             found = self._workspace.answers(model, image)
         except Exception as error:
-            reader.wrong = _sentence(error, reader.runs)
-            return [*[gr.skip()] * 6, reader.wrong]
-        reader.source, reader.caption, reader.target, reader.wrong = source, caption, found[0].index, ""
+            reader.no = error
+            return [gr.skip()] * 7
+        reader.source, reader.caption, reader.target = source, caption, found[0].index
         names = list(self._workspace.model(model).classifier.class_names)
         return [
             pictures.thumbnails(self._shown_photos(), reader.source),
@@ -326,35 +337,32 @@ class _Actions:
                 self._thumbnails[key] = (caption, pictures.picture_uri(small))
         return self._thumbnails
 
-    def pick_class(self, reader: Reader, model: str, event: gr.EventData) -> Any:
+    def pick_class(self, reader: Reader, model: str, order: int, event: gr.EventData) -> Any:
         """Take one of the classes on offer."""
-        return self._class(reader, model, str(event.key))
+        return self._class(reader, model, str(event.key), order)
 
-    def name_class(self, reader: Reader, model: str, name: str | None) -> Any:
+    def name_class(self, reader: Reader, model: str, name: str | None, order: int) -> Any:
         """Take any class by name or number."""
-        return self._class(reader, model, name) if name else [gr.skip(), gr.skip()]
+        return self._class(reader, model, name, order) if name else [gr.skip(), gr.skip()]
 
-    def _class(self, reader: Reader, model: str, wanted: str) -> list[Any]:
-        self.give_way(reader)
+    def _class(self, reader: Reader, model: str, wanted: str, order: int) -> list[Any]:
+        if not self._newest(reader, order):
+            return [gr.skip(), gr.skip()]
         try:
             image = self._workspace.photo(model, reader.source)
             chosen = self._workspace.answer(model, image, wanted)
             found = self._workspace.answers(model, image)
         except Exception as error:
-            reader.wrong = _sentence(error, reader.runs)
-            return [gr.skip(), reader.wrong]
-        reader.target, reader.wrong = chosen.index, ""
+            reader.no = error
+            return [gr.skip(), gr.skip()]
+        reader.target = chosen.index
         listed = [*found, *([] if chosen.index in {answer.index for answer in found} else [chosen])]
         return [pictures.answers(listed, chosen.index), pictures.status("Waiting for the model …", 0.0, "busy")]
 
-    def turn_to(self, reader: Reader, tab: str) -> None:
-        """Look at another tab."""
-        self.give_way(reader)
-        reader.tab = tab
-
-    def walk(self, reader: Reader, number: int) -> Any:
+    def walk(self, reader: Reader, number: int, order: int) -> Any:
         """Go to a step of the article."""
-        self.give_way(reader)
+        if not self._newest(reader, order):
+            return [gr.skip()] * 5
         number = min(max(number, 1), len(article.STEPS))
         return [
             number,
@@ -364,34 +372,41 @@ class _Actions:
             gr.update(interactive=number < len(article.STEPS)),
         ]
 
-    def step_back(self, reader: Reader, number: int) -> Any:
+    def step_back(self, reader: Reader, number: int, order: int) -> Any:
         """Go to the step before."""
-        return self.walk(reader, number - 1)
+        return self.walk(reader, number - 1, order)
 
-    def step_forth(self, reader: Reader, number: int) -> Any:
+    def step_forth(self, reader: Reader, number: int, order: int) -> Any:
         """Go to the next step."""
-        return self.walk(reader, number + 1)
+        return self.walk(reader, number + 1, order)
 
     def stop(self, reader: Reader) -> None:
-        """Stop what is being computed for a reader."""
+        """Stop what is being computed for a reader, and the runs that Gradio still holds back for when it has ended."""
+        reader.no = Cancelled("pysal demo: cancelled before anything was computed")
         reader.stop.set()
-        reader.wrong = ""
 
-    def give_way(self, reader: Reader) -> None:
-        """Stop what is being computed for a reader, without a word: something else is about to be."""
-        reader.superseded = True
-        self.stop(reader)
+    def give_way(self, reader: Reader, order: int) -> None:
+        """Stop what is being computed for a reader, without a word: a run follows that knows what was moved."""
+        reader.superseded, reader.asked, reader.no = True, max(reader.asked, order), None
+        reader.stop.set()
+
+    def _newest(self, reader: Reader, order: int) -> bool:
+        """Give way to a question, unless a newer one has overtaken it."""
+        newest = order >= reader.asked
+        self.give_way(reader, order)
+        return newest
 
     # Computing ----------------------------------------------------------------------------------------------------
 
     def run(self, reader: Reader, model: str, methods: list[str], *choices: Any) -> Iterator[list[Any]]:
         """Compute what the tab in front shows; yield status and pictures while it grows."""
         count = len(fields(Options))
-        options, (one, two, compared, step, knob) = Options(*choices[:count]), choices[count:]
+        options, (one, two, compared, step, knob, tab, order) = Options(*choices[:count]), choices[count:]
+        if order < reader.asked:  # on its way when something was moved; the run that follows knows what
+            return
         reader.stop = cancel = threading.Event()
         reader.superseded = False
-        reader.runs += 1
-        place = (SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS).index(reader.tab)
+        place = (SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS).index(tab)
 
         def said(status: Any, picture: Any = None) -> list[Any]:
             places = [gr.skip()] * 3
@@ -402,28 +417,29 @@ class _Actions:
         def work(report: Callable[[str, float], None]) -> Iterator[str]:
             image = self._workspace.photo(model, reader.source)
             ask = _Question(self._workspace, model, image, report, cancel)
-            if reader.tab == TWO_CLASSES:
+            if tab == TWO_CLASSES:
                 yield from self._two_classes(ask, one, two, compared, options)
-            elif reader.tab == SEVEN_STEPS:
+            elif tab == SEVEN_STEPS:
                 yield from self._seven_steps(ask, reader, int(step), knob)
             else:
                 yield from self._side_by_side(ask, reader, methods, options)
 
-        if reader.wrong:
-            yield said(reader.wrong)
-            return
         try:
+            if reader.no is not None:
+                raise reader.no
             for item in watch(work, cancel):
                 if isinstance(item, Told):
                     yield said(pictures.status(item.text, item.share, "busy"))
                 else:
                     yield said(gr.skip(), item)
+            done = "Done. Point at a picture to read its values; everything on this page can be moved."
+            end = pictures.status(done, run=order)
         except Exception as error:
-            gave_way = isinstance(error, Cancelled) and (reader.superseded or cancel is not reader.stop)
-            yield said(gr.skip() if gave_way else _sentence(error, reader.runs))
-            return
-        done = "Done. Point at a picture to read its values; everything on this page can be moved."
-        yield said(pictures.status(done, run=reader.runs))
+            end = _sentence(error, order)
+            if isinstance(error, Cancelled) and not reader.superseded:
+                reader.no = error
+        if not reader.superseded:
+            yield said(end)
 
     def _side_by_side(self, ask: _Question, reader: Reader, methods: list[str], options: Options) -> Iterator[str]:
         target = ask.answer(reader.target).index
@@ -494,13 +510,13 @@ class _Question:
         return self._workspace.explain(self._model, self.image, target, methods, options, report=report, cancel=self._cancel)
 
 
-def _sentence(error: Exception, run: int = 0) -> str:
+def _sentence(error: Exception, run: int) -> str:
     """Return what went wrong as the status line."""
     text = " ".join(str(error).split())
     if isinstance(error, Cancelled):
         done = text.removeprefix("pysal demo: ").removeprefix("pysal: ").replace("_", " ")
         return pictures.status(f"Stopped: {done}. What was finished is kept.", kind="stopped", run=run)
     if text.startswith("pysal"):
-        return pictures.status(text, kind="wrong", run=run)
+        return pictures.status(pictures.plain(text), kind="wrong", run=run)
     traceback.print_exception(error)  # a mistake of ours: the reader gets the sentence, the terminal the place
     return pictures.status(f"Something went wrong: {type(error).__name__}: {text}", kind="wrong", run=run)

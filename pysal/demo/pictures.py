@@ -35,6 +35,8 @@ SAYS = {
     "smooth_grad": "the mean of the maps of noisy copies",
     "integrated_gradients": "each pixel's share of the score, counted from a baseline",
 }
+# What the page calls what Python calls so.
+ARGUMENTS = {"name_or_index": "what you typed", "source": "your file"}
 # What a method's own picture cannot say by itself.
 HINTS = {
     "leave_one_out": "",
@@ -185,7 +187,7 @@ def _waiting_tile(title: str) -> str:
 
 
 def _refused_tile(title: str, sentence: str) -> str:
-    reason = _sentence(re.sub(r"^pysal[\w.]*: ", "", sentence).removesuffix("."))  # the title says which method
+    reason = plain(sentence)  # the title says which method
     return (
         f'<figure class="tile refused"><figcaption><b>{escape(title)}</b><small>does not apply</small></figcaption>'
         f'<div class="picture"><p>{escape(reason)}</p></div></figure>'
@@ -402,10 +404,17 @@ def preview(image: Tensor, caption: str) -> str:
     )
 
 
+def plain(error: str) -> str:
+    """Return a refusal of pysal's as a sentence of the page, which has no Python arguments to name and none to pass."""
+    text = re.sub(r"^pysal[\w. ]*: ", "", error).partition("; pass ")[0].removesuffix(".")
+    name, _, rest = text.partition(" ")
+    return _sentence(f"{ARGUMENTS.get(name, name)} {rest}".strip())
+
+
 def status(text: str, share: float | None = None, kind: str = "", run: int = 0) -> str:
     """Return the line that says what is going on in a reader's run; `kind` is "", "busy", "stopped" or "wrong".
 
-    Two runs that end with the same words are told apart by their number, so that a screen reader says both.
+    Two runs that end with the same words are told apart by the number of their question, so that a screen reader says both.
     """
     bar = "" if share is None else f'<div class="progress"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>'
     return (

@@ -80,15 +80,21 @@ class Seen:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def settled(self) -> str:
-        """Wait until nothing is being computed; return what the status line says."""
-        return self.page.wait_for_selector("#status .status:not(.busy)").inner_text()
+    def settled(self, since: int = 0) -> str:
+        """Wait until the newest question, one after number `since`, has its answer; return what the status line says."""
+        answered = """since => {
+          const line = document.querySelector('#status .status:not(.busy)');
+          return window.pysal?.asked > since && Number(line?.dataset.run) === pysal.asked && line.innerText;
+        }"""
+        said = self.page.wait_for_function(answered, arg=since).json_value()
+        assert isinstance(said, str)
+        return said
 
     def changed(self, act: Callable[[], object]) -> str:
-        """Do something that starts a run, wait for its end, and return what the status line says."""
-        self.page.evaluate("document.querySelector('#status .status').dataset.old = 'yes'")
+        """Do something that starts a run, wait for the end of the last run it starts, return what the status line says."""
+        asked = self.page.evaluate("pysal.asked")
         act()
-        return self.page.wait_for_selector("#status .status:not([data-old]):not(.busy)").inner_text()
+        return self.settled(asked)
 
 
 @pytest.fixture

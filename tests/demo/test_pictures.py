@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from pysal import viz
 from pysal.demo import article, pictures
-from pysal.demo.session import Answer, Found, Options
+from pysal.demo.session import Answer, Found, Options, Workspace
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS
+from pysal.models import Classifier
 
 NASTY = "<img src=x onerror=\"alert(1)\"> & 'co'"
 SIZE = 12
@@ -306,3 +308,29 @@ def test_each_step_goes_on_from_the_one_before() -> None:
     for before, after in zip(article.STEPS[:3], article.STEPS[1:3], strict=False):
         assert after.left == before.right
     assert article.STEPS[6].left == article.STEPS[5].right
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        ("pysal demo: methods must name at least one method, got none", "Methods must name at least one method, got none."),
+        (
+            "pysal.models.Classifier.class_index: name_or_index must be in [0, 7), got 9",
+            "What you typed must be in [0, 7), got 9.",
+        ),
+        (
+            "pysal.guided_backprop: no ReLU was met; pass other_activations='plain' if that is what you want",
+            "No ReLU was met.",
+        ),
+    ],
+)
+def test_a_refusal_names_no_arguments_of_python(refusal, sentence) -> None:
+    assert pictures.plain(refusal) == sentence
+
+
+def test_a_model_without_a_layer_for_grad_cam_is_told_nothing_that_cannot_be_done_here() -> None:
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), name="flat", class_names=["a", "b"], input_size=(4, 4))
+    workspace = Workspace({"flat": flat.eval})
+    image = workspace.photo("flat", "coffee")
+    *_, found = workspace.explain("flat", image, 0, ["grad_cam"], Options())
+    assert pictures.plain(found.refused["grad_cam"]) == "The model has no layer with a spatial map (N, C, h, w)."
