@@ -109,8 +109,9 @@ cuda-table: setup ## write what each CUDA kernel takes into docs/cuda_kernels.md
 mutate: setup ## seed faults into the CUDA kernels: which check sees each (an hour on two cores); into docs/mutations.md
 	$(python) tests/emu/mutate.py $(ARGS)
 
+# one stage, or several: make gpu ARGS="build device graphs methods"
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
-	PYTHON=$(abspath $(python)) bash tests/gpu.sh
+	PYTHON=$(abspath $(python)) bash tests/gpu.sh $(ARGS)
 
 docs: setup ## the documentation as a site, in docs/_build/html; warnings are errors
 	$(python) -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

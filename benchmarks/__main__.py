@@ -4,7 +4,10 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import torch
 
 from benchmarks.networks import NETWORKS
 
@@ -15,6 +18,11 @@ RAISED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2*
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time ops and methods.")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="cuda: methods on a GPU, one network at a time"
+    )
+    parser.add_argument("--images", type=int, choices=[1, 32], help="with --device cuda: batches of so many images only")
+    parser.add_argument("--minutes", type=float, default=9.0, help="with --device cuda: begin no case after so many")
     parser.add_argument("--suite", choices=["ops", "methods", "all"], default="all")
     parser.add_argument("--method", help="this method only; the rows of the others stay")
     parser.add_argument("--network", choices=list(NETWORKS), help="methods on this network only")
@@ -28,6 +36,9 @@ def main() -> int:
     pytest = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-o", "python_files=bench_*.py"]
     pytest += ["-q", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *more]
     pytest += ["--results", str(options.results.resolve())] if options.results else []
+
+    if options.device == "cuda":
+        return on_gpu(options, pytest, environment)
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*pytest, *arguments], cwd=ROOT, env=environment)
@@ -47,6 +58,23 @@ def main() -> int:
                 failed |= running[-1].wait()
         for process in running:
             failed |= process.wait()
+    return int(failed != 0)
+
+
+def on_gpu(options: argparse.Namespace, pytest: list[str], environment: dict[str, str]) -> int:
+    """Run the methods on a GPU, each network in a process of its own; what the time does not suffice for is named."""
+    if not torch.cuda.is_available():
+        print(f"python -m benchmarks: --device cuda needs a CUDA device, torch {torch.__version__} sees none", file=sys.stderr)
+        return 2
+    environment = environment | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} if options.threads == 1 else environment
+    command = [*pytest, "-s", "-rs", "benchmarks/bench_gpu.py", "--device", "cuda"]
+    command += ["--until", str(time.time() + 60 * options.minutes)]
+    for name in ("method", "images"):
+        value = getattr(options, name)
+        command += [f"--{name}", str(value)] if value is not None else []
+    failed = 0
+    for network in [options.network] if options.network else list(NETWORKS):
+        failed |= subprocess.run([*command, "--network", network], cwd=ROOT, env=environment, check=False).returncode
     return int(failed != 0)
 
 

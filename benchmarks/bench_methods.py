@@ -1,5 +1,7 @@
-"""Each method against what people would use instead, on real networks. Run by `make bench`."""
+"""Each method against what people would use instead, on real networks. Run by `make bench`; `bench_gpu.py` runs it on a GPU."""
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 import pysal
 from benchmarks import by_hand, peers
-from benchmarks.common import MethodRow, alternate_methods, first_run, git, median_and_iqr, seconds_of
+from benchmarks.common import MethodRow, alternate_methods, first_run, git, host_clock, median_and_iqr, seconds_of
 from benchmarks.conftest import MethodReport
 from benchmarks.networks import LAYERS, NETWORKS, photo
 
@@ -22,8 +24,11 @@ BLUR_STEPS, MAX_SIGMA = 100, 50.0
 WINDOW, SEGMENTS = 16, 100
 CLASSES = tuple(range(100))
 NOISE = 0.15
-# Batch sizes that are tried for a peer, on a shorter run; the fastest is the peer's "best".
-BATCHES = (1, 4, 8)
+CPU = torch.device("cpu")
+# How often each setting of a peer is tried, and from what multiple of the fastest's time on it is not tried again.
+TRIALS, HOPELESS = 3, 1.5
+# Explaining the images of a batch one by one is given up when it would take longer than this.
+PATIENCE_SECONDS = 5.0
 # Agreed bounds on the relative l2 difference of two maps. Two right float32 computations differ by gates that flip where an
 # activation is next to zero (docs/design.md): 2e-2 on a random ResNet-50. A wrong rule makes differences of order 1.
 GATES = 5e-2
@@ -31,13 +36,39 @@ GATES = 5e-2
 DROPS = 1e-3
 
 
-class Subject:
-    """One network and what is explained about it."""
+@dataclass(frozen=True)
+class Settings:
+    """What is tried to find a peer's best setting, on a shorter run.
 
-    def __init__(self, network: str) -> None:
-        self.network = network
-        self.model = NETWORKS[network]()
-        self.image = photo("chelsea")
+    Attributes:
+        single: images per pass of who explains one image.
+        steps: of a path, samples or classes, in the shorter run.
+        batch: images per pass of who explains a batch.
+        forward: the same without a backward pass.
+        windows: size of the windows in the shorter run; smaller ones are more passes.
+    """
+
+    single: tuple[int, ...] = (1, 4, 8)
+    steps: int = 8
+    batch: tuple[int, ...] = (1, 4, 8)
+    forward: tuple[int, ...] = (1, 4, 16)
+    windows: int = 56
+
+
+class TooLong(Exception):
+    """A candidate was not waited for."""
+
+
+class Subject:
+    """One network and what is explained about it: one class, for every image."""
+
+    settings = Settings()
+    now: Callable[[], float] = staticmethod(host_clock)
+
+    def __init__(self, network: str, device: torch.device = CPU) -> None:
+        self.network, self.device = network, device
+        self.model = NETWORKS[network]().to(device)
+        self.image = photo("chelsea").to(device)
         with torch.no_grad():
             self.target = int(self.model(self.image).argmax())
         self.fast = pysal.prepare(self.model, self.image)
@@ -48,7 +79,31 @@ class Subject:
     @cached_property
     def double(self) -> nn.Module:
         """The model in float64."""
-        return NETWORKS[self.network]().double()
+        return NETWORKS[self.network]().double().to(self.device)
+
+    @property
+    def images(self) -> int:
+        """How many are explained together."""
+        return len(self.image)
+
+    def each(self, explain: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the maps of someone who explains one image at a time, and takes no batch.
+
+        Raises:
+            TooLong: the second image says that all of them would take too long.
+        """
+        maps: list[Tensor] = []
+        for one in self.image.split(1):
+            started = time.perf_counter()
+            maps.append(explain(one))
+            seconds = time.perf_counter() - started
+            if len(maps) == 2 and seconds * self.images > PATIENCE_SECONDS:
+                raise TooLong(f"explains one image at a time, {seconds:.2g} s each")
+        return torch.cat(maps)
+
+    def tried(self, trial: Callable[[int], object], settings: Sequence[int]) -> "Trials":
+        """Time a shorter run with each setting."""
+        return tried(trial, settings, self.now)
 
 
 @lru_cache(maxsize=1)
@@ -72,10 +127,20 @@ class Candidate:
 
 @dataclass
 class Comparison:
-    """All the ways to one map."""
+    """All the ways to one map.
+
+    Attributes:
+        candidates: ours first.
+        method: (model, images) -> ours.
+        reference: the map that all are held against; None = what "by hand" gives.
+        bound: on the distance from it.
+        distance: of two maps; None = `relative`.
+        missing: who has no such map -> why.
+    """
 
     candidates: list[Candidate]
-    reference: Callable[[], Tensor] | None = None  # None: what "by hand" gives
+    method: Callable[[Any, Tensor], Tensor]
+    reference: Callable[[], Tensor] | None = None
     bound: float = GATES
     distance: Callable[[Tensor, Tensor], float] | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -93,6 +158,11 @@ def of_largest(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+def ends(batch: Tensor) -> Tensor:
+    """Return the first and the last of a batch, which of one is that one."""
+    return batch if len(batch) < 3 else batch[[0, -1]]
+
+
 @dataclass(frozen=True)
 class Trials:
     """Short runs of a peer: batch size -> seconds."""
@@ -107,10 +177,26 @@ class Trials:
         return f"{self.seconds[batch] / self.seconds[self.best]:.2f} times its best setting's time in the trial of settings"
 
 
-def tried(trial: Callable[[int], object], batches: Sequence[int] = BATCHES) -> Trials:
-    """Time a trial run with each batch size."""
-    trial(batches[0])
-    return Trials({batch: seconds_of(lambda batch=batch: trial(batch)) for batch in batches})
+def tried(trial: Callable[[int], object], batches: Sequence[int], now: Callable[[], float] = host_clock) -> Trials:
+    """Time a trial run with each batch size, in turn, and keep the least time of each: what else runs only adds to it.
+
+    A batch size that fails takes for ever; where all do, the first is the best, and the full run will say why.
+    """
+    least = dict.fromkeys(batches, math.inf)
+    trying = [batches[0], *batches]  # the first run of all makes what later runs find
+    for number in range(TRIALS):
+        for batch in trying:
+            try:
+                seconds = seconds_of(partial(trial, batch), now)
+            except Exception:  # a peer may fail in any way
+                least[batch] = math.inf
+                trying = [one for one in trying if one != batch]
+                continue
+            least[batch] = min(least[batch], seconds)
+        best = min(least.values())
+        # what a first run makes for later ones is no reason to give up on a setting
+        trying = [batch for batch in dict.fromkeys(trying) if number == 0 or least[batch] <= HOPELESS * best]
+    return Trials(least)
 
 
 def captum(
@@ -125,27 +211,31 @@ def captum(
     ]
 
 
-def ours(method: Callable[..., Tensor], subject: Subject, **options: Any) -> list[Candidate]:
+def ours(method: Callable[[Any, Tensor], Tensor], subject: Subject, *, every_round: bool = True) -> list[Candidate]:
     """The method on the prepared model and on the model as it is."""
     return [
-        Candidate(OURS, lambda: method(subject.fast, subject.image, subject.target, **options), "prepared", True),
-        Candidate(f"{OURS}, unprepared", lambda: method(subject.model, subject.image, subject.target, **options), "", True),
+        Candidate(OURS, lambda: method(subject.fast, subject.image), "prepared", True),
+        Candidate(f"{OURS}, unprepared", lambda: method(subject.model, subject.image), "", every_round),
     ]
 
 
 def windows(subject: Subject) -> Comparison:
-    model, image, target = subject.model, subject.image, subject.target
+    model, image, target, settings = subject.model, subject.image, subject.target, subject.settings
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.leave_one_out(model, image, target, segments=pysal.Window(WINDOW), score="logit")
 
     def occlusion(size: int, at_once: int | None) -> Tensor:
         return peers.captum_occlusion(model, image, target, size, at_once or 1)
 
-    best = tried(lambda batch: occlusion(56, batch), (1, 4, 16)).best
+    best = subject.tried(lambda batch: occlusion(settings.windows, batch), settings.forward).best
     return Comparison(
         [
-            *ours(pysal.leave_one_out, subject, segments=pysal.Window(WINDOW), score="logit"),
-            Candidate("by hand", lambda: by_hand.occlusion(model, image, target, WINDOW)),
+            *ours(method, subject),
+            Candidate("by hand", lambda: subject.each(lambda one: by_hand.occlusion(model, one, target, WINDOW))),
             *captum("perturbations_per_eval", 1, best, partial(occlusion, WINDOW), "best"),
         ],
+        method,
         bound=DROPS,
         distance=of_largest,
         missing={"PAIR": "its window moves by one pixel only: 43,682 forward passes"},
@@ -154,18 +244,23 @@ def windows(subject: Subject) -> Comparison:
 
 def segments(subject: Subject) -> Comparison:
     model, image, target, labels = subject.model, subject.image, subject.target, subject.labels
-    quarters = (torch.arange(224)[:, None] // 56 * 4 + torch.arange(224) // 56).int()
+    places = [torch.arange(size, device=subject.device) * 4 // size for size in image.shape[2:]]
+    quarters = (places[0][:, None] * 4 + places[1]).int()
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.leave_one_out(model, image, target, segments=labels, score="logit")
 
     def ablation(mask: Tensor, at_once: int | None) -> Tensor:
         return peers.captum_ablation(model, image, target, mask, at_once or 1)
 
-    best = tried(lambda batch: ablation(quarters, batch), (1, 4, 16)).best
+    best = subject.tried(lambda batch: ablation(quarters, batch), subject.settings.forward).best
     return Comparison(
         [
-            *ours(pysal.leave_one_out, subject, segments=labels, score="logit"),
-            Candidate("by hand", lambda: by_hand.ablation(model, image, target, labels)),
+            *ours(method, subject),
+            Candidate("by hand", lambda: subject.each(lambda one: by_hand.ablation(model, one, target, labels))),
             *captum("perturbations_per_eval", 1, best, partial(ablation, labels), "best"),
         ],
+        method,
         bound=DROPS,
         distance=of_largest,
         missing={"PAIR": "it has no superpixels here (XRAI ranks regions by IG, another method)"},
@@ -173,53 +268,70 @@ def segments(subject: Subject) -> Comparison:
 
 
 def integrated_gradients(subject: Subject) -> Comparison:
-    model, image, target = subject.model, subject.image, subject.target
+    model, image, target, settings = subject.model, subject.image, subject.target, subject.settings
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.integrated_gradients(model, image, target, steps=STEPS, quadrature="gauss_legendre", placement="uniform")
 
     def of_captum(steps: int, batch: int | None) -> Tensor:
         return peers.captum_integrated_gradients(model, image, target, steps, batch)
 
-    def pair(steps: int, batch: int | None) -> Tensor:
+    def pair(image: Tensor, steps: int, batch: int | None) -> Tensor:
         return peers.pair_integrated_gradients(model, image, target, steps, batch or 1)
 
     def same_rule() -> float:
         """PAIR averages points that include both ends, another quadrature: a few steps of that by hand."""
-        return relative(pair(6, 3), by_hand.integrated_gradients(model, image, target, 6, ends=True))
+        return relative(pair(image[:1], 6, 3), by_hand.integrated_gradients(model, image[:1], target, 6, ends=True))
 
-    best = tried(lambda batch: of_captum(8, batch)).best
-    trials = tried(lambda batch: pair(8, batch))
+    best = subject.tried(lambda batch: of_captum(settings.steps, batch), settings.batch).best
+    trials = subject.tried(lambda batch: pair(image[:1], settings.steps, batch), settings.single)
     return Comparison(
         [
-            *ours(pysal.integrated_gradients, subject, steps=STEPS, quadrature="gauss_legendre", placement="uniform"),
-            Candidate("by hand", lambda: by_hand.integrated_gradients(model, image, target, STEPS)),
+            *ours(method, subject),
+            Candidate("by hand", lambda: subject.each(lambda one: by_hand.integrated_gradients(model, one, target, STEPS))),
             *captum("internal_batch_size", None, best, partial(of_captum, STEPS)),
-            Candidate("PAIR, best", lambda: pair(STEPS, trials.best), f"batch_size={trials.best}", difference=same_rule),
+            Candidate(
+                "PAIR, best",
+                lambda: subject.each(lambda one: pair(one, STEPS, trials.best)),
+                f"batch_size={trials.best}",
+                difference=same_rule,
+            ),
         ],
+        method,
         missing={} if trials.best == 1 else {"PAIR, default": trials.why_not(1)},
     )
 
 
 def smooth_grad(subject: Subject) -> Comparison:
-    model, image, target = subject.model, subject.image, subject.target
-    options = {"samples": SAMPLES, "noise": NOISE}
+    model, image, target, settings = subject.model, subject.image, subject.target, subject.settings
+    # the same noise for every image, so that a map does not depend on who else is in the batch
+    options: dict[str, Any] = {"samples": SAMPLES, "noise": NOISE, "image_ids": [0] * len(image)}
     found = pysal.explain(subject.fast, image, ["smooth_grad"], target, method_options={"smooth_grad": options})
     result = found.results["smooth_grad"]
     spread = 2**0.5 * result.details["standard_error"].double()
 
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.smooth_grad(model, image, target, **options | {"image_ids": [0] * len(image)})
+
     def errors(one: Tensor, other: Tensor) -> float:
         """How far apart two means of independent samples are, in standard errors; 0 for the same noise."""
-        return float(((one.double() - other.double()) / spread.clamp_min(1e-30)).square().mean().sqrt())
+        own = spread if len(one) == len(spread) else ends(spread)
+        return float(((one.double() - other.double()) / own.clamp_min(1e-30)).square().mean().sqrt())
 
     def tunnel(samples: int, batch: int | None) -> Tensor:
         return peers.captum_smooth_grad(model, image, target, samples, NOISE, batch)
 
-    best = tried(lambda batch: tunnel(8, batch)).best
+    best = subject.tried(
+        lambda batch: tunnel(settings.steps, batch), [max(1, rows // subject.images) for rows in settings.batch]
+    ).best
     return Comparison(
         [
-            *ours(pysal.smooth_grad, subject, **options),
-            Candidate("by hand", lambda: by_hand.smooth_grad(model, image, target, SAMPLES, NOISE)),
+            *ours(method, subject),
+            Candidate("by hand", lambda: subject.each(lambda one: by_hand.smooth_grad(model, one, target, SAMPLES, NOISE))),
             *captum("nt_samples_batch_size", None, best, partial(tunnel, SAMPLES)),
-            Candidate("PAIR", lambda: peers.pair_smooth_grad(model, image, target, SAMPLES, NOISE)),
+            Candidate("PAIR", lambda: subject.each(lambda one: peers.pair_smooth_grad(model, one, target, SAMPLES, NOISE))),
         ],
+        method,
         reference=lambda: result.map,
         distance=errors,
         bound=1.5,
@@ -227,51 +339,68 @@ def smooth_grad(subject: Subject) -> Comparison:
 
 
 def blur_integrated_gradients(subject: Subject) -> Comparison:
-    model, image, target = subject.model, subject.image, subject.target
+    model, image, target, settings = subject.model, subject.image, subject.target, subject.settings
 
-    def pair(steps: int, batch: int | None) -> Tensor:
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.blur_integrated_gradients(
+            model, image, target, steps=BLUR_STEPS, max_sigma=MAX_SIGMA, quadrature="left", placement="uniform"
+        )
+
+    def hand(image: Tensor) -> Tensor:
+        return by_hand.blur_integrated_gradients(model, image, target, BLUR_STEPS, MAX_SIGMA)
+
+    def pair(image: Tensor, steps: int, batch: int | None) -> Tensor:
         return peers.pair_blur_integrated_gradients(model, image, target, steps, MAX_SIGMA, batch or 1)
 
-    trials = tried(lambda batch: pair(8, batch))
+    trials = subject.tried(lambda batch: pair(image[:1], settings.steps, batch), settings.single)
     return Comparison(
         [
-            *ours(
-                pysal.blur_integrated_gradients,
-                subject,
-                steps=BLUR_STEPS,
-                max_sigma=MAX_SIGMA,
-                quadrature="left",
-                placement="uniform",
+            *ours(method, subject),
+            Candidate("by hand", lambda: subject.each(hand)),
+            Candidate(
+                "PAIR, best",
+                lambda: subject.each(lambda one: pair(one, BLUR_STEPS, trials.best)),
+                f"batch_size={trials.best}",
+                True,
             ),
-            Candidate("by hand", lambda: by_hand.blur_integrated_gradients(model, image, target, BLUR_STEPS, MAX_SIGMA)),
-            Candidate("PAIR, best", lambda: pair(BLUR_STEPS, trials.best), f"batch_size={trials.best}", True),
         ],
+        method,
         missing={"captum": "it has no Blur IG"} | ({} if trials.best == 1 else {"PAIR, default": trials.why_not(1)}),
     )
 
 
 def gradient(subject: Subject) -> Comparison:
     model, image, target = subject.model, subject.image, subject.target
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.gradient(model, image, target)
+
     return Comparison(
         [
-            *ours(pysal.gradient, subject),
+            *ours(method, subject),
             Candidate("by hand", lambda: by_hand.gradient(model, image, target)),
             Candidate("captum", lambda: peers.captum_gradient(model, image, target)),
-            Candidate("PAIR", lambda: peers.pair_gradient(model, image, target)),
+            Candidate("PAIR", lambda: subject.each(lambda one: peers.pair_gradient(model, one, target))),
         ],
+        method,
         reference=lambda: by_hand.gradient(subject.double, image.double(), target),
     )
 
 
 def guided_backprop(subject: Subject) -> Comparison:
     model, image, target = subject.model, subject.image, subject.target
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.guided_backprop(model, image, target)
+
     return with_pytorch_grad_cam(
         Comparison(
             [
-                *ours(pysal.guided_backprop, subject),
+                *ours(method, subject),
                 Candidate("by hand", lambda: by_hand.guided_backprop(model, image, target)),
                 Candidate("captum", lambda: peers.captum_guided_backprop(model, image, target)),
             ],
+            method,
             reference=lambda: by_hand.guided_backprop(subject.double, image.double(), target),
             missing={"PAIR": "it has no guided backprop for torch"},
         )
@@ -280,30 +409,42 @@ def guided_backprop(subject: Subject) -> Comparison:
 
 def grad_cam(subject: Subject) -> Comparison:
     model, image, target, layer = subject.model, subject.image, subject.target, subject.layer
-    double = subject.double.get_submodule(subject.layer_name)
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.grad_cam(model, image, target, layer=subject.layer_name)
+
     return with_pytorch_grad_cam(
         Comparison(
             [
-                *ours(pysal.grad_cam, subject, layer=subject.layer_name),
+                *ours(method, subject),
                 Candidate("by hand", lambda: by_hand.grad_cam(model, image, target, layer)),
                 Candidate("captum", lambda: peers.captum_grad_cam(model, image, target, layer)),
-                Candidate("PAIR", lambda: peers.pair_grad_cam(model, image, target, layer)),
+                Candidate("PAIR", lambda: subject.each(lambda one: peers.pair_grad_cam(model, one, target, layer))),
             ],
-            reference=lambda: by_hand.grad_cam(subject.double, image.double(), target, double),
+            method,
+            reference=lambda: by_hand.grad_cam(
+                subject.double, image.double(), target, subject.double.get_submodule(subject.layer_name)
+            ),
         )
     )
 
 
 def guided_grad_cam(subject: Subject) -> Comparison:
     model, image, target, layer = subject.model, subject.image, subject.target, subject.layer
-    double = subject.double.get_submodule(subject.layer_name)
+
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.guided_grad_cam(model, image, target, layer=subject.layer_name)
+
     return Comparison(
         [
-            *ours(pysal.guided_grad_cam, subject, layer=subject.layer_name),
+            *ours(method, subject),
             Candidate("by hand", lambda: by_hand.guided_grad_cam(model, image, target, layer)),
             Candidate("captum", lambda: peers.captum_guided_grad_cam(model, image, target, layer)),
         ],
-        reference=lambda: by_hand.guided_grad_cam(subject.double, image.double(), target, double),
+        method,
+        reference=lambda: by_hand.guided_grad_cam(
+            subject.double, image.double(), target, subject.double.get_submodule(subject.layer_name)
+        ),
     )
 
 
@@ -314,7 +455,7 @@ def four_methods(subject: Subject) -> Comparison:
     """Four maps, one above the other; those of captum from four calls."""
     model, image, target, layer = subject.model, subject.image, subject.target, subject.layer
 
-    def explained(model: Any) -> Tensor:
+    def method(model: Any, image: Tensor) -> Tensor:
         options = {name: {"layer": subject.layer_name} for name in FOUR if "cam" in name}
         return stacked(list(pysal.explain(model, image, FOUR, target, method_options=options).maps.values()))
 
@@ -322,40 +463,48 @@ def four_methods(subject: Subject) -> Comparison:
         more: Mapping[str, tuple[Any, ...]] = {"grad_cam": (layer,), "guided_grad_cam": (layer,)}
         return stacked([getattr(module, prefix + name)(model, image, target, *more.get(name, ())) for name in FOUR])
 
-    double = subject.double.get_submodule(subject.layer_name)
     return Comparison(
         [
-            Candidate(OURS, lambda: explained(subject.fast), "prepared", True),
-            Candidate(f"{OURS}, unprepared", lambda: explained(model)),
+            *ours(method, subject, every_round=False),
             Candidate("by hand", lambda: each(by_hand, "", model, image, layer)),
             Candidate("captum", lambda: each(peers, "captum_", model, image, layer)),
         ],
-        reference=lambda: each(by_hand, "", subject.double, image.double(), double),
+        method,
+        reference=lambda: each(by_hand, "", subject.double, image.double(), subject.double.get_submodule(subject.layer_name)),
     )
 
 
 def stacked(maps: list[Tensor]) -> Tensor:
-    """Maps of any number of channels in one tensor, each of unit norm, so that a wrong one is seen beside a large one."""
-    return torch.cat([(one / one.norm()).flatten() for one in maps])
+    """Maps of any number of channels side by side, (B, values), each of unit norm: a wrong one is seen beside a large one."""
+    return torch.cat([torch.nn.functional.normalize(one.flatten(1), dim=1, eps=0) for one in maps], 1)
 
 
 def gradients_of_100_classes(subject: Subject) -> Comparison:
-    model, image = subject.model, subject.image
+    model, image, single = subject.model, subject.image, subject.settings.single
 
-    def all_classes(model: Any) -> Tensor:
-        return pysal.class_gradients(model, image, CLASSES)[0]
+    def method(model: Any, image: Tensor) -> Tensor:
+        return pysal.class_gradients(model, image, CLASSES)
 
-    def saliency(classes: Sequence[int], batch: int | None) -> Tensor:
-        return peers.captum_gradients_of_classes(model, image, classes, batch or 1)
+    def hand(image: Tensor) -> Tensor:
+        return by_hand.gradients_of_classes(model, image, CLASSES)[None]
 
-    best = tried(lambda batch: saliency(CLASSES[:8], batch)).best
+    def saliency(image: Tensor, classes: Sequence[int], batch: int | None) -> Tensor:
+        return peers.captum_gradients_of_classes(model, image, classes, batch or 1)[None]
+
+    best = subject.tried(lambda batch: saliency(image[:1], CLASSES[: max(single)], batch), single).best
     return Comparison(
         [
-            Candidate(OURS, lambda: all_classes(subject.fast), "prepared", True),
-            Candidate(f"{OURS}, unprepared", lambda: all_classes(model), "", True),
-            Candidate("by hand", lambda: by_hand.gradients_of_classes(model, image, CLASSES)),
-            *captum("images per call", 1, best, partial(saliency, CLASSES), "default"),
-        ]
+            *ours(method, subject),
+            Candidate("by hand", lambda: subject.each(hand)),
+            *captum(
+                "images per call",
+                1,
+                best,
+                lambda batch: subject.each(lambda one: saliency(one, CLASSES, batch)),
+                "default",
+            ),
+        ],
+        method,
     )
 
 

@@ -25,8 +25,8 @@ def integrated_gradients(model: nn.Module, image: Tensor, target: int, steps: in
     places, weights = np.polynomial.legendre.leggauss(steps)
     if ends:
         places, weights = np.linspace(-1, 1, steps), np.full(steps, 2 / steps)
-    alphas = torch.from_numpy((places + 1) / 2).to(image.dtype)
-    shares = torch.from_numpy(weights / 2).to(image.dtype)
+    alphas = torch.from_numpy((places + 1) / 2).to(image)
+    shares = torch.from_numpy(weights / 2).to(image)
     total = torch.zeros_like(image)
     for start in range(0, steps, BATCH):
         batch = alphas[start : start + BATCH].view(-1, 1, 1, 1) * image
@@ -40,7 +40,7 @@ def smooth_grad(model: nn.Module, image: Tensor, target: int, samples: int, nois
     total = torch.zeros_like(image)
     for start in range(0, samples, BATCH):
         rows = min(BATCH, samples - start)
-        noisy = image + sigma * torch.randn(rows, *image.shape[1:], dtype=image.dtype)
+        noisy = image + sigma * torch.randn(rows, *image.shape[1:], dtype=image.dtype, device=image.device)
         total += gradient(model, noisy, target).sum(0, keepdim=True)
     return total / samples
 
@@ -49,7 +49,7 @@ def blur_integrated_gradients(model: nn.Module, image: Tensor, target: int, step
     """Blurs by SciPy, one step at a time, as PAIR does."""
 
     def blurred(sigma: float) -> Tensor:
-        return torch.from_numpy(gaussian_filter(image.numpy(), (0, 0, sigma, sigma), mode="constant"))
+        return torch.from_numpy(gaussian_filter(image.cpu().numpy(), (0, 0, sigma, sigma), mode="constant")).to(image.device)
 
     width, step = max_sigma / steps, 0.01
     total = torch.zeros_like(image)

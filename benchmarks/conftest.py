@@ -39,10 +39,36 @@ class MethodReport:
 METHOD_REPORTS: dict[str, MethodReport] = {}
 
 
+class DeviceReport:
+    """The rows of one network on one device, in a file that is written after each case."""
+
+    def __init__(self, network: str, device: torch.device, folder: Path | None) -> None:
+        self.network, self.device = network, device
+        self.path = None if folder is None else folder / f"gpu-{network}--{common.device_name(device)}.json"
+        self.rows: list[common.DeviceRow] = []
+
+    def add(self, rows: list[common.DeviceRow]) -> None:
+        """Note a case, and write the file; what it says of other cases stays."""
+        self.rows += rows
+        if self.path is None:
+            return
+        before = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
+        content = common.as_json(self.rows, common.metadata(self.device, 0.0))
+        measured = {(row["method"], row["images"]) for row in content["rows"]}
+        content["rows"] = [row for row in before if (row["method"], row["images"]) not in measured] + content["rows"]
+        write(self.path, content)
+
+
+DEVICE_REPORTS: dict[str, DeviceReport] = {}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, default=None, help="folder for <suite>--<device>.json")
     parser.addoption("--method", default=None, help="time this method only")
     parser.addoption("--network", default=None, help="time methods on this network only")
+    parser.addoption("--device", default="cuda", help="where bench_gpu.py runs: cuda; cpu to try it out")
+    parser.addoption("--images", type=int, default=None, help="bench_gpu.py: batches of so many images only")
+    parser.addoption("--until", type=float, default=None, help="bench_gpu.py: begin no case after this time of time.time()")
     parser.addoption("--rounds", type=int, default=None, help="rounds of each method")
     parser.addoption("--with-compile", action="store_true", help="also time torch.compile of the references (slow)")
 
@@ -73,6 +99,13 @@ def method_report(network: str, request: pytest.FixtureRequest) -> Iterator[Meth
         write(path, content)
 
 
+@pytest.fixture
+def device_report(network: str, request: pytest.FixtureRequest) -> DeviceReport:
+    """The report of one network on the device that was asked for."""
+    device = torch.device(request.config.getoption("--device"))
+    return DEVICE_REPORTS.setdefault(network, DeviceReport(network, device, request.config.getoption("--results")))
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +113,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = {name: config.getoption(f"--{name}") for name in ("method", "network")}
+    wanted = {name: config.getoption(f"--{name}") for name in ("method", "network", "images")}
     if not any(wanted.values()):
         return
     kept = [

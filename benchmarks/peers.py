@@ -7,14 +7,32 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captum import attr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-with np.errstate(all="ignore"):
-    from saliency import core as pair
-
 Array = NDArray[np.floating[Any]]
+
+
+class Missing:
+    """Stands for a peer that cannot be imported: whatever is asked of it fails with the reason, which its rows then say."""
+
+    def __init__(self, error: ImportError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+
+def imported(name: str) -> Any:
+    """Return a peer's module."""
+    try:
+        with np.errstate(all="ignore"):
+            return importlib.import_module(name)
+    except ImportError as error:
+        return Missing(error)
+
+
+attr, pair = imported("captum.attr"), imported("saliency.core")
 
 
 def captum_occlusion(model: nn.Module, image: Tensor, target: int, size: int, at_once: int) -> Tensor:
@@ -77,12 +95,13 @@ class PairModel:
 
     def __init__(self, model: nn.Module, target: int, layer: nn.Module | None = None) -> None:
         self.model, self.target, self.layer = model, target, layer
+        self.device = next((one.device for one in model.parameters()), torch.device("cpu"))
 
     def __call__(self, images: Array, call_model_args: object = None, expected_keys: Sequence[str] = ()) -> dict[str, Array]:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)).to(self.device)
         if pair.base.OUTPUT_LAYER_VALUES in expected_keys:
             with torch.no_grad():
-                return {pair.base.OUTPUT_LAYER_VALUES: self.model(batch)[:, self.target].numpy()}
+                return {pair.base.OUTPUT_LAYER_VALUES: self.model(batch)[:, self.target].cpu().numpy()}
         kept: list[Tensor] = [batch.requires_grad_()]
         if self.layer is None:
             score = self.model(batch)[:, self.target].sum()
@@ -100,7 +119,7 @@ class PairModel:
 
 
 def last_channels(values: Tensor) -> Array:
-    return values.detach().permute(0, 2, 3, 1).numpy()
+    return values.detach().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def as_map(values: Array) -> Tensor:

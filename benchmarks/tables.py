@@ -46,6 +46,18 @@ def latest() -> list[dict[str, Any]]:
     return sorted(found, key=lambda result: list(NETWORKS).index(result["rows"][0]["network"]))
 
 
+def latest_on_gpu() -> list[dict[str, Any]]:
+    """The results on GPUs of the newest version that has some, one per device and network."""
+    found = [(path, json.loads(path.read_text())) for path in sorted(RESULTS.glob("*/gpu-*--*.json"))]
+    found = [(path, result) for path, result in found if result["metadata"]["cuda"] is not None]  # not one of trying it out
+    newest = max(
+        (path.parent for path, _ in found), key=lambda folder: [int(part) for part in folder.name.split(".")], default=None
+    )
+    results = [result for path, result in found if path.parent == newest]
+    order = list(NETWORKS)
+    return sorted(results, key=lambda one: (one["metadata"]["cuda"]["name"], order.index(one["rows"][0]["network"])))
+
+
 def by_candidate(result: Mapping[str, Any], method: str) -> dict[str, Row]:
     """The rows of one method: candidate -> row."""
     return {row["candidate"]: row for row in result["rows"] if row["method"] == method}
@@ -61,6 +73,8 @@ def times(row: Row | None, ours: Row) -> str:
 
 
 def seconds(value: float) -> str:
+    if value < 0.01:
+        return f"{1000 * value:.2g} ms"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
@@ -69,14 +83,14 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(line) + " |" for line in body)]
 
 
-def where_and_when(result: Mapping[str, Any]) -> str:
+def where_and_when(result: Mapping[str, Any], *, threads: bool = True) -> str:
     about = result["metadata"]
-    threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+    number = "" if not threads else "1 thread, " if about["threads"] == 1 else f"{about['threads']} threads, "
     commits = list(dict.fromkeys(row["commit"][:7] for row in result["rows"]))
     dates = sorted({row["date"][:10] for row in result["rows"]})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     plural = "commit" if len(commits) == 1 else "commits"
-    return f"{about['processor']}, {threads}, torch {about['torch']}, {when}, {plural} {', '.join(commits)}"
+    return f"{about['processor']}, {number}torch {about['torch']}, {when}, {plural} {', '.join(commits)}"
 
 
 def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
@@ -102,14 +116,14 @@ def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
         lines += [
             "The other columns are multiples of the first, medians of alternating runs: above 1 is slower, **bold** is",
             "faster; ✗ is not the method's map, - has no such method. Settings, spreads, memory and overhead are in",
-            "[docs/speed.md](docs/speed.md). GPU figures are still to come.",
+            "[docs/speed.md](docs/speed.md).",
             "",
         ]
     return "\n".join([*lines, END])
 
 
-def docs_section(results: Sequence[Mapping[str, Any]]) -> str:
-    """docs/speed.md's tables: every candidate with its setting, spread, memory and difference; and the claims."""
+def docs_section(results: Sequence[Mapping[str, Any]], on_gpu: Sequence[Mapping[str, Any]] = ()) -> str:
+    """docs/speed.md's tables: every candidate with its setting, spread, memory and difference; and the claims; and on a GPU."""
     lines = [BEGIN, ""]
     for result in results:
         about = result["metadata"]
@@ -130,7 +144,77 @@ def docs_section(results: Sequence[Mapping[str, Any]]) -> str:
         lines += [*table(["figure", "measured", "aim, at most"], claims), ""]
     if not results:
         lines += ["Nothing has been measured for this version.", ""]
-    return "\n".join([*lines, END])
+    return "\n".join([*lines, *gpu_lines(on_gpu), END])
+
+
+def gpu_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The tables of GPUs: for each batch of a network the ratios, then every candidate in every arithmetic."""
+    lines = ["## On a GPU", ""]
+    if not results:
+        return [*lines, "Nothing has been measured on a GPU yet; `make gpu` on a machine that has one writes this section.", ""]
+    lines += [
+        "Wall clock between two points where the device has done all it was given; medians of alternating rounds, of the whole",
+        "batch. **error**: relative l2 distance of our map, or of a peer's without noise of its own, from ours in float64, of",
+        "the first and the last image; **outside**: share of the time that is not forward and input gradient of the bare",
+        "engine in the same chunks, which is to be 5 % at most; **peak**: memory above what was held before, graphs counted.",
+        "Peers run with the TF32 flags that pysal sets for itself, for matrix products and cuDNN: off for float32, on for",
+        "tf32. A map that is further away than rounding explains is marked ✗; outside float32 that is half its size.",
+        "",
+    ]
+    for result in results:
+        about, rows = result["metadata"], result["rows"]
+        for images in sorted({row["images"] for row in rows}):
+            own = [row for row in rows if row["images"] == images]
+            batch = "one image" if images == 1 else f"{images} images"
+            lines += [f"### {NETWORKS[rows[0]['network']]}, {batch}, {about['cuda']['name']}", ""]
+            when = where_and_when({"metadata": about | {"processor": about["cuda"]["name"]}, "rows": own}, threads=False)
+            lines += [f"{when}, CUDA {about['cuda']['runtime']}.", ""]
+            methods = [method for method in METHODS if any(row["method"] == method for row in own)]
+            head = ["method", "arithmetic", "pysal, prepared", *COLUMNS]
+            body = [line for method in methods for line in gpu_ratios(method, own)]
+            lines += [*table(head, body), ""]
+            head = [
+                "method",
+                "candidate",
+                "arithmetic",
+                "setting",
+                "runs",
+                "median",
+                "times ours (IQR)",
+                "outside",
+                "error",
+                "peak",
+            ]
+            body = [gpu_line(row) for method in methods for row in own if row["method"] == method]
+            lines += [*table(head, body), ""]
+    return lines
+
+
+def gpu_ratios(method: str, rows: Sequence[Row]) -> list[list[str]]:
+    """A line for each arithmetic that ours has: its time, and how many times as long others take in the same one."""
+    lines = []
+    for ours in (row for row in rows if row["method"] == method and row["candidate"] == OURS and row["median_s"] is not None):
+        same = {one["candidate"]: one for one in rows if (one["method"], one["precision"]) == (method, ours["precision"])}
+        cells = [next((same[name] for name in names if name in same), None) for names in COLUMNS.values()]
+        wrong = "" if ours["agrees"] else " ✗"
+        lines.append(
+            [METHODS[method], ours["precision"], seconds(ours["median_s"]) + wrong, *(times(one, ours) for one in cells)]
+        )
+    return lines
+
+
+def gpu_line(row: Row) -> list[str]:
+    start = [METHODS[row["method"]], row["candidate"], row["precision"]]
+    if row["median_s"] is None:
+        return [*start, f"not run: {row['failed']}", *[""] * 6]
+    ratio = "" if row["times_as_long_as_ours"] is None else f"{row['times_as_long_as_ours']:.2f}"
+    spread = ratio and f"{ratio} ({row['times_as_long_as_ours_iqr']:.2f})"
+    outside = "" if row["outside_model"] is None else f"{100 * row['outside_model']:.1f} %"
+    error = "" if row["error"] is None else f"{row['error']:.0e}"
+    memory = "" if row["peak_mem_bytes"] is None else f"{row['peak_mem_bytes'] / 2**20:.0f} MiB"
+    setting = f"`{row['setting']}`" if "=" in row["setting"] else row["setting"]
+    cells = [setting, str(row["samples"]), seconds(row["median_s"]), spread, outside, error, memory]
+    return [*start, *cells[:-2], cells[-2] + ("" if row["agrees"] else " ✗"), cells[-1]]
 
 
 def faces_section(results: Sequence[Mapping[str, Any]]) -> str:
@@ -248,7 +332,7 @@ def pages() -> dict[Path, str]:
     results = latest()
     sections = {
         ROOT / "README.md": readme_section(results),
-        ROOT / "docs/speed.md": docs_section(results),
+        ROOT / "docs/speed.md": docs_section(results, latest_on_gpu()),
         ROOT / "docs/migrating.md": faces_section(results),
         ROOT / "docs/auditing.md": audit_section(latest_audits()),
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: all tests with the CUDA kernels required, memcheck and racecheck of the ops' small cases,
-# graphs and streams, and the benchmarks on the GPU. Goes on after a failed stage and fails at the end with the list. One
+# graphs and streams, and the benchmarks of ops and methods on the GPU, with the tables made of them. Goes on after a failed stage and fails at the end with the list. One
 # stage: tests/gpu.sh tests. Several: tests/gpu.sh memcheck racecheck. `make gpu` sets everything up first; on a machine
 # that has a torch with CUDA and what requirements/ lists, PYTHON=python3 bash tests/gpu.sh builds in place with it.
 set -euo pipefail
@@ -63,11 +63,20 @@ sanitizer() {
     -k "cuda and (matches_reference or match_reference or layouts or empty)"
 }
 
+results_folder() {
+  "$python" -c 'import pysal; print(f"benchmarks/results/{pysal.__version__}")'
+}
+
 # For each op and size: median, bytes moved, share of the measured copy bandwidth; beside it the reference, eager and
 # compiled.
 bench() {
-  "$python" -m benchmarks --suite ops -k cuda --with-compile \
-    --results "benchmarks/results/$("$python" -c 'import pysal; print(pysal.__version__)')"
+  "$python" -m benchmarks --suite ops -k cuda --with-compile --results "$(results_folder)"
+}
+
+# Every method against its peers, in batches of 1 and 32 images and every arithmetic; then the tables.
+methods() {
+  "$python" -m benchmarks --device cuda --results "$(results_folder)"
+  "$python" -m benchmarks.tables
 }
 
 stage build build
@@ -78,6 +87,7 @@ if [[ ${#failed[@]} -eq 0 ]]; then
   stage memcheck sanitizer memcheck
   stage racecheck sanitizer racecheck
   stage bench bench
+  stage methods methods
 fi
 
 printf '\n===== summary, %d s\n' "$SECONDS"

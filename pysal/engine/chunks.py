@@ -115,7 +115,7 @@ def run_chunks(
     reporting = _reporting.get(_Reporting())
     inner = _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
     try:
-        done, size = 0, batch_size or fast_rows(device)
+        done, size = 0, chunk_rows(total if not ends else 0, batch_size or fast_rows(device), device)
         measure = batch_size is None and total > 1
         measure = measure and size * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
         while done < total:
@@ -146,6 +146,22 @@ def run_chunks(
                 reporting.callback(label, done, total)
     finally:
         _reporting.reset(inner)
+
+
+def chunk_rows(total: int, most: int, device: torch.device) -> int:
+    """Return how many rows of a queue run together.
+
+    A GPU gets chunks of nearly one size: 50 rows, at most 32 at once, are 25 and 25, not 32 and 18. Equal shapes are one CUDA
+    graph, and a short last chunk leaves multiprocessors idle. On a CPU the most at once are as fast as any.
+
+    Args:
+        total: rows in the queue; 0 where other things cut it.
+        most: rows in one chunk.
+        device: where they run.
+    """
+    if device.type == "cpu" or total <= most:
+        return most
+    return -(-total // -(-total // most))
 
 
 def fast_rows(device: torch.device) -> int:

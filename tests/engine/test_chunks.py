@@ -338,3 +338,20 @@ def test_another_thread_cancels_a_method(method: str) -> None:
         cancel.set()
         other.join()
     assert passes == 1
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "ends", "device", "expected"),
+    [
+        (50, 32, (), "cuda", [25, 25]),
+        (1600, 128, (), "cuda", [124] * 12 + [112]),
+        (50, 64, (), "cuda", [50]),
+        (50, 32, (), "cpu", [32, 18]),
+        (50, 32, (0, 40), "cuda", [32, 8, 10]),  # the groups were made for chunks of so many
+    ],
+)
+def test_a_gpu_gets_chunks_of_one_size(total: int, most: int, ends: tuple[int, ...], device: str, expected: list[int]) -> None:
+    body = Body()
+    given: dict[str, Any] = {"label": "rows", "row_bytes": 1, "batch_size": most, "device": torch.device(device)}
+    chunks.run_chunks(total, body, **given, ends=ends)
+    assert [stop - start for start, stop in body.tried] == expected
