@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -167,6 +169,12 @@ def chunk_rows(total: int, most: int, device: torch.device) -> int:
 def fast_rows(device: torch.device) -> int:
     """Return how many rows per pass are fast on a device where memory is no limit."""
     return CPU_ROWS if device.type == "cpu" else GPU_ROWS
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array on a device, in the order of its queue; a plain copy to a GPU waits until all before it is done."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def free_memory(device: torch.device) -> int:

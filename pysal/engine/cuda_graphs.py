@@ -20,10 +20,14 @@ T = TypeVar("T")
 Capture = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
 """Runs a function; returns what it returned, and what fills the tensors of that anew from the function's inputs."""
 
-# Graphs keep the memory of a whole pass for themselves: a method has one shape, and one more for its last chunk.
-MOST_SHAPES = 4
-# A replay runs the kernels it was recorded from. Adding in another order moves a result by less than this.
-AGREEMENT = 1e-3
+# Graphs keep the memory of a whole pass for themselves: a method has one shape, and one more for its last chunk. The one that
+# was not used for longest makes room for another; of sweeps from one pass, later ones run as they are.
+MOST_SHAPES, MOST_SWEEPS = 8, 8
+# Shapes that came once are remembered; the oldest is forgotten.
+MOST_SEEN = 64
+# A replay runs the kernels it was recorded from. Adding in another order, in bf16 too, moves a result by less than this; one
+# that left a tensor unwritten moves it by its own size.
+AGREEMENT = 3e-2
 
 
 def capture(function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
@@ -42,8 +46,8 @@ def capture(function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
 class Replays:
     """The graphs of a program.
 
-    A shape is captured when it comes for the second time. Where that fails, or a replay does not give what the program gives,
-    every pass runs as it is from then on.
+    A shape is captured when it comes for the second time, also if others came in between. Where that fails, or a replay does
+    not give what the program gives, every pass runs as it is from then on.
 
     Attributes:
         program: what is recorded.
@@ -52,7 +56,8 @@ class Replays:
 
     def __init__(self, program: Program, capture: Capture[Any] = capture) -> None:
         self.program, self.capture = program, capture
-        self._held: dict[Any, _Replay | None] = {}
+        self._seen: dict[Any, None] = {}
+        self._held: dict[Any, _Replay] = {}  # the one that was used last at the end
         self._one_at_a_time = threading.Lock()
         self.refused: str | None = None
 
@@ -73,15 +78,20 @@ class Replays:
     def _record(self, images: Tensor, layers: Sequence[Place]) -> Tape:
         stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
         case = (images.shape, images.stride(), images.dtype, images.device, tuple(layers), stream)
-        if self.refused is not None or (case not in self._held and len(self._held) == MOST_SHAPES):
+        if self.refused is not None:
             return self.program.record(images, layers)
-        if case not in self._held:
-            self._held[case] = None
-            return self.program.record(images, layers)
-        replay = self._held[case]
-        if replay is not None:
+        if case in self._held:
+            replay = self._held[case] = self._held.pop(case)
             return replay.record(images)
         tape = self.program.record(images, layers)
+        if case not in self._seen:
+            self._seen[case] = None
+            if len(self._seen) > MOST_SEEN:
+                del self._seen[next(iter(self._seen))]
+            return tape
+        del self._seen[case]
+        if len(self._held) == MOST_SHAPES:
+            del self._held[next(iter(self._held))]
         try:
             replay = _Replay(self, images, layers)
             difference = distance(replay.record(images).output, tape.output)
@@ -93,6 +103,12 @@ class Replays:
             else:
                 self.refuse(f"a replay was {difference:.1e} away from the pass")
         return tape
+
+    def clear(self) -> None:
+        """Forget every shape, and what was refused, and give the memory of the graphs back."""
+        self.refused = None
+        self._seen.clear()
+        self._held.clear()
 
     def refuse(self, reason: object) -> None:
         """Replay nothing any more, and give the memory of the graphs back."""
@@ -118,7 +134,7 @@ class _Replay:
         case = (grad.shape, grad.dtype, rule, tuple(layers), to_input)
         if case not in self._sweeps:
             expected = self.tape.sweep(grad, rule, layers=layers, to_input=to_input)
-            if self.owner.refused is None:
+            if self.owner.refused is None and len(self._sweeps) < MOST_SWEEPS:
                 held = grad.clone(memory_format=torch.contiguous_format)
                 try:
                     found, run = self.owner.capture(lambda: self.tape.sweep(held, rule, layers=layers, to_input=to_input))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pysal import ops  # noqa: F401  defines torch.ops.pysal.box_regions
+from pysal.engine.chunks import to_device
 from pysal.engine.fold import module_of
 from pysal.engine.lowered import FusedConvolution
 
@@ -506,7 +507,7 @@ class Incremental:
                     stride[step.map, 0, axis] = step.reach[axis].stride
                     before[step.map, 0, axis] = step.reach[axis].before
         corners = origins * stride - before
-        on_device = torch.from_numpy(np.stack([origins, corners]).astype(np.int32)).to(device)
+        on_device = to_device(np.stack([origins, corners]).astype(np.int32), device)
         return Geometry(sizes, origins, corners, on_device)
 
     # ---- a group of images
@@ -578,14 +579,14 @@ class _Run:
             return self.values[node]
         map = self.engine._boxed[node]
         zero = np.zeros_like(self.geometry.origins[map])
-        return self._region(node, zero, self.engine._maps[map], None)
+        return self._region(node, zero, self.engine._maps[map], torch.zeros_like(self.geometry.on_device[0, map]))
 
     def _region(
         self,
         node: fx.Node,
         corners: Integers,
         size: Sequence[int],
-        corners_on_device: Tensor | None,
+        corners_on_device: Tensor,
         steps: tuple[int, int] = (1, 1),
         outside: float = 0.0,
     ) -> Tensor:
@@ -593,8 +594,6 @@ class _Run:
         map, boxes = self.engine._boxed[node], self.boxes[node]
         if tuple(boxes.shape[2:]) == tuple(size) and steps == (1, 1) and np.array_equal(corners, self.geometry.origins[map]):
             return boxes
-        if corners_on_device is None:
-            corners_on_device = torch.from_numpy(corners.astype(np.int32)).to(boxes.device)
         height, width = size
         regions: Tensor = torch.ops.pysal.box_regions(
             self.clean[node],
@@ -695,22 +694,21 @@ class _Run:
             between = (-math.inf, math.inf) if module.upper is None else (0.0, module.upper)
             return module.matrix.run(region, stride, sides, shortcut=shortcut, over=True, limits=between)
         geometry = (padding, stride, convolution.dilation, convolution.groups)
-        if not module.onednn:
-            weight, bias = convolution.weight, convolution.bias
-            output = F.conv2d(region, weight, bias, stride, padding, convolution.dilation, convolution.groups)
-            output = output if shortcut is None else output.add_(shortcut)
-            return output if module.upper is None else output.clamp_(0, module.upper)
         mkldnn = torch.ops.mkldnn
         key = (step.map, stride, padding)
         if key not in self.engine._packed:
             weight = convolution.weight.contiguous(memory_format=torch.channels_last)
             # arranged for one shape, as fast for others; oneDNN is wrong there for one channel and outputs one pixel wide
-            if region.shape[1] > 1:
+            if module.onednn and region.shape[1] > 1:
                 weight = mkldnn._reorder_convolution_weight(
                     weight, list(padding), list(stride), list(convolution.dilation), convolution.groups, list(region.shape)
                 )
             self.engine._packed[key] = weight
         weight = self.engine._packed[key]
+        if not module.onednn:
+            output = F.conv2d(region, weight, convolution.bias, stride, padding, convolution.dilation, convolution.groups)
+            output = output if shortcut is None else output.add_(shortcut)
+            return output if module.upper is None else output.clamp_(0, module.upper)
         limited = module.upper is not None and module.upper < math.inf
         if shortcut is None:
             name = "hardtanh" if limited else "none" if module.upper is None else "relu"

@@ -48,6 +48,8 @@ class FusedConvolution(nn.Module):
             self.matrix = MatrixConvolution(convolution.weight, convolution.bias, convolution.dilation)
         self.evened = _evened(convolution)
         self.forward_weight = self.evened.weight
+        if self.forward_weight.is_cuda:  # the layout of the images: cuDNN would make it so in every pass
+            self.forward_weight = self.forward_weight.contiguous(memory_format=torch.channels_last)
         if self.onednn:
             shape = [PACKED_FOR, *input_shape]
             left, right, top, bottom = self.evened.padding
@@ -151,7 +153,7 @@ class FusedConvolution(nn.Module):
         geometry = (self._padding, even.stride, even.dilation, even.groups)
         if not self.onednn:
             padding, stride, dilation, groups = geometry
-            output = F.conv2d(input, even.weight, even.bias, stride, padding, dilation, groups)
+            output = F.conv2d(input, self.forward_weight, even.bias, stride, padding, dilation, groups)
             output = output if shortcut is None else output.add_(shortcut)
             return output if upper is None else output.clamp_(0, upper)
         input = input.contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import check_count, refuse
+from pysal.engine.chunks import to_device
 from pysal.engine.plan import Plan
 from pysal.engine.quadrature import (
     PLACEMENTS,
@@ -150,7 +151,7 @@ def _probe(plan: Plan, path: Path) -> Array:
     found = np.empty(len(paths))
 
     def body(start: int, stop: int) -> None:
-        rows = path.owners[torch.from_numpy(paths[start:stop]).to(plan.device)]
+        rows = path.owners[to_device(paths[start:stop], plan.device)]
         batch, _ = path.points(paths[start:stop], places[start:stop])
         found[start:stop] = plan.scores(batch, rows)[0].double().cpu().numpy()
 
@@ -166,9 +167,9 @@ def _add_up(plan: Plan, path: Path, into: Tensor, rules: dict[int, Rule]) -> Non
 
     def body(start: int, stop: int) -> None:
         batch, factors = path.points(paths[start:stop], nodes[start:stop])
-        rows = torch.from_numpy(paths[start:stop]).to(plan.device)
+        rows = to_device(paths[start:stop], plan.device)
         gradients = plan.gradients(batch, path.owners[rows])
-        step_weights = torch.from_numpy(weights[start:stop]).to(plan.device)
+        step_weights = to_device(weights[start:stop], plan.device)
         ops.path_integral_accumulate_(into, gradients, factors, rows, step_weights)
 
     plan.run(len(nodes), body)

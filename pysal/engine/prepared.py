@@ -15,14 +15,14 @@ from pysal.engine.fold import fold
 from pysal.engine.incremental import Incremental, NotIncremental
 from pysal.engine.lowered import FusedConvolution, lower
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.precision import PRECISIONS, Precision
+from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.tape import Program, Recorded, Tape
 
 # Images per pass that are tried out; the best is kept. More lose on a CPU.
 CPU_CHUNKS = (1, 2, 4, 8)
 GPU_CHUNKS = (8, 16, 32, 64, 128)
-# Rounds in which each is tried.
-TRIALS = 4
+# Rounds in which each is tried; on a GPU the first of them make a pass, its graph and that of its sweep.
+TRIALS, GPU_TRIALS = 4, 7
 # Folding changes the rounding of every layer. A graph further than this from the model, relative to its largest output, is
 # not the same function, and is not used.
 FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -212,7 +212,9 @@ def prepare(
     with torch.inference_mode(False):  # whose tensors could not be differentiated later
         example = example[:1].detach().clone()
         prepared = PreparedModel(model, example, precision)
-        _build(prepared, example)
+        # compared in full float32: TF32, which torch allows cuDNN, would be further away than a wrong graph may be
+        with precision_mode("float32", example.device, backward=False):
+            _build(prepared, example)
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
         prepared.rows = fixed or batch_size or _fastest_rows(prepared, example)
     prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
@@ -315,21 +317,26 @@ def _gradient_distance(model: nn.Module, tape: Tape, example: Tensor) -> float:
 def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
     """Return the number of images per pass with the least time per image, forward and backward.
 
-    The numbers take turns, so that whatever else the machine does meets all of them, and the least time of each counts.
+    The numbers take turns, so that whatever else the machine does meets all of them, and the least time of each counts. On a
+    GPU they come one after the other, because the graphs of all would need memory at once.
     """
     batches = {
         rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for rows in (CPU_CHUNKS if example.device.type == "cpu" else GPU_CHUNKS)
     }
     least = dict.fromkeys(batches, float("inf"))
-    for _ in range(TRIALS):
-        for rows in list(least):
+    rounds = [list(batches)] * TRIALS if prepared.replays is None else [[rows] * GPU_TRIALS for rows in batches]
+    for numbers in rounds:
+        for rows in numbers:
+            if rows not in least:
+                break
             try:
                 least[rows] = min(least[rows], _seconds(prepared, batches[rows]) / rows)
             except torch.OutOfMemoryError:
                 least = {fewer: seconds for fewer, seconds in least.items() if fewer < rows}
-                break
-    best = 1
+        if prepared.replays is not None:
+            prepared.replays.clear()
+    best = min(least, default=1)
     for rows, seconds in least.items():
         if seconds < 0.97 * least[best]:  # a smaller chunk needs less memory: a larger one has to be worth it
             best = rows
@@ -337,17 +344,26 @@ def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
 
 
 def _seconds(prepared: PreparedModel, batch: Tensor) -> float:
-    """Return the time of a pass: of this process alone on a CPU, which others may be using, too."""
+    """Return the time of a pass as methods make it: of this process alone on a CPU, which others may be using, too."""
     clock = time.perf_counter if batch.device.type == "cuda" or torch.get_num_threads() > 1 else time.process_time
-    with torch.inference_mode(False), torch.enable_grad():
+
+    def now() -> float:
+        if batch.device.type == "cuda":
+            torch.cuda.synchronize(batch.device)
+        return clock()
+
+    arithmetic = precision_mode(prepared.precision, batch.device, backward=True)
+    with torch.inference_mode(False), torch.enable_grad(), arithmetic:
         leaf = batch.detach().requires_grad_()
-        started = clock()
+        started = now()
+        if prepared.replays is not None:
+            with prepared.replays.recording(batch) as tape:
+                tape.sweep(torch.ones_like(tape.output))
+            return now() - started
         output = prepared(leaf)
         if isinstance(output, Tensor) and output.requires_grad:
             torch.autograd.grad(output.sum(), leaf, allow_unused=True)
-        if batch.device.type == "cuda":
-            torch.cuda.synchronize(batch.device)
-        return clock() - started
+        return now() - started
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
+from pysal.engine.chunks import to_device
 from pysal.engine.path import Path, Steps, integrate
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
@@ -142,7 +143,7 @@ def attribute(
         if (paths == paths[0]).all():  # the usual case of one image, many steps: no copies of the image
             chosen = plan.inputs[paths[0] : paths[0] + 1].expand(len(paths), -1, -1, -1)
         else:
-            chosen = plan.inputs[torch.from_numpy(paths).to(plan.device)]
+            chosen = plan.inputs[to_device(paths, plan.device)]
         return ops.gaussian_scale_space_derivative(chosen, sigmas.tolist(), step=step, boundary=boundary)
 
     def finish(integrals: Tensor, _paths: Tensor) -> Tensor:

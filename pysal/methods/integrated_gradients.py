@@ -11,6 +11,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
+from pysal.engine.chunks import to_device
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.path import Integral, Path, Steps, integrate
 from pysal.engine.plan import ExtraInputs, Model, Plan
@@ -118,8 +119,7 @@ def attribute(
     ends = plan.inputs if many == 1 else plan.inputs[owners]
 
     def points(paths: NDArray[np.int64], alphas: Array) -> tuple[Tensor, None]:
-        rows = torch.from_numpy(paths).to(plan.device)
-        places = torch.from_numpy(alphas).to(plan.device)
+        rows, places = (to_device(array, plan.device) for array in (paths, alphas))
         return ops.path_integral_points(ends, baselines, rows, places, channels_last=plan.channels_last), None
 
     def finish(integrals: Tensor, paths: Tensor) -> Tensor:

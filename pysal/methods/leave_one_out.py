@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import CPU_ROWS
+from pysal.engine.chunks import CPU_ROWS, to_device
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.incremental import Incremental, Integers, Kept, group_rows
 from pysal.engine.plan import ExtraInputs, Model, Plan
@@ -114,7 +114,7 @@ def attribute(plan: Plan, *, segments: Segments = Slic(), fill: Fill = 0.0) -> A
     def body(start: int, stop: int) -> None:
         rows, ids = queue[start:stop].unbind(1)
         if local is not None and local.follows(start):
-            score, classes = local.scores(int(rows[0]), ids)
+            score, classes = local.scores(start, ids)
         elif isinstance(regions, Boxes):
             batch = ops.occlusion_masks_boxes(plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last)
             score, classes = plan.scores(batch, rows)
@@ -158,6 +158,7 @@ class _Local:
         self.most_rows = plan.asked_batch_size or group_rows(plan.device)
         self.ends: list[int] = []
         self.images_kept = 0
+        self._sorted = np.empty((0, 2), dtype=np.int64)
         self._whole: set[int] = set()  # groups that run as whole images, by where they begin
         self._image = -1
         self._kept: Kept | None = None
@@ -197,15 +198,18 @@ class _Local:
                     done += len(piece)
         if not sorted_rows:
             return queue
-        return torch.from_numpy(np.concatenate(sorted_rows)).to(queue.device)
+        self._sorted = np.concatenate(sorted_rows)
+        return to_device(self._sorted, queue.device)
 
     def follows(self, start: int) -> bool:
         """Say whether the row at `start` is in a group that runs in boxes."""
         return self.ends[np.searchsorted(self.ends, start, side="right") - 1] not in self._whole
 
-    def scores(self, image: int, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what `Plan.scores` does for one image without each of the segments `ids`."""
-        geometry = self._engine.geometry(self._boxes[image][ids.cpu().numpy()], self._plan.device)
+    def scores(self, start: int, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what `Plan.scores` does for one image without each of the segments `ids`, those from row `start` on."""
+        own_rows = self._sorted[start : start + len(ids)]  # on the host, where nobody has to wait for a GPU
+        image = int(own_rows[0, 0])
+        geometry = self._engine.geometry(self._boxes[image][own_rows[:, 1]], self._plan.device)
         origins = geometry.on_device[0, 0]
         height, width = (int(size) for size in geometry.sizes[0])
         nothing = self._plan.inputs.new_empty(len(ids), self._plan.inputs.shape[1], 0, 0)

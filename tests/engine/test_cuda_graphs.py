@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.cuda_graphs import MOST_SHAPES, Replays, capture
+from pysal.engine import prepared as preparation
+from pysal.engine.cuda_graphs import MOST_SEEN, MOST_SHAPES, MOST_SWEEPS, Replays, capture
 from pysal.engine.features import Layer
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.tape import Program, Tape
@@ -125,7 +126,7 @@ def test_maps_are_those_without_graphs(device: str, method: str) -> None:
         assert_same(got, want)
     assert fast.replays is not None
     assert fast.replays.refused is None
-    replayed = [replay for replay in fast.replays._held.values() if replay is not None]
+    replayed = list(fast.replays._held.values())
     assert bool(replayed) == (method != "guided_backprop")  # whose hooks belong to one call
     assert all(replay._sweeps for replay in replayed)
 
@@ -159,7 +160,7 @@ def test_the_images_are_not_written_to() -> None:
     assert torch.equal(x, kept)
 
 
-def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are() -> None:
+def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are_kept() -> None:
     captured: list[Any] = []
 
     def counted(function: Callable[[], Any]) -> Any:
@@ -168,11 +169,93 @@ def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are() -> None:
 
     fast = prepared("cpu", counted)
     program, replays = parts_of(fast)
-    for number in range(1, MOST_SHAPES + 3):
-        for n in range(3):
-            with replays.recording(photos(number, seed=n)) as tape:
-                assert_same(tape.output, program.record(photos(number, seed=n)).output)
-            assert len(captured) == min(number - (n == 0), MOST_SHAPES)
+
+    def come(number: int) -> int:
+        """Record a pass of so many images, and return how many shapes have been captured."""
+        images = photos(number, seed=len(captured))
+        with replays.recording(images) as tape:
+            assert_same(tape.output, program.record(images).output)
+        assert len(replays._held) <= MOST_SHAPES
+        return len(captured)
+
+    shapes = range(1, MOST_SHAPES + 1)
+    assert [come(number) for number in shapes] == [0] * MOST_SHAPES  # others come in between
+    assert [come(number) for number in shapes] == list(shapes)
+    assert [come(number) for number in shapes] == [MOST_SHAPES] * MOST_SHAPES
+    come(1)
+    assert come(MOST_SHAPES + 1) == MOST_SHAPES
+    assert come(MOST_SHAPES + 1) == MOST_SHAPES + 1  # for which 2, not used for longest, makes room
+    assert come(1) == MOST_SHAPES + 1
+    assert come(2) == MOST_SHAPES + 1  # forgotten: as if it came for the first time
+    assert come(2) == MOST_SHAPES + 2
+
+
+def test_shapes_that_never_come_again_are_forgotten() -> None:
+    _, replays = parts_of(prepared("cpu"))
+    for number in range(1, MOST_SEEN + 3):
+        with replays.recording(torch.zeros(1, 3, 16, number + 20, dtype=torch.float64)):
+            pass
+    assert len(replays._seen) == MOST_SEEN
+    assert not replays._held
+
+
+def test_of_sweeps_only_so_many_are_kept() -> None:
+    fast = prepared("cpu")
+    program, replays = parts_of(fast)
+    for times in range(1, MOST_SWEEPS + 3):
+        seed = torch.eye(5, dtype=torch.float64)[:1].repeat(2 * times, 1)
+        for n in range(4):
+            with replays.recording(photos(2, seed=n)) as tape:
+                assert_same(tape.sweep(seed)[0], program.record(photos(2, seed=n)).sweep(seed)[0])
+    (replay,) = replays._held.values()
+    assert len(replay._sweeps) == MOST_SWEEPS
+
+
+def test_the_images_per_pass_are_chosen_by_replays_and_their_graphs_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[tuple[str, int]] = []
+
+    def counted(function: Callable[[], Any]) -> Any:
+        found, replay = again(function)
+        rows = len(found.output) if isinstance(found, Tape) else len(found[0])
+
+        def run() -> None:
+            order.append(("graph" if isinstance(found, Tape) else "sweep", rows))
+            replay()
+
+        return found, run
+
+    fast = prepared("cpu", counted)
+    monkeypatch.setattr(preparation, "CPU_CHUNKS", (8, 16))  # as on a GPU: nobody tries one image
+    assert preparation._fastest_rows(fast, photos(1)) in (8, 16)
+    rows = [number for _, number in order]
+    assert rows == sorted(rows)  # one after the other
+    for number in (8, 16):
+        assert order.count(("sweep", number)) >= 3  # the first of which is its check
+    _, replays = parts_of(fast)
+    assert not replays._held
+    assert not replays._seen
+    assert replays.refused is None
+
+
+def test_out_of_memory_ends_the_trial_of_larger_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def seconds(_prepared: PreparedModel, batch: Tensor) -> float:
+        tried.append(len(batch))
+        if len(batch) > 8:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(preparation, "_seconds", seconds)
+    monkeypatch.setattr(preparation, "CPU_CHUNKS", (4, 8, 16, 32))
+    fast = prepared("cpu")
+    assert preparation._fastest_rows(fast, photos(1)) == 8  # half the time per image of 4
+    assert tried.count(16) == 1
+    assert 32 not in tried
+    fast.replays = None
+    tried.clear()
+    assert preparation._fastest_rows(fast, photos(1)) == 8
+    assert tried == [4, 8, 16] + [4, 8] * (preparation.TRIALS - 1)
 
 
 def failing(_function: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine import prepared as preparation
 from pysal.engine.fold import Convolution, fold
 from pysal.engine.lowered import FusedConvolution
 from pysal.testing import assert_no_worse
@@ -502,3 +504,24 @@ def test_errors() -> None:
 def test_fold_leaves_no_batch_norm_behind_a_convolution() -> None:
     model, _ = build(network)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fold(model).modules())
+
+
+def test_the_graph_is_compared_in_float32_and_its_passes_are_timed_in_their_own_arithmetic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered: list[tuple[str, bool]] = []
+    mode = preparation.precision_mode
+
+    def watched(precision: Any, device: torch.device, *, backward: bool) -> Any:
+        entered.append((precision, backward))
+        return mode(precision, device, backward=backward)
+
+    monkeypatch.setattr(preparation, "precision_mode", watched)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # TF32's like on a CPU: what the caller has on is not compared in
+        fast = pysal.prepare(model, torch.rand(1, 3, 8, 8), precision="bf16")
+    assert fast.fused
+    assert entered[0] == ("float32", False)
+    assert set(entered[1:]) == {("bf16", True)}
+    (line,) = (line for line in fast.report().splitlines() if line.startswith("output within"))
+    assert float(line.split()[2]) < 1e-5
