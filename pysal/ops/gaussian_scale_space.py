@@ -73,7 +73,7 @@ def gaussian_scale_space(images: Tensor, sigmas: Sequence[float], boundary: str 
 
     Args:
         images: (N, C, H, W), finite; float32, float64, float16 or bfloat16. A batch that repeats one image by `expand`
-            is not copied. A pixel that is not finite spoils its surroundings.
+            is not copied. A pixel that is not finite spoils its surroundings, with a kernel as wide as the image its plane.
         sigmas: N standard deviations in pixels, 0 to 1e6.
         boundary: "constant", zero outside and no renormalisation, or "reflect", half-sample symmetric
             (d c b a | a b c d | d c b a), as often as the kernel reaches.

@@ -9,7 +9,7 @@ from pysal.testing import DTYPES, assert_no_worse, assert_same_layout, backends,
 BOUNDARIES = (0, 1)
 STEPS = (0.0, 0.01)
 # Images and their sigmas: odd sizes, narrower than a vector, one row or column, several tiles; radii past the side; 1.37,
-# whose kernel is wider by a tap at sigma + h.
+# whose kernel is wider by a tap at sigma + h. Kernels of a quarter of the longer side and more take lines in halves.
 # Enough pixels each that the largest error of plain torch, which the tolerance is made of, is not small by luck.
 CASES = {
     "odd": ((5, 3, 17, 23), [0.0, 0.3, 2.0, 9.0, 60.0]),
@@ -18,6 +18,8 @@ CASES = {
     "one column": ((2, 16, 50, 1), [1.3, 11.0]),
     "wide": ((1, 1, 40, 149), [4.0]),
     "square": ((2, 1, 64, 64), [0.126, 15.9]),
+    "spanned": ((3, 1, 75, 149), [11.0, 1.0, 50.0]),
+    "too long to fold": ((1, 1, 64, 515), [33.0]),
 }
 
 
