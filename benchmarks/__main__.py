@@ -68,13 +68,15 @@ def on_gpu(options: argparse.Namespace, pytest: list[str], environment: dict[str
         return 2
     environment = environment | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} if options.threads == 1 else environment
     command = [*pytest, "-s", "-rs", "benchmarks/bench_gpu.py", "--device", "cuda"]
-    command += ["--until", str(time.time() + 60 * options.minutes)]
     for name in ("method", "images"):
         value = getattr(options, name)
         command += [f"--{name}", str(value)] if value is not None else []
-    failed = 0
-    for network in [options.network] if options.network else list(NETWORKS):
-        failed |= subprocess.run([*command, "--network", network], cwd=ROOT, env=environment, check=False).returncode
+    failed, started = 0, time.time()
+    networks = [options.network] if options.network else list(NETWORKS)
+    for number, network in enumerate(networks, 1):
+        until = started + 60 * options.minutes * number / len(networks)
+        own = ["--network", network, "--until", str(until)]
+        failed |= subprocess.run([*command, *own], cwd=ROOT, env=environment, check=False).returncode
     return int(failed != 0)
 
 

@@ -73,10 +73,13 @@ bench() {
   "$python" -m benchmarks --suite ops -k cuda --with-compile --results "$(results_folder)"
 }
 
-# Every method against its peers, in batches of 1 and 32 images and every arithmetic; then the tables.
+# Every method against its peers, in batches of 1 and 32 images and every arithmetic; then the tables, which also show what is
+# wrong or missing.
 methods() {
-  "$python" -m benchmarks --device cuda --results "$(results_folder)"
+  local status=0
+  "$python" -m benchmarks --device cuda --results "$(results_folder)" || status=$?
   "$python" -m benchmarks.tables
+  return $status
 }
 
 stage build build

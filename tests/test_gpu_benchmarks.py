@@ -1,12 +1,14 @@
 """The benchmarks on a GPU, run on the CPU: the same code with a small network and a clock of its own."""
 
 import gc
+import itertools
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from benchmarks import __main__, bench_gpu, bench_methods, by_hand, tables
 from benchmarks.bench_gpu import DeviceSubject
 from benchmarks.bench_methods import Candidate, Comparison, TooLong, tried
 from benchmarks.conftest import DeviceReport
+from pysal.engine.cuda_graphs import Replays
 from pysal.engine.tape import Program
+from tests.engine.test_cuda_graphs import again
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers'
@@ -166,6 +170,27 @@ def test_the_bare_engine_makes_the_passes_of_the_method(
     assert sum(shape[0] for shape, _ in passes) == 3 * bench_gpu.PASSES[method][0]
 
 
+def test_with_graphs_maps_are_the_same_and_those_of_earlier_cases_are_let_go(subject: DeviceSubject) -> None:
+    fast = subject.prepared["float32"]
+    assert fast.program is not None
+    fast.rows, fast.replays = 4, Replays(fast.program, again)
+    for images in (1, 3):
+        report = DeviceReport("resnet50", CPU, None)
+        bench_gpu.measure("gradient", subject.of(images), report, Rounds())
+        ours = rows_in(report)["pysal", "float32"]
+        assert ours["setting"] == "prepared, 4 images a pass, graphs"
+        assert ours["error"] < 1e-5
+        held = list(fast.replays._held.values())
+        # the bare engine's passes are the same graph, not one more
+        assert [len(replay.tape.output) for replay in held] == [images]
+        assert all(len(replay._sweeps) == 1 for replay in held)
+    fast.replays.refuse("no such device")
+    report = DeviceReport("resnet50", CPU, None)
+    fast.replays.clear = lambda: None  # type: ignore[method-assign]
+    bench_gpu.measure("gradient", subject, report, Rounds())
+    assert rows_in(report)["pysal", "float32"]["setting"].endswith(", no graphs: no such device")
+
+
 def script(durations: dict[int, list[float]]) -> tuple[Callable[[int], None], Callable[[], float], list[int]]:
     """A trial whose runs take what is written down, its clock, and the order of the runs; nothing left to take: it fails."""
     ran: list[int] = []
@@ -251,3 +276,23 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert __main__.main() == 2
     message = f"python -m benchmarks: --device cuda needs a CUDA device, torch {torch.__version__} sees none\n"
     assert capsys.readouterr().err == message
+
+
+def test_each_network_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return SimpleNamespace(returncode=len(commands) - 1)
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--device", "cuda", "--images", "32", "--minutes", "8"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(__main__.subprocess, "run", run)
+    monkeypatch.setattr(__main__.time, "time", lambda: 1000.0)
+    assert __main__.main() == 1  # the second one failed
+    ends = [dict(itertools.pairwise(command)) for command in commands]
+    assert [(end["--network"], end["--until"]) for end in ends] == [
+        ("efficientnet_lite0", "1240.0"),
+        ("resnet50", "1480.0"),
+    ]
+    assert all((end["--device"], end["--images"]) == ("cuda", "32") for end in ends)
