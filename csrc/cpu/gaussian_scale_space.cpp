@@ -1,7 +1,8 @@
 // gaussian_scale_space: L = K x K^T, a separable Gaussian blur with its own sigma for each image of a batch, and
 // gaussian_scale_space_derivative: L with D = (L(sigma + h) - L(sigma)) / h or, for h = 0, dL/dsigma (Xu et al. 2020,
 // arXiv:2004.03383, eq. 7). Tensors are (N, C, H, W), contiguous, or (1, C, H, W) for a batch that repeats one image.
-// Here: the taps, in double, and the split of the work; simd/gaussian_scale_space.cpp has the loops.
+// Here: the taps, in double, the halves of lines where a kernel spans the image, and the split of the work;
+// simd/gaussian_scale_space.cpp has the loops.
 // Taps: k[j] ~ exp(-j^2 / (2 sigma^2)), |j| <= r = int(4 sigma + 0.5), normalised. The difference kernel never
 // subtracts two nearly equal numbers: with g the weights, Z their sum, k = g / Z,
 //   (k' - k) = (dg - k sum(dg)) / Z',   dg = g expm1(j^2 (1/sigma^2 - 1/sigma'^2) / 2)   (g' where |j| > r)
