@@ -70,8 +70,10 @@ class Replays:
         if not self._one_at_a_time.acquire(blocking=False):
             yield self.program.record(images, layers)
             return
+        device = torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext()
         try:
-            yield self._record(images, layers)
+            with device:  # which captures work on, whatever the caller's current one
+                yield self._record(images, layers)
         finally:
             self._one_at_a_time.release()
 

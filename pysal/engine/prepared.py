@@ -189,7 +189,8 @@ def prepare(
     Args:
         model: an nn.Module in eval mode.
         example: (B, C, H, W), an image or more as the methods will get; others of another size run the original model.
-        precision: "float32"; "mixed", a float32 forward, which fixes the ReLU gates, with a bf16 backward; "tf32"; "bf16".
+        precision: "float32"; "mixed", a float32 forward (TF32 on a GPU), which fixes the ReLU gates, with a bf16 backward;
+            "tf32"; "bf16".
         batch_size: images per pass; None = what is fastest on this machine, measured.
 
     Raises:
@@ -279,7 +280,8 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     onednn = sum(module.onednn and module.matrix is None for module in fused)
     word = "convolution runs" if lowered == 1 else "convolutions run"
     notes.append(f"{lowered} {word} fused, with batch norm, padding, shortcut and ReLU where they follow")
-    notes.append(f"{onednn} of them through oneDNN with weights arranged for it, channels_last")
+    if onednn:
+        notes.append(f"{onednn} of them through oneDNN with weights arranged for it, channels_last")
     if matrix:
         notes.append(f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32")
     if blocks := len(program.blocks):
@@ -296,7 +298,8 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     except NotIncremental as reason:
         notes.append(f"leave-one-out runs whole images: {reason}")
     if mixed:
-        notes.append("the backward pass runs in bf16; ReLU gates are those of the float32 forward pass")
+        forward = "TF32" if example.is_cuda else "float32"
+        notes.append(f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass")
 
 
 def _gradient_distance(model: nn.Module, tape: Tape, example: Tensor) -> float:

@@ -304,6 +304,7 @@ def test_the_report_says_that_passes_are_replayed() -> None:
     line = "passes that come again with the same shape are replayed as CUDA graphs"
     assert prepared("cpu").report().splitlines()[-1] == line
     assert line not in plain(prepared("cpu")).report()
+    assert "oneDNN" not in prepared("cpu").report()  # which has no float64, and no GPU
 
 
 def test_two_at_once_do_not_share_memory() -> None:
