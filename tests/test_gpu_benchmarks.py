@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from benchmarks import __main__, bench_gpu, bench_methods, by_hand, tables
+from benchmarks import __main__, bench_gpu, bench_methods, by_hand, peers, tables
 from benchmarks.bench_gpu import DeviceSubject
 from benchmarks.bench_methods import Candidate, Comparison, TooLong, tried
 from benchmarks.conftest import DeviceReport
@@ -189,6 +189,18 @@ def test_with_graphs_maps_are_the_same_and_those_of_earlier_cases_are_let_go(sub
     fast.replays.clear = lambda: None  # type: ignore[method-assign]
     bench_gpu.measure("gradient", subject, report, Rounds())
     assert rows_in(report)["pysal", "float32"]["setting"].endswith(", no graphs: no such device")
+
+
+def test_a_peer_that_is_not_installed_is_a_row_with_the_reason(subject: DeviceSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "attr", peers.imported("no_such_peer"))
+    report = DeviceReport("resnet50", CPU, None)
+    bench_gpu.measure("integrated_gradients", subject, report, Rounds())
+    rows = rows_in(report)
+    for name in ("captum, default", "captum, best"):
+        for precision in ("float32", "tf32"):
+            assert rows[name, precision]["failed"] == "ModuleNotFoundError: No module named 'no_such_peer'"
+    assert rows["PAIR, best", "float32"]["agrees"]
+    assert rows["pysal", "float32"]["agrees"]
 
 
 def script(durations: dict[int, list[float]]) -> tuple[Callable[[int], None], Callable[[], float], list[int]]:
