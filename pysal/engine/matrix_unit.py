@@ -15,7 +15,7 @@ from pysal import _library
 from pysal.engine.fold import Convolution
 
 # Below these input and output channels a convolution is bound by memory, and splitting its input costs more than is gained.
-LEAST_CHANNELS = 96
+LEAST_CHANNELS = 64
 # Multiplications per number moved from which the unit gains.
 LEAST_WORK = 100
 

@@ -24,7 +24,12 @@ GEOMETRIES: dict[str, Geometry] = {
     "one of each": (1, 1, 1, 1, 1, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "begun blocks": (3, 33, 9, 11, 17, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "everything uneven": (2, 50, 13, 12, 70, (3, 2), (2, 1), (0, 1, 2, 1), (1, 2)),
-    "several slabs and tasks": (2, 200, 14, 14, 112, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "several slabs and groups of images": (9, 400, 12, 12, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "groups of rows": (2, 33, 40, 60, 17, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "groups of rows of a phase": (2, 33, 80, 120, 17, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "a row wider than a task": (1, 16, 2, 1100, 16, (1, 3), (1, 1), (1, 1, 0, 0), (1, 1)),
+    "zeros beyond the kernel": (2, 32, 5, 11, 16, (1, 1), (2, 1), (2, 2, 4, 1), (1, 1)),
+    "dilation against stride": (1, 40, 12, 30, 20, (3, 3), (2, 3), (3, 0, 0, 4), (2, 3)),
     "stride beyond the kernel": (2, 96, 9, 9, 40, (1, 1), (3, 2), (0, 0, 0, 0), (1, 1)),
 }
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)

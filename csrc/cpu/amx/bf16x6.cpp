@@ -1,7 +1,8 @@
-// Input values are split into three bf16 numbers whose sum they are, and arranged in tiles of 16 pixels by 32 channels;
-// for each block of 32 pixels by 32 output channels the matrix unit adds up six of the nine products of such tiles.
-// Loops, from the outside: slabs of channels and taps that keep the split pixels in the second-level cache, 32 output
-// channels, parts of a slab whose weights stay in the first-level cache, 32 pixels. Sums wait in scratch in between.
+// Input values are split into three bf16 numbers whose sum they are, once for all taps of the kernel: they are laid out
+// as a map with zeros around it, so that a tap sees the same positions, moved by a constant. For each block of 32
+// positions by 32 output channels the matrix unit adds up six of the nine products of tiles of 16 x 32 such numbers.
+// Loops, from the outside: slabs of channels that keep the split map in the second-level cache, 32 output channels,
+// parts of a slab whose weights stay in the first-level cache, 32 positions. Sums wait in scratch in between.
 #include "bf16x6_kernels.h"
 
 #include <immintrin.h>
@@ -11,103 +12,190 @@
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kRows = 16;              // of a tile: pixels, pairs of channels of a weight
+constexpr int64_t kRows = 16;              // of a tile: positions, pairs of channels of a weight
 constexpr int64_t kDepth = 32;             // channels of a tile
 constexpr int64_t kTile = kRows * kDepth;  // bf16 numbers
-constexpr int64_t kStep = 3 * kTile;       // the three parts of a tile lie side by side
+constexpr int64_t kStep = 3 * kTile;       // the three parts of a tile of weights lie side by side
 constexpr int64_t kSum = kRows * kRows;    // float sums of a tile
-constexpr int64_t kSlabTiles = 192;        // tiles of split pixels in a slab: 576 KB
-constexpr int64_t kPartTiles = 4;          // of a slab: 24 KB of weights for 32 channels
+constexpr int64_t kLine = 64;              // bytes of a line of the caches
+constexpr int64_t kPositions = 1024;       // of a task
+constexpr int64_t kSlabBytes = 1 << 20;    // of a split map
+constexpr int64_t kPart = 4;               // tiles along the sum: 24 KB of weights for 32 channels
 
-int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 
-// Tiles along the sum: of every tap, so many of its channels.
-int64_t depth_tiles(const Bf16x6Convolution& c) { return c.kernel_height * c.kernel_width * up(c.channels, kDepth); }
+// Rows or columns. The input falls into phases, those with the same remainder by the stride, and for output i tap t
+// reads number i + shift(t) of phase(t): a convolution of stride 1.
+struct Axis {
+  int64_t taps, dilation, before, stride, input, output;
 
-int64_t slab_tiles(const Bf16x6Convolution& c) {
-  const int64_t all = depth_tiles(c), most = kSlabTiles / (kBf16x6Pixels / kRows);
-  return all < most ? all : most;
+  int64_t shift(int64_t tap) const {
+    const int64_t offset = tap * dilation - before;
+    return offset >= 0 ? offset / stride : -((stride - 1 - offset) / stride);
+  }
+  int64_t phase(int64_t tap) const { return tap * dilation - before - shift(tap) * stride; }
+  int64_t lowest() const { return shift(0); }
+  int64_t highest() const { return shift(taps - 1); }
+  bool seen(int64_t phase_asked) const {
+    for (int64_t tap = 0; tap < taps; ++tap)
+      if (phase(tap) == phase_asked) return true;
+    return false;
+  }
+  // Phases that some tap sees, of those below one.
+  int64_t grids(int64_t below) const {
+    int64_t found = 0;
+    for (int64_t each = 0; each < below; ++each) found += seen(each);
+    return found;
+  }
+  // Numbers of a phase that some tap sees.
+  int64_t length(int64_t of_phase) const {
+    return most(0, least((input - of_phase + stride - 1) / stride, output + highest()));
+  }
+};
+
+Axis rows_of(const Bf16x6Convolution& c) {
+  return {c.kernel_height, c.row_dilation, c.top, c.row_stride, c.height, c.out_height};
 }
 
-// x = high + middle + low to 24 bits; each part is rounded to bf16.
-inline void split(__m512 x, uint16_t* high, uint16_t* middle, uint16_t* low) {
-  const auto widened = [](__m256i half) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+Axis columns_of(const Bf16x6Convolution& c) {
+  return {c.kernel_width, c.column_dilation, c.left, c.column_stride, c.width, c.out_width};
+}
+
+// Columns of a grid: a row is followed by zeros, which are also what the next one has on its left.
+int64_t grid_width(const Axis& columns) {
+  return most(columns.length(0) + most(0, -columns.lowest()), columns.output + most(0, columns.highest()));
+}
+
+// A position is a column of a row of an image; images are what changes fastest, then columns.
+struct Layout {
+  Axis rows, columns;
+  int64_t width;      // columns of a row
+  int64_t lead;       // positions before the first row
+  int64_t height;     // rows that taps reach
+  int64_t count;      // positions of the output
+  int64_t places;     // positions of a plane: of one part of 32 channels
+  int64_t grids;      // phases of rows times those of columns
+  int64_t all, slab;  // blocks of 32 channels
+  int64_t steps;      // tiles along the sum in a slab
+  int64_t sums;       // blocks of 32 output channels whose sums wait
+
+  Layout(const Bf16x6Convolution& c, const Bf16x6Task& task) : rows(rows_of(c)), columns(columns_of(c)) {
+    width = grid_width(columns);
+    lead = most(0, -columns.lowest()) * task.images;
+    height = task.rows + rows.highest() - rows.lowest();
+    count = (task.rows * width - (width - c.out_width)) * task.images;
+    const int64_t last = up(count, 2 * kRows) + (height - task.rows) * width * task.images;
+    places = lead + most(last + most(0, columns.highest()) * task.images, height * width * task.images);
+    places = up(places + kRows, 2 * kRows) - kRows;  // planes begin in different sets of the caches
+    grids = rows.grids(rows.stride) * columns.grids(columns.stride);
+    all = up(c.channels, kDepth) / kDepth;
+    const int64_t plane = 3 * places * kDepth * 2;
+    const int64_t slabs = up(all * grids * plane, kSlabBytes) / kSlabBytes;
+    slab = up(all, least(slabs, all)) / least(slabs, all);
+    steps = c.kernel_height * c.kernel_width * slab;
+    sums = slab == all ? 1 : up(c.out_channels, 2 * kRows) / (2 * kRows);
+  }
+  int64_t split_bytes() const { return grids * slab * 3 * places * kDepth * 2; }
+  int64_t sum_bytes() const { return sums * up(count, 2 * kRows) * 2 * kRows * 4; }
+  int64_t where_bytes() const { return up(count, 2 * kRows) * 8; }
+  int64_t step_bytes() const { return steps * 2 * 8; }
+};
+
+// x = high + middle + low exactly: each part is what the one before cuts off. Of 32 values.
+inline void split(__m512 x, __m512 y, uint16_t* to, int64_t part) {
+  const __m512i upper_half = _mm512_set1_epi32((int)0xffff0000);
+  const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                       23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  for (int64_t i = 0; i < 3; ++i) {
+    const __m512i a = _mm512_castps_si512(x), b = _mm512_castps_si512(y);
+    _mm512_store_si512(to + i * part, _mm512_permutex2var_epi16(a, odd, b));
+    if (i == 2) break;
+    x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(a, upper_half)));
+    y = _mm512_sub_ps(y, _mm512_castsi512_ps(_mm512_and_si512(b, upper_half)));
+  }
+}
+
+// Splits blocks [from, to) of 32 channels of what a task sees: planes [grid][block][part][position][32].
+void arrange(const Bf16x6Convolution& c, const Bf16x6Task& task, const Layout& at, int64_t from, int64_t to,
+             uint16_t* planes) {
+  const int64_t part = at.places * kDepth, block = 3 * part, blocks = to - from;
+  const int64_t tail = c.channels - (at.all - 1) * kDepth;
+  const __mmask16 near = tail >= 16 ? 0xffff : (1u << tail) - 1;
+  const __mmask16 far = tail >= 32 ? 0xffff : tail > 16 ? (1u << (tail - 16)) - 1 : 0;
+  const auto clear = [&](uint16_t* first, int64_t positions) {
+    for (int64_t plane = 0; plane < 3 * blocks; ++plane) memset(first + plane * part, 0, positions * kDepth * 2);
   };
-  const __m256i first = (__m256i)_mm512_cvtneps_pbh(x);
-  x = _mm512_sub_ps(x, widened(first));
-  const __m256i second = (__m256i)_mm512_cvtneps_pbh(x);
-  x = _mm512_sub_ps(x, widened(second));
-  _mm256_store_si256((__m256i*)high, first);
-  _mm256_store_si256((__m256i*)middle, second);
-  _mm256_store_si256((__m256i*)low, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-// Tiles [from, to) along the sum of `count` pixels: pixel m, tile k at ((m / 16) (to - from) + k - from) kStep.
-void arrange(const Bf16x6Convolution& c, int64_t first, int64_t count, int64_t from, int64_t to, uint16_t* target) {
-  const int64_t per_tap = up(c.channels, kDepth), tail = c.channels - (per_tap - 1) * kDepth;
-  const __mmask16 near = tail >= 16 ? 0xffff : (1u << tail) - 1, far = tail >= 32  ? 0xffff
-                                                                       : tail > 16 ? (1u << (tail - 16)) - 1
-                                                                                   : 0;
-  const int64_t plane = c.out_height * c.out_width;
-  for (int64_t m = 0; m < up(count, kRows) * kRows; ++m) {
-    uint16_t* to_row = target + (m / kRows) * (to - from) * kStep + m % kRows * kDepth;
-    const int64_t pixel = first + m, image = pixel / plane, y = pixel % plane / c.out_width, x = pixel % c.out_width;
-    int64_t tap = from / per_tap, at = from % per_tap;
-    for (int64_t k = from; k < to; ++tap, at = 0) {
-      const int64_t row = y * c.row_stride - c.top + tap / c.kernel_width * c.row_dilation;
-      const int64_t column = x * c.column_stride - c.left + tap % c.kernel_width * c.column_dilation;
-      const bool inside = m < count && row >= 0 && row < c.height && column >= 0 && column < c.width;
-      const float* source = c.input + ((image * c.height + row) * c.width + column) * c.channels;
-      for (; at < per_tap && k < to; ++at, ++k, to_row += kStep) {
-        if (!inside) {
-          for (int64_t part = 0; part < 3; ++part) _mm512_store_si512(to_row + part * kTile, _mm512_setzero_si512());
-          continue;
-        }
-        const bool last = at + 1 == per_tap;
-        const float* const values = source + at * kDepth;
-        split(_mm512_maskz_loadu_ps(last ? near : 0xffff, values), to_row, to_row + kTile, to_row + 2 * kTile);
-        split(_mm512_maskz_loadu_ps(last ? far : 0xffff, values + 16), to_row + 16, to_row + kTile + 16,
-              to_row + 2 * kTile + 16);
+  for (int64_t a = 0; a < at.rows.stride; ++a) {
+    if (!at.rows.seen(a)) continue;
+    for (int64_t b = 0; b < at.columns.stride; ++b) {
+      if (!at.columns.seen(b)) continue;
+      const int64_t length = at.columns.length(b), row_length = at.rows.length(a);
+      clear(planes, at.lead);
+      uint16_t* place = planes + at.lead * kDepth;
+      for (int64_t i = 0; i < at.height; ++i) {
+        const int64_t row = task.first_row + at.rows.lowest() + i;
+        const int64_t filled = row >= 0 && row < row_length ? length : 0;
+        for (int64_t column = 0; column < filled; ++column)
+          for (int64_t n = 0; n < task.images; ++n, place += kDepth) {
+            const float* const source =
+                c.input + (((task.first_image + n) * c.height + row * c.row_stride + a) * c.width +
+                           column * c.column_stride + b) *
+                              c.channels;
+            for (int64_t k = from; k < to; ++k) {
+              const float* const values = source + k * kDepth;
+              const bool last = k + 1 == at.all;
+              split(_mm512_maskz_loadu_ps(last ? near : 0xffff, values),
+                    _mm512_maskz_loadu_ps(last ? far : 0xffff, values + 16), place + (k - from) * block, part);
+            }
+          }
+        clear(place, (at.width - filled) * task.images);
+        place += (at.width - filled) * task.images * kDepth;
       }
+      clear(place, at.places - at.lead - at.height * at.width * task.images);
+      planes += blocks * block;
     }
   }
 }
 
-// Lines of memory that will be wanted soon, fetched while tiles are multiplied: the weights of two blocks of channels.
+// Lines of memory that will be wanted soon, fetched while tiles are multiplied: weights of the next part of a sum.
 struct Ahead {
-  const char* first = nullptr;
-  const char* second = nullptr;
-  int64_t from = 0, to = 0;  // lines, those of `second` after kLines of `first`
-  int64_t lines = 0;         // of each block
+  const uint16_t* first = nullptr;  // of two blocks of channels
+  const uint16_t* second = nullptr;
+  const int64_t* steps = nullptr;
+  int64_t from = 0, to = 0;  // lines
 
-  void fetch(int64_t step, int64_t steps) const {
-    for (int64_t i = from + (to - from) * step / steps; i < from + (to - from) * (step + 1) / steps; ++i)
-      _mm_prefetch((i < lines ? first + i * 64 : second + (i - lines) * 64), _MM_HINT_T1);
+  void fetch(int64_t step, int64_t of) const {
+    constexpr int64_t kLines = kStep * 2 / kLine;
+    for (int64_t i = from + (to - from) * step / of; i < from + (to - from) * (step + 1) / of; ++i) {
+      const int64_t line = i % (2 * kLines), each = steps[i / (2 * kLines)];
+      _mm_prefetch((const char*)((line < kLines ? first : second) + each) + line % kLines * kLine, _MM_HINT_T1);
+    }
   }
 };
 
-// Adds to sums [2][2] the products of some tiles, `a_next` and `b_next` from one block of 16 to the other. Six of nine
-// products: what is left out is below 2^-26 of the largest. The five small ones are added up first, and the sum of
-// these tiles from nothing, so that few roundings are of the size of the whole sum. `fresh`: sums hold nothing yet.
-template <int kPixels, int kChannels>
-inline void multiply(const uint16_t* a, int64_t a_next, const uint16_t* b, int64_t b_next, int64_t tiles, float* sums,
-                     int64_t sums_next, bool fresh, const Ahead& ahead) {
+// Writes to found, tiles of sums (2, 2), the products of some tiles. Six of nine products: what is left out is below
+// 2^-25 of the largest. The five small ones are added up first, and the sum of these tiles from nothing, so that few
+// roundings are of the size of the whole sum.
+template <int kPositionTiles, int kChannelTiles>
+inline void multiply(const uint16_t* a, const int64_t* a_steps, int64_t part, const uint16_t* b, const int64_t* b_steps,
+                     int64_t b_next, int64_t tiles, float* found, const Ahead& ahead) {
   _tile_zero(0);
-  if (kChannels == 2) _tile_zero(1);
-  if (kPixels == 2) _tile_zero(2);
-  if (kPixels == 2 && kChannels == 2) _tile_zero(3);
-#define PYSAL_LOAD_A(part)                            \
-  _tile_loadd(4, a + k * kStep + (part) * kTile, 64); \
-  if (kPixels == 2) _tile_loadd(5, a + a_next + k * kStep + (part) * kTile, 64)
-#define PYSAL_LOAD_B(part)                            \
-  _tile_loadd(6, b + k * kStep + (part) * kTile, 64); \
-  if (kChannels == 2) _tile_loadd(7, b + b_next + k * kStep + (part) * kTile, 64)
-#define PYSAL_MULTIPLY                         \
-  _tile_dpbf16ps(0, 4, 6);                     \
-  if (kChannels == 2) _tile_dpbf16ps(1, 4, 7); \
-  if (kPixels == 2) _tile_dpbf16ps(2, 5, 6);   \
-  if (kPixels == 2 && kChannels == 2) _tile_dpbf16ps(3, 5, 7)
+  if (kChannelTiles == 2) _tile_zero(1);
+  if (kPositionTiles == 2) _tile_zero(2);
+  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_zero(3);
+#define PYSAL_LOAD_A(which)                                    \
+  _tile_loadd(4, a + a_steps[k] + (which) * part, 2 * kDepth); \
+  if (kPositionTiles == 2) _tile_loadd(5, a + a_steps[k] + (which) * part + kTile, 2 * kDepth)
+#define PYSAL_LOAD_B(which)                                     \
+  _tile_loadd(6, b + b_steps[k] + (which) * kTile, 2 * kDepth); \
+  if (kChannelTiles == 2) _tile_loadd(7, b + b_next + b_steps[k] + (which) * kTile, 2 * kDepth)
+#define PYSAL_MULTIPLY                              \
+  _tile_dpbf16ps(0, 4, 6);                          \
+  if (kChannelTiles == 2) _tile_dpbf16ps(1, 4, 7);  \
+  if (kPositionTiles == 2) _tile_dpbf16ps(2, 5, 6); \
+  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_dpbf16ps(3, 5, 7)
   for (int64_t k = 0; k < tiles; ++k) {
     PYSAL_LOAD_A(2);
     PYSAL_LOAD_B(0);
@@ -130,30 +218,44 @@ inline void multiply(const uint16_t* a, int64_t a_next, const uint16_t* b, int64
 #undef PYSAL_LOAD_A
 #undef PYSAL_LOAD_B
 #undef PYSAL_MULTIPLY
-  alignas(64) float found[4 * kSum];
-  float* const to = fresh ? sums : found;
-  const int64_t to_next = fresh ? sums_next : 2 * kSum;
-  _tile_stored(0, to, 64);
-  if (kChannels == 2) _tile_stored(1, to + kSum, 64);
-  if (kPixels == 2) _tile_stored(2, to + to_next, 64);
-  if (kPixels == 2 && kChannels == 2) _tile_stored(3, to + to_next + kSum, 64);
-  if (fresh) return;
-  for (int64_t i = 0; i < kPixels; ++i)
-    for (int64_t j = 0; j < kChannels * kSum; j += 16) {
-      float* const sum = sums + i * sums_next + j;
-      _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), _mm512_load_ps(found + i * 2 * kSum + j)));
-    }
+  _tile_stored(0, found, 64);
+  if (kChannelTiles == 2) _tile_stored(1, found + kSum, 64);
+  if (kPositionTiles == 2) _tile_stored(2, found + 2 * kSum, 64);
+  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_stored(3, found + 3 * kSum, 64);
 }
 
-// Writes `rows` pixels by up to 16 channels.
-void finish(const Bf16x6Convolution& c, const float* sums, int64_t pixel, int64_t rows, int64_t channel) {
+// Adds tiles of sums (2, 2) to others.
+void add(const float* some, float* to) {
+  for (int64_t i = 0; i < 4 * kSum; i += 16)
+    _mm512_store_ps(to + i, _mm512_add_ps(_mm512_load_ps(some + i), _mm512_load_ps(to + i)));
+}
+
+// Fetches what 32 positions of 32 channels will be written to.
+void announce(const Bf16x6Convolution& c, const int64_t* where, int64_t channel) {
+  for (int64_t r = 0; r < 2 * kRows; ++r) {
+    if (where[r] < 0) continue;
+    const int64_t place = where[r] * c.out_channels + channel;
+    __builtin_prefetch(c.output + place, 1);
+    __builtin_prefetch(c.output + place + 16, 1);
+    if (!c.shortcut) continue;
+    __builtin_prefetch(c.shortcut + place);
+    __builtin_prefetch(c.shortcut + place + 16);
+  }
+}
+
+// Writes 16 positions by up to 16 channels of found + before.
+void finish(const Bf16x6Convolution& c, const float* found, const float* before, const int64_t* where,
+            int64_t channel) {
   const int64_t columns = c.out_channels - channel;
   const __mmask16 mask = columns >= 16 ? 0xffff : (1u << columns) - 1;
   const __m512 bias = c.bias ? _mm512_maskz_loadu_ps(mask, c.bias + channel) : _mm512_setzero_ps();
   const __m512 lower = _mm512_set1_ps(c.lower), upper = _mm512_set1_ps(c.upper);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t place = (pixel + r) * c.out_channels + channel;
-    __m512 value = _mm512_add_ps(_mm512_load_ps(sums + r * 16), bias);
+  for (int64_t r = 0; r < kRows; ++r) {
+    if (where[r] < 0) continue;
+    const int64_t place = where[r] * c.out_channels + channel;
+    __m512 value = _mm512_load_ps(found + r * 16);
+    if (before) value = _mm512_add_ps(_mm512_load_ps(before + r * 16), value);
+    value = _mm512_add_ps(value, bias);
     if (c.shortcut) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, c.shortcut + place));
     value = _mm512_min_ps(upper, _mm512_max_ps(lower, value));  // the second operand where one is NaN
     _mm512_mask_storeu_ps(c.output + place, mask, value);
@@ -167,74 +269,106 @@ struct alignas(64) TileConfig {
 };
 }  // namespace
 
-int64_t bf16x6_scratch_bytes(const Bf16x6Convolution& c) {
-  const int64_t channel_tiles = slab_tiles(c) == depth_tiles(c) ? 2 : 2 * up(c.out_channels, 2 * kRows);
-  return kBf16x6Pixels / kRows * (slab_tiles(c) * kStep * 2 + channel_tiles * kSum * 4);
+Bf16x6Task bf16x6_task(const Bf16x6Convolution& c, int64_t threads) {
+  const int64_t width = grid_width(columns_of(c)), all = c.images * c.out_height * width;
+  const int64_t wanted = most(2 * kRows, least(kPositions, (all + threads - 1) / threads));
+  if (c.out_height * width <= wanted) {  // whole images, groups of equal size
+    const int64_t groups = up(c.images, least(c.images, wanted / (c.out_height * width))) /
+                           least(c.images, wanted / (c.out_height * width));
+    return {0, (c.images + groups - 1) / groups, 0, c.out_height};
+  }
+  const int64_t rows = most(1, wanted / width), groups = (c.out_height + rows - 1) / rows;
+  return {0, 1, 0, (c.out_height + groups - 1) / groups};
 }
 
-void bf16x6_pixels(const Bf16x6Convolution& c, int64_t first, int64_t last, void* scratch) {
+int64_t bf16x6_scratch_bytes(const Bf16x6Convolution& c, const Bf16x6Task& task) {
+  const Layout at(c, task);
+  return at.split_bytes() + at.sum_bytes() + at.where_bytes() + at.step_bytes();
+}
+
+void bf16x6_run(const Bf16x6Convolution& c, const Bf16x6Task& task, void* scratch) {
   const TileConfig config;
   _tile_loadconfig(&config);
-  const int64_t all = depth_tiles(c), slab = slab_tiles(c), count = last - first;
-  const int64_t pixel_tiles = up(count, kRows), channel_tiles = up(c.out_channels, kRows);
-  uint16_t* const pixels = (uint16_t*)scratch;
-  float* const sums = (float*)(pixels + kBf16x6Pixels / kRows * slab * kStep);
-  // sums of a block of 32 channels: only where they wait for the next slab has each block its own
-  const int64_t sums_row = 2 * kSum, sums_block = slab == all ? 0 : pixel_tiles * sums_row;
-  for (int64_t from = 0; from < all; from += slab) {
-    const int64_t tiles = all - from < slab ? all - from : slab;
-    arrange(c, first, count, from, from + tiles, pixels);
-    for (int64_t n = 0; n < channel_tiles; n += 2) {
-      const bool two = n + 1 < channel_tiles;
-      float* const block = sums + n / 2 * sums_block;
-      for (int64_t part = 0; part < tiles; part += kPartTiles) {
-        const int64_t some = tiles - part < kPartTiles ? tiles - part : kPartTiles;
-        const bool fresh = from + part == 0, whole = from + part + some == all;
-        const uint16_t* const weight = c.weight + (n * all + from + part) * kStep;
-        const bool more = part + some < tiles;
-        const int64_t next_n = more ? n : n + 2 < channel_tiles ? n + 2 : 0, next_part = more ? part + some : 0;
-        const uint16_t* const next = c.weight + (next_n * all + from + next_part) * kStep;
-        Ahead ahead;
-        ahead.first = (const char*)next;
-        ahead.second = (const char*)(next_n + 1 < channel_tiles ? next + all * kStep : next);
-        ahead.lines = (tiles - next_part < kPartTiles ? tiles - next_part : kPartTiles) * kStep * 2 / 64;
-        for (int64_t m = 0; m < pixel_tiles; m += 2) {
-          ahead.from = 2 * ahead.lines * m / (pixel_tiles + 1);
-          ahead.to = 2 * ahead.lines * (m + 2) / (pixel_tiles + 1);
-          if (ahead.to > 2 * ahead.lines) ahead.to = 2 * ahead.lines;
-          if (whole) {
-            const int64_t left = count - m * kRows, rows = left < 2 * kRows ? left : 2 * kRows;
-            const float* const line = c.output + (first + m * kRows) * c.out_channels + n * kRows;
-            const float* const other = c.shortcut + (first + m * kRows) * c.out_channels + n * kRows;
-            for (int64_t r = 0; r < rows; ++r) {
-              __builtin_prefetch(line + r * c.out_channels, 1);
-              __builtin_prefetch(line + r * c.out_channels + 16, 1);
-              if (c.shortcut) {
-                __builtin_prefetch(other + r * c.out_channels);
-                __builtin_prefetch(other + r * c.out_channels + 16);
-              }
-            }
-          }
-          const uint16_t* const a = pixels + (m * tiles + part) * kStep;
-          float* const at = block + m * sums_row;
-          const bool pair = m + 1 < pixel_tiles;
-          if (pair && two)
-            multiply<2, 2>(a, tiles * kStep, weight, all * kStep, some, at, sums_row, fresh, ahead);
-          else if (two)
-            multiply<1, 2>(a, 0, weight, all * kStep, some, at, sums_row, fresh, ahead);
-          else if (pair)
-            multiply<2, 1>(a, tiles * kStep, weight, 0, some, at, sums_row, fresh, ahead);
-          else
-            multiply<1, 1>(a, 0, weight, 0, some, at, sums_row, fresh, ahead);
-          if (!whole) continue;
-          for (int64_t i = 0; i < 2 && m + i < pixel_tiles; ++i)
-            for (int64_t j = 0; j < 2 && n + j < channel_tiles; ++j) {
-              const int64_t pixel = (m + i) * kRows, left = count - pixel;
-              finish(c, at + i * sums_row + j * kSum, first + pixel, left < kRows ? left : kRows, (n + j) * kRows);
-            }
-        }
+  const Layout at(c, task);
+  uint16_t* const planes = (uint16_t*)scratch;
+  float* const sums = (float*)((char*)planes + at.split_bytes());
+  int64_t* const where = (int64_t*)((char*)sums + at.sum_bytes());
+  int64_t* const a_steps = (int64_t*)((char*)where + at.where_bytes());
+  int64_t* const b_steps = a_steps + at.steps;
+
+  const int64_t positions = up(at.count, 2 * kRows);
+  for (int64_t p = 0; p < positions; ++p) {
+    const int64_t column = p / task.images % at.width, row = p / (task.images * at.width);
+    const bool inside = p < at.count && column < c.out_width;
+    where[p] = inside
+                   ? ((task.first_image + p % task.images) * c.out_height + task.first_row + row) * c.out_width + column
+                   : -1;
+  }
+  const int64_t taps = c.kernel_height * c.kernel_width, channel_tiles = up(c.out_channels, kRows) / kRows;
+  const int64_t part = at.places * kDepth, weight_block = taps * at.all * kStep;
+  const int64_t column_grids = at.columns.grids(at.columns.stride);
+  const int64_t sums_block = at.sums == 1 ? 0 : positions * 2 * kRows;
+  for (int64_t from = 0; from < at.all; from += at.slab) {
+    const int64_t blocks = least(at.slab, at.all - from), steps = taps * blocks;
+    arrange(c, task, at, from, from + blocks, planes);
+    for (int64_t tap = 0, k = 0; tap < taps; ++tap) {
+      const int64_t i = tap / c.kernel_width, j = tap % c.kernel_width;
+      const int64_t grid = at.rows.grids(at.rows.phase(i)) * column_grids + at.columns.grids(at.columns.phase(j));
+      const int64_t moved = (at.rows.shift(i) - at.rows.lowest()) * at.width + at.columns.shift(j);
+      for (int64_t block = 0; block < blocks; ++block, ++k) {
+        a_steps[k] = (grid * blocks + block) * 3 * part + (at.lead + moved * task.images) * kDepth;
+        b_steps[k] = (tap * at.all + from + block) * kStep;
       }
     }
+    // a sum of one part: weights stay in the second-level cache and outputs are written one after the other
+    const int64_t group = steps > kPart ? 2 : channel_tiles;
+    for (int64_t group_first = 0; group_first < channel_tiles; group_first += group)
+      for (int64_t first = 0; first < steps; first += kPart) {
+        const int64_t some = least(kPart, steps - first), group_last = least(group_first + group, channel_tiles);
+        const bool fresh = from + first == 0, whole = from + blocks == at.all && first + some == steps;
+        // the next part of this sum, or the first of the next block's
+        const bool more = first + some < steps;
+        const int64_t next = more ? group_first : group_last < channel_tiles ? group_last : 0;
+        const int64_t next_first = more ? first + some : 0;
+        const int64_t lines = steps > kPart ? least(kPart, steps - next_first) * 2 * kStep * 2 / kLine : 0;
+        Ahead ahead;
+        ahead.first = c.weight + next * weight_block;
+        ahead.second = ahead.first + (next + 1 < channel_tiles ? weight_block : 0);
+        ahead.steps = b_steps + next_first;
+        for (int64_t p = 0; p < positions; p += 2 * kRows) {
+          ahead.from = lines * p / positions;
+          ahead.to = lines * (p + 2 * kRows) / positions;
+          const bool pair = p + kRows < at.count;
+          for (int64_t n = group_first; n < group_last; n += 2) {
+            if (whole) announce(c, where + p, n * kRows);
+            const bool two = n + 1 < channel_tiles;
+            const uint16_t* const weight = c.weight + n * weight_block;
+            const uint16_t* const a = planes + p * kDepth;
+            alignas(64) float local[4 * kSum];
+            float* const waiting = sums + n / 2 * sums_block + p * 2 * kRows;
+            float* const found = fresh && !whole ? waiting : local;
+            const int64_t* const a_at = a_steps + first;
+            const int64_t* const b_at = b_steps + first;
+            if (pair && two)
+              multiply<2, 2>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
+            else if (two)
+              multiply<1, 2>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
+            else if (pair)
+              multiply<2, 1>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
+            else
+              multiply<1, 1>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
+            if (whole) {
+              for (int64_t i = 0; i < 1 + pair; ++i)
+                for (int64_t j = 0; j < 1 + two; ++j) {
+                  const int64_t tile = (2 * i + j) * kSum;
+                  finish(c, found + tile, fresh ? nullptr : waiting + tile, where + p + i * kRows, (n + j) * kRows);
+                }
+            } else if (!fresh) {
+              add(found, waiting);
+            }
+          }
+        }
+      }
   }
   _tile_release();
 }

@@ -6,7 +6,7 @@
 // pysal/engine/matrix_unit.py asks, and arranges weights: (blocks of 16 output channels, kernel height, width, blocks
 // of 32 input channels, 3 parts, 16 pairs of input channels, 16 output channels and 2 of a pair), bf16, zero beyond the
 // channels.
-// Work split: a task is at most kBf16x6Pixels output pixels, all channels.
+// Work split: a task is some rows of some images, all channels.
 #include "../../common/torch_stable.h"
 #include "../scratch.h"
 #include "bf16x6_kernels.h"
@@ -44,7 +44,8 @@ Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tens
   PYSAL_CHECK(!over || added->data_ptr() == shortcut->data_ptr(), op, ": what is overwritten must be channels_last");
   Tensor out = over ? *added : empty(input, {input.size(0), out_channels, height, width}, std::nullopt, true);
   if (out.numel() == 0) return out;
-  const Bf16x6Convolution convolution{input.size(2),
+  const Bf16x6Convolution convolution{input.size(0),
+                                      input.size(2),
                                       input.size(3),
                                       channels,
                                       height,
@@ -65,13 +66,16 @@ Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tens
                                       out.mutable_data_ptr<float>(),
                                       static_cast<float>(lower),
                                       static_cast<float>(upper)};
-  const int64_t pixels = input.size(0) * height * width;
-  const int64_t tasks = (pixels + kBf16x6Pixels - 1) / kBf16x6Pixels;
-  const int64_t step = ((pixels + tasks - 1) / tasks + 31) / 32 * 32;  // of equal size, in whole blocks
-  torch::stable::parallel_for(0, (pixels + step - 1) / step, 1, [&](int64_t begin, int64_t end) {
-    void* const scratch = scratch_of(bf16x6_scratch_bytes(convolution));
-    for (int64_t task = begin; task < end; ++task)
-      bf16x6_pixels(convolution, task * step, std::min((task + 1) * step, pixels), scratch);
+  const Bf16x6Task like = bf16x6_task(convolution, torch::stable::get_num_threads());
+  const int64_t across = (height + like.rows - 1) / like.rows;
+  const int64_t tasks = (input.size(0) + like.images - 1) / like.images * across;
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / across * like.images, row = i % across * like.rows;
+      const Bf16x6Task task{image, std::min(like.images, input.size(0) - image), row,
+                            std::min(like.rows, height - row)};
+      bf16x6_run(convolution, task, scratch_of(bf16x6_scratch_bytes(convolution, task)));
+    }
   });
   return out;
 }
