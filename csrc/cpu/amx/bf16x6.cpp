@@ -92,8 +92,8 @@ struct Layout {
     grids = rows.grids(rows.stride) * columns.grids(columns.stride);
     all = up(c.channels, kDepth) / kDepth;
     const int64_t plane = 3 * places * kDepth * 2;
-    const int64_t slabs = up(all * grids * plane, kSlabBytes) / kSlabBytes;
-    slab = up(all, least(slabs, all)) / least(slabs, all);
+    const int64_t slabs = least(all, up(all * grids * plane, kSlabBytes) / kSlabBytes);
+    slab = (all + slabs - 1) / slabs;
     steps = c.kernel_height * c.kernel_width * slab;
     sums = slab == all ? 1 : up(c.out_channels, 2 * kRows) / (2 * kRows);
   }
@@ -272,9 +272,9 @@ struct alignas(64) TileConfig {
 Bf16x6Task bf16x6_task(const Bf16x6Convolution& c, int64_t threads) {
   const int64_t width = grid_width(columns_of(c)), all = c.images * c.out_height * width;
   const int64_t wanted = most(2 * kRows, least(kPositions, (all + threads - 1) / threads));
-  if (c.out_height * width <= wanted) {  // whole images, groups of equal size
-    const int64_t groups = up(c.images, least(c.images, wanted / (c.out_height * width))) /
-                           least(c.images, wanted / (c.out_height * width));
+  const int64_t image = c.out_height * width;
+  if (image <= wanted) {  // whole images, groups of equal size
+    const int64_t together = least(c.images, wanted / image), groups = (c.images + together - 1) / together;
     return {0, (c.images + groups - 1) / groups, 0, c.out_height};
   }
   const int64_t rows = most(1, wanted / width), groups = (c.out_height + rows - 1) / rows;

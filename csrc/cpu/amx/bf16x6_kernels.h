@@ -1,4 +1,4 @@
-// The float32 convolution that csrc/cpu/bf16x6.cpp describes, on the matrix unit of x86.
+// The float32 convolution that bf16x6.cpp describes, on the matrix unit of x86.
 #pragma once
 #include <stdint.h>
 
