@@ -5,8 +5,12 @@ explanations). The activations of the unchanged image are kept. What an occlusio
 with every convolution and pooling; of each map only that box is computed, for many images at once, its surroundings taken from
 the kept activations. Global pooling takes differences of sums. Where boxes have grown to most of a map, and from the first op
 on that is not known to be local, whole maps are computed, so that an unknown op costs time and is never wrong.
+
+`Incremental.limited` is the paper's approximation (section 4.2, projective field thresholding): boxes grow up to a share of
+each map's side, and what lies beyond keeps the activations of the unchanged image.
 """
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -25,6 +29,8 @@ from pysal.engine.fold import module_of
 from pysal.engine.lowered import FusedConvolution
 
 Integers = NDArray[np.int64]
+Reals = NDArray[np.float64]
+Truths = NDArray[np.bool_]
 
 # A box that covers this share of a map is not worth cutting out: the whole map is computed.
 WHOLE_SHARE = 0.85
@@ -36,6 +42,10 @@ GPU_ROWS = 256
 WORTH_A_SPLIT = 0.05
 # A group that costs more than this share of whole images runs as whole images.
 PAYING_SHARE = 0.9
+# Boxes on maps of at most this side are not limited: few pixels are saved, and much of what an occlusion changes is lost.
+SMALL_SIDE = 8
+# Of a pixel, in lengths that are no whole numbers.
+ROUNDING = 1e-9
 
 _POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.BatchNorm2d,
@@ -155,6 +165,14 @@ class Reach:
         """Return how many inputs in a row `outputs` of them read."""
         return (outputs - 1) * self.stride + self.span
 
+    def places(self, points: Reals) -> Reals:
+        """Return where points of the inputs lie among the outputs, each of which is where its window is centred.
+
+        Pixel i is the interval [i, i + 1].
+        """
+        places: Reals = (points + self.before - self.span / 2) / self.stride + 0.5
+        return places
+
 
 IDENTITY = (Reach(1, 1, 0, 1), Reach(1, 1, 0, 1))
 
@@ -198,14 +216,16 @@ class Geometry:
     Attributes:
         sizes: (maps, 2), height and width of the boxes of all images.
         origins: (maps, n, 2), where each box begins.
-        on_device: origins and, for windows, corners of what they read: (2, maps, n, 2) int32.
-        corners: (maps, n, 2).
+        corners: (maps, n, 2), where what windows read begins.
+        on_device: origins and corners, (2, maps, n, 2) int32.
+        kept: of maps where limited boxes differ in size: (n, 1, h, w), where the box of an image is that of the unchanged one.
     """
 
     sizes: Integers
     origins: Integers
     corners: Integers
     on_device: Tensor
+    kept: dict[int, Tensor]
 
 
 class Incremental:
@@ -218,6 +238,8 @@ class Incremental:
     Raises:
         NotIncremental: the graph changes its activations in place where others read them, or has several inputs.
     """
+
+    share: float | None = None  # most of a map's side that a box grows to
 
     def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
         if sum(node.op == "placeholder" for node in graph.graph.nodes) > 1:
@@ -406,6 +428,21 @@ class Incremental:
             return node.target in _POINTWISE_FUNCTIONS
         return node.op == "call_method" and node.target in _POINTWISE_METHODS
 
+    def limited(self, share: float | None) -> "Incremental":
+        """Return an engine whose boxes grow to a share of each map's side at most, or without bounds for None.
+
+        The footprint of a change on a map is the interval whose points have their windows, all the way down, centred in what
+        changes of the image: it shrinks with every stride and grows with no kernel. Of a map of side s > SMALL_SIDE, what the
+        boxes of its sources reach is computed where that is at most max(1, floor(share s), ceil(footprint)) pixels long; else
+        so many pixels of it, centred on the footprint as far as the map's edge allows. This holds for rows and columns
+        separately, and for every map but the image, whose box is all that changes. Outside, activations are those of the
+        unchanged image. Smaller maps are not limited. What an image's outputs are does not depend on which others it runs with.
+        With share 1 they are exact.
+        """
+        limited = copy.copy(self)
+        limited.share = share
+        return limited
+
     def takes(self, images: Tensor) -> bool:
         """Say whether images have the shape, dtype and device of the example."""
         return tuple(images.shape[1:]) == self.shape[1:] and (images.dtype, images.device) == (self._dtype, self._device)
@@ -425,10 +462,16 @@ class Incremental:
 
     def extents(self, boxes: Integers) -> Integers:
         """Return what boxes (n, 4) of the image can change of every map: (maps, n, 4) top, left, bottom, right."""
+        return self._follow(boxes)[0]
+
+    def _follow(self, boxes: Integers) -> tuple[Integers, Truths]:
+        """Return the extents (maps, n, 4) of boxes (n, 4), and which of them are limited (maps, n)."""
         found = np.zeros((len(self._maps), len(boxes), 4), dtype=np.int64)
+        limited = np.zeros(found.shape[:2], dtype=bool)
+        footprints = np.zeros(found.shape)
         for step in self.steps:
             if step.kind == "input":
-                found[step.map] = boxes
+                footprints[step.map] = found[step.map] = boxes
             elif step.map >= 0:
                 own = found[step.map]
                 source = found[step.sources[0]]
@@ -438,13 +481,21 @@ class Incremental:
                 for other in step.sources[1:]:
                     np.minimum(own[:, :2], found[other][:, :2], out=own[:, :2])
                     np.maximum(own[:, 2:], found[other][:, 2:], out=own[:, 2:])
-        return found
+                if self.share is not None:
+                    for axis in range(2):
+                        sides = slice(axis, None, 2)
+                        footprint = step.reach[axis].places(footprints[step.sources[0]][:, sides])
+                        footprints[step.map][:, sides] = footprint
+                        limited[step.map] |= _limit(own[:, sides], footprint, self.share, self._maps[step.map][axis])
+        return found, limited
 
     def _sizes(self, extents: Integers) -> Integers:
         """Return the size (maps, 2) of boxes that hold the extents (maps, n, 4) of every image."""
         maps = np.array(self._maps)
         sizes = np.maximum((extents[..., 2:] - extents[..., :2]).max(1), 1)
-        whole = sizes.prod(1) >= WHOLE_SHARE * maps.prod(1)
+        whole: Truths = sizes.prod(1) >= WHOLE_SHARE * maps.prod(1)
+        if self.share is not None:  # of limited maps no more is computed than the limit allows
+            whole &= [all(_most(self.share, side) == side for side in map) for map in self._maps]
         return np.where(whole[:, None], maps, sizes)
 
     def cost(self, extents: Integers) -> float:
@@ -454,8 +505,32 @@ class Incremental:
 
     def pays(self, boxes: Integers) -> bool:
         """Say whether a group of images costs clearly less than running them whole."""
-        whole = sum(step.cost * math.prod(self._maps[step.map]) for step in self.steps if step.map >= 0)
-        return self.cost(self.extents(boxes)) < PAYING_SHARE * whole * len(boxes)
+        return self.cost(self.extents(boxes)) < PAYING_SHARE * self._whole_cost() * len(boxes)
+
+    def _whole_cost(self) -> float:
+        """Return what running an image whole costs, in multiplications."""
+        return sum(step.cost * math.prod(self._maps[step.map]) for step in self.steps if step.map >= 0)
+
+    def batches(self, boxes: Integers, rows: int) -> list[tuple[Integers, bool]]:
+        """Return the images to run together, at most `rows` in boxes at a time, and whether in boxes: else they run whole.
+
+        Where boxes are limited, and whole images give something else, each image's own box decides, whatever the others'.
+        """
+        if self.share is None:
+            return [(group, self.pays(boxes[group])) for group in self.groups(boxes, rows)]
+        paying = self._pays_alone(boxes)
+        inside, outside = np.flatnonzero(paying), np.flatnonzero(~paying)
+        found = [(inside[group], True) for group in self.groups(boxes[inside], rows)] if len(inside) else []
+        return found + ([(outside, False)] if len(outside) else [])
+
+    def _pays_alone(self, boxes: Integers) -> Truths:
+        extents, most = self.extents(boxes), PAYING_SHARE * self._whole_cost()
+        return np.array([self.cost(extents[:, n : n + 1]) < most for n in range(len(boxes))])
+
+    def approximates(self, boxes: Integers) -> Truths:
+        """Say of each image whether its outputs are approximate: (n,)."""
+        limited: Truths = np.any(self._follow(boxes)[1], axis=0)
+        return limited & self._pays_alone(boxes) if limited.any() else limited
 
     def groups(self, boxes: Integers, rows: int) -> list[Integers]:
         """Return the images to run together: their indices, at most `rows` at a time.
@@ -495,7 +570,7 @@ class Incremental:
 
     def geometry(self, boxes: Integers, device: torch.device) -> Geometry:
         """Return where the boxes of a group lie in every map."""
-        extents = self.extents(boxes)
+        extents, limited = self._follow(boxes)
         sizes = self._sizes(extents)
         maps = np.array(self._maps)
         origins = np.clip(extents[..., :2], 0, (maps - sizes)[:, None])
@@ -508,7 +583,16 @@ class Incremental:
                     before[step.map, 0, axis] = step.reach[axis].before
         corners = origins * stride - before
         on_device = to_device(np.stack([origins, corners]).astype(np.int32), device)
-        return Geometry(sizes, origins, corners, on_device)
+        kept: dict[int, Tensor] = {}
+        for map in np.flatnonzero(limited.any(1)).tolist():
+            if (extents[map, :, 2:] - extents[map, :, :2] < sizes[map]).any():
+                inside = [
+                    (extents[map, :, axis, None] <= places) & (places < extents[map, :, axis + 2, None])
+                    for axis in range(2)
+                    for places in [origins[map, :, axis, None] + np.arange(sizes[map, axis])]
+                ]
+                kept[map] = to_device(~(inside[0][:, None, :, None] & inside[1][:, None, None, :]), device)
+        return Geometry(sizes, origins, corners, on_device, kept)
 
     # ---- a group of images
 
@@ -608,6 +692,14 @@ class _Run:
         return regions
 
     def _box(self, step: Step) -> Tensor:
+        box, kept = self._computed(step), self.geometry.kept.get(step.map)
+        if kept is None:
+            return box
+        nothing, origins = box.new_empty(*box.shape[:2], 0, 0), self.geometry.on_device[0, step.map]
+        clean = torch.ops.pysal.box_regions(self.clean[step.node], nothing, origins, origins, *box.shape[2:], 1, 1, 0.0)
+        return torch.where(kept, clean, box).contiguous(memory_format=torch.channels_last)
+
+    def _computed(self, step: Step) -> Tensor:
         if step.kind == "input":
             return self.patches
         geometry, node = self.geometry, step.node
@@ -737,6 +829,24 @@ class _Run:
         keep = node.op == "call_module" or node.target is F.adaptive_avg_pool2d
         keep = keep or (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))  # type: ignore[assignment]
         return result[:, :, None, None] if keep else result
+
+
+def _most(share: float, side: int) -> int:
+    """Return how many pixels of a map's side a box grows to."""
+    if side <= SMALL_SIDE:
+        return side
+    return max(1, math.floor(share * side + ROUNDING))  # 0.29 of 100 pixels is 29 of them, whatever its rounding
+
+
+def _limit(extents: Integers, footprints: Reals, share: float, side: int) -> Truths:
+    """Limit extents (n, 2) along one axis of a map, as `Incremental.limited` says, and return of which (n,) that took away."""
+    low, high = extents.T
+    first, last = footprints.T
+    most = np.maximum(_most(share, side), np.ceil(last - first - ROUNDING).astype(np.int64))
+    longer: Truths = high - low > most
+    start = np.minimum(np.maximum(np.floor((first + last - most + 1) / 2).astype(np.int64), low), high - most)
+    extents[:, 0], extents[:, 1] = np.where(longer, start, low), np.where(longer, start + most, high)
+    return longer
 
 
 def _same_everywhere(value: Tensor) -> bool:
