@@ -66,9 +66,9 @@ class MethodResult:
         signed: whether the picture has two directions (for and against the target) or one.
         seconds: wall time of the method on the whole batch.
         passes: model passes per image, None where nobody counted.
-        details: what else the method found. Known names: "residual", "error" and "steps" (B,), "standard_error" of the
-            map's shape, "drops" (B, S) or one (S_b,) tensor per image, "labels" (B, H, W) or "boxes" (S, 4) that say
-            where the drops are, "layer", "base", "kind", "samples". Others are kept and written.
+        details: what else the method found. Known names: "residual", "error", "approximation_error" and "steps" (B,),
+            "standard_error" of the map's shape, "drops" (B, S) or one (S_b,) tensor per image, "labels" (B, H, W) or
+            "boxes" (S, 4) that say where the drops are, "layer", "base", "kind", "samples". Others are kept and written.
         score_kind: which score the method explained; "" = that of the explanation.
     """
 
@@ -405,6 +405,8 @@ class Explanation:
             notes.append(f"residual {number(residual)}")
         if (error := _value(details.get("error"), image)) is not None:
             notes.append(f"map error {number(error)}")
+        if (error := _value(details.get("approximation_error"), image)) is not None:
+            notes.append(f"approximation error {number(error)}")
         if "layer" in details:
             notes.append(f"layer {details['layer']}")
         if details.get("base", "gradient") != "gradient" or details.get("kind", "mean") != "mean":

@@ -112,7 +112,11 @@ def attribute(
     seed: int = 0,
     image_ids: Sequence[int] | Tensor | None = None,
 ) -> Attribution:
-    """Smooth a method over a plan's images; details: "base", "kind", "samples" and "standard_error" of the map's shape."""
+    """Smooth a method over a plan's images.
+
+    Details: "base", "kind", "samples", "standard_error" of the map's shape and, where the base has it, "approximation_error"
+    (B,), the largest of each image's copies.
+    """
     where = plan.where
     if not isinstance(base, str) or base not in BASES:
         refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
@@ -131,6 +135,7 @@ def attribute(
     moments: list[Tensor] = []  # mean and sum of squared deviations: made when the first maps show their shape
     counts = torch.zeros(plan.images, dtype=torch.int64, device=plan.device)
     passes = 0.0
+    errors: list[Tensor] = []  # of approximate maps: the largest of each image's copies
 
     def body(start: int, stop: int) -> None:
         nonlocal passes
@@ -146,6 +151,10 @@ def attribute(
         if not moments:
             shape = (plan.images, *maps.shape[1:])
             moments.extend([torch.zeros(shape, dtype=maps.dtype, device=plan.device) for _ in range(2)])
+        if (error := found.details.get("approximation_error")) is not None:
+            if not errors:
+                errors.append(error.new_zeros(plan.images))
+            errors[0].scatter_reduce_(0, rows, error, "amax")
         ops.path_integral_moments_(moments[0], moments[1], counts, maps.square() if kind == "squared" else maps, rows)
         passes += found.passes * len(rows) / plan.images
 
@@ -154,6 +163,8 @@ def attribute(
     details: dict[str, Any] = {"base": base, "kind": kind, "samples": samples}
     if samples > 1:
         details["standard_error"] = (squares / (samples * (samples - 1))).sqrt()
+    if errors:
+        details["approximation_error"] = errors[0]
     result = squares / samples if kind == "variance" else mean
     return Attribution(result.to(plan.dtype), passes, details)
 
