@@ -38,6 +38,7 @@ METHOD_NAMES = (
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
     "segments": ("leave_one_out",),
+    "approximate": ("leave_one_out",),
     "steps": ("integrated_gradients", "blur_integrated_gradients"),
     "tolerance": ("integrated_gradients", "blur_integrated_gradients"),
     "samples": ("smooth_grad",),
@@ -217,6 +218,13 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option(
             "--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]"
+        ),
+        click.option(
+            "--approximate",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="SHARE",
+            help="For leave_one_out: recompute at most this share of a map's side for a segment, and report the error. "
+            "[default: exact]",
         ),
         click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients."),
         click.option(

@@ -122,7 +122,7 @@ def test_help_lists_the_commands(arguments) -> None:
 
 def test_explain_help_names_every_option_and_method() -> None:
     text = succeeded("explain", "--help").stdout
-    options = "method target segments steps tolerance samples seed out device".split()
+    options = "method target segments approximate steps tolerance samples seed out device".split()
     options += "model weights size normalize classes download allow-code".split()
     assert [option for option in options if f"--{option} " not in text] == []
     assert [name for name in METHODS if name not in text] == []
@@ -235,6 +235,14 @@ def test_tolerance_goes_to_both_integrated_gradients(small, photo, out, monkeypa
     assert seen == {"integrated_gradients": {"tolerance": 0.05}, "blur_integrated_gradients": {"tolerance": 0.05}}
 
 
+def test_approximate_goes_to_leave_one_out_and_its_error_is_said(small, photo, out) -> None:
+    arguments = ("--method", "leave_one_out", "--segments", "grid:3x3", "--approximate", "0.25", "--device", "cpu")
+    found = succeeded("explain", photo, "--out", out, *arguments)
+    error = Explanation.load(out / "photo.npz")["leave_one_out"].details["approximation_error"]
+    assert error.shape == (1,)
+    assert f"approximation error {float(error):.3g}; 9 segments" in found.stdout
+
+
 def test_what_does_not_apply_is_left_out_of_all_and_refused_by_name(monkeypatch, photo, out) -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 3))
     model = models.Classifier(linear, name="linear", class_names=["a", "b", "c"], input_size=(12, 12)).eval()
@@ -308,6 +316,7 @@ def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
         (["explain", "--steps", "many"], "pysal explain: Invalid value for '--steps': 'many' is not a valid integer"),
         (["explain", "--samples", "-1"], "pysal explain: Invalid value for '--samples': -1 is not in the range x>=1"),
         (["explain", "--tolerance", "1"], "pysal explain: Invalid value for '--tolerance': 1.0 is not in the range 0<x<1"),
+        (["explain", "--approximate", "0"], "pysal explain: Invalid value for '--approximate': 0.0 is not in the range 0<x<=1"),
         (["explain", "--method", "lime"], "pysal explain: Invalid value for '--method': 'lime' is not one of 'leave_one_out'"),
         (["explain", "--steps", "5", "--tolerance", ".1"], "pysal explain: --steps and --tolerance exclude each other"),
         (

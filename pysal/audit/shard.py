@@ -330,8 +330,13 @@ def _details(attribution: Attribution) -> list[dict[str, Any]]:
     """Return the numbers that a method found of each image beside its map."""
     details = attribution.details
     rows: list[dict[str, Any]] = [{} for _ in attribution.map]
-    for name, kind in (("residual", float), ("error", float), ("steps", int)):
-        for row, value in zip(rows, details.get(name, ()), strict=False):
+    for name, detail, kind in (
+        ("residual", "residual", float),
+        ("error", "error", float),
+        ("error", "approximation_error", float),
+        ("steps", "steps", int),
+    ):
+        for row, value in zip(rows, details.get(detail, ()), strict=False):
             row[name] = kind(value)
     if "standard_error" in details:
         for row, error in zip(rows, details["standard_error"].double(), strict=True):

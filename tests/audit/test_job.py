@@ -62,6 +62,20 @@ def no_further(found: np.ndarray, oracle: torch.Tensor, bound: float | np.ndarra
     return bool((np.abs(found - expected) <= bound + rounding).all())
 
 
+def test_the_error_of_approximate_leave_one_out_is_kept(job) -> None:
+    options = {"segments": "grid:4x3", "approximate": 0.25}
+    planned = job(methods="leave_one_out", method_options={"leave_one_out": options})
+    assert planned.run(engine="inline").complete
+    images = images_of(planned)
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=CPU_ROWS)
+    given = {"leave_one_out": {**options, "segments": pysal.Grid(4, 3)}}
+    expected = explain(model, images, "leave_one_out", method_options=given)["leave_one_out"].details
+    errors, largest = expected["approximation_error"], min(float(drops.abs().max()) for drops in expected["drops"])
+    assert errors.max() > 1e-3
+    bound = 64 * np.finfo(np.float32).eps / largest  # probabilities are rounded, and the error is a share of the largest drop
+    assert no_further(rows_of(planned.out, "leave_one_out")["error"].to_numpy(), errors, bound)
+
+
 @pytest.mark.parametrize("maps", ["uint8", "float16"])
 def test_rows_and_maps_are_those_of_explain(job, maps) -> None:
     planned = job(**ALL, maps=maps, seed=5)
