@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from pysal.engine.lowered import FusedConvolution
+from pysal.engine.matrix_unit import work
 from pysal.engine.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES
 
 # Pixels of the map in between from which it gains: smaller ones stay in the caches anyway.
 LEAST_PIXELS = 100
+# Multiplications per number that its first 1 x 1 convolution moves, from which the matrix unit is faster, one by one.
+MOST_WORK = 100
 _PANEL = 16  # columns of a matrix that lie together
 _MOST_TAPS = 128  # of a depthwise kernel
 
@@ -49,7 +52,9 @@ class InvertedResidual:
         if not available() or not cls.fits(expand, depthwise, project):
             return False
         height, width = depthwise.input_shape[1:]
-        return height * width >= LEAST_PIXELS and (expand or project).matrix is None
+        first = expand or project
+        faster_alone = first.matrix is not None and work(first.convolution.weight) >= MOST_WORK
+        return height * width >= LEAST_PIXELS and not faster_alone
 
     @staticmethod
     def fits(expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pysal import ops
 from pysal.engine.fold import Convolution, fold_division, module_of, replace_by_module
-from pysal.engine.matrix_unit import MatrixConvolution
+from pysal.engine.matrix_unit import GATED_CHANNELS, MatrixConvolution
+from pysal.engine.relu_rules import ReluRule
 
 _ADDITIONS = (operator.add, torch.add)
 # Images per pass for which oneDNN arranges the weights; other numbers run too.
@@ -73,6 +75,7 @@ class FusedConvolution(nn.Module):
         self.matrix_phases: list[tuple[int, int, MatrixConvolution, tuple[int, int, int, int]]] = []
         self.flipped_padding: tuple[int, int] | None = None
         self.phases: _Phases | None = None
+        self.phases_matrix: MatrixConvolution | None = None
         if self._make_matrix_backward(input_shape[1:]):
             return
         even = self.evened
@@ -94,7 +97,12 @@ class FusedConvolution(nn.Module):
             left, _, top, _ = self.convolution.padding  # as it was: taps of zero would widen what the phases see
             weight = self.convolution.weight.to(self.backward_dtype)
             self.phases = _Phases(weight, even.stride, (top, left), input_shape[1:], (height, width))
-            self.backward_weight = _packed(even, self.phases.weight, self.phases.padding, (1, 1), shape)
+            rows, columns = self.phases.padding
+            joint = Convolution(self.phases.weight, None, (1, 1), (columns, columns, rows, rows), (1, 1), 1)
+            if MatrixConvolution.suited(joint, least_outputs=1):
+                self.phases_matrix = MatrixConvolution(joint.weight, None)
+            else:
+                self.backward_weight = _packed(even, joint.weight, self.phases.padding, (1, 1), shape)
 
     def _make_matrix_backward(self, size: Sequence[int]) -> bool:
         """Arrange them for the matrix unit, where that gains: a convolution of stride 1 for each phase of the stride."""
@@ -122,11 +130,18 @@ class FusedConvolution(nn.Module):
             self.matrix_phases.clear()
         return bool(self.matrix_phases)
 
-    def _matrix_gradient(self, grad: Tensor, size: Sequence[int], onto: Tensor | None) -> Tensor:
+    @property
+    def masks_gradient(self) -> bool:
+        """Whether `input_gradient` can let it through the gates of the convolution's input."""
+        return bool(self.matrix_phases) and self.convolution.stride == (1, 1) and _gated(self.convolution.weight.shape[1])
+
+    def _matrix_gradient(
+        self, grad: Tensor, size: Sequence[int], onto: Tensor | None, gates: Tensor | None, rule: ReluRule | None
+    ) -> Tensor:
         rows, columns = self.convolution.stride
         if (rows, columns) == (1, 1):
             ((_, _, unit, padding),) = self.matrix_phases
-            return unit.run(grad, padding=padding, shortcut=onto, over=True)
+            return unit.run(grad, padding=padding, shortcut=onto, over=True, mask=gates, rule=rule)
         result = onto
         if result is None:
             shape = (len(grad), self.convolution.weight.shape[1], *size)
@@ -142,11 +157,21 @@ class FusedConvolution(nn.Module):
         """Return the result; nothing is kept for a backward pass."""
         return self._run(input, shortcut, self.upper)
 
-    def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None) -> Tensor:
+    def run_with_gates(self, input: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the result and the gates of its ReLU, as `ops.guided_relu_gates` does."""
+        assert self.upper is not None
+        if self.matrix is None or not _gated(len(self.convolution.weight)):
+            output = self._run(input, shortcut, self.upper)
+            return output, ops.guided_relu_gates(output, self.upper)
+        shape = self.matrix.shape(input, self.convolution.stride, self.convolution.padding)
+        gates = torch.empty(math.prod(shape) // 8, dtype=torch.uint8)
+        return self._run(input, shortcut, self.upper, gates), gates
+
+    def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None, gates: Tensor | None = None) -> Tensor:
         if self.matrix is not None:
             between = (-math.inf, math.inf) if upper is None else (0.0, upper)
             at = (self.convolution.stride, self.convolution.padding)
-            return self.matrix.run(input, *at, shortcut=shortcut, limits=between)
+            return self.matrix.run(input, *at, shortcut=shortcut, limits=between, gates=gates)
         even = self.evened
         if even.symmetric is None:
             input = F.pad(input, even.padding)
@@ -185,19 +210,29 @@ class FusedConvolution(nn.Module):
         total = found if shortcut is None else found + shortcut
         return {"convolution": found, "sum": total, "output": total if self.upper is None else total.clamp(0, self.upper)}
 
-    def input_gradient(self, grad: Tensor, input_shape: Sequence[int], onto: Tensor | None = None) -> Tensor:
+    def input_gradient(
+        self,
+        grad: Tensor,
+        input_shape: Sequence[int],
+        onto: Tensor | None = None,
+        gates: Tensor | None = None,
+        rule: ReluRule | None = None,
+    ) -> Tensor:
         """Return the gradient of the convolution's input from that of its output, in `backward_dtype`.
 
         Args:
             grad: (N, K, h, w), gradient of the output.
             input_shape: (N, C, H, W).
             onto: (N, C, H, W): overwritten by its sum with the gradient, which is returned.
+            gates: those of the ReLU whose output the input is, of N images or of fewer that follow each other again and again;
+                only where `masks_gradient`.
+            rule: what they let through of the gradient, the sum with `onto` if there is one; None is all.
         """
         even = self.evened
         grad = grad.to(self.backward_dtype)
         height, width = input_shape[2:]
         if self.matrix_phases:
-            return self._matrix_gradient(grad, (height, width), onto)
+            return self._matrix_gradient(grad, (height, width), onto, gates, rule)
         if self.flipped_padding is not None or self.phases is not None:
             grad = grad.contiguous(memory_format=torch.channels_last)
             padding = self.phases.padding if self.phases is not None else self.flipped_padding
@@ -209,7 +244,12 @@ class FusedConvolution(nn.Module):
                     onto, grad, self.backward_weight, None, *geometry, "add", 1.0, None, [], None
                 )
                 return added
-            result: Tensor = mkldnn._convolution_pointwise(grad, self.backward_weight, None, *geometry, "none", [], None)
+            result: Tensor
+            if self.phases is not None and self.phases_matrix is not None:
+                rows, columns = self.phases.padding
+                result = self.phases_matrix.run(grad, padding=(columns, columns, rows, rows))
+            else:
+                result = mkldnn._convolution_pointwise(grad, self.backward_weight, None, *geometry, "none", [], None)
             result = result if self.phases is None else self.phases.join(result, height, width)
             return result if onto is None else onto.add_(result)
         left, right, top, bottom = (0, 0, 0, 0) if even.symmetric is not None else even.padding
@@ -286,6 +326,10 @@ def _phases_of_axis(taps: int, stride: int, padding: int) -> list[tuple[int, int
         first = (phase + padding) % stride
         found.append((first, len(range(first, taps, stride)), (phase + padding - first) // stride))
     return found
+
+
+def _gated(channels: int) -> bool:
+    return channels % GATED_CHANNELS == 0
 
 
 def _reach(convolution: Convolution) -> tuple[int, int]:

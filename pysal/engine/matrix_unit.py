@@ -13,11 +13,15 @@ from torch import Tensor
 
 from pysal import _library
 from pysal.engine.fold import Convolution
+from pysal.engine.relu_rules import ReluRule
+from pysal.ops.guided_relu import RULES
 
 # Below these input and output channels a convolution is bound by memory, and splitting its input costs more than is gained.
 LEAST_CHANNELS = 64
 # Multiplications per number moved from which the unit gains.
-LEAST_WORK = 100
+LEAST_WORK = 50
+# Gates are written and read for so many channels at a time.
+GATED_CHANNELS = 16
 
 
 @cache
@@ -40,13 +44,24 @@ class MatrixConvolution:
         self._weight, self._dilation = arranged(weight), dilation
 
     @classmethod
-    def suited(cls, convolution: Convolution) -> bool:
-        """Say whether a convolution gains."""
+    def suited(cls, convolution: Convolution, least_outputs: int = LEAST_CHANNELS) -> bool:
+        """Say whether a convolution gains, with at least so many output channels."""
         weight = convolution.weight
         if convolution.groups != 1 or weight.dtype != torch.float32 or weight.device.type != "cpu" or not available():
             return False
         outputs, inputs = weight.shape[:2]
-        return min(outputs, inputs) >= LEAST_CHANNELS and weight.numel() / (outputs + inputs) >= LEAST_WORK
+        return outputs >= least_outputs and inputs >= LEAST_CHANNELS and work(weight) >= LEAST_WORK
+
+    def shape(self, input: Tensor, stride: tuple[int, int], padding: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """Return the shape of what `run` returns."""
+        left, right, top, bottom = padding
+        height, width = (
+            (input.shape[2 + i] + zeros - self._dilation[i] * (self._weight.shape[1 + i] - 1) - 1) // stride[i] + 1
+            for i, zeros in enumerate((top + bottom, left + right))
+        )
+        if min(height, width) < 1:
+            raise ValueError(f"a kernel of {tuple(self._weight.shape[1:3])} does not fit into {tuple(input.shape[2:])}")
+        return len(input), len(self._bias), height, width
 
     def run(
         self,
@@ -57,6 +72,9 @@ class MatrixConvolution:
         shortcut: Tensor | None = None,
         over: bool = False,
         limits: tuple[float, float] = (-math.inf, math.inf),
+        gates: Tensor | None = None,
+        mask: Tensor | None = None,
+        rule: ReluRule | None = None,
     ) -> Tensor:
         """Return min(max(convolution(input) + shortcut, lower), upper), channels_last.
 
@@ -67,14 +85,39 @@ class MatrixConvolution:
             shortcut: like the result.
             over: whether to write the result over the shortcut.
             limits: lower and upper.
+            gates: (numel / 8,) uint8, overwritten with where 0 < result < upper, as `ops.guided_relu_gates` returns it; K must
+                be a multiple of `GATED_CHANNELS`.
+            mask: the gates of a map like the result, or of one of fewer images that follow each other again and again.
+            rule: what of the result they let through, as `ops.guided_relu_backward` does; None is all.
         """
-        left, right, top, bottom = padding
-        how = (*stride, top, bottom, left, right, *self._dilation, *limits)
+        left, _, top, _ = padding
         if shortcut is not None and over and shortcut.is_contiguous(memory_format=torch.channels_last):
-            torch.ops.pysal_amx.bf16x6_convolution_(shortcut, input, self._weight, self._bias, *how)
-            return shortcut
-        result: Tensor = torch.ops.pysal_amx.bf16x6_convolution(input, self._weight, self._bias, shortcut, *how)
-        return result
+            output = shortcut
+        else:
+            shape = self.shape(input, stride, padding)
+            output = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+        torch.ops.pysal_amx.bf16x6_convolution_(
+            output,
+            input,
+            self._weight,
+            self._bias,
+            shortcut,
+            *stride,
+            top,
+            left,
+            *self._dilation,
+            *limits,
+            gates,
+            None if rule == "deconvnet" else mask,
+            -1 if rule is None else RULES[rule],
+        )
+        return output
+
+
+def work(weight: Tensor) -> float:
+    """Return how often a convolution with these weights multiplies for each number it reads or writes."""
+    outputs, inputs = weight.shape[:2]
+    return weight.numel() / (outputs + inputs)
 
 
 def arranged(weight: Tensor) -> Tensor:

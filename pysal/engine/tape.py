@@ -27,10 +27,16 @@ _MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 
 
 class Gradients:
-    """Gradients on their way down, by node and, where a node returns several tensors, by position."""
+    """Gradients on their way down, by node and, where a node returns several tensors, by position.
 
-    def __init__(self, needed: set[fx.Node]) -> None:
+    Attributes:
+        gates: of ReLUs, by the node that returns their output, where whoever makes the last part of a gradient may let the sum
+            through them, and takes them away.
+    """
+
+    def __init__(self, needed: set[fx.Node], gates: "dict[fx.Node, _Gates] | None" = None) -> None:
         self._needed = needed
+        self.gates = {} if gates is None else gates
         self._held: dict[tuple[fx.Node, int], tuple[Tensor, bool]] = {}
 
     def add(self, node: fx.Node, grad: Tensor, *, owned: bool, position: int = 0) -> None:
@@ -54,6 +60,10 @@ class Gradients:
         """Return a node's gradient so far if there is one that may be overwritten."""
         grad, owned = self._held.get((node, 0), (None, False))
         return self.pop(node)[0] if owned and grad is not None else None
+
+    def holds(self, node: fx.Node) -> bool:
+        """Say whether something was added to a node's gradient."""
+        return (node, 0) in self._held
 
     def needed(self, node: fx.Node) -> bool:
         """Say whether a node's gradient is of use."""
@@ -101,41 +111,53 @@ class _Step:
     def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
+    def gates(self, kept: Any) -> _Gates | None:
+        """Return the gates that a gradient of the value goes through before anything else."""
+        return None
+
     def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
         raise NotImplementedError
 
 
 class _FusedStep(_Step):
+    """A fused convolution.
+
+    Attributes:
+        comes_last: whether, of all nodes, it is the last to add to its input's gradient.
+    """
+
+    comes_last = False
+
     def __init__(self, inputs: Sequence[fx.Node], module: FusedConvolution) -> None:
         super().__init__(inputs)
         self.module = module
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        output = self.module.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
-        return output, self._kept(inputs[0], output)
-
-    def _kept(self, input: Tensor, output: Tensor) -> Any:
-        upper = self.module.upper
-        return input.shape, None if upper is None else _Gates.of(output, ops.guided_relu_gates(output, upper))
+        shortcut = inputs[1] if len(inputs) > 1 else None
+        if self.module.upper is None:
+            return self.module.run(inputs[0], shortcut), (inputs[0].shape, None)
+        output, bits = self.module.run_with_gates(inputs[0], shortcut)
+        return output, (inputs[0].shape, _Gates.of(output, bits))
 
     def run_in_parts(self, *inputs: Tensor) -> tuple[dict[str, Tensor], Any]:
         """Return every part of the value instead of the last alone, and what `pull` needs."""
-        parts = self.module.parts(inputs[0], inputs[1] if len(inputs) > 1 else None)
-        return parts, self._kept(inputs[0], parts["output"])
+        parts, upper = self.module.parts(inputs[0], inputs[1] if len(inputs) > 1 else None), self.module.upper
+        output = parts["output"]
+        return parts, (inputs[0].shape, None if upper is None else _Gates.of(output, ops.guided_relu_gates(output, upper)))
 
-    def below_relu(self, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> tuple[Any, Tensor]:
-        """Return what `pull` needs for a gradient of the inner parts, and that gradient."""
-        shape, gates = kept
-        return (shape, None), grad if gates is None else gates.mask(grad, rule, owned=owned)
+    def gates(self, kept: Any) -> _Gates | None:
+        gates: _Gates | None = kept[1]
+        return gates
 
     def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        shape, gates = kept
-        if gates is not None:
-            grad, owned = gates.mask(grad, rule, owned=owned), True
+        shape, _ = kept
         source = self.inputs[0]
         if gradients.needed(source):
             onto = gradients.pop_owned(source)
-            gradients.add(source, self.module.input_gradient(grad, (len(grad), *shape[1:]), onto), owned=True)
+            complete = self.comes_last and self.module.masks_gradient and not gradients.holds(source)
+            gates = gradients.gates.pop(source, None) if complete else None
+            bits = (None, None) if gates is None else (gates.bits, rule)
+            gradients.add(source, self.module.input_gradient(grad, (len(grad), *shape[1:]), onto, *bits), owned=True)
         for shortcut in self.inputs[1:]:  # after the convolution, which has read the gradient
             gradients.add(shortcut, grad, owned=owned)
 
@@ -171,8 +193,12 @@ class _ReluStep(_Step):
         output, bits = ops.guided_relu(inputs[0], self.upper)
         return output, _Gates.of(output, bits)
 
+    def gates(self, kept: Any) -> _Gates | None:
+        gates: _Gates | None = kept
+        return gates
+
     def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        gradients.add(self.inputs[0], kept.mask(grad, rule, owned=owned), owned=True)
+        gradients.add(self.inputs[0], grad, owned=owned)
 
 
 class _AddStep(_Step):
@@ -315,6 +341,12 @@ class Program:
             if any(source in self.needed for source in node.all_input_nodes):
                 self.needed.add(node)
         self.steps = {node: _step(graph, node) for node in self.nodes if node.op != "placeholder"}
+        met: set[fx.Node] = set()  # by nodes before: in a sweep those come later
+        for node in self.nodes:
+            step = self.steps.get(node)
+            if isinstance(step, _FusedStep):
+                step.comes_last = step.inputs[0] not in met and step.inputs[0] not in step.inputs[1:]
+            met.update(source for source in node.all_input_nodes if node in self.needed)
         self.blocks = _blocks(self) if backward_dtype in (None, torch.float32) else {}
         last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.spent: dict[fx.Node, list[fx.Node]] = {}
@@ -411,39 +443,43 @@ class Tape:
         """
         program = self.program
         dtype = program.backward_dtype or self.dtype
-        gradients = Gradients(program.needed)
-        gradients.add(program.output, grad.to(dtype), owned=False)
         found: dict[Place, Tensor | None] = {}
         asked: dict[fx.Node, list[Place]] = {}
         for place in layers:
             asked.setdefault(place.node, []).append(place)
+        steps = [(node, step, kept) for node, step, kept in self._kept if not isinstance(step, _OtherStep)]
+        gates = {node: step.gates(kept) for node, step, kept in steps}
+        gradients = Gradients(program.needed, {node: own for node, own in gates.items() if own and node not in asked})
+        gradients.add(program.output, grad.to(dtype), owned=False)
 
         def find(place: Place, value: Tensor | None) -> None:
             found[place] = None if value is None else value.to(self.values[place].dtype)
 
         for node, step, kept in reversed(self._kept):
             places = asked.get(node, ())
-            inner = [place for place in places if place.part != "output"]
-            if places:
-                held, owned = gradients.pop(node)
-                if len(inner) < len(places):
-                    find(Place(node), held)
-                    owned = False
-                if inner and held is not None and isinstance(step, _FusedStep):
-                    kept, held = step.below_relu(kept, held, rule, owned=owned)
-                    owned = False
-                for place in inner:
-                    find(place, held)
-                if len(found) == len(layers) and not to_input:
-                    return None, found
-                if held is not None:
-                    gradients.add(node, held, owned=owned)
-            if isinstance(step, _OtherStep):
+            if isinstance(step, _OtherStep) and not places:
                 if kept is not None:
                     step.pull(gradients, kept)
                 continue
             held, owned = gradients.pop(node)
-            if held is not None:
+            inner = [place for place in places if place.part != "output"]
+            if len(inner) < len(places):
+                find(Place(node), held)
+                owned = False
+            own = gates.get(node) if places else gradients.gates.pop(node, None)
+            if held is not None and own is not None:
+                held, owned = own.mask(held, rule, owned=owned), True
+            for place in inner:
+                find(place, held)
+                owned = False
+            if len(found) == len(layers) and not to_input:
+                return None, found
+            if isinstance(step, _OtherStep):
+                if held is not None:
+                    gradients.add(node, held, owned=owned)
+                if kept is not None:
+                    step.pull(gradients, kept)
+            elif held is not None:
                 step.pull(gradients, kept, held, rule, owned=owned)
         result, _ = gradients.pop(program.input)
         return None if result is None else result.to(self.dtype), found

@@ -1,7 +1,7 @@
 """float32 convolutions on the matrix unit are as close to the truth as float32 arithmetic, whatever their geometry."""
 
 import copy
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pytest
 import torch
@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
+from pysal import ops
 from pysal.engine.fold import Convolution
 from pysal.engine.lowered import FusedConvolution
 from pysal.engine.matrix_unit import MatrixConvolution, arranged, available
+from pysal.engine.relu_rules import ReluRule
 from pysal.testing import assert_no_worse, sample
 
 with_unit = pytest.mark.skipif(not available(), reason="this CPU or build has no matrix unit")
@@ -76,11 +78,52 @@ def test_nan_comes_through() -> None:
 def test_what_memory_safety_needs_is_refused() -> None:
     x, plain = convolution(GEOMETRIES["full blocks"])
     unit = MatrixConvolution(plain.weight, plain.bias)
-    for wrong, shortcut in ((x[:, :32], None), (x.double(), None), (x[0], None), (x, x)):
-        with pytest.raises(RuntimeError, match="pysal_amx::bf16x6_convolution: "):
-            unit.run(wrong, shortcut=shortcut)
-    with pytest.raises(RuntimeError, match="the kernel must fit into the input"):
+    for given, shortcut in ((x[:, :32], None), (x.double(), None), (x, x)):
+        with pytest.raises(RuntimeError, match="pysal_amx::bf16x6_convolution_: "):
+            unit.run(given, shortcut=shortcut)
+    wrong_bits: list[dict[str, Any]] = [{"gates": BITS[1:]}, {"rule": "guided"}]
+    wrong_bits += [{"mask": mask, "rule": "plain"} for mask in (BITS[1:], BITS.bool(), BITS.repeat(3))]
+    for wrong in wrong_bits:
+        with pytest.raises(RuntimeError, match=r"pysal_amx::bf16x6_convolution_: (gates|mask) must be"):
+            unit.run(x, **wrong)
+    with pytest.raises(RuntimeError, match="its channels a multiple of 16"):
+        MatrixConvolution(plain.weight[:24], None).run(x, gates=BITS[: 8 * 8 * 24 // 8])
+    with pytest.raises(ValueError, match=r"a kernel of \(3, 3\) does not fit into \(2, 8\)"):
         MatrixConvolution(sample(8, 64, 3, 3), None).run(x[:, :, :2])
+
+
+# of the result of "full blocks"
+BITS = torch.zeros(8 * 8 * 32 // 8, dtype=torch.uint8)
+
+
+@with_unit
+@pytest.mark.parametrize("upper", [torch.inf, 6.0])
+@pytest.mark.parametrize("over", [False, True], ids=["apart", "over the shortcut"])
+def test_gates_are_those_of_the_result(upper: float, over: bool) -> None:
+    x, plain = convolution((3, 70, 9, 30, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)))
+    x[1, 2, 4, 5] = torch.nan
+    shortcut = 10 * sample(3, 48, 9, 30, seed=3).contiguous(memory_format=torch.channels_last)
+    gates = torch.full((3 * 48 * 9 * 30 // 8,), 255, dtype=torch.uint8)
+    unit = MatrixConvolution(plain.weight, plain.bias)
+    got = unit.run(x, padding=plain.padding, shortcut=shortcut, over=over, limits=(0.0, upper), gates=gates)
+    assert torch.equal(gates, ops.guided_relu_gates(got, upper))
+    assert 0 < gates.float().mean() < 255
+
+
+@with_unit
+@pytest.mark.parametrize("rule", ["plain", "guided", "deconvnet"])
+@pytest.mark.parametrize("images", [1, 3, 6], ids="gates of {} images".format)
+@pytest.mark.parametrize("over", [False, True], ids=["alone", "over a sum"])
+def test_what_gates_let_through(rule: ReluRule, images: int, over: bool) -> None:
+    x, plain = convolution((6, 70, 9, 30, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)))
+    x[1, 2, 4, 5] = torch.nan
+    _, mask = ops.guided_relu(sample(images, 48, 9, 30, seed=3).contiguous(memory_format=torch.channels_last))
+    before = sample(6, 48, 9, 30, seed=4).contiguous(memory_format=torch.channels_last) if over else None
+    unit = MatrixConvolution(plain.weight, plain.bias)
+    whole = unit.run(x, padding=plain.padding, shortcut=before)
+    got = unit.run(x, padding=plain.padding, shortcut=before, over=over, mask=mask, rule=rule)
+    expected = [ops.guided_relu_backward(part, mask, rule, channels_last=True) for part in whole.split(images)]
+    assert torch.equal(got.nan_to_num(1e9), torch.cat(expected).nan_to_num(1e9))
 
 
 def test_three_parts_are_the_weight() -> None:
@@ -130,3 +173,52 @@ def test_methods_on_a_model_that_runs_there() -> None:
     drops = pysal.leave_one_out(model, x, 1, segments=pysal.Window(4), score="logit")
     found = pysal.leave_one_out(prepared, x, 1, segments=pysal.Window(4), score="logit")
     assert (found - drops).abs().max() <= 1e-4 * drops.abs().max()
+
+
+class Residual(nn.Module):
+    """A strided first layer, three blocks with shortcuts and a head: gradients with one user, with two, and asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU())
+        self.first = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1) for _ in range(5))
+        self.second = nn.ModuleList([nn.Conv2d(64, 96, 3, 2, 1), nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(64, 96, 1, 2)])
+        self.relu = nn.ReLU6()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.relu(self.first[1](self.relu(self.first[0](x))) + x)
+        x = self.relu(self.first[3](self.relu(self.first[2](x))) + self.first[4](x))
+        x = self.relu(self.second[1](self.relu(self.second[0](x))) + self.second[2](x))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@with_unit
+@pytest.mark.parametrize("rule", ["plain", "guided", "deconvnet"])
+def test_sweeps_of_a_residual_network_that_runs_there(rule: Literal["plain", "guided", "deconvnet"]) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    x = sample(3, 3, 20, 20)
+    prepared = pysal.prepare(model, x, batch_size=3)
+    assert "7 of them on the matrix unit" in prepared.report()
+
+    def sweep(of: nn.Module | pysal.PreparedModel, images: Tensor) -> Tensor:
+        if rule == "plain":  # of several classes, which share the images' gates
+            return pysal.class_gradients(of, images, [1, 4, 0, 2])
+        return pysal.guided_backprop(of, images, 1, rule=rule)
+
+    assert_no_worse(sweep(prepared, x), sweep(copy.deepcopy(model).double(), x.double()), sweep(model, x))
+
+
+@with_unit
+@pytest.mark.parametrize("layer", ["stem", "first.0", "second.1"])
+def test_grad_cam_of_a_residual_network_that_runs_there(layer: str) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    x = sample(3, 3, 20, 20)
+    prepared = pysal.prepare(model, x, batch_size=3)
+    for method in (pysal.grad_cam, pysal.guided_grad_cam):
+        exact = method(copy.deepcopy(model).double(), x.double(), 1, layer=layer)
+        assert_no_worse(method(prepared, x, 1, layer=layer), exact, method(model, x, 1, layer=layer))

@@ -21,6 +21,8 @@ constexpr int64_t kLine = 64;              // bytes of a line of the caches
 constexpr int64_t kPositions = 1024;       // of a task
 constexpr int64_t kSlabBytes = 1 << 20;    // of a split map
 constexpr int64_t kPart = 4;               // tiles along the sum: 24 KB of weights for 32 channels
+constexpr int64_t kTogether = 4;  // blocks split together: 12 streams of stores, for which the TLB has 16 pages
+constexpr int64_t kAhead = 8;     // positions that input is fetched ahead of its splitting
 
 int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -137,19 +139,25 @@ void arrange(const Bf16x6Convolution& c, const Bf16x6Task& task, const Layout& a
       for (int64_t i = 0; i < at.height; ++i) {
         const int64_t row = task.first_row + at.rows.lowest() + i;
         const int64_t filled = row >= 0 && row < row_length ? length : 0;
-        for (int64_t column = 0; column < filled; ++column)
-          for (int64_t n = 0; n < task.images; ++n, place += kDepth) {
-            const float* const source =
-                c.input + (((task.first_image + n) * c.height + row * c.row_stride + a) * c.width +
-                           column * c.column_stride + b) *
-                              c.channels;
-            for (int64_t k = from; k < to; ++k) {
-              const float* const values = source + k * kDepth;
-              const bool last = k + 1 == at.all;
-              split(_mm512_maskz_loadu_ps(last ? near : 0xffff, values),
-                    _mm512_maskz_loadu_ps(last ? far : 0xffff, values + 16), place + (k - from) * block, part);
+        for (int64_t first = from; first < to; first += kTogether) {
+          uint16_t* at_column = place;
+          for (int64_t column = 0; column < filled; ++column)
+            for (int64_t n = 0; n < task.images; ++n, at_column += kDepth) {
+              const float* const source =
+                  c.input + (((task.first_image + n) * c.height + row * c.row_stride + a) * c.width +
+                             column * c.column_stride + b) *
+                                c.channels;
+              for (int64_t k = first; k < least(to, first + kTogether); ++k) {
+                const float* const values = source + k * kDepth;
+                const bool last = k + 1 == at.all;
+                _mm_prefetch((const char*)(values + kAhead * c.channels), _MM_HINT_T0);
+                _mm_prefetch((const char*)(values + kAhead * c.channels + 16), _MM_HINT_T0);
+                split(_mm512_maskz_loadu_ps(last ? near : 0xffff, values),
+                      _mm512_maskz_loadu_ps(last ? far : 0xffff, values + 16), at_column + (k - from) * block, part);
+              }
             }
-          }
+        }
+        place += filled * task.images * kDepth;
         clear(place, (at.width - filled) * task.images);
         place += (at.width - filled) * task.images * kDepth;
       }
@@ -175,12 +183,62 @@ struct Ahead {
   }
 };
 
-// Writes to found, tiles of sums (2, 2), the products of some tiles. Six of nine products: what is left out is below
-// 2^-25 of the largest. The five small ones are added up first, and the sum of these tiles from nothing, so that few
-// roundings are of the size of the whole sum.
+// Sums of 32 positions by 32 channels that wait to be written: row by row, while the next tiles are multiplied.
+struct Finished {
+  const float* found = nullptr;   // tiles of sums (2, 2)
+  const float* before = nullptr;  // sums of the parts before, or null
+  const int64_t* where = nullptr;
+  int64_t channel = 0, rows = 0, row = 0;
+
+  void write(const Bf16x6Convolution& c, int64_t some) {
+    if (row == rows) return;
+    const int64_t end = least(row + some, rows), left = c.out_channels - channel;
+    const __mmask16 near = left >= 16 ? 0xffff : (1u << left) - 1;
+    const __mmask16 far = left >= 32 ? 0xffff : left > 16 ? (1u << (left - 16)) - 1 : 0;
+    for (; row < end; ++row) {
+      if (where[row] < 0) continue;
+      const int64_t sum = row / kRows * 2 * kSum + row % kRows * kRows;
+      write_row(c, where[row], channel, sum, near);
+      if (far) write_row(c, where[row], channel + kRows, sum + kSum, far);
+    }
+  }
+
+ private:
+  void write_row(const Bf16x6Convolution& c, int64_t pixel, int64_t first, int64_t sum, __mmask16 inside) const {
+    const int64_t place = pixel * c.out_channels + first;
+    __m512 value = _mm512_load_ps(found + sum);
+    if (before) value = _mm512_add_ps(_mm512_load_ps(before + sum), value);
+    if (c.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, c.bias + first));
+    if (c.shortcut) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, c.shortcut + place));
+    const __m512 upper = _mm512_set1_ps(c.upper);
+    value = _mm512_max_ps(_mm512_set1_ps(c.lower), value);  // the second operand where one is NaN
+    value = _mm512_min_ps(upper, value);
+    if (c.gates) {
+      const __mmask16 positive = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_GT_OQ);
+      const __mmask16 open = _mm512_mask_cmp_ps_mask(positive, value, upper, _CMP_LT_OQ);
+      memcpy(c.gates + place / 8, &open, 2);
+    }
+    if (c.rule != Bf16x6Rule::none) {
+      __mmask16 open = 0xffff;
+      if (c.rule != Bf16x6Rule::deconvnet) {
+        const int64_t own = pixel < c.mask_pixels ? pixel : pixel % c.mask_pixels;
+        memcpy(&open, c.mask + (own * c.out_channels + first) / 8, 2);
+      }
+      if (c.rule != Bf16x6Rule::plain) open = _mm512_mask_cmp_ps_mask(open, value, _mm512_setzero_ps(), _CMP_GT_OQ);
+      value = _mm512_maskz_mov_ps(open, value);
+    }
+    _mm512_mask_storeu_ps(c.output + place, inside, value);
+  }
+};
+
+// Writes to found, tiles of sums (2, 2), the products of some tiles, and what waits to be written meanwhile. Six of
+// nine products: what is left out is below 2^-25 of the largest. The five small ones are added up first, and the sum of
+// these tiles from nothing, so that few roundings are of the size of the whole sum.
 template <int kPositionTiles, int kChannelTiles>
-inline void multiply(const uint16_t* a, const int64_t* a_steps, int64_t part, const uint16_t* b, const int64_t* b_steps,
-                     int64_t b_next, int64_t tiles, float* found, const Ahead& ahead) {
+inline void multiply(const Bf16x6Convolution& c, const uint16_t* a, const int64_t* a_steps, int64_t part,
+                     const uint16_t* b, const int64_t* b_steps, int64_t b_next, int64_t tiles, float* found,
+                     const Ahead& ahead, Finished& finished) {
+  const int64_t rows = (2 * kRows + 6 * tiles - 1) / (6 * tiles);  // for each of the six products of a tile
   _tile_zero(0);
   if (kChannelTiles == 2) _tile_zero(1);
   if (kPositionTiles == 2) _tile_zero(2);
@@ -191,11 +249,12 @@ inline void multiply(const uint16_t* a, const int64_t* a_steps, int64_t part, co
 #define PYSAL_LOAD_B(which)                                     \
   _tile_loadd(6, b + b_steps[k] + (which) * kTile, 2 * kDepth); \
   if (kChannelTiles == 2) _tile_loadd(7, b + b_next + b_steps[k] + (which) * kTile, 2 * kDepth)
-#define PYSAL_MULTIPLY                              \
-  _tile_dpbf16ps(0, 4, 6);                          \
-  if (kChannelTiles == 2) _tile_dpbf16ps(1, 4, 7);  \
-  if (kPositionTiles == 2) _tile_dpbf16ps(2, 5, 6); \
-  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_dpbf16ps(3, 5, 7)
+#define PYSAL_MULTIPLY                                                    \
+  _tile_dpbf16ps(0, 4, 6);                                                \
+  if (kChannelTiles == 2) _tile_dpbf16ps(1, 4, 7);                        \
+  if (kPositionTiles == 2) _tile_dpbf16ps(2, 5, 6);                       \
+  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_dpbf16ps(3, 5, 7); \
+  finished.write(c, rows)
   for (int64_t k = 0; k < tiles; ++k) {
     PYSAL_LOAD_A(2);
     PYSAL_LOAD_B(0);
@@ -240,25 +299,6 @@ void announce(const Bf16x6Convolution& c, const int64_t* where, int64_t channel)
     if (!c.shortcut) continue;
     __builtin_prefetch(c.shortcut + place);
     __builtin_prefetch(c.shortcut + place + 16);
-  }
-}
-
-// Writes 16 positions by up to 16 channels of found + before.
-void finish(const Bf16x6Convolution& c, const float* found, const float* before, const int64_t* where,
-            int64_t channel) {
-  const int64_t columns = c.out_channels - channel;
-  const __mmask16 mask = columns >= 16 ? 0xffff : (1u << columns) - 1;
-  const __m512 bias = c.bias ? _mm512_maskz_loadu_ps(mask, c.bias + channel) : _mm512_setzero_ps();
-  const __m512 lower = _mm512_set1_ps(c.lower), upper = _mm512_set1_ps(c.upper);
-  for (int64_t r = 0; r < kRows; ++r) {
-    if (where[r] < 0) continue;
-    const int64_t place = where[r] * c.out_channels + channel;
-    __m512 value = _mm512_load_ps(found + r * 16);
-    if (before) value = _mm512_add_ps(_mm512_load_ps(before + r * 16), value);
-    value = _mm512_add_ps(value, bias);
-    if (c.shortcut) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, c.shortcut + place));
-    value = _mm512_min_ps(upper, _mm512_max_ps(lower, value));  // the second operand where one is NaN
-    _mm512_mask_storeu_ps(c.output + place, mask, value);
   }
 }
 
@@ -308,6 +348,9 @@ void bf16x6_run(const Bf16x6Convolution& c, const Bf16x6Task& task, void* scratc
   const int64_t part = at.places * kDepth, weight_block = taps * at.all * kStep;
   const int64_t column_grids = at.columns.grids(at.columns.stride);
   const int64_t sums_block = at.sums == 1 ? 0 : positions * 2 * kRows;
+  alignas(64) float local[2][4 * kSum];
+  int64_t turn = 0;
+  Finished finished;
   for (int64_t from = 0; from < at.all; from += at.slab) {
     const int64_t blocks = least(at.slab, at.all - from), steps = taps * blocks;
     arrange(c, task, at, from, from + blocks, planes);
@@ -344,25 +387,19 @@ void bf16x6_run(const Bf16x6Convolution& c, const Bf16x6Task& task, void* scratc
             const bool two = n + 1 < channel_tiles;
             const uint16_t* const weight = c.weight + n * weight_block;
             const uint16_t* const a = planes + p * kDepth;
-            alignas(64) float local[4 * kSum];
             float* const waiting = sums + n / 2 * sums_block + p * 2 * kRows;
-            float* const found = fresh && !whole ? waiting : local;
+            float* const found = fresh && !whole ? waiting : local[turn];
             const int64_t* const a_at = a_steps + first;
             const int64_t* const b_at = b_steps + first;
-            if (pair && two)
-              multiply<2, 2>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
-            else if (two)
-              multiply<1, 2>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
-            else if (pair)
-              multiply<2, 1>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
-            else
-              multiply<1, 1>(a, a_at, part, weight, b_at, weight_block, some, found, ahead);
+            const auto multiply_tiles = pair && two ? multiply<2, 2>
+                                        : two       ? multiply<1, 2>
+                                        : pair      ? multiply<2, 1>
+                                                    : multiply<1, 1>;
+            multiply_tiles(c, a, a_at, part, weight, b_at, weight_block, some, found, ahead, finished);
+            finished.write(c, 2 * kRows);
             if (whole) {
-              for (int64_t i = 0; i < 1 + pair; ++i)
-                for (int64_t j = 0; j < 1 + two; ++j) {
-                  const int64_t tile = (2 * i + j) * kSum;
-                  finish(c, found + tile, fresh ? nullptr : waiting + tile, where + p + i * kRows, (n + j) * kRows);
-                }
+              finished = {found, fresh ? nullptr : waiting, where + p, n * kRows, kRows * (1 + pair)};
+              turn = 1 - turn;
             } else if (!fresh) {
               add(found, waiting);
             }
@@ -370,6 +407,7 @@ void bf16x6_run(const Bf16x6Convolution& c, const Bf16x6Task& task, void* scratc
         }
       }
   }
+  finished.write(c, 2 * kRows);
   _tile_release();
 }
 

@@ -3,6 +3,10 @@
 #include <stdint.h>
 
 namespace pysal::cpu {
+// What a gradient goes through last, as guided_relu's backward does: g where the gate is open, also where g > 0, or
+// where g > 0 alone.
+enum class Bf16x6Rule : int64_t { none = -1, plain = 0, guided = 1, deconvnet = 2 };
+
 // All maps are channels_last: input (images, height, width, channels), output and shortcut (images, out_height,
 // out_width, out_channels).
 struct Bf16x6Convolution {
@@ -14,6 +18,11 @@ struct Bf16x6Convolution {
   const float* shortcut;   // or null
   float* output;
   float lower, upper;  // what the sums are clamped to
+  // Bit i % 8 of byte i / 8 is element i; out_channels must be a multiple of 16 where there are any.
+  uint8_t* gates;       // where 0 < output < upper, or null
+  const uint8_t* mask;  // of as many pixels, which follow each other as often as there are more images
+  int64_t mask_pixels;
+  Bf16x6Rule rule;
 };
 
 // What is computed at once: some rows of some images.

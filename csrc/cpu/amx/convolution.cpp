@@ -13,12 +13,13 @@
 
 namespace pysal::cpu {
 namespace {
-// With `over` the result overwrites the shortcut.
-Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tensor& bias,
-                const std::optional<Tensor>& shortcut, int64_t row_stride, int64_t column_stride, int64_t top,
-                int64_t bottom, int64_t left, int64_t right, int64_t row_dilation, int64_t column_dilation,
-                double lower, double upper) {
-  const char* op = "pysal_amx::bf16x6_convolution";
+// Adds up input's convolution, bias and shortcut, which may be output itself, clamps the sums, and writes down where
+// 0 < sum < upper (gates) or lets through what a rule of guided_relu's backward does (mask, rule; -1 is none).
+void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                         const std::optional<Tensor>& shortcut, int64_t row_stride, int64_t column_stride, int64_t top,
+                         int64_t left, int64_t row_dilation, int64_t column_dilation, double lower, double upper,
+                         const std::optional<Tensor>& gates, const std::optional<Tensor>& mask, int64_t rule) {
+  const char* op = "pysal_amx::bf16x6_convolution_";
   PYSAL_CHECK(bf16x6_available(), op, ": this machine has no matrix unit");
   PYSAL_CHECK(input.dim() == 4 && input.is_cpu() && input.scalar_type() == ScalarType::Float && weight.dim() == 7 &&
                   weight.is_cpu() && weight.scalar_type() == ScalarType::BFloat16 && bias.dim() == 1 && bias.is_cpu() &&
@@ -26,24 +27,37 @@ Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tens
               op, ": input must be (N, C, H, W) and bias (K,) in float32, weight arranged in bfloat16");
   const int64_t channels = input.size(1), out_channels = bias.size(0);
   PYSAL_CHECK(weight.size(0) == (out_channels + 15) / 16 && weight.size(3) == (channels + 31) / 32 &&
-                  weight.size(4) == 3 && weight.size(5) == 16 && weight.size(6) == 32,
+                  weight.size(4) == 3 && weight.size(5) == 16 && weight.size(6) == 32 && channels >= 1,
               op, ": weight must be arranged for the channels of input and bias");
-  PYSAL_CHECK(row_stride >= 1 && column_stride >= 1 && row_dilation >= 1 && column_dilation >= 1 && top >= 0 &&
-                  bottom >= 0 && left >= 0 && right >= 0,
-              op, ": strides and dilations must be at least 1, padding at least 0");
-  const int64_t height = (input.size(2) + top + bottom - row_dilation * (weight.size(1) - 1) - 1) / row_stride + 1;
-  const int64_t width = (input.size(3) + left + right - column_dilation * (weight.size(2) - 1) - 1) / column_stride + 1;
-  PYSAL_CHECK(height >= 1 && width >= 1 && channels >= 1, op, ": the kernel must fit into the input");
-  if (shortcut)
-    PYSAL_CHECK(shortcut->is_cpu() && shortcut->scalar_type() == ScalarType::Float && shortcut->dim() == 4 &&
-                    shortcut->size(0) == input.size(0) && shortcut->size(1) == out_channels &&
-                    shortcut->size(2) == height && shortcut->size(3) == width,
-                op, ": shortcut must have the shape of the result, in float32");
+  PYSAL_CHECK(
+      row_stride >= 1 && column_stride >= 1 && row_dilation >= 1 && column_dilation >= 1 && top >= 0 && left >= 0, op,
+      ": strides and dilations must be at least 1, padding at least 0");
+  const auto like_output = [&](const Tensor& map) {
+    return map.is_cpu() && map.scalar_type() == ScalarType::Float && map.dim() == 4 && map.size(0) == input.size(0) &&
+           map.size(1) == out_channels && map.size(2) == output.size(2) && map.size(3) == output.size(3);
+  };
+  PYSAL_CHECK(output.dim() == 4 && like_output(output) && dense(output, true).data_ptr() == output.data_ptr(), op,
+              ": output must be (N, K, h, w) in float32, channels_last");
+  PYSAL_CHECK(!shortcut || like_output(*shortcut), op, ": shortcut must have the shape of output, in float32");
+  const auto bits = [&](const Tensor& tensor) {
+    return tensor.is_cpu() && tensor.scalar_type() == ScalarType::Byte && tensor.is_contiguous() &&
+           out_channels % 16 == 0;
+  };
+  PYSAL_CHECK(!gates || (bits(*gates) && gates->numel() * 8 == output.numel()), op,
+              ": gates must be uint8, a bit per element of output, and its channels a multiple of 16");
+  PYSAL_CHECK(rule >= -1 && rule <= 2 && mask.has_value() == (rule == 0 || rule == 1), op,
+              ": mask must be given for the rules 0 and 1 alone, rule be from -1 to 2, got ", rule);
+  const int64_t images_of_mask = mask ? mask->numel() * 8 * input.size(0) / std::max<int64_t>(output.numel(), 1) : 0;
+  PYSAL_CHECK(!mask || output.numel() == 0 ||
+                  (bits(*mask) && images_of_mask >= 1 && input.size(0) % images_of_mask == 0 &&
+                   images_of_mask * output.numel() == mask->numel() * 8 * input.size(0)),
+              op,
+              ": mask must be uint8, a bit per element of output or of its first images, whose number divides theirs");
+  if (output.numel() == 0) return;
   const Tensor from = dense(input, true), parts = dense(weight), shift = dense(bias);
   const std::optional<Tensor> added = shortcut ? std::optional(dense(*shortcut, true)) : std::nullopt;
-  PYSAL_CHECK(!over || added->data_ptr() == shortcut->data_ptr(), op, ": what is overwritten must be channels_last");
-  Tensor out = over ? *added : empty(input, {input.size(0), out_channels, height, width}, std::nullopt, true);
-  if (out.numel() == 0) return out;
+  const std::optional<Tensor> through = mask ? std::optional(dense(*mask)) : std::nullopt;
+  const int64_t height = output.size(2), width = output.size(3);
   const Bf16x6Convolution convolution{input.size(0),
                                       input.size(2),
                                       input.size(3),
@@ -63,9 +77,13 @@ Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tens
                                       static_cast<const uint16_t*>(parts.data_ptr()),
                                       shift.const_data_ptr<float>(),
                                       added ? added->const_data_ptr<float>() : nullptr,
-                                      out.mutable_data_ptr<float>(),
+                                      output.mutable_data_ptr<float>(),
                                       static_cast<float>(lower),
-                                      static_cast<float>(upper)};
+                                      static_cast<float>(upper),
+                                      gates ? gates->mutable_data_ptr<uint8_t>() : nullptr,
+                                      through ? through->const_data_ptr<uint8_t>() : nullptr,
+                                      images_of_mask * height * width,
+                                      static_cast<Bf16x6Rule>(rule)};
   const Bf16x6Task like = bf16x6_task(convolution, torch::stable::get_num_threads());
   const int64_t across = (height + like.rows - 1) / like.rows;
   const int64_t tasks = (input.size(0) + like.images - 1) / like.images * across;
@@ -77,38 +95,18 @@ Tensor convolve(bool over, const Tensor& input, const Tensor& weight, const Tens
       bf16x6_run(convolution, task, scratch_of(bf16x6_scratch_bytes(convolution, task)));
     }
   });
-  return out;
-}
-
-Tensor bf16x6_convolution(const Tensor& input, const Tensor& weight, const Tensor& bias,
-                          const std::optional<Tensor>& shortcut, int64_t row_stride, int64_t column_stride, int64_t top,
-                          int64_t bottom, int64_t left, int64_t right, int64_t row_dilation, int64_t column_dilation,
-                          double lower, double upper) {
-  return convolve(false, input, weight, bias, shortcut, row_stride, column_stride, top, bottom, left, right,
-                  row_dilation, column_dilation, lower, upper);
-}
-
-void bf16x6_convolution_(const Tensor& shortcut, const Tensor& input, const Tensor& weight, const Tensor& bias,
-                         int64_t row_stride, int64_t column_stride, int64_t top, int64_t bottom, int64_t left,
-                         int64_t right, int64_t row_dilation, int64_t column_dilation, double lower, double upper) {
-  convolve(true, input, weight, bias, shortcut, row_stride, column_stride, top, bottom, left, right, row_dilation,
-           column_dilation, lower, upper);
 }
 }  // namespace
 }  // namespace pysal::cpu
 
 STABLE_TORCH_LIBRARY(pysal_amx, m) {
   m.def(
-      "bf16x6_convolution(Tensor input, Tensor weight, Tensor bias, Tensor? shortcut, int row_stride, int "
-      "column_stride, int top, int bottom, int left, int right, int row_dilation, int column_dilation, float lower, "
-      "float upper) -> Tensor");
-  m.def(
-      "bf16x6_convolution_(Tensor(a!) shortcut, Tensor input, Tensor weight, Tensor bias, int row_stride, int "
-      "column_stride, int top, int bottom, int left, int right, int row_dilation, int column_dilation, float lower, "
-      "float upper) -> ()");
+      "bf16x6_convolution_(Tensor(a!) output, Tensor input, Tensor weight, Tensor bias, Tensor? shortcut, int "
+      "row_stride, "
+      "int column_stride, int top, int left, int row_dilation, int column_dilation, float lower, float upper, "
+      "Tensor(b!)? gates, Tensor? mask, int rule) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pysal_amx, CPU, m) {
-  m.impl("bf16x6_convolution", TORCH_BOX(&pysal::cpu::bf16x6_convolution));
   m.impl("bf16x6_convolution_", TORCH_BOX(&pysal::cpu::bf16x6_convolution_));
 }
