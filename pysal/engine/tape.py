@@ -241,7 +241,9 @@ class _MaxPoolStep(_Step):
     def pull(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
         shape, places = kept
         order = torch.contiguous_format if places.is_contiguous() else torch.channels_last
-        places = places.long().repeat(len(grad) // len(places), 1, 1, 1).contiguous(memory_format=order)
+        places = places.long()
+        if len(grad) > len(places):
+            places = places.repeat(len(grad) // len(places), 1, 1, 1).contiguous(memory_format=order)
         like = torch.empty((len(grad), *shape[1:]), dtype=grad.dtype, device=grad.device, memory_format=order)
         grad = grad.contiguous(memory_format=order)
         result = torch.ops.aten.max_pool2d_with_indices_backward(grad, like, *self.geometry, places)
