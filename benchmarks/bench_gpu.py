@@ -172,6 +172,7 @@ def measure(method: str, subject: DeviceSubject, report: DeviceReport, benchmark
     with subject.arithmetic("float32"):
         comparison = METHODS[method](subject)
     distance = comparison.distance or relative
+    assert comparison.method is not None
     expected = ends(comparison.method(subject.double, ends(subject.image).double()))
     candidates: dict[Key, Candidate] = {}
     for candidate in comparison.candidates:

@@ -131,7 +131,7 @@ class Comparison:
 
     Attributes:
         candidates: ours first.
-        method: (model, images) -> ours.
+        method: (model, images) -> ours; None where one image on the CPU is all that is measured.
         reference: the map that all are held against; None = what "by hand" gives.
         bound: on the distance from it.
         distance: of two maps; None = `relative`.
@@ -139,7 +139,7 @@ class Comparison:
     """
 
     candidates: list[Candidate]
-    method: Callable[[Any, Tensor], Tensor]
+    method: Callable[[Any, Tensor], Tensor] | None = None
     reference: Callable[[], Tensor] | None = None
     bound: float = GATES
     distance: Callable[[Tensor, Tensor], float] | None = None

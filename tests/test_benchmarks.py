@@ -1,6 +1,6 @@
 """The tables say what the committed results say, and what is timed by hand is right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pysal
-from benchmarks import by_hand, common, networks, tables
+from benchmarks import bench_faces, bench_methods, by_hand, common, networks, tables
 from benchmarks.bench_ops import CASES, Case
 from pysal import _library
 
@@ -135,3 +135,28 @@ def test_resnet50_is_the_published_one() -> None:
     assert names["layer3.0.downsample.0.weight"].shape == (1024, 512, 1, 1)
     assert model.layer2[0].conv2.stride == (2, 2)
     assert model(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 1000)
+
+
+@pytest.fixture(scope="module")
+def small_subject() -> Iterator[bench_methods.Subject]:
+    """A network and an image that every face takes a moment for."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU()]
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+        patch.setitem(bench_methods.NETWORKS, "resnet50", lambda: network)
+        patch.setitem(bench_methods.LAYERS, "resnet50", "2")
+        patch.setattr(bench_methods, "photo", lambda name: torch.rand(1, 3, 32, 32))
+        yield bench_methods.Subject("resnet50")
+
+
+@pytest.mark.parametrize("name", bench_faces.FACES)
+@pytest.mark.filterwarnings("ignore")  # the peers'
+def test_every_face_gives_the_map_it_is_timed_for(name: str, small_subject: bench_methods.Subject) -> None:
+    comparison = bench_faces.comparison(name, small_subject)
+    assert comparison.reference is not None
+    expected = comparison.reference()
+    for candidate in comparison.candidates:
+        found = candidate.run()
+        assert found.shape == expected.shape
+        assert (comparison.distance or bench_methods.relative)(found, expected) <= comparison.bound

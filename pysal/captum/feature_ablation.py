@@ -17,6 +17,7 @@ from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of
 from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, call, is_training, select, spread
 from pysal.engine.ablation import Ablation, Features, Masks
 from pysal.engine.chunks import progress, run_chunks
+from pysal.engine.prepared import PreparedModel
 from pysal.methods import leave_one_out
 from pysal.segments import Segments
 
@@ -60,7 +61,8 @@ class FeatureAblation(PerturbationAttribution):
             additional_forward_args: see `Saliency`.
             feature_mask: for each input the number of each element's feature, one row for all examples or one for each; the
                 same number in several inputs is one feature. None = each element is a feature.
-            perturbations_per_eval: most features in one pass, each with all examples.
+            perturbations_per_eval: most features in one pass, each with all examples. With 1, which is captum's default, a
+                prepared model takes as many as it is fastest with: its rows do not depend on each other.
             show_progress: show a tqdm bar.
             **kwargs: none; here because captum's signature has it.
 
@@ -139,9 +141,8 @@ class FeatureAblation(PerturbationAttribution):
         with torch.no_grad(), self._bar(show_progress, len(queue), chunk) as done:
             mixable = not is_training(self.forward_func)  # batch statistics are those of whole batches
             if segments is not None and mixable and ablation.fills[0].isfinite().all():
-                request = Request(
-                    where(self), self.forward_func, inputs[0], target, additional_forward_args, chunk * len(inputs[0])
-                )
+                rows = None if chunk == 1 and isinstance(self.forward_func, PreparedModel) else chunk * len(inputs[0])
+                request = Request(where(self), self.forward_func, inputs[0], target, additional_forward_args, rows)
                 try:
                     return (self._of_images(request, segments, ablation.fills[0], len(queue), done, show_progress),)
                 except (PerBatch, AssertionError):  # the output is not one number for each row

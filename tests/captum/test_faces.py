@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pysal.captum
+from pysal.engine.plan import Plan
 from tests.captum.networks import NETWORKS
 from tests.captum.peer import IGNORED, difference, peers
 
@@ -359,6 +360,31 @@ def test_prepared_models() -> None:
             getattr(pysal.captum, name)(one, *layer).attribute(images, target=3, **options) for one in (model, prepared)
         )
         assert difference(expected, found) < 1e-4, name
+
+
+@pytest.mark.parametrize("name", ["Occlusion", "FeatureAblation"])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_prepared_model_chooses_how_many_features_run_together(
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where captum's default asks for one: what comes out is the same."""
+    model, images = NETWORKS["conv"].model(torch.float32), NETWORKS["conv"].inputs(1, torch.float32)
+    prepared = pysal.prepare(model, images, batch_size=16)
+    windows = {"sliding_window_shapes": (3, 2, 2), "strides": (3, 2, 2)}
+    options = windows if name == "Occlusion" else {"feature_mask": torch.arange(64).reshape(1, 1, 8, 8) // 4}
+    expected = getattr(pysal.captum, name)(model).attribute(images, target=1, **options)
+    passes: list[int] = []
+    scores = Plan.scores
+
+    def counted(plan: Plan, batch: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
+        passes.append(len(batch))
+        return scores(plan, batch, *rest)
+
+    monkeypatch.setattr(Plan, "scores", counted)
+    found = getattr(pysal.captum, name)(prepared).attribute(images, target=1, perturbations_per_eval=at_once, **options)
+    assert difference(expected, found) < 1e-4
+    assert sum(passes) == 16
+    assert (max(passes) > 3) == (at_once == 1)
 
 
 def test_a_layer_of_a_prepared_model_is_found_in_its_recorded_pass() -> None:
