@@ -238,7 +238,8 @@ template <int kPositionTiles, int kChannelTiles>
 inline void multiply(const Bf16x6Convolution& c, const uint16_t* a, const int64_t* a_steps, int64_t part,
                      const uint16_t* b, const int64_t* b_steps, int64_t b_next, int64_t tiles, float* found,
                      const Ahead& ahead, Finished& finished) {
-  const int64_t rows = (2 * kRows + 6 * tiles - 1) / (6 * tiles);  // for each of the six products of a tile
+  // of those that wait, for each of the six products of a tile: all are written before new sums replace those before
+  const int64_t rows = (2 * kRows + 6 * tiles - 1) / (6 * tiles);
   _tile_zero(0);
   if (kChannelTiles == 2) _tile_zero(1);
   if (kPositionTiles == 2) _tile_zero(2);
