@@ -34,9 +34,8 @@ class Gradients:
             through them, and takes them away.
     """
 
-    def __init__(self, needed: set[fx.Node], gates: "dict[fx.Node, _Gates] | None" = None) -> None:
-        self._needed = needed
-        self.gates = {} if gates is None else gates
+    def __init__(self, needed: set[fx.Node], gates: "dict[fx.Node, _Gates]") -> None:
+        self._needed, self.gates = needed, gates
         self._held: dict[tuple[fx.Node, int], tuple[Tensor, bool]] = {}
 
     def add(self, node: fx.Node, grad: Tensor, *, owned: bool, position: int = 0) -> None:
@@ -468,13 +467,14 @@ class Tape:
             if len(inner) < len(places):
                 find(Place(node), held)
                 owned = False
+            complete = not to_input and len(found) + len(inner) == len(layers)
             own = gates.get(node) if places else gradients.gates.pop(node, None)
-            if held is not None and own is not None:
+            if held is not None and own is not None and (inner or not complete):
                 held, owned = own.mask(held, rule, owned=owned), True
             for place in inner:
                 find(place, held)
                 owned = False
-            if len(found) == len(layers) and not to_input:
+            if complete:
                 return None, found
             if isinstance(step, _OtherStep):
                 if held is not None:

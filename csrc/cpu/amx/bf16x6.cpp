@@ -27,6 +27,8 @@ constexpr int64_t kAhead = 8;     // positions that input is fetched ahead of it
 int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+// The first `count` of 16 lanes.
+__mmask16 lanes(int64_t count) { return (1u << most(0, least(count, 16))) - 1; }
 
 // Rows or columns. The input falls into phases, those with the same remainder by the stride, and for output i tap t
 // reads number i + shift(t) of phase(t): a convolution of stride 1.
@@ -124,8 +126,7 @@ void arrange(const Bf16x6Convolution& c, const Bf16x6Task& task, const Layout& a
              uint16_t* planes) {
   const int64_t part = at.places * kDepth, block = 3 * part, blocks = to - from;
   const int64_t tail = c.channels - (at.all - 1) * kDepth;
-  const __mmask16 near = tail >= 16 ? 0xffff : (1u << tail) - 1;
-  const __mmask16 far = tail >= 32 ? 0xffff : tail > 16 ? (1u << (tail - 16)) - 1 : 0;
+  const __mmask16 near = lanes(tail), far = lanes(tail - 16);
   const auto clear = [&](uint16_t* first, int64_t positions) {
     for (int64_t plane = 0; plane < 3 * blocks; ++plane) memset(first + plane * part, 0, positions * kDepth * 2);
   };
@@ -193,8 +194,7 @@ struct Finished {
   void write(const Bf16x6Convolution& c, int64_t some) {
     if (row == rows) return;
     const int64_t end = least(row + some, rows), left = c.out_channels - channel;
-    const __mmask16 near = left >= 16 ? 0xffff : (1u << left) - 1;
-    const __mmask16 far = left >= 32 ? 0xffff : left > 16 ? (1u << (left - 16)) - 1 : 0;
+    const __mmask16 near = lanes(left), far = lanes(left - 16);
     for (; row < end; ++row) {
       if (where[row] < 0) continue;
       const int64_t sum = row / kRows * 2 * kSum + row % kRows * kRows;
