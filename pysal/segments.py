@@ -116,7 +116,8 @@ class Slic:
 
     Args:
         n_segments: about how many.
-        compactness: weight of distance in space against distance in colour.
+        compactness: weight of distance in space against distance in colour, which is measured so that the ends of an image's
+            range of values are about 100 apart, as black and white are in Lab.
         sigma: Gaussian smoothing before, in pixels.
 
     Source:
@@ -135,24 +136,46 @@ class Slic:
             refuse("pysal.segments.Slic", "sigma", "be a number of at least 0", repr(self.sigma))
 
     def cut(self, images: Tensor) -> Labels:
-        """Return the label maps for images (B, C, H, W); values outside [0, 1] are rescaled for the segmentation only."""
+        """Return the label maps for images (B, C, H, W), whatever their range of values and their number of channels."""
         from skimage.segmentation import slic
 
         maps = []
         for image in images.detach().double().cpu().numpy():
-            low, high = min(0.0, image.min()), max(1.0, image.max())
-            pixels = ((image - low) / (high - low)).transpose(1, 2, 0)
+            pixels, black_to_white = _colours(image)
             maps.append(
                 slic(
                     pixels,
                     n_segments=self.n_segments,
-                    compactness=self.compactness,
+                    compactness=self.compactness * black_to_white / LAB_BLACK_TO_WHITE,
                     sigma=self.sigma,
                     start_label=0,
                     channel_axis=-1,
                 )
             )
         return relabelled("pysal.segments.Slic", maps, images)
+
+
+# How far white is from black in Lab, the unit that compactness is said in.
+LAB_BLACK_TO_WHITE = 100.0
+
+
+def _colours(image: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
+    """Return an image (C, H, W) as pixels (H, W, D) in [0, 1], and how far its two ends of colour will be apart.
+
+    Three channels are colours, and one is grey: scikit-image measures distances between those in Lab, where white is 100
+    from black. What other channels are nobody knows. Each is brought to [0, 1], for their units may differ, and the image's
+    extent along the direction in which it varies most is taken for black to white.
+    """
+    low, high = image.min(), image.max()
+    if len(image) in (1, 3):
+        pixels = (image - low) / (high - low) if high > low else np.zeros_like(image)
+        return np.broadcast_to(pixels, (3, *image.shape[1:])).transpose(1, 2, 0), LAB_BLACK_TO_WHITE
+    lows, highs = image.min((1, 2), keepdims=True), image.max((1, 2), keepdims=True)
+    stretched = (image - lows) / np.where(highs > lows, highs - lows, 1.0)
+    flat = stretched.reshape(len(image), -1)
+    direction = np.linalg.eigh(np.cov(flat))[1][:, -1]
+    along = direction @ flat
+    return stretched.transpose(1, 2, 0), float(along.max() - along.min()) or 1.0
 
 
 Segments: TypeAlias = Grid | Window | Slic | Tensor | np.ndarray[Any, Any] | Sequence[Any]

@@ -73,6 +73,53 @@ def test_window_of_two_sizes() -> None:
     assert torch.equal(boxes_of(Window((2, 4)), 4, 8), boxes_of(Window((2, 4), (2, 4)), 4, 8))
 
 
+def wheel(size: int) -> Tensor:
+    """Six sectors, bright and dark by turns (H, W): their borders cross every superpixel that does not look."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    return (torch.atan2(y, x) * 6 / (2 * torch.pi)).floor().remainder(2)
+
+
+def astray(image: Tensor, drawn: Tensor) -> float:
+    """The share of pixels whose superpixel belongs mostly to the other side of what is drawn."""
+    found = Slic(60).cut(image[None])
+    ids, bright = found.labels.flatten().long(), drawn.flatten().double()
+    counts = torch.zeros(found.counts[0], dtype=torch.float64).index_add_(0, ids, torch.ones_like(bright))
+    sums = torch.zeros_like(counts).index_add_(0, ids, bright)
+    return float(torch.minimum(sums, counts - sums).sum() / len(bright))
+
+
+DRAWN = wheel(96)
+RAMP = torch.linspace(0, 1, 96).expand(96, -1)
+PICTURES: dict[str, Tensor] = {
+    "one channel": DRAWN[None],
+    "two channels": DRAWN.expand(2, -1, -1),
+    "a mask beside nothing": torch.stack([torch.ones_like(DRAWN), DRAWN]),
+    "four channels": torch.stack([DRAWN, 1 - DRAWN, 0.2 + 0.1 * DRAWN, torch.ones_like(DRAWN)]),
+    "channels of other units": torch.stack([0.01 * DRAWN, 1000 + 300 * RAMP]),
+    "many channels": torch.linspace(1, 2, 30)[:, None, None] * DRAWN,
+    "normalised": (DRAWN.expand(3, -1, -1) - 0.45) / 0.225,
+    "of 16 bits": 40000 * DRAWN[None],
+    "dim": 0.001 * DRAWN.expand(3, -1, -1),
+    "dim and negative": -5 + 0.001 * DRAWN.expand(4, -1, -1),
+}
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_superpixels_follow_the_image(picture: str) -> None:
+    crossing = astray(torch.full((3, 96, 96), 0.5), DRAWN)
+    assert crossing > 0.05, "superpixels that do not look must be seen to cross the borders"
+    assert astray(PICTURES[picture], DRAWN) < crossing / 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("factor", "shift"), [(2.0, 0.0), (0.25, -4.0), (256.0, 0.0)])
+def test_superpixels_do_not_depend_on_the_unit(channels: int, factor: float, shift: float) -> None:
+    image = (images(1, 3, 24, 24)[:, :channels] * 256).round() / 256
+    assert torch.equal(Slic(9).cut(image * factor + shift).labels, Slic(9).cut(image).labels)
+    grey = image[:, :1]
+    assert torch.equal(Slic(9).cut(grey).labels, Slic(9).cut(grey.expand(-1, 3, -1, -1)).labels)
+
+
 WHOLE = "be a whole number of at least 1"
 BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: Grid(0, 1), f"Grid: rows must {WHOLE}, got 0"),
