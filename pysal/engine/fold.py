@@ -106,6 +106,10 @@ class _Tracer(fx.Tracer):
             result.node.meta.setdefault("layers", []).append((name, run))
         return result
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Return the root's forward pass with the images alone as what is not known: other arguments take their defaults."""
+        return self.root.forward, [self.create_proxy("placeholder", "images", (), {})]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m).forward is nn.BatchNorm2d.forward or super().is_leaf_module(m, module_qualified_name)
 

@@ -248,15 +248,15 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes.append("runs as it is: it has no convolution that could be fused")
         return
     answers: list[Any] = []
+
+    def look(grad: bool) -> Any:
+        with torch.set_grad_enabled(grad):
+            answers.append(prepared.original(example.clone().requires_grad_(grad).clone()))
+        return answers[-1]
+
+    with torch.enable_grad(), contextlib.suppress(NotApplicable):
+        prepared.default_layer = default_layer("pysal.prepare", prepared.original, example, look)
     with torch.no_grad():
-
-        def look(grad: bool) -> Any:
-            with torch.set_grad_enabled(grad):
-                answers.append(prepared.original(example.clone().requires_grad_(grad).clone()))
-            return answers[-1]
-
-        with contextlib.suppress(NotApplicable):
-            prepared.default_layer = default_layer("pysal.prepare", prepared.original, example, look)
         expected = answers[0]
         if not isinstance(expected, Tensor) or expected.ndim == 0:
             notes.append("runs as it is: its output is not one tensor")

@@ -525,3 +525,54 @@ def test_the_graph_is_compared_in_float32_and_its_passes_are_timed_in_their_own_
     assert set(entered[1:]) == {("bf16", True)}
     (line,) = (line for line in fast.report().splitlines() if line.startswith("output within"))
     assert float(line.split()[2]) < 1e-5
+
+
+class ClassToken(nn.Module):
+    """A small vision transformer that reads its class token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = conv(3, 8, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norm1, self.mixing, self.norm2, self.head = nn.LayerNorm(8), nn.Linear(10, 10), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.patches(x).flatten(2).transpose(1, 2)
+        y = torch.cat([self.token.expand(x.shape[0], -1, -1), y], 1)
+        y = y + self.mixing(self.norm1(y).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.norm2(y)[:, 0])
+
+
+def test_a_transformer_that_reads_its_class_token_is_prepared() -> None:
+    model, x = build(ClassToken)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.fused, prepared.report()
+    expected = gradient(model, x)
+    assert (gradient(prepared, x) - expected).abs().max() <= 1e3 * torch.finfo(torch.float64).eps * expected.abs().max()
+    assert (pysal.grad_cam(prepared, x, 1) - pysal.grad_cam(model, x, 1)).abs().max() <= 1e-9
+
+
+class Signature(nn.Module):
+    """A network with arguments beside the images, which it does without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(conv(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *more: Tensor, scale: float = 1.0, **options: Any) -> Tensor:
+        y = self.net(x if mask is None else x * mask) * scale
+        for one in more:
+            y = y + one
+        return options["head"](y) if "head" in options else y
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_arguments_beside_the_images_take_their_defaults(wrapped: bool) -> None:
+    make = lambda: pysal.Normalized(Signature(), [0.5] * 3, [0.2] * 3) if wrapped else Signature()  # noqa: E731
+    model, x = build(make)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.fused, prepared.report()
+    expected = gradient(model, x)
+    assert (gradient(prepared, x) - expected).abs().max() <= 1e3 * torch.finfo(torch.float64).eps * expected.abs().max()
+    mask = torch.zeros_like(x)
+    assert torch.equal(prepared(x, mask), model(x, mask))
