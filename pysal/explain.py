@@ -73,6 +73,7 @@ def explain(
         extra_inputs=extra_inputs,
         batch_size=batch_size,
         precision=precision,
+        dtype=None,
     )
     results: dict[str, MethodResult] = {}
     skipped: dict[str, str] = {}

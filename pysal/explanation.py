@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pysal._checks import check_tensor, refuse
-from pysal.engine.attribution import check_options
+from pysal.engine.attribution import check_options, default_of
 from pysal.engine.plan import Model
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.target import Target
@@ -325,10 +325,11 @@ class Explanation:
             found["deletion"][name] = metrics.deletion(model, photo, map, target, **request)
             found["insertion"][name] = metrics.insertion(model, photo, map, target, **request)
         usual = {"zero": "zero", "blur": "the blurred image"}
-        given = options.get("substrate")
         behind, under = (
             usual.get(str(each), f"{each}" if isinstance(each, (int, float)) else "the substrate")
-            for each in ("zero" if given is None else given, "blur" if given is None else given)
+            for each in (
+                options.get("substrate", default_of(curve, "substrate")) for curve in (metrics.deletion, metrics.insertion)
+            )
         )
         prints = (
             f"most important first replaced by {behind}: lower is better",

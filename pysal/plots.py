@@ -225,7 +225,17 @@ def converge(
     for name in ("steps", "tolerance", "max_steps"):
         if name in options:
             refuse(where, "method_options", "leave the number of steps to this function", repr(name))
-    plan = Plan(where, model, image, target, score=score, extra_inputs=extra_inputs, batch_size=batch_size)
+    plan = Plan(
+        where,
+        model,
+        image,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision="float32",
+        dtype=None,
+    )
     found = {count: METHODS[method].attribute(plan.renamed(where, score), steps=count, **options) for count in ladder}
     maps = {count: one.map.double() for count, one in found.items()}
     residuals = {count: float(one.details["residual"][0]) for count, one in found.items()}

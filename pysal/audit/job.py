@@ -27,7 +27,6 @@ from pysal.audit.model import ModelSource, architecture_sha256, weights_sha256
 from pysal.audit.shard import Setup, Worker, one_thread, stored_map
 from pysal.engine.attribution import check_options
 from pysal.engine.chunks import fast_rows
-from pysal.engine.plan import Plan
 from pysal.engine.precision import PRECISIONS, Precision
 from pysal.engine.prepared import check_eval
 from pysal.engine.target import SCORE_KINDS
@@ -245,9 +244,8 @@ class Job:
         """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps."""
         worker, methods = self._worker, self.manifest["methods"]
         images = worker.example()
-        rows = None if self.manifest["prepared"] else self.manifest["rows"]
         with one_thread(worker.device):
-            plan = Plan(WHERE, worker.model, images, batch_size=rows, precision=self.manifest["precision"])
+            plan = worker.request(images, None)
             item = data.Item(0, "", None, None, None, 0)
             given = {name: worker.options(name, [item]) for name in methods}
             for name, method in methods.items():

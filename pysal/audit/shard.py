@@ -25,7 +25,7 @@ from pysal.engine.attribution import Attribution
 from pysal.engine.chunks import is_out_of_memory
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel, prepare
-from pysal.engine.target import sums_to_one
+from pysal.engine.target import Target, sums_to_one
 from pysal.methods.registry import METHODS
 from pysal.metrics import per_image
 from pysal.segments import parse
@@ -240,8 +240,22 @@ class Worker:
             target = [item.label for item in items]
         elif target == "predicted":
             target = None
-        rows = None if isinstance(self.model, PreparedModel) else manifest["rows"]
-        return Plan(WHERE, self.model, images, target, batch_size=rows, precision=manifest["precision"])
+        return self.request(images, target)
+
+    def request(self, images: Tensor, target: Target) -> Plan:
+        """Return the plan of images of which the methods' plans are made, each with its own score."""
+        manifest = self.setup.manifest
+        return Plan(
+            WHERE,
+            self.model,
+            images,
+            target,
+            score="logit",
+            extra_inputs=(),
+            batch_size=None if isinstance(self.model, PreparedModel) else manifest["rows"],
+            precision=manifest["precision"],
+            dtype=None,
+        )
 
     def options(self, name: str, items: Sequence[Item]) -> dict[str, Any]:
         """Return a method's options for a batch, as its core takes them."""

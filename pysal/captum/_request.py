@@ -263,8 +263,10 @@ class Request:
             self._model(),
             images if finite else torch.zeros_like(images),
             Score(self.where, self.target, whole=self.whole),
+            score="logit",
             extra_inputs=self.further,
             batch_size=sys.maxsize if self.whole else self.rows,
+            precision="float32",
             dtype=images.dtype,
         )
         if not finite:  # captum lets NaN through, and so must its face

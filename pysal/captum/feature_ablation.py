@@ -176,7 +176,7 @@ class FeatureAblation(PerturbationAttribution):
         plan = request.plan()
         plan.dtype = plan.accumulator_dtype = torch.float64  # until it is known what the function returns
         with progress(report) if show else nullcontext():
-            found = leave_one_out.attribute(plan, segments=segments, fill=fill)
+            found = leave_one_out.attribute(plan, segments=segments, fill=fill, approximate=None)
         return self._rounded(found.map.expand_as(request.inputs[0]).contiguous(), found.details["drops"][0].dtype)
 
     def _rounded(self, found: Tensor, dtype: torch.dtype) -> Tensor:

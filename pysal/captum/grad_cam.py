@@ -135,7 +135,7 @@ class GuidedGradCam(GradientAttribution):
         if layer.tensors > 1:
             refuse(where(self), "layer", "be of one tensor", layer.tensors, AssertionError)
         assert guided is not None
-        cam = weighted(activation, gradient, relu=True)
+        cam = weighted(activation, gradient, relu=True, add_up=True)
         return request.answer(
             [
                 one * LayerAttribution.interpolate(cam, tuple(one.shape[2:]), interpolate_mode).to(one)
@@ -191,7 +191,7 @@ def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[
             raise AssertionError(str(error)) from error
 
 
-def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool = True) -> Tensor:
+def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool) -> Tensor:
     """Return the channels (B, K, ...) weighted by their mean gradients: (B, 1, ...), or (B, K, ...) not added up."""
     shape = activation.shape
     images = [one.reshape(shape[0], shape[1], 1, -1) for one in (activation, gradient)]

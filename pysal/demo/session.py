@@ -19,12 +19,16 @@ from torch import Tensor
 
 from pysal import models
 from pysal._checks import refuse
+from pysal.engine.attribution import default_of
 from pysal.engine.chunks import CPU_ROWS, Cancelled, progress
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared import PreparedModel, prepare
 from pysal.explain import explain
 from pysal.explanation import Explanation, MethodResult
+from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
+from pysal.methods.integrated_gradients import integrated_gradients
 from pysal.methods.registry import METHODS
+from pysal.methods.smooth_grad import smooth_grad
 from pysal.segments import Grid, Slic, Window
 
 WHERE = "pysal demo"
@@ -92,11 +96,11 @@ class Options:
     segments: int = 49
     fill: str = "black"
     smoothed: str = "gradient"
-    noise: float = 0.15
+    noise: float = default_of(smooth_grad, "noise")
     samples: int = 20
     baseline: str = "black"
-    steps: int = 50
-    sigma: float = 50.0
+    steps: int = default_of(integrated_gradients, "steps")
+    sigma: float = default_of(blur_integrated_gradients, "max_sigma")
 
     def of(self, method: str, size: tuple[int, int]) -> dict[str, Any]:
         """Return the options of one method for photos of (height, width) pixels.

@@ -1,13 +1,16 @@
 """What a method found."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pysal._checks import refuse
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,31 @@ class Attribution:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+def with_defaults(core: Callable[..., Found], public: Callable[..., object]) -> Callable[..., Found]:
+    """Return a core to which options that are not given come from the signature of its public function.
+
+    A core has no defaults: so there is one place for each, and a public function that forgets to hand an option over fails.
+    """
+    return functools.partial(core, **{name: default_of(public, name) for name in _options_of(core)})
+
+
+def default_of(public: Callable[..., object], name: str) -> Any:
+    """Return the default of an argument of a public function."""
+    return inspect.signature(public).parameters[name].default
+
+
 def check_options(where: str, argument: str, attribute: Callable[..., object], names: Iterable[object]) -> None:
     """Refuse names that are no options of a method's core.
 
     Raises:
         ValueError: an unknown name.
     """
-    parameters = inspect.signature(attribute).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    known = _options_of(attribute)
     for name in names:
         if name not in known:
             refuse(where, argument, f"hold options out of {', '.join(known) or 'none'}", repr(name))
+
+
+def _options_of(core: Callable[..., object]) -> list[str]:
+    parameters = inspect.signature(core).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]

@@ -106,15 +106,15 @@ def blur_integrated_gradients(
 def attribute(
     plan: Plan,
     *,
-    max_sigma: float = 50.0,
-    steps: int = 100,
-    sqrt: bool = False,
-    boundary: Literal["constant", "reflect"] = "constant",
-    derivative: Literal["difference", "analytic"] = "difference",
-    quadrature: Quadrature | None = None,
-    placement: Placement = "squared",
-    tolerance: float | None = None,
-    max_steps: int = 1000,
+    max_sigma: float,
+    steps: int,
+    sqrt: bool,
+    boundary: Literal["constant", "reflect"],
+    derivative: Literal["difference", "analytic"],
+    quadrature: Quadrature | None,
+    placement: Placement,
+    tolerance: float | None,
+    max_steps: int,
 ) -> Attribution:
     """Integrate over the blurs of a plan's images; details: "residual" (B,), "steps" (B,), with a tolerance "error" (B,)."""
     how = Steps.check(

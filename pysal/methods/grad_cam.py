@@ -134,7 +134,7 @@ def guided_grad_cam(
     return attribute_guided(plan, layer=layer, tokens=tokens, other_activations=other_activations).map
 
 
-def attribute(plan: Plan, *, layer: str | nn.Module | None = None, tokens: Tokens = None) -> Attribution:
+def attribute(plan: Plan, *, layer: str | nn.Module | None, tokens: Tokens) -> Attribution:
     """Return Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
     return _attribute(plan, layer, tokens, None)
 
@@ -142,9 +142,9 @@ def attribute(plan: Plan, *, layer: str | nn.Module | None = None, tokens: Token
 def attribute_guided(
     plan: Plan,
     *,
-    layer: str | nn.Module | None = None,
-    tokens: Tokens = None,
-    other_activations: OtherActivations = "error",
+    layer: str | nn.Module | None,
+    tokens: Tokens,
+    other_activations: OtherActivations,
 ) -> Attribution:
     """Return Guided Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
     return _attribute(plan, layer, tokens, ruled(plan.where, "guided", other_activations))

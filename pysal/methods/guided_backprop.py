@@ -72,9 +72,7 @@ def guided_backprop(
     return attribute(plan, rule=rule, other_activations=other_activations).map
 
 
-def attribute(
-    plan: Plan, *, rule: Literal["guided", "deconvnet"] = "guided", other_activations: OtherActivations = "error"
-) -> Attribution:
+def attribute(plan: Plan, *, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> Attribution:
     """Return the guided gradient of every image of a plan."""
     ((result,),) = plan.sweeps(ruled(plan.where, rule, other_activations))
     return Attribution(result.to(plan.dtype), passes=1)

@@ -99,12 +99,12 @@ def integrated_gradients(
 def attribute(
     plan: Plan,
     *,
-    baseline: Fill | list[Fill] = 0.0,
-    steps: int = 50,
-    quadrature: Quadrature | None = None,
-    placement: Placement = "squared",
-    tolerance: float | None = None,
-    max_steps: int = 1000,
+    baseline: Fill | list[Fill],
+    steps: int,
+    quadrature: Quadrature | None,
+    placement: Placement,
+    tolerance: float | None,
+    max_steps: int,
 ) -> Attribution:
     """Integrate the gradients of a plan; details: "residual" (B,), "steps" (B,), with a tolerance "error" (B,)."""
     how = Steps.check(

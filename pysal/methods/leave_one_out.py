@@ -94,9 +94,9 @@ def leave_one_out(
 def attribute(
     plan: Plan,
     *,
-    segments: Segments = Slic(),  # noqa: B008 (immutable)
-    fill: Fill = 0.0,
-    approximate: float | None = None,
+    segments: Segments,
+    fill: Fill,
+    approximate: float | None,
 ) -> Attribution:
     """Leave out every segment of every image of a plan.
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pysal.engine.attribution import Attribution
+from torch import Tensor
+
+from pysal.engine.attribution import Attribution, default_of, with_defaults
 from pysal.engine.target import ScoreKind
 from pysal.methods import (
     blur_integrated_gradients,
@@ -24,7 +26,7 @@ class Method:
     Attributes:
         name: the public function's.
         title: for people.
-        attribute: the core, `attribute(plan, **options) -> Attribution`.
+        attribute: the core, `attribute(plan, **options) -> Attribution`, with the public function's defaults.
         score: which score it explains unless told.
         reduction: how its channels become one picture: "none" where there is one, "max_abs" or "sum".
         signed: whether that picture has a sign.
@@ -42,88 +44,94 @@ class Method:
     cost: str
 
 
+_CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.attribute, smooth_grad.smooth_grad)}
+
+
+def _method(
+    public: Callable[..., Tensor],
+    title: str,
+    reduction: Literal["none", "max_abs", "sum"],
+    signed: bool,
+    summary: str,
+    cost: str,
+    per: str | None = None,
+) -> Method:
+    """Return a method by its public function, whose defaults it has; `per` names the option that the cost is multiplied by."""
+    name = public.__name__
+    if per is not None:
+        cost = f"{cost} ({default_of(public, per)})"
+    return Method(name, title, _CORES[name], default_of(public, "score"), reduction, signed, summary, cost)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(
-            "leave_one_out",
+        _method(
+            leave_one_out.leave_one_out,
             "Leave-one-out",
-            leave_one_out.attribute,
-            "probability",
             "none",
             True,
             "how much the probability drops when a segment is filled in",
             "1 forward per segment, + 1",
         ),
-        Method(
-            "gradient",
+        _method(
+            gradient.gradient,
             "Gradient",
-            gradient.attribute,
-            "logit",
             "max_abs",
             False,
             "how strongly the score reacts to each pixel",
             "1 forward and backward",
         ),
-        Method(
-            "guided_backprop",
+        _method(
+            guided_backprop.guided_backprop,
             "Guided backprop",
-            guided_backprop.attribute,
-            "logit",
             "max_abs",
             False,
             "the gradient through what excites the score only",
             "1 forward and backward",
         ),
-        Method(
-            "grad_cam",
+        _method(
+            grad_cam.grad_cam,
             "Grad-CAM",
-            grad_cam.attribute,
-            "logit",
             "none",
             False,
             "where a layer's features speak for the class",
             "1 forward, backward to the layer",
         ),
-        Method(
-            "guided_grad_cam",
+        _method(
+            grad_cam.guided_grad_cam,
             "Guided Grad-CAM",
-            grad_cam.attribute_guided,
-            "logit",
             "max_abs",
             False,
             "guided backprop where Grad-CAM looks",
             "1 forward, 2 backward",
         ),
-        Method(
-            "smooth_grad",
+        _method(
+            smooth_grad.smooth_grad,
             "SmoothGrad",
-            smooth_grad.attribute,
-            "logit",
             "max_abs",
             False,
             "the mean gradient over noisy copies",
-            "1 forward and backward per sample (50)",
+            "1 forward and backward per sample",
+            per="samples",
         ),
-        Method(
-            "integrated_gradients",
+        _method(
+            integrated_gradients.integrated_gradients,
             "Integrated Gradients",
-            integrated_gradients.attribute,
-            "logit",
             "sum",
             True,
             "each pixel's share of the score, from a black image",
-            "1 forward and backward per step (50)",
+            "1 forward and backward per step",
+            per="steps",
         ),
-        Method(
-            "blur_integrated_gradients",
+        _method(
+            blur_integrated_gradients.blur_integrated_gradients,
             "Blur Integrated Gradients",
-            blur_integrated_gradients.attribute,
-            "logit",
             "sum",
             True,
             "each pixel's share of the score, from a blurred image",
-            "1 forward and backward per step (100)",
+            "1 forward and backward per step",
+            per="steps",
         ),
     )
 }

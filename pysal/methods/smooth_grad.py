@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import check_count, check_ids, check_seed, refuse
-from pysal.engine.attribution import Attribution, check_options
+from pysal.engine.attribution import Attribution, check_options, with_defaults
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
@@ -23,13 +23,16 @@ from pysal.methods import (
 )
 
 BASES: dict[str, Callable[..., Attribution]] = {
-    "gradient": gradient.attribute,
-    "guided_backprop": guided_backprop.attribute,
-    "grad_cam": grad_cam.attribute,
-    "guided_grad_cam": grad_cam.attribute_guided,
-    "integrated_gradients": integrated_gradients.attribute,
-    "blur_integrated_gradients": blur_integrated_gradients.attribute,
-    "leave_one_out": leave_one_out.attribute,
+    public.__name__: with_defaults(core, public)
+    for public, core in (
+        (gradient.gradient, gradient.attribute),
+        (guided_backprop.guided_backprop, guided_backprop.attribute),
+        (grad_cam.grad_cam, grad_cam.attribute),
+        (grad_cam.guided_grad_cam, grad_cam.attribute_guided),
+        (integrated_gradients.integrated_gradients, integrated_gradients.attribute),
+        (blur_integrated_gradients.blur_integrated_gradients, blur_integrated_gradients.attribute),
+        (leave_one_out.leave_one_out, leave_one_out.attribute),
+    )
 }
 
 
@@ -104,13 +107,13 @@ def smooth_grad(
 def attribute(
     plan: Plan,
     *,
-    base: str = "gradient",
-    base_options: Mapping[str, Any] | None = None,
-    noise: float = 0.15,
-    samples: int = 50,
-    kind: Literal["mean", "squared", "variance"] = "mean",
-    seed: int = 0,
-    image_ids: Sequence[int] | Tensor | None = None,
+    base: str,
+    base_options: Mapping[str, Any] | None,
+    noise: float,
+    samples: int,
+    kind: Literal["mean", "squared", "variance"],
+    seed: int,
+    image_ids: Sequence[int] | Tensor | None,
 ) -> Attribution:
     """Smooth a method over a plan's images.
 

@@ -98,7 +98,15 @@ def deletion(
     """
     where = "pysal.metrics.deletion"
     plan = Plan(
-        where, model, inputs, target, score=score, extra_inputs=extra_inputs, batch_size=batch_size, precision=precision
+        where,
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=None,
     )
     return deletion_curve(plan, maps, steps=steps, substrate=substrate, reduction=reduction)
 
@@ -153,21 +161,25 @@ def insertion(
     """
     where = "pysal.metrics.insertion"
     plan = Plan(
-        where, model, inputs, target, score=score, extra_inputs=extra_inputs, batch_size=batch_size, precision=precision
+        where,
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=None,
     )
     return insertion_curve(plan, maps, steps=steps, substrate=substrate, reduction=reduction)
 
 
-def deletion_curve(
-    plan: Plan, maps: Tensor, *, steps: int = STEPS, substrate: Substrate = "zero", reduction: str = "sum"
-) -> Curve:
+def deletion_curve(plan: Plan, maps: Tensor, *, steps: int, substrate: Substrate, reduction: str) -> Curve:
     """Return the deletion curves of a plan's images."""
     return _curve(plan, maps, steps, substrate, reduction, inserts=False)
 
 
-def insertion_curve(
-    plan: Plan, maps: Tensor, *, steps: int = STEPS, substrate: Substrate = "blur", reduction: str = "sum"
-) -> Curve:
+def insertion_curve(plan: Plan, maps: Tensor, *, steps: int, substrate: Substrate, reduction: str) -> Curve:
     """Return the insertion curves of a plan's images."""
     return _curve(plan, maps, steps, substrate, reduction, inserts=True)
 

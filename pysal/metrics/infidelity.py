@@ -87,7 +87,15 @@ def infidelity(
     """
     where = "pysal.metrics.infidelity"
     plan = Plan(
-        where, model, inputs, target, score=score, extra_inputs=extra_inputs, batch_size=batch_size, precision=precision
+        where,
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=extra_inputs,
+        batch_size=batch_size,
+        precision=precision,
+        dtype=None,
     )
     return infidelity_of(
         plan,
@@ -107,14 +115,14 @@ def infidelity_of(
     plan: Plan,
     maps: Tensor,
     *,
-    perturbation: str = "squares",
-    meaning: str = "shares",
-    fill: Fill = 0.0,
-    noise: float = 0.1,
-    samples: int = 50,
-    scaled: bool = True,
-    seed: int = 0,
-    ids: Sequence[int] | Tensor | None = None,
+    perturbation: str,
+    meaning: str,
+    fill: Fill,
+    noise: float,
+    samples: int,
+    scaled: bool,
+    seed: int,
+    ids: Sequence[int] | Tensor | None,
 ) -> Tensor:
     """Return the infidelity of maps of a plan's images."""
     where, images = plan.where, plan.inputs

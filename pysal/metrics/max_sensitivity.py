@@ -82,6 +82,7 @@ def max_sensitivity(
         extra_inputs=extra_inputs,
         batch_size=batch_size,
         precision=precision,
+        dtype=None,
     )
     return max_sensitivity_of(
         plan, None, method=method, method_options=method_options, radius=radius, samples=samples, seed=seed, ids=ids
@@ -100,11 +101,11 @@ def max_sensitivity_of(
     maps: Tensor | None,
     *,
     method: str,
-    method_options: Mapping[str, Any] | None = None,
-    radius: float = 0.02,
-    samples: int = 10,
-    seed: int = 0,
-    ids: Sequence[int] | Tensor | None = None,
+    method_options: Mapping[str, Any] | None,
+    radius: float,
+    samples: int,
+    seed: int,
+    ids: Sequence[int] | Tensor | None,
 ) -> Tensor:
     """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
     where = plan.where

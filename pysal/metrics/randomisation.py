@@ -123,6 +123,7 @@ def parameter_randomisation(
             extra_inputs=extra_inputs,
             batch_size=batch_size,
             precision=precision,
+            dtype=None,
         )
 
     trained = plan_of(original, target)

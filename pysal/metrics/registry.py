@@ -7,16 +7,17 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pysal._checks import refuse
+from pysal.engine.attribution import default_of, with_defaults
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import check_maps
 from pysal.metrics.agreement import reduction_of
-from pysal.metrics.curves import Curve, deletion_curve, insertion_curve
-from pysal.metrics.infidelity import infidelity_of
+from pysal.metrics.curves import Curve, deletion, deletion_curve, insertion, insertion_curve
+from pysal.metrics.infidelity import infidelity, infidelity_of
 from pysal.metrics.localisation import mass_in_mask, pointing_game
-from pysal.metrics.max_sensitivity import check_method, max_sensitivity_of
+from pysal.metrics.max_sensitivity import check_method, max_sensitivity, max_sensitivity_of
 
 WHERE = "pysal.metrics.per_image"
 
@@ -49,6 +50,8 @@ class Metric:
     cost: str
 
 
+_CURVE_COST = f"{default_of(deletion, 'steps')} forward, + 1"
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -60,7 +63,7 @@ METRICS: dict[str, Metric] = {
             1.0,
             "nothing",
             "mean score while the pixels ranked highest are blackened first",
-            "28 forward, + 1",
+            _CURVE_COST,
         ),
         Metric(
             "insertion",
@@ -70,7 +73,7 @@ METRICS: dict[str, Metric] = {
             1.0,
             "nothing",
             "mean score while the pixels ranked highest are shown first, on the blurred image",
-            "28 forward, + 1",
+            _CURVE_COST,
         ),
         Metric(
             "deletion_blur",
@@ -80,7 +83,7 @@ METRICS: dict[str, Metric] = {
             1.0,
             "nothing",
             "mean score while the pixels ranked highest are blurred first",
-            "28 forward, + 1",
+            _CURVE_COST,
         ),
         Metric(
             "insertion_zero",
@@ -90,7 +93,7 @@ METRICS: dict[str, Metric] = {
             1.0,
             "nothing",
             "mean score while the pixels ranked highest are shown first, on black",
-            "28 forward, + 1",
+            _CURVE_COST,
         ),
         Metric(
             "infidelity",
@@ -100,7 +103,7 @@ METRICS: dict[str, Metric] = {
             1.0,
             "nothing",
             "squared error of the score changes that the map predicts for squares filled in",
-            "50 forward, + 1",
+            f"{default_of(infidelity, 'samples')} forward, + 1",
         ),
         Metric(
             "max_sensitivity",
@@ -109,8 +112,8 @@ METRICS: dict[str, Metric] = {
             0.0,
             None,
             "method",
-            "largest relative change of the map when each pixel moves by at most 0.02",
-            "10 times the method",
+            f"largest relative change of the map when each pixel moves by at most {default_of(max_sensitivity, 'radius')}",
+            f"{default_of(max_sensitivity, 'samples')} times the method",
         ),
         Metric(
             "pointing_game",
@@ -119,7 +122,7 @@ METRICS: dict[str, Metric] = {
             0.0,
             1.0,
             "masks",
-            "whether the highest point of the map is within 15 pixels of the object",
+            f"whether the highest point of the map is within {default_of(pointing_game, 'tolerance'):g} pixels of the object",
             "none",
         ),
         Metric(
@@ -218,15 +221,16 @@ def per_image(
         extra_inputs=extra_inputs,
         batch_size=batch_size,
         precision=precision,
+        dtype=None,
     )
     if name in _CURVES:
-        return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES[name], **own}).auc
+        return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES.get(name, {}), **own}).auc
     if name == "infidelity":
         meaning = "slopes" if method in SLOPES else "shares"
-        return infidelity_of(plan, maps, seed=seed, ids=ids, **{"meaning": meaning, **own})
+        return _INFIDELITY(plan, maps, seed=seed, ids=ids, **{"meaning": meaning, **own})
     if name == "max_sensitivity":
         assert method is not None
-        return max_sensitivity_of(
+        return _MAX_SENSITIVITY(
             plan, check_maps(where, maps, plan.inputs), method=method, method_options=method_options, seed=seed, ids=ids, **own
         )
     found = check_maps(where, maps, plan.inputs)
@@ -235,17 +239,17 @@ def per_image(
 
 
 _CURVES: dict[str, Callable[..., Curve]] = {
-    "deletion": deletion_curve,
-    "insertion": insertion_curve,
-    "deletion_blur": deletion_curve,
-    "insertion_zero": insertion_curve,
+    "deletion": with_defaults(deletion_curve, deletion),
+    "insertion": with_defaults(insertion_curve, insertion),
+    "deletion_blur": with_defaults(deletion_curve, deletion),
+    "insertion_zero": with_defaults(insertion_curve, insertion),
 }
 _SUBSTRATES: dict[str, dict[str, Any]] = {
-    "deletion": {"substrate": "zero"},
-    "insertion": {"substrate": "blur"},
     "deletion_blur": {"substrate": "blur"},
     "insertion_zero": {"substrate": "zero"},
 }
+_INFIDELITY = with_defaults(infidelity_of, infidelity)
+_MAX_SENSITIVITY = with_defaults(max_sensitivity_of, max_sensitivity)
 _LOCAL: dict[str, Callable[..., Tensor]] = {"pointing_game": pointing_game, "mass_in_mask": mass_in_mask}
 _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_CURVES, ("steps", "substrate", "reduction")),

@@ -34,11 +34,11 @@ class TorchModel:
     def __init__(
         self,
         model: Any,
-        target: Target = None,
+        target: Target,
         *,
-        layer: str | nn.Module | None = None,
-        score: ScoreKind = "logit",
-        extra_inputs: ExtraInputs = (),
+        layer: str | nn.Module | None,
+        score: ScoreKind,
+        extra_inputs: ExtraInputs,
     ) -> None:
         if not callable(model):
             refuse(WHERE, "model", "be callable", type(model).__name__, TypeError)
@@ -82,6 +82,8 @@ class TorchModel:
             score=self.score,
             extra_inputs=self.extra_inputs,
             batch_size=batch_size,
+            precision="float32",
+            dtype=None,
         )
 
     def layers(self, plan: Plan) -> tuple[Tensor, Tensor]:

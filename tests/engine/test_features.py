@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal.engine.features import Layer
-from pysal.engine.plan import Plan
+from tests.methods.calls import request
 from tests.methods.networks import images, seeded
 
 INPUTS = images(2, 3, 8, 7)
@@ -248,7 +248,7 @@ def test_a_pass_of_another_thread_is_not_captured() -> None:
 
 def test_layer_gradients_are_those_of_plain_autograd() -> None:
     model = layered()
-    plan = Plan("pysal.grad_cam", model, INPUTS, 1)
+    plan = request(model, INPUTS, 1)
     from pysal.engine.features import find_layer
 
     rows = torch.arange(2)
@@ -282,7 +282,7 @@ class Pairs(nn.Module):
 @pytest.mark.parametrize("index", [0, 1])
 def test_one_of_several_tensors(index: int) -> None:
     model = Branching().eval()
-    plan = Plan("pysal.grad_cam", model, INPUTS, 5)
+    plan = request(model, INPUTS, 5)
     activation, gradient, _ = plan.layer_gradients(INPUTS, torch.arange(2), Layer("pair", model.pair, index=index))
     parts = [INPUTS.sin(), INPUTS.cos()]
     parts[index].requires_grad_()
@@ -296,7 +296,7 @@ def test_one_of_several_tensors(index: int) -> None:
 def test_the_last_run_and_its_input(at_input: bool) -> None:
     """The gradient at an input counts every use of that tensor."""
     model = Branching().eval()
-    plan = Plan("pysal.grad_cam", model, INPUTS, 5)
+    plan = request(model, INPUTS, 5)
     layer = Layer("act", model.act, "last", at_input)
     activation, gradient, _ = plan.layer_gradients(INPUTS, torch.arange(2), layer)
     value = F.relu(INPUTS.sin() * INPUTS.cos())
@@ -319,7 +319,7 @@ def test_an_input_that_others_use() -> None:
             return (early * self.act(value) + value.exp()).flatten(1)
 
     model = Shortcut().eval()
-    plan = Plan("pysal.grad_cam", model, INPUTS, 5)
+    plan = request(model, INPUTS, 5)
     _, gradient, _ = plan.layer_gradients(INPUTS, torch.arange(2), Layer("act", model.act, at_input=True))
     value = INPUTS.sin().requires_grad_()
     score = (value * 2 * F.relu(value) + value.exp()).flatten(1)[:, 5].sum()

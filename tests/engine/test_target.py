@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.plan import Plan
 from pysal.engine.target import RowTarget, class_scores
-from tests.methods.calls import CALLS, VARIANTS, row_by_row
+from tests.methods.calls import CALLS, VARIANTS, request, row_by_row
 from tests.methods.networks import images, linear, weights
 
 INPUTS = images(2, 3, 4, 5)
@@ -162,7 +161,7 @@ def test_binary_outputs(column: bool, score: str) -> None:
 def test_score_kinds_of_clean_images(score: str) -> None:
     logits = LINEAR(INPUTS).detach()
     table = {"logit": logits, "probability": logits.softmax(1), "log_probability": logits.log_softmax(1)}[score]
-    scores, classes = Plan("pysal.gradient", LINEAR, INPUTS, [3, 0], score=score).clean_scores()
+    scores, classes = request(LINEAR, INPUTS, [3, 0], score=score).clean_scores()
     torch.testing.assert_close(classes, table)
     torch.testing.assert_close(scores, table[[0, 1], [3, 0]])
 

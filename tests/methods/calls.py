@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine.plan import Plan
+from pysal.engine.target import ScoreKind, Target
 from tests.methods.networks import seeded
 
 CALLS: dict[str, Callable[..., Tensor]] = {
@@ -37,6 +39,21 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
         pysal.blur_integrated_gradients, tolerance=0.1, max_steps=33, max_sigma=2.0
     ),
 }
+
+
+def request(model: Callable[..., Any], inputs: Tensor, target: Target, *, score: ScoreKind = "logit") -> Plan:
+    """A plan as the methods make it where nothing else is asked for."""
+    return Plan(
+        "pysal.gradient",
+        model,
+        inputs,
+        target,
+        score=score,
+        extra_inputs=(),
+        batch_size=None,
+        precision="float32",
+        dtype=None,
+    )
 
 
 class RowByRow(nn.Module):
