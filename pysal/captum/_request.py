@@ -20,6 +20,7 @@ from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.target import RowTarget, class_scores
+from pysal.engine.training import training_part
 from pysal.methods import gradient
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -64,8 +65,8 @@ def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequenc
 
 
 def is_training(forward: object) -> bool:
-    """Whether a forward function is a model with a part in training mode, whose rows must stay together."""
-    return isinstance(forward, nn.Module) and any(module.training for module in forward.modules())
+    """Whether a forward function is a model with a part whose training mode counts, so that rows must stay together."""
+    return isinstance(forward, nn.Module) and training_part(forward) is not None
 
 
 def evaluate(

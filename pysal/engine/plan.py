@@ -86,6 +86,7 @@ class Plan:
         self.dtype = dtype or self.accumulator_dtype
         self.score = Score(where, target, score, len(inputs), self.device)
         self.root = self
+        self.without_cudnn = False
         self.origin = torch.arange(len(inputs), device=self.device)
         self._clean: Clean | None = None
         self._shared: dict[object, Any] = {}
@@ -191,8 +192,22 @@ class Plan:
             torch.set_grad_enabled(grad),
             _unoptimised_scripts() if grad else contextlib.nullcontext(),
             precision_mode(self.precision, self.device, backward=grad),
+            torch.backends.cudnn.flags(enabled=False) if grad and self.root.without_cudnn else contextlib.nullcontext(),
         ):
             yield
+
+    def differentiated(self, passes: Callable[[], Shared]) -> Shared:
+        """Return `passes()`, which run forward and backward; again without cuDNN where its RNNs are in eval mode.
+
+        cuDNN keeps what the backward pass of an RNN needs in training mode alone; torch's own kernels always do.
+        """
+        try:
+            return passes()
+        except RuntimeError as error:
+            if self.root.without_cudnn or "cudnn RNN backward" not in str(error):
+                raise
+        self.root.without_cudnn = True
+        return passes()
 
     def forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
         """Return what a model answers to rows of the images, with the extra inputs of each."""

@@ -17,6 +17,7 @@ from pysal.engine.lowered import FusedConvolution, lower
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.tape import Program, Recorded, Tape
+from pysal.engine.training import training_part
 
 # Images per pass that are tried out; the best is kept. More lose on a CPU.
 CPU_CHUNKS = (1, 2, 4, 8)
@@ -106,7 +107,7 @@ class PreparedModel:
         Every tensor's place, autograd's count of its changes and 64 of its values, evenly spread, are compared: only a
         change of single values past autograd, through `.data`, may go unseen.
 
-        A part in training mode is refused, too.
+        A part in training mode that computes something else there is refused, too.
 
         Raises:
             ValueError: names the first one that has.
@@ -223,15 +224,16 @@ def prepare(
 
 
 def check_eval(where: str, model: nn.Module) -> None:
-    """Refuse a model of which a part is in training mode.
+    """Refuse a model of which a part computes something else because it is in training mode.
 
     Raises:
         ValueError: names the part.
     """
-    for name, module in model.named_modules():
-        if module.training:
-            part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
-            raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
+    found = training_part(model)
+    if found is not None:
+        name, module = found
+        part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
+        raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
 
 
 def _build(prepared: PreparedModel, example: Tensor) -> None:

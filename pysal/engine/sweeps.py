@@ -71,6 +71,11 @@ def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, r
         groups += [[one for one in wanted if one.rule != "plain" and one.other == other] for other in others[1:]]
         parts = [sweep(plan, batch, rows, group, required=required) for group in groups]
         return Swept(parts[0].table, parts[0].scores, {one: found for part in parts for one, found in part.found.items()})
+    return plan.differentiated(lambda: _sweep(plan, batch, rows, wanted, required))
+
+
+def _sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
+    """Make sweeps with one `other`."""
     program = taped(plan, batch)
     places: dict[Layer, Place] = {}
     for one in wanted:
@@ -100,6 +105,10 @@ def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *,
         classes: (N, T).
         at_once: most gradients in one sweep of a prepared model.
     """
+    return plan.differentiated(lambda: _class_gradients(plan, batch, rows, classes, at_once))
+
+
+def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, at_once: int) -> Tensor:
     program = taped(plan, batch)
     columns = range(classes.shape[1])
     with contextlib.ExitStack() as stack:

@@ -493,8 +493,8 @@ def test_errors() -> None:
         pysal.prepare(model, x[0])
     with pytest.raises(ValueError, match="precision must be one of"):
         pysal.prepare(model, x, precision="int8")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=re.escape("must be in eval mode, got Functional in training mode: call model.eval()")):
-        pysal.prepare(model.train(), x)
+    with pytest.raises(ValueError, match=re.escape("must be in eval mode, got Dropout in training mode: call model.eval()")):
+        pysal.prepare(nn.Dropout(), x)
     prepared = pysal.prepare(model.eval(), x, batch_size=1)
     message = "pysal.gradient: precision must be that of the prepared model, 'float32', got 'bf16'"
     with pytest.raises(ValueError, match=re.escape(message)):

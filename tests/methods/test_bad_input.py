@@ -91,13 +91,14 @@ def test_models(method: str) -> None:
         ValueError,
         f"{where(method)}: inputs must be on the model's device meta, got cpu",
     )
-    watching = Watching()
+    watching = Watching(nn.Sequential(row_by_row().float(), nn.Dropout()))
     sentence = f"{where(method)}: model must be in eval mode, got %s in training mode: call model.eval() first"
     watching.model.train()
-    refusal(lambda: call(watching.model, INPUTS), ValueError, sentence % "Watched")
+    refusal(lambda: call(watching.model, INPUTS), ValueError, sentence % "module 'model.1' (Dropout)")
     watching.model.eval()
-    watching.model.model.relu.train()
-    refusal(lambda: call(watching.model, INPUTS), ValueError, sentence % "module 'model.relu' (ReLU)")
+    watching.model.model[1].train()  # type: ignore[operator, index]
+    refusal(lambda: call(watching.model, INPUTS), ValueError, sentence % "module 'model.1' (Dropout)")
+    refusal(lambda: call(nn.Dropout(), INPUTS), ValueError, sentence % "Dropout")
     assert watching.passes == 0
 
 
