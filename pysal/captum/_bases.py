@@ -139,7 +139,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
         for one, end in zip(found, ends, strict=False):
             if len(one) != len(end):
                 refuse(where(self), "attributions", f"have {len(end)} rows, as end_point", len(one), AssertionError)
-        _request.check_target_count(where(self), target, len(ends[0]))
+        _request.check_target(where(self), target, len(ends[0]))
         with torch.no_grad():
             change = [
                 _row_sums(_request.evaluate(self.forward_func, points, target, additional_forward_args))
@@ -149,7 +149,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
 
 
 def _row_sums(values: Tensor) -> Tensor:
-    return values.reshape(len(values), -1).sum(1)
+    return values.reshape(len(values) if values.ndim else 1, -1).sum(1)
 
 
 class PerturbationAttribution(Attribution, _PerturbationAttribution):
@@ -189,8 +189,37 @@ class LayerAttribution(Attribution, _LayerAttribution):
             layer_attribution: (B, C, ...), one to three dimensions of space.
             interpolate_dims: the size to reach.
             interpolate_mode: as `mode` of `torch.nn.functional.interpolate`.
+
+        Raises:
+            ValueError: a mode that does not exist or is not for as many dimensions.
         """
+        check_interpolation("pysal.captum.LayerAttribution.interpolate", interpolate_mode, layer_attribution.ndim)
         return F.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
+
+
+# Dimensions of the tensors that a mode of torch.nn.functional.interpolate is for.
+MODES = {
+    "nearest": (3, 4, 5),
+    "nearest-exact": (3, 4, 5),
+    "area": (3, 4, 5),
+    "linear": (3,),
+    "bilinear": (4,),
+    "bicubic": (4,),
+    "trilinear": (5,),
+}
+
+
+def check_interpolation(where: str, mode: object, dimensions: int | None = None) -> None:
+    """Refuse a mode of interpolation that does not exist, or that is not for tensors of so many dimensions.
+
+    Raises:
+        ValueError: as said.
+    """
+    if mode not in MODES:
+        refuse(where, "interpolate_mode", f"be one of {', '.join(map(repr, MODES))}", repr(mode))
+    if dimensions is not None and dimensions not in MODES[str(mode)]:
+        wanted = " or ".join(str(one - 2) for one in MODES[str(mode)])
+        refuse(where, "interpolate_mode", f"fit {dimensions - 2} dimensions of space", f"{mode!r}, which is for {wanted}")
 
 
 def where(attribution: Attribution) -> str:

@@ -6,26 +6,28 @@ serve them all.
 """
 
 import functools
-import inspect
 import math
-import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pysal._checks import FLOATING, finite_rows, refuse
+from pysal._checks import FLOATING, INTEGER, finite_rows, refuse
+from pysal.captum._batches import call, copies_per_pass, independent
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.target import RowTarget, class_scores
-from pysal.engine.training import training_part
 from pysal.methods import gradient
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 Found = TypeVar("Found")
+
+# Of targets.
+WHOLE = INTEGER
 
 
 class PerBatch(Exception):
@@ -57,34 +59,62 @@ def spread(input: Tensor, baseline: Tensor | float) -> Tensor:
     return torch.as_tensor(baseline, dtype=input.dtype, device=input.device).expand_as(input)
 
 
-def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequence[Any]) -> Any:
-    """Return the forward function's output; a function of no arguments gets none."""
-    if not isinstance(forward, (nn.Module, PreparedModel)) and not inspect.signature(forward).parameters:
-        return forward()
-    return forward(*inputs, *further)
-
-
-def is_training(forward: object) -> bool:
-    """Whether a forward function is a model with a part whose training mode counts, so that rows must stay together."""
-    return isinstance(forward, nn.Module) and training_part(forward) is not None
-
-
 def evaluate(
     forward: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target, additional_forward_args: object
 ) -> Tensor:
     """Return the selected output of one pass over all inputs, whatever its shape."""
     output = call(forward, inputs, arguments(additional_forward_args))
-    selected: Tensor = select("pysal.captum", output, target)
+    selected: Tensor = select("pysal.captum", output, target, torch.arange(len(inputs[0])))
     return selected
 
 
-def check_target_count(where: str, target: Target, examples: int) -> None:
-    """Refuse a list of targets that is not one for each example.
+def check_target(where: str, target: Target, examples: int) -> None:
+    """Refuse a target that is not one of captum's, or a list of them that is not one for each example, with captum's error.
 
     Raises:
-        AssertionError: another number.
+        AssertionError: another type, another number of targets.
+        IndexError: a tuple with something else than whole numbers in it.
+        RuntimeError: fractions, or truth values, where whole numbers are meant.
+        TypeError: a list of tuples and other things.
     """
-    if (isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)) and len(target) != examples:
+    if target is None or isinstance(target, int):
+        return
+    if isinstance(target, tuple):
+        _check_index(where, target)
+    elif isinstance(target, Tensor):
+        whole = target.dtype in WHOLE
+        if target.numel() == 1 and whole:
+            return
+        if target.ndim != 1:
+            refuse(where, "target", "have at most 1 dimension", f"shape {tuple(target.shape)}", AssertionError)
+        _check_count(where, target, examples)
+        if not whole:
+            refuse(where, "target", "be whole numbers", str(target.dtype).removeprefix("torch."), RuntimeError)
+    elif isinstance(target, list) and target:
+        _check_count(where, target, examples)
+        if not isinstance(target[0], (int, tuple)):
+            refuse(where, "target", "list ints or tuples of ints", type(target[0]).__name__, AssertionError)
+        if all(isinstance(one, bool) for one in target):
+            refuse(where, "target", "list whole numbers", repr(target), RuntimeError)
+        for one in target:
+            if isinstance(target[0], tuple) and isinstance(one, tuple):
+                _check_index(where, one)
+            elif not (isinstance(target[0], int) and isinstance(one, int)):
+                error = TypeError if isinstance(target[0], tuple) or not isinstance(one, float) else RuntimeError
+                refuse(where, "target", f"list {type(target[0]).__name__}s alone", repr(one), error)
+    else:
+        requirement = "be an int, a tuple of ints, a tensor of ints or a list"
+        refuse(where, "target", requirement, repr(target), AssertionError)
+
+
+def _check_index(where: str, index: tuple[object, ...]) -> None:
+    for one in index:
+        if not isinstance(one, (int, slice)):
+            refuse(where, "target", "be a tuple of whole numbers", repr(index), IndexError)
+
+
+def _check_count(where: str, target: Tensor | list[Any], examples: int) -> None:
+    if len(target) != examples:
         refuse(where, "target", f"be one for each of {examples} examples", len(target), AssertionError)
 
 
@@ -93,7 +123,7 @@ def select(where: str, output: Any, target: Target, rows: Tensor | None = None) 
 
     Args:
         where: the public name, for errors.
-        output: (N, ...).
+        output: (N, ...); what a function gave that drops the dimension of a single row gets it back.
         target: None; an int or a tuple of them for all rows; a list of either, or a tensor of ints, one for each example.
         rows: (N,) the example of each row; None where row n is example n.
 
@@ -102,26 +132,26 @@ def select(where: str, output: Any, target: Target, rows: Tensor | None = None) 
     """
     if target is None:
         return output
-    if isinstance(target, Tensor) and target.numel() == 1 and isinstance(target.item(), int):
-        target = int(target.item())
+    if not isinstance(output, Tensor):
+        refuse(where, "the output", "be a tensor where a target is given", type(output).__name__, AssertionError)
+    if isinstance(target, Tensor) and target.numel() == 1:
+        target = int(target)
     if isinstance(target, (int, tuple)):
         index = (target,) if isinstance(target, int) else target
+        if rows is not None and len(rows) == 1 and output.ndim == len(index):
+            output = output[None]
         if len(index) > output.ndim - 1:
             refuse(where, "target", f"fit an output of shape {tuple(output.shape)}", repr(target), AssertionError)
         return output[(slice(None), *index)]
+    single = rows is not None and len(rows) == 1
     if isinstance(target, Tensor):
-        if target.ndim != 1:
-            refuse(where, "target", "have at most 1 dimension", f"shape {tuple(target.shape)}", AssertionError)
         chosen = target if rows is None else target[rows.to(target.device)]
-        return _gather(where, output, chosen)
-    if not isinstance(target, list) or not target:
-        requirement = "be an int, a tuple of ints, a tensor of ints or a list"
-        refuse(where, "target", requirement, type(target).__name__, AssertionError)
+        return _gather(where, output[None] if single and output.ndim == 1 else output, chosen)
     entries: list[Any] = list(target) if rows is None else [target[row] for row in rows.tolist()]
     if isinstance(entries[0], int):
-        return _gather(where, output, torch.tensor(entries))
-    if not isinstance(entries[0], tuple):
-        refuse(where, "target", "list ints or tuples of ints", type(entries[0]).__name__, AssertionError)
+        return _gather(where, output[None] if single and output.ndim == 1 else output, torch.tensor(entries))
+    if single and output.ndim == len(entries[0]):
+        output = output[None]
     _check_length(where, output, len(entries))
     return torch.stack([output[(i, *one)] for i, one in enumerate(entries)])
 
@@ -157,12 +187,20 @@ class Score(RowTarget):
 
         Raises:
             AssertionError: more than one number for each row.
+            IndexError: one number for all rows.
+            TypeError: no tensor.
             PerBatch: not one number for each row, and the batch may have been split.
         """
         table = output if isinstance(output, (Tensor, int, float)) else class_scores(output)
-        if not self.whole and (not isinstance(table, Tensor) or table.ndim == 0 or len(table) != len(rows)):
+        if len(rows) > 1 and not self.whole and (not isinstance(table, Tensor) or not table.ndim or len(table) != len(rows)):
             raise PerBatch
         selected = select(self.where, table, self.target, rows)
+        if not isinstance(selected, Tensor):
+            refuse(self.where, "the output", "be a tensor", type(selected).__name__, TypeError)
+        if not selected.ndim:
+            if len(rows) > 1:
+                refuse(self.where, "the output", f"have one number for each of {len(rows)} rows", "one in all", IndexError)
+            selected = selected[None]  # squeezed
         if selected[0].numel() != 1:
             requirement = "pick one number of each row of the output"
             refuse(self.where, "target", requirement, f"{selected[0].numel()} of them", AssertionError)
@@ -184,7 +222,6 @@ class Request:
         inputs: a tensor (B, ...), or a tuple of them.
         target: see `select`.
         additional_forward_args: further arguments of the forward function; tensors of B rows go with their example.
-        rows: most rows of one pass; None = as many as memory allows.
         whole_numbers: inputs of whole numbers are "refused", become "floating" or are "kept", for a layer behind them.
 
     Raises:
@@ -199,7 +236,6 @@ class Request:
         inputs: Inputs,
         target: Target,
         additional_forward_args: object,
-        rows: int | None = None,
         whole_numbers: Literal["floating", "kept", "refused"] = "refused",
     ) -> None:
         self.where, self.forward, self.target = where, forward, target
@@ -210,44 +246,54 @@ class Request:
         if any(len(one) != self.examples for one in self.inputs):
             shapes = [tuple(one.shape) for one in self.inputs]
             refuse(where, "inputs", "have the same number of rows", shapes, AssertionError)
-        self.rows = None if rows is None else max(1, rows)
-        check_target_count(where, target, self.examples)
-        self.sizes = [math.prod(one.shape[1:]) for one in self.inputs]
+        check_target(where, target, self.examples)
         self.dtypes = [one.dtype for one in self.inputs]
-        if not all(dtype.is_floating_point for dtype in self.dtypes):
+        if not all(is_differentiable(dtype) for dtype in self.dtypes):
             if whole_numbers == "refused":
                 refuse(where, "inputs", "be floating point", self.dtypes, RuntimeError)
             if whole_numbers == "floating":
                 default = torch.get_default_dtype()
-                self.dtypes = [dtype if dtype.is_floating_point else default for dtype in self.dtypes]
+                self.dtypes = [dtype if is_differentiable(dtype) else default for dtype in self.dtypes]
+        self.sizes = [
+            math.prod(one.shape[1:]) * (2 if dtype.is_complex else 1)
+            for one, dtype in zip(self.inputs, self.dtypes, strict=True)
+        ]
         first = self.inputs[0]
         one_image = len(self.inputs) == 1 and first.ndim == 4 and first.dtype in FLOATING
         self.as_is = one_image and first.shape[1] > 0 and first.shape[2] * first.shape[3] > 1
-        self.training = is_training(forward)
-        self.whole = self.training  # batch statistics are those of all rows together
+        self.prepared = isinstance(forward, PreparedModel) and self.as_is
+        self.whole = False  # the function answers for all rows of a pass together
+        self.copies = 1  # how often the batch runs
+        self._splits: bool | None = None
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors of the inputs' shapes, with any number N of rows, as images: (N, C, H, W) or (N, 1, 1, sizes)."""
         if self.as_is:
             return tensors[0]
-        exact = [one if one.is_floating_point else torch.float64 for one in self.dtypes]
+        parts = [torch.view_as_real(one.resolve_conj()) if one.is_complex() else one for one in tensors]
+        exact = [one.to_real() if one.is_complex else one if one.is_floating_point else torch.float64 for one in self.dtypes]
         dtype = functools.reduce(torch.promote_types, exact)
         first = tensors[0]
-        flat = [one.reshape(len(one), -1).to(device=first.device, dtype=dtype) for one in tensors]
+        flat = [one.reshape(len(one), -1).to(device=first.device, dtype=dtype) for one in parts]
         if sum(self.sizes) < 2:
             flat.append(flat[0].new_zeros(len(first), 2))  # an image has more than one pixel
         packed = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
         return packed[:, None, None]
 
     def unpack(self, images: Tensor, least: torch.dtype = torch.float16) -> tuple[Tensor, ...]:
-        """Return images taken apart into tensors of the inputs' shapes, devices and dtypes, or `least` where that is wider."""
+        """Return images taken apart into tensors of the inputs' shapes, devices and dtypes, or `least` where that is wider.
+
+        Each lies in memory as a tensor of its own does, not as a strided view of the images: models call `view`.
+        """
         dtypes = [one if least == torch.float16 else torch.promote_types(one, least) for one in self.dtypes]
         if self.as_is:
             return (images.to(dtypes[0]),)
         found, start = [], 0
         for one, size, dtype in zip(self.inputs, self.sizes, dtypes, strict=True):
-            part = images[:, 0, 0, start : start + size].reshape(len(images), *one.shape[1:])
-            found.append(part.to(device=one.device, dtype=dtype))
+            part = images[:, 0, 0, start : start + size].to(one.device)
+            if dtype.is_complex:
+                part = torch.view_as_complex(part.to(dtype.to_real()).reshape(len(images), *one.shape[1:], 2))
+            found.append(part.reshape(len(images), *one.shape[1:]).to(dtype).contiguous())
             start += size
         return tuple(found)
 
@@ -256,9 +302,10 @@ class Request:
         return tuple(found) if self.is_tuple else found[0]
 
     def plan(self) -> Plan:
-        """Return the plan of this request."""
+        """Return the plan of this request: each batch in one pass, but for a prepared model, whose rows are independent."""
         images = self.pack(self.inputs).detach()
         finite = bool(finite_rows(images).all())
+        prepared = self.prepared and not self.whole
         plan = Plan(
             self.where,
             self._model(),
@@ -266,13 +313,47 @@ class Request:
             Score(self.where, self.target, whole=self.whole),
             score="logit",
             extra_inputs=self.further,
-            batch_size=sys.maxsize if self.whole else self.rows,
+            batch_size=None if prepared else self.rows(None),
             precision="float32",
             dtype=images.dtype,
         )
         if not finite:  # captum lets NaN through, and so must its face
             plan = plan.derive(images, torch.arange(self.examples, device=images.device))
         return plan
+
+    def rows(self, points: Callable[[Tensor, Tensor], Tensor] | None, most: int | None = None) -> int:
+        """Return how many rows run in one pass, in the order in which captum has them: the batch, then the batch again.
+
+        Args:
+            points: packed rows of examples (N,) of copies (N,) of the batch; None where it runs once.
+            most: rows of a pass, as asked, of which captum takes whole batches, one at least.
+        """
+        if self.whole:
+            return self.copies * self.examples
+        fixed: int | None = getattr(self.forward, "rows_per_pass", None)  # of a model that takes no other number
+        if fixed is not None and not isinstance(self.forward, PreparedModel):
+            return fixed
+        if points is None:
+            return self.examples
+        if most is not None and most < self.examples and self._independent(points):
+            self._splits = True
+            return max(1, most)
+        if most is not None and most < self.examples:
+            warnings.warn(
+                f"{self.where}: internal_batch_size must be at least the {self.examples} examples of a model whose rows "
+                f"depend on each other, got {most}: whole batches run",
+                stacklevel=4,
+            )
+        copies = copies_per_pass(
+            self.forward,
+            lambda rows, copies: self.unpack(points(rows, copies)),
+            self.copies,
+            self.examples,
+            self.further,
+            self.inputs[0].device,
+            None if most is None else max(1, most // self.examples),
+        )
+        return copies * self.examples
 
     def run(self, work: Callable[[Plan], Found]) -> Found:
         """Return `work(plan)`, with all rows in one pass where the forward function answers for the batch as a whole.
@@ -291,25 +372,68 @@ class Request:
                 raise
             raise RuntimeError(str(error)) from error
 
+    def _independent(self, points: Callable[[Tensor, Tensor], Tensor]) -> bool:
+        device = self.inputs[0].device
+        return independent(
+            self.forward,
+            lambda rows, copies: self.unpack(points(rows, copies)),
+            self.copies,
+            self.examples,
+            self.further,
+            device,
+        )
+
+    def _may_split(self) -> bool:
+        """Say whether rows of a batch may run in different passes, now that memory has run out."""
+        if self._splits is None:
+            images = self.pack(self.inputs)
+            self._splits = self.examples > 1 and self._independent(lambda rows, _copies: images[rows])
+        return self._splits
+
     def _model(self) -> Callable[..., Any]:
         forward = self.forward
-        if self.as_is and not self.training:
-            if isinstance(forward, PreparedModel):
-                return forward
-            if isinstance(forward, nn.Module):
-                first = next((p for p in forward.parameters() if p.dtype.is_floating_point), None)
-                if first is None or (first.device, first.dtype) == (self.inputs[0].device, self.inputs[0].dtype):
-                    return forward
+        if self.prepared:
+            return forward
+        fixed = getattr(forward, "rows_per_pass", None)
 
-        def model(images: Tensor, *further: Any) -> Any:
-            return call(forward, self.unpack(images), further)
+        def model_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def model(images: Tensor, *further: Any) -> Any:
+                if len(images) % self.examples and fixed is None and not self._may_split():
+                    raise RuntimeError(
+                        f"{self.where}: {self.examples} examples of a model whose rows depend on each other must fit into "
+                        f"memory together, and {self.copies} times as many do not: fewer may (internal_batch_size)"
+                    )
+                inputs = self.unpack(images)
+                if self.copies == 1 and len(images) == self.examples and not self.as_is:
+                    inputs = tuple(laid_out(one, given) for one, given in zip(inputs, self.inputs, strict=True))
+                return call(forward, inputs, further)
 
-        return model
+            return model
+
+        found = model_of(forward)
+        eager = getattr(forward, "_orig_mod", None)
+        if eager is not None:  # where hooks and rules of ReLUs reach its layers
+            found._orig_mod = model_of(eager)  # type: ignore[attr-defined]
+        return found
+
+
+def is_differentiable(dtype: torch.dtype) -> bool:
+    """Whether autograd differentiates with respect to tensors of this dtype."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def laid_out(tensor: Tensor, given: Tensor) -> Tensor:
+    """Return a tensor with its dimensions in memory in the order in which those of `given` are."""
+    if given.is_contiguous():
+        return tensor
+    strides = given.stride()
+    order = sorted(range(given.ndim), key=lambda dimension: -strides[dimension])
+    return tensor.permute(order).contiguous().permute([order.index(dimension) for dimension in range(given.ndim)])
 
 
 def floating(tensor: Tensor) -> Tensor:
     """Return a tensor of whole numbers as one of the default floating dtype."""
-    return tensor if tensor.dtype.is_floating_point else tensor.to(torch.get_default_dtype())
+    return tensor if is_differentiable(tensor.dtype) else tensor.to(torch.get_default_dtype())
 
 
 def compute_gradients(

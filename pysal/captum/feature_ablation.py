@@ -14,7 +14,8 @@ from torch.futures import Future, collect_all
 
 from pysal._checks import FLOATING, refuse
 from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
-from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, call, is_training, select, spread
+from pysal.captum._batches import call, independent, of_its_own
+from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, check_target, select, spread
 from pysal.engine.ablation import Ablation, Features, Masks
 from pysal.engine.chunks import progress, run_chunks
 from pysal.engine.prepared import PreparedModel
@@ -105,6 +106,7 @@ class FeatureAblation(PerturbationAttribution):
         evaluate = functools.partial(self._evaluate, several, target, additional_forward_args, future=True)
         features = _queue(ablation)
         chunk = self._checked(perturbations_per_eval)
+        check_target(where(self), target, len(several[0]))
         passes = [evaluate(tuple(one.clone() for one in several), 1)]
         with torch.no_grad(), self._bar(show_progress, len(features), chunk) as done:
             done(0)
@@ -137,19 +139,21 @@ class FeatureAblation(PerturbationAttribution):
     ) -> tuple[Tensor, ...]:
         ablation = self._ablation(inputs, baselines, features)
         chunk = self._checked(perturbations_per_eval)
+        check_target(where(self), target, len(inputs[0]))
         queue = _queue(ablation)
         with torch.no_grad(), self._bar(show_progress, len(queue), chunk) as done:
-            mixable = not is_training(self.forward_func)  # batch statistics are those of whole batches
-            if segments is not None and mixable and ablation.fills[0].isfinite().all():
-                rows = None if chunk == 1 and isinstance(self.forward_func, PreparedModel) else chunk * len(inputs[0])
-                request = Request(where(self), self.forward_func, inputs[0], target, additional_forward_args, rows)
+            prepared = isinstance(self.forward_func, PreparedModel) and self.forward_func.fused
+            if segments is not None and prepared and ablation.fills[0].isfinite().all():
+                rows = None if chunk == 1 else chunk * len(inputs[0])
+                request = Request(where(self), self.forward_func, inputs[0], target, additional_forward_args)
                 try:
-                    return (self._of_images(request, segments, ablation.fills[0], len(queue), done, show_progress),)
+                    return (self._of_images(request, rows, segments, ablation.fills[0], len(queue), done, show_progress),)
                 except (PerBatch, AssertionError):  # the output is not one number for each row
                     done(None)
             evaluate = functools.partial(self._evaluate, inputs, target, additional_forward_args)
             initial = evaluate(tuple(one.clone() for one in inputs), 1)
             done(0)
+            chunk = self._together(chunk, ablation, queue, additional_forward_args)
             drops = _no_drops(ablation, initial)
 
             def body(start: int, stop: int) -> None:
@@ -163,9 +167,16 @@ class FeatureAblation(PerturbationAttribution):
             return self._maps(ablation, drops)
 
     def _of_images(
-        self, request: Request, segments: Segments, fill: Tensor, features: int, done: Callable[[int | None], None], show: bool
+        self,
+        request: Request,
+        rows: int | None,
+        segments: Segments,
+        fill: Tensor,
+        features: int,
+        done: Callable[[int | None], None],
+        show: bool,
     ) -> Tensor:
-        """Return the map by the engine of images, which mixes the rows of a batch and skips features that change nothing."""
+        """Return the map of a prepared model, whose rows are independent: features that change nothing are skipped."""
         clean = True
 
         def report(_label: str, rows: int, total: int) -> None:  # of the clean pass first, then of the features
@@ -174,10 +185,24 @@ class FeatureAblation(PerturbationAttribution):
             clean = clean and rows < total
 
         plan = request.plan()
+        plan = plan.derive(plan.inputs, plan.origin, batch_size=rows)
         plan.dtype = plan.accumulator_dtype = torch.float64  # until it is known what the function returns
         with progress(report) if show else nullcontext():
             found = leave_one_out.attribute(plan, segments=segments, fill=fill, approximate=None)
         return self._rounded(found.map.expand_as(request.inputs[0]).contiguous(), found.details["drops"][0].dtype)
+
+    def _together(self, chunk: int, ablation: Ablation, queue: list[int], additional_forward_args: object) -> int:
+        """Return how many features run in one pass: as many as asked, but one where a further argument forbids it."""
+        inputs, further = ablation.inputs, arguments(additional_forward_args)
+        chunk = min(chunk, max(1, len(queue)))
+        if chunk == 1 or not of_its_own(further, len(inputs[0])):
+            return chunk
+
+        def points(rows: Tensor, _copies: Tensor) -> tuple[Tensor, ...]:
+            return tuple(one[rows.to(one.device)] for one in inputs)
+
+        apart = independent(self.forward_func, points, 2, len(inputs[0]), further, inputs[0].device)
+        return chunk if apart else 1
 
     def _rounded(self, found: Tensor, dtype: torch.dtype) -> Tensor:
         return found.to(dtype)

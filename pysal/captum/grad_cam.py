@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.captum._bases import GradientAttribution, LayerAttribution, entry, where
+from pysal.captum._bases import GradientAttribution, LayerAttribution, check_interpolation, entry, where
 from pysal.captum._request import Inputs, Request, Target
 from pysal.engine.features import Layer
 from pysal.engine.plan import Plan
@@ -125,9 +125,10 @@ class GuidedGradCam(GradientAttribution):
 
         Raises:
             AssertionError: see `LayerGradCam`; a layer of several tensors.
-            ValueError: with `strict`, as `GuidedBackprop`; a map that cannot be resized to an input's shape. captum hides the
-                latter and returns an empty tensor.
+            ValueError: with `strict`, as `GuidedBackprop`; an unknown `interpolate_mode`; a map that cannot be resized to an
+                input's shape. captum hides the latter and returns an empty tensor.
         """
+        check_interpolation(where(self), interpolate_mode)
         request = self._ask(inputs, target, additional_forward_args)
         rules = make_rules(where(self), "guided", "error" if self.strict else "plain")
         layer = _Watched(self.layer, self.forward_func, at_input=attribute_to_layer_input)

@@ -1,6 +1,7 @@
 """captum's IntegratedGradients."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
-from pysal.captum._request import Inputs, Target, floating, spread
+from pysal.captum._request import Inputs, Request, Target, floating, spread
 from pysal.engine.plan import Plan
 from pysal.engine.quadrature import Quadrature, Rule, rule
 
@@ -73,7 +74,9 @@ class IntegratedGradients(GradientAttribution):
             additional_forward_args: see `Saliency`.
             n_steps: gradients per example.
             method: "gausslegendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
-            internal_batch_size: most rows (example, step) of one pass; None = as many as memory allows.
+            internal_batch_size: most rows (example, step) of one pass: whole batches, as in captum, and parts of one where it
+                is smaller and rows do not depend on each other. None = all in one pass, as in captum, or, where that is many
+                and rows do not depend on each other, as many whole batches as are fast.
             return_convergence_delta: whether the delta is returned, too.
 
         Returns:
@@ -83,36 +86,57 @@ class IntegratedGradients(GradientAttribution):
         Raises:
             AssertionError: see `Saliency`; baselines that do not fit, an unknown method, too few steps.
             RuntimeError: see `Saliency`.
+            TypeError: `n_steps` or `internal_batch_size` no whole number.
         """
-        request = self._ask(inputs, target, additional_forward_args, rows=internal_batch_size, whole_numbers="floating")
+        request = self._ask(inputs, target, additional_forward_args, whole_numbers="floating")
+        request.copies = n_steps
         given = baselines_of(self, baselines, request.inputs)
         check_baselines(self, given, request.inputs)
         if method not in QUADRATURES:
             refuse(where(self), "method", f"be one of {', '.join(QUADRATURES)}", repr(method), AssertionError)
+        for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
+            if value is not None and not isinstance(value, Integral):
+                refuse(where(self), name, "be a whole number", repr(value), TypeError)
         least = 1 if method == "gausslegendre" else 2
         if n_steps < least:
             refuse(where(self), "n_steps", f"be at least {least} for {method}", n_steps, AssertionError)
         steps = (captum_rule if self._exact_captum else rule)(QUADRATURES[method], n_steps)
-        starts = request.pack([floating(spread(one, start)) for one, start in zip(request.inputs, given, strict=True)])
-        found = request.unpack(request.run(lambda plan: self._integrate(plan, starts, steps)), least=torch.float32)
+        starts = [floating(spread(one, start)) for one, start in zip(request.inputs, given, strict=True)]
+        found = self._integrate(request, starts, steps, internal_batch_size)
         if not return_convergence_delta:
             return request.answer(found)
         delta = self.compute_convergence_delta(found, baselines, inputs, target, additional_forward_args)
         return request.answer(found), delta
 
-    def _integrate(self, plan: Plan, starts: Tensor, steps: Rule) -> Tensor:
-        starts, number = starts.contiguous(), len(steps.nodes)
-        nodes, weights = (torch.from_numpy(one).to(plan.device) for one in (steps.nodes, steps.weights))
-        total = plan.zeros()
+    def _integrate(self, request: Request, starts: list[Tensor], steps: Rule, most: int | None) -> tuple[Tensor, ...]:
+        packed_starts, number = request.pack(starts).contiguous(), len(steps.nodes)
+        of_complex = any(one.is_complex() for one in starts)  # which are multiplied as numbers, not part by part
 
-        def body(start: int, stop: int) -> None:
-            items = torch.arange(start, stop, device=plan.device)
-            rows, places = items // number, items % number
-            points = ops.path_integral_points(plan.inputs, starts, rows, nodes[places], channels_last=plan.channels_last)
-            ops.path_integral_accumulate_(total, plan.gradients(points, rows), None, rows, weights[places])
+        def work(plan: Plan) -> Tensor:
+            nodes, weights = (torch.from_numpy(one).to(plan.device) for one in (steps.nodes, steps.weights))
+            total = plan.zeros()
 
-        plan.run(plan.images * number, body)
-        return ops.path_integral_product(plan.inputs, starts, total) if self._multiply_by_inputs else total
+            def points(rows: Tensor, places: Tensor) -> Tensor:
+                return ops.path_integral_points(
+                    plan.inputs, packed_starts, rows, nodes[places], channels_last=plan.channels_last
+                )
+
+            def body(start: int, stop: int) -> None:
+                items = torch.arange(start, stop, device=plan.device)
+                rows, places = items % plan.images, items // plan.images
+                gradients = plan.gradients(points(rows, places), rows)
+                ops.path_integral_accumulate_(total, gradients, None, rows, weights[places])
+
+            prepared = request.prepared and not request.whole
+            plan.run(plan.images * number, body, batch_size=most if prepared else request.rows(points, most))
+            if self._multiply_by_inputs and not of_complex:
+                return ops.path_integral_product(plan.inputs, packed_starts, total)
+            return total
+
+        found = request.unpack(request.run(work), least=torch.float32)
+        if not (self._multiply_by_inputs and of_complex):
+            return found
+        return tuple((one - start) * mean for one, start, mean in zip(request.inputs, starts, found, strict=True))
 
 
 def captum_rule(quadrature: Quadrature, steps: int) -> Rule:

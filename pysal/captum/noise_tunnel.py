@@ -10,7 +10,8 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
-from pysal.captum._request import Inputs, arguments, as_tuple, floating, is_training
+from pysal.captum._batches import copies_per_pass, goes_along, of_rows
+from pysal.captum._request import Inputs, arguments, as_tuple, check_target, floating
 from pysal.engine.chunks import run_chunks
 
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
@@ -74,7 +75,8 @@ class NoiseTunnel(Attribution):
             inputs: (B, ...), or a tuple of such tensors.
             nt_type: "smoothgrad", "smoothgrad_sq" or "vargrad" (never negative).
             nt_samples: noisy copies per example.
-            nt_samples_batch_size: most copies of all examples at once; None = as many as memory allows.
+            nt_samples_batch_size: most copies of all examples at once; None = all, as in captum, or, where those are many rows
+                and rows do not depend on each other, as many as are fast.
             stdevs: standard deviation of the noise, one float or one for each input.
             draw_baseline_from_distrib: draw each copy's baseline from the rows of `baselines`.
             **kwargs: of the attribution; `target`, `additional_forward_args`, `baselines` and `feature_mask` go with their
@@ -93,11 +95,15 @@ class NoiseTunnel(Attribution):
             refuse(where(self), "nt_type", f"be one of {', '.join(NT_TYPES)}", repr(nt_type), AssertionError)
         if not isinstance(nt_samples, int) or nt_samples < 1:
             refuse(where(self), "nt_samples", "be a whole number of at least 1", repr(nt_samples), AssertionError)
+        if nt_samples_batch_size is not None and not isinstance(nt_samples_batch_size, int):
+            refuse(where(self), "nt_samples_batch_size", "be None or a whole number", repr(nt_samples_batch_size), TypeError)
+        check_target(where(self), kwargs.get("target"), len(several[0]))
         deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
         if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):
             refuse(where(self), "stdevs", f"be a float or {len(several)} of them", repr(stdevs), AssertionError)
         moments = _Moments(where(self), len(several[0]), squared=nt_type == "smoothgrad_sq", variance=nt_type == "vargrad")
         deltas: list[Tensor] = []
+        owners: list[Tensor] = []  # the example of each delta
         wants_delta = self.is_delta_supported and bool(kwargs.get("return_convergence_delta"))
 
         def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any) -> None:
@@ -112,6 +118,7 @@ class NoiseTunnel(Attribution):
             if wants_delta:
                 found, delta = found
                 deltas.append(delta)
+                owners.append(rows)
             moments.take(found, rows)
 
         with torch.no_grad():
@@ -122,10 +129,15 @@ class NoiseTunnel(Attribution):
                 nt_samples,
                 nt_samples_batch_size,
                 self._draws(several, draw_baseline_from_distrib, kwargs),
+                arguments(kwargs.get("additional_forward_args")),
                 take,
             )
         found = moments.result()
-        return (found, torch.cat(deltas)) if wants_delta else found
+        if not wants_delta:
+            return found
+        if self.rng == "captum":
+            return found, torch.cat(deltas)
+        return found, torch.cat(deltas)[torch.cat(owners).argsort(stable=True).to(deltas[0].device)]
 
     def _draws(self, inputs: tuple[Tensor, ...], draw: bool, kwargs: dict[str, Any]) -> tuple[Tensor | float, ...] | None:
         """Return the baselines to draw from, None where there are none."""
@@ -142,12 +154,12 @@ class NoiseTunnel(Attribution):
         samples: int,
         cap: int | None,
         distribution: tuple[Tensor | float, ...] | None,
+        further: tuple[Any, ...],
         take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
     ) -> None:
         examples, device = len(inputs[0]), inputs[0].device
-        together = is_training(self.attribution_method.forward_func)
         seed = int(torch.randint(-(2**63), 2**63 - 1, ())) if self.seed is None else self.seed
-        images = [floating(one).detach().reshape(examples, 1, 1, -1) for one in inputs]
+        images = [floating(torch.real(one.detach())).reshape(examples, 1, 1, -1) for one in inputs]  # real noise, as captum's
         scales = [
             torch.full((examples,), one, dtype=torch.float64, device=image.device)
             for one, image in zip(deviations, images, strict=True)
@@ -163,26 +175,39 @@ class NoiseTunnel(Attribution):
             for number, one in enumerate(distribution or ())
         ]
 
-        def body(start: int, stop: int) -> None:
-            items = torch.arange(start, stop, device=device)
-            rows, draws = items // samples, items % samples
-            noisy = [
-                ops.gaussian_noise(
-                    image, scale, seed, rows.to(image.device), rows.to(image.device) + number * STREAM, draws.to(image.device)
-                )
-                for number, (image, scale) in enumerate(zip(images, scales, strict=True))
-            ]
-            shaped = tuple(one.reshape(len(rows), *input.shape[1:]) for one, input in zip(noisy, inputs, strict=True))
-            baselines = tuple(one[start:stop] if isinstance(one, Tensor) else one for one in drawn)
-            take(shaped, rows, baselines if distribution else None)
+        def noisy(rows: Tensor, draws: Tensor) -> tuple[Tensor, ...]:
+            found = []
+            for number, (image, scale, input) in enumerate(zip(images, scales, inputs, strict=True)):
+                own, draw = rows.to(image.device), draws.to(image.device)
+                one = ops.gaussian_noise(image, scale, seed, own, own + number * STREAM, draw).reshape(-1, *input.shape[1:])
+                found.append(torch.complex(one, input.detach().imag[own]) if input.is_complex() else one)
+            return tuple(found)
 
+        def body(start: int, stop: int) -> None:  # an example's copies side by side, as captum has them
+            rows = torch.arange(examples, device=device).repeat_interleave(stop - start)
+            draws = torch.arange(start, stop, device=device).repeat(examples)
+            items = rows * samples + draws
+            baselines = tuple(one[items.to(one.device)] if isinstance(one, Tensor) else one for one in drawn)
+            take(noisy(rows, draws), rows, baselines if distribution else None)
+
+        copies = copies_per_pass(
+            self.attribution_method.forward_func,
+            noisy,
+            samples,
+            examples,
+            further,
+            device,
+            None if cap is None else max(1, cap),
+        )
+        if any(isinstance(one, Tensor) and one.ndim and len(one) > examples for one in further):
+            copies = 1  # among more rows such a tensor could pass for one that has a row for each
         run_chunks(
-            examples * samples,
+            samples,
             body,
             label=self.get_name(),
-            batch_size=max(1, cap) * examples if cap is not None else examples * samples if together else None,
+            batch_size=copies,
             device=device,
-            row_bytes=sum(one[:1].numel() * one.element_size() for one in images),
+            row_bytes=sum(one.numel() * one.element_size() for one in images),
         )
 
     def _captum(
@@ -192,6 +217,7 @@ class NoiseTunnel(Attribution):
         samples: int,
         cap: int | None,
         distribution: tuple[Tensor | float, ...] | None,
+        further: tuple[Any, ...],
         take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
     ) -> None:
         examples = len(inputs[0])
@@ -214,13 +240,17 @@ class NoiseTunnel(Attribution):
 
 
 class _Moments:
-    """Running moments of an attribution's tensors, one row for each example."""
+    """Running moments of an attribution's tensors, one row for each example.
+
+    Complex numbers are two real ones each. What is called the variance of theirs is captum's: mean square less squared mean.
+    """
 
     def __init__(self, where: str, examples: int, *, squared: bool, variance: bool) -> None:
         self.where, self.examples, self.squared, self.variance = where, examples, squared, variance
         self.is_tuple = False
         self.dtypes: list[torch.dtype] = []
         self.state: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.squares: _Moments | None = None  # of complex maps
 
     def take(self, found: Any, rows: Tensor) -> None:
         self.is_tuple = isinstance(found, tuple)
@@ -229,31 +259,52 @@ class _Moments:
             if len(one) != len(rows):
                 requirement = f"return one map for each of {len(rows)} examples"
                 refuse(self.where, "attribution_method", requirement, len(one), AssertionError)
+        if self.squared:
+            maps = [one.square() if one.is_complex() else one for one in maps]
+        self._add(maps, rows)
+        if self.variance and any(one.is_complex() for one in maps):
+            if self.squares is None:
+                self.squares = _Moments(self.where, self.examples, squared=False, variance=False)
+            self.squares._add([one.square() for one in maps], rows)
+
+    def _add(self, maps: list[Tensor], rows: Tensor) -> None:
         if not self.state:
             self.dtypes = [one.dtype for one in maps]
+        maps = [torch.view_as_real(one) if one.is_complex() else one for one in maps]
+        if not self.state:
             for one in maps:
                 wide = torch.float64 if one.dtype == torch.float64 else torch.float32
                 mean = torch.zeros((self.examples, *one.shape[1:]), dtype=wide, device=one.device)
                 counts = torch.zeros(self.examples, dtype=torch.int64, device=one.device)
                 self.state.append((mean, torch.zeros_like(mean), counts))
-        for one, (mean, squares, counts) in zip(maps, self.state, strict=True):
+        for one, dtype, (mean, squares, counts) in zip(maps, self.dtypes, self.state, strict=True):
             samples = one.to(mean.dtype)
-            samples = samples.square() if self.squared else samples
+            samples = samples.square() if self.squared and not dtype.is_complex else samples
             ops.path_integral_moments_(mean, squares, counts, samples, rows.to(one.device))
 
+    def _means(self) -> list[Tensor]:
+        return [
+            torch.view_as_complex(mean).to(dtype) if dtype.is_complex else mean.to(dtype)
+            for (mean, _, _), dtype in zip(self.state, self.dtypes, strict=True)
+        ]
+
     def result(self) -> Any:
-        found = tuple(
-            (squares / counts.reshape(-1, *(1,) * (mean.ndim - 1)) if self.variance else mean).to(dtype)
-            for (mean, squares, counts), dtype in zip(self.state, self.dtypes, strict=True)
-        )
-        return found if self.is_tuple else found[0]
+        found = self._means()
+        if self.variance:
+            squares = None if self.squares is None else self.squares._means()
+            for number, (dtype, (mean, deviations, counts)) in enumerate(zip(self.dtypes, self.state, strict=True)):
+                if dtype.is_complex and squares is not None:
+                    found[number] = squares[number] - found[number].square()
+                else:
+                    found[number] = (deviations / counts.reshape(-1, *(1,) * (mean.ndim - 1))).to(dtype)
+        return tuple(found) if self.is_tuple else found[0]
 
 
 def _of_rows(kwargs: dict[str, Any], rows: Tensor, examples: int) -> dict[str, Any]:
     """Return an attribution's arguments for copies of the examples `rows` (N,)."""
 
     def pick(one: Any) -> Any:
-        return one[rows.to(one.device)] if isinstance(one, Tensor) and one.ndim and len(one) == examples else one
+        return one[rows.to(one.device)] if goes_along(one, examples) else one
 
     options = dict(kwargs)
     target = options.get("target")
@@ -262,7 +313,7 @@ def _of_rows(kwargs: dict[str, Any], rows: Tensor, examples: int) -> dict[str, A
     elif isinstance(target, Tensor) and target.numel() > 1:
         options["target"] = target[rows.to(target.device)]
     if options.get("additional_forward_args") is not None:
-        options["additional_forward_args"] = tuple(pick(one) for one in arguments(options["additional_forward_args"]))
+        options["additional_forward_args"] = of_rows(arguments(options["additional_forward_args"]), rows, examples)
     for name in ("baselines", "feature_mask"):
         given = options.get(name)
         if given is not None:  # one row stands for all examples

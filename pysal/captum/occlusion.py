@@ -63,12 +63,16 @@ class Occlusion(FeatureAblation):
 
         Raises:
             AssertionError: see `FeatureAblation`; a window larger than the input, a stride larger than the window.
+            ValueError: a window or a stride of no size.
         """
         several = as_tuple(inputs)
         steps = self._strides(strides, several)
         windows = self._windows(sliding_window_shapes, several)
         for one, window, step in zip(several, windows, steps, strict=True):
             for size, side, by in zip(one.shape[1:], window, step, strict=True):
+                for name, value, all_of_them in (("strides", by, step), ("sliding_window_shapes", side, window)):
+                    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                        refuse(where(self), name, "be whole numbers of at least 1", repr(all_of_them))
                 if side > size:
                     requirement = f"fit into the input's {tuple(one.shape[1:])}"
                     refuse(where(self), "sliding_window_shapes", requirement, window, AssertionError)

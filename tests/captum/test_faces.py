@@ -248,7 +248,9 @@ def test_caps_are_caps(size: int) -> None:
         return MODEL(images)
 
     pysal.captum.IntegratedGradients(forward).attribute(INPUTS, target=1, n_steps=7, internal_batch_size=size)
-    assert max(seen) == size
+    # whole batches; parts of them below, where two rows in one pass, without gradients, say the same as each alone
+    assert max(seen) == max(size - size % len(INPUTS), len(INPUTS))
+    assert size > 1 or seen.count(len(INPUTS)) == 1
     seen.clear()
     mask = torch.arange(64).reshape(1, 1, 8, 8) // 8
     for given in (mask, mask.expand(1, 3, 8, 8) + torch.tensor([0, 1, 2]).reshape(1, 3, 1, 1)):

@@ -1,0 +1,157 @@
+"""The forward function, and how many copies of the batch go to it in one pass.
+
+captum never splits a batch, and a function may rely on that.
+
+Graph networks, sequence models with time first, attention over a set, batch norm without running statistics and models
+quantised by the range of their input let the rows of a pass act on each other. captum gives them whole batches, all steps or
+samples of them in one pass unless told otherwise. So do the classes of this package, up to a size at which many passes are
+as fast as one; beyond it rows or copies are kept together unless two of them, run together and each alone, say the same.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysal.engine.chunks import fast_rows, is_out_of_memory
+from pysal.engine.prepared import PreparedModel
+from pysal.engine.training import training_part
+
+# Times what runs fast in one pass that is not worth cutting: finding out whether rows are independent takes a pass, too.
+WORTH_CUTTING = 4
+
+Inputs = tuple[Tensor, ...]
+
+
+def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequence[Any]) -> Any:
+    """Return the forward function's output; a function of no arguments gets none."""
+    if not isinstance(forward, (nn.Module, PreparedModel)) and not inspect.signature(forward).parameters:
+        return forward()
+    return forward(*inputs, *further)
+
+
+def is_training(forward: object) -> bool:
+    """Whether a forward function is a model with a part whose training mode matters: its passes may depend on all rows."""
+    return isinstance(forward, nn.Module) and training_part(forward) is not None
+
+
+def goes_along(value: object, examples: int) -> bool:
+    """Whether a further argument of the forward function is a tensor with a row for each example."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == examples
+
+
+def of_its_own(further: Sequence[object], examples: int) -> bool:
+    """Whether a further argument is a tensor with other rows: several for each example, or those of a table for all."""
+    return any(isinstance(one, Tensor) and one.ndim > 0 and len(one) != examples for one in further)
+
+
+def of_rows(further: Sequence[Any], rows: Tensor, examples: int) -> tuple[Any, ...]:
+    """Return the further arguments for copies of the examples `rows` (N,)."""
+    return tuple(one[rows.to(one.device)] if goes_along(one, examples) else one for one in further)
+
+
+def independent(
+    forward: Callable[..., Any],
+    points: Callable[[Tensor, Tensor], Inputs],
+    copies: int,
+    examples: int,
+    further: Sequence[Any],
+    device: torch.device,
+) -> bool:
+    """Say whether rows of the first and of the last copy of the batch get the same outputs in one pass as in a pass each.
+
+    Those of one example each, or the whole batches where a further argument is a tensor `of_its_own`. A function that fails
+    on a pass, or does not give a row of its output to each of the pass's, needs its rows together; so does one in training
+    mode, which is not run. Random numbers that the function draws are drawn again afterwards.
+
+    Args:
+        forward: the forward function.
+        points: inputs for rows of examples (N,) of copies (N,).
+        copies: how often the batch runs.
+        examples: rows of the batch.
+        further: further arguments for the batch.
+        device: of the inputs.
+
+    Raises:
+        RuntimeError: memory ran out.
+    """
+    if is_training(forward):
+        return False
+    rows = examples if of_its_own(further, examples) else 1
+    ends = torch.arange(rows, device=device), torch.arange(examples - rows, examples, device=device)
+    passes = [
+        (ends[0], torch.full_like(ends[0], 0)),
+        (ends[1], torch.full_like(ends[1], copies - 1)),
+    ]
+    passes.append((torch.cat(ends), torch.cat([copy for _, copy in passes])))
+    tables = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        try:
+            for own, copy in passes:
+                output = call(forward, points(own, copy), of_rows(further, own, examples))
+                tables.append(_table(output, len(own)))
+        except Exception as error:  # the function's own, of any kind
+            if is_out_of_memory(error):
+                raise
+            return False
+    first, last, together = tables
+    if first is None or last is None or together is None or not first.shape[1:] == last.shape[1:] == together.shape[1:]:
+        return False
+    apart = torch.cat([first, last])
+    # half the digits: passes of different sizes round differently
+    allowed = float(apart.abs().nan_to_num(posinf=0).max()) * torch.finfo(apart.dtype).eps ** 0.5 if apart.numel() else 0.0
+    return torch.allclose(apart, together, rtol=0, atol=allowed, equal_nan=True)
+
+
+def _table(output: Any, rows: int) -> Tensor | None:
+    """Return a function's output as (rows, numbers), None where it is not one row for each."""
+    if not isinstance(output, Tensor):
+        entries = output.values() if hasattr(output, "values") else output if isinstance(output, (tuple, list)) else ()
+        output = next((one for one in entries if isinstance(one, Tensor)), None)
+    if output is None:
+        return None
+    if rows == 1 and (not output.ndim or len(output) != 1):  # squeezed
+        output = output[None]
+    if not output.ndim or len(output) != rows:
+        return None
+    table: Tensor = torch.view_as_real(output.resolve_conj()) if output.is_complex() else output
+    return table.reshape(rows, -1).to(
+        torch.promote_types(table.dtype, torch.float32) if not table.is_floating_point() else table.dtype
+    )
+
+
+def copies_per_pass(
+    forward: Callable[..., Any],
+    points: Callable[[Tensor, Tensor], Inputs],
+    copies: int,
+    examples: int,
+    further: Sequence[Any],
+    device: torch.device,
+    most: int | None,
+) -> int:
+    """Return how many copies of the batch, steps or noisy samples, run in one pass.
+
+    Args:
+        forward: the forward function.
+        points: see `independent`.
+        copies: in all.
+        examples: rows of the batch.
+        further: further arguments for the batch.
+        device: of the inputs.
+        most: copies in a pass, as asked; None = nothing was asked.
+    """
+    most = copies if most is None else min(copies, most)
+    asked = most < copies
+
+    def apart() -> bool:
+        return isinstance(forward, PreparedModel) or independent(forward, points, copies, examples, further, device)
+
+    own = of_its_own(further, examples)
+    if own and most > 1 and not apart():
+        return 1  # each pass is the caller's own call: nobody knows how such a tensor goes with copies of the batch
+    fast = fast_rows(device)
+    if asked or copies * examples <= WORTH_CUTTING * fast or not (own or apart()):
+        return most
+    return max(1, fast // examples)
