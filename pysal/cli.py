@@ -311,7 +311,7 @@ def explain(
     written: list[Path] = []
     with _errors_as_sentences("pysal explain", written), _writable(out):
         from pysal import models
-        from pysal.engine.chunks import CPU_ROWS, progress
+        from pysal.engine.chunks import fast_rows, progress
         from pysal.engine.prepared import prepare
         from pysal.explain import explain as run
         from pysal.segments import parse
@@ -325,7 +325,8 @@ def explain(
         for photo in sources:  # a photo that cannot be read is said before hours of work on the others
             image = models.read_image(photo, classifier)
         # a fixed number of rows, not the one that measures fastest now: the same command gives the same bits
-        runner = prepare(classifier, image, batch_size=CPU_ROWS) if place == "cpu" else classifier
+        rows = fast_rows(image.device, image[0].numel() * image.element_size())
+        runner = prepare(classifier, image, batch_size=rows) if place == "cpu" else classifier
         for number, (photo, stem) in enumerate(zip(sources, _stems(sources), strict=True), start=1):
             image = models.read_image(photo, classifier).to(place)
             with progress(sys.stderr.isatty()):

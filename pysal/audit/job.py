@@ -202,7 +202,7 @@ class Job:
             "seed": seed,
             "precision": precision,
             "batch": batch or BATCH[device],
-            "rows": rows or fast_rows(torch.device(device)),
+            "rows": rows or fast_rows(torch.device(device), 3 * input_size[0] * input_size[1] * 4),
             "prepared": prepared,
             "device": device,
             "data": {},

@@ -126,9 +126,8 @@ def copies_per_pass(
     forward: Callable[..., Any],
     points: Callable[[Tensor, Tensor], Inputs],
     copies: int,
-    examples: int,
+    inputs: Inputs,
     further: Sequence[Any],
-    device: torch.device,
     most: int | None,
 ) -> int:
     """Return how many copies of the batch, steps or noisy samples, run in one pass.
@@ -137,11 +136,11 @@ def copies_per_pass(
         forward: the forward function.
         points: see `independent`.
         copies: in all.
-        examples: rows of the batch.
+        inputs: the batch.
         further: further arguments for the batch.
-        device: of the inputs.
         most: copies in a pass, as asked; None = nothing was asked.
     """
+    examples, device = len(inputs[0]), inputs[0].device
     most = copies if most is None else min(copies, most)
     asked = most < copies
 
@@ -151,7 +150,9 @@ def copies_per_pass(
     own = of_its_own(further, examples)
     if own and most > 1 and not apart():
         return 1  # each pass is the caller's own call: nobody knows how such a tensor goes with copies of the batch
-    fast = fast_rows(device)
-    if asked or copies * examples <= WORTH_CUTTING * fast or not (own or apart()):
+    row_bytes = sum(one[:1].numel() * one.element_size() for one in inputs)
+    measured = forward.rows_for(inputs[0]) if isinstance(forward, PreparedModel) else None
+    fast = measured or fast_rows(device, row_bytes)
+    if asked or copies * examples <= (1 if measured else WORTH_CUTTING) * fast or not (own or apart()):
         return most
     return max(1, fast // examples)

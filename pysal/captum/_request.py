@@ -348,9 +348,8 @@ class Request:
             self.forward,
             lambda rows, copies: self.unpack(points(rows, copies)),
             self.copies,
-            self.examples,
+            self.inputs,
             self.further,
-            self.inputs[0].device,
             None if most is None else max(1, most // self.examples),
         )
         return copies * self.examples

@@ -194,9 +194,8 @@ class NoiseTunnel(Attribution):
             self.attribution_method.forward_func,
             noisy,
             samples,
-            examples,
+            inputs,
             further,
-            device,
             None if cap is None else max(1, cap),
         )
         if any(isinstance(one, Tensor) and one.ndim and len(one) > examples for one in further):

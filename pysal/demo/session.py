@@ -20,7 +20,7 @@ from torch import Tensor
 from pysal import models
 from pysal._checks import refuse
 from pysal.engine.attribution import default_of
-from pysal.engine.chunks import CPU_ROWS, Cancelled, progress
+from pysal.engine.chunks import Cancelled, fast_rows, progress
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared import PreparedModel, prepare
 from pysal.explain import explain
@@ -205,7 +205,8 @@ class Workspace:
             if name not in self._ready:
                 classifier = self._loaders[name]()
                 example = torch.full((1, 3, *classifier.input_size), 0.5, device=self.device)
-                runner = prepare(classifier, example, batch_size=CPU_ROWS if self.device == "cpu" else None)
+                rows = fast_rows(example.device, example.numel() * example.element_size())
+                runner = prepare(classifier, example, batch_size=rows if self.device == "cpu" else None)
                 self._ready[name] = Ready(classifier, runner)
             return self._ready[name]
 

@@ -18,9 +18,14 @@ from torch.utils._pytree import tree_leaves
 ProgressCallback = Callable[[str, int, int], None]
 
 # Rows per model pass where memory is no limit. On a CPU the caches decide: batches of 4 images of 224 x 224 are fastest
-# (8 lose 7 %, larger ones up to 1.9x to page faults and cache misses); a GPU wants enough rows to fill its multiprocessors.
+# (8 lose 7 %, larger ones up to 1.9x to page faults and cache misses). Smaller rows are as many as make the same bytes, or a
+# pass would be over before what it costs to begin one; a GPU wants enough rows to fill its multiprocessors.
 CPU_ROWS = 4
+CPU_PASS_BYTES = CPU_ROWS * 3 * 224 * 224 * 4
 GPU_ROWS = 64
+# A pass of more rows than this is not begun before one row has been measured: what a network makes of a row of a few numbers
+# may be a thousand times more, and few networks of images come here.
+UNMEASURED_ROWS = 256
 # Bytes that a forward and backward pass of a common network keeps per byte of its input (ResNet-50 at 224 x 224: about 400).
 # Where even this many bytes a row fit, nothing needs to be measured.
 GENEROUS_BYTES_PER_INPUT_BYTE = 1000
@@ -117,9 +122,13 @@ def run_chunks(
     reporting = _reporting.get(_Reporting())
     inner = _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
     try:
-        done, size = 0, chunk_rows(total if not ends else 0, batch_size or fast_rows(device), device)
+        done, size = 0, chunk_rows(total if not ends else 0, batch_size or fast_rows(device, row_bytes), device)
+        first = min(size, total)
         measure = batch_size is None and total > 1
-        measure = measure and size * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
+        measure = measure and (
+            first * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
+            or (first > UNMEASURED_ROWS and device.type == "cpu")
+        )
         while done < total:
             if reporting.cancel is not None and reporting.cancel.is_set():
                 raise Cancelled(f"pysal: cancelled after {done} of {total} rows of {label}")
@@ -166,9 +175,9 @@ def chunk_rows(total: int, most: int, device: torch.device) -> int:
     return -(-total // -(-total // most))
 
 
-def fast_rows(device: torch.device) -> int:
-    """Return how many rows per pass are fast on a device where memory is no limit."""
-    return CPU_ROWS if device.type == "cpu" else GPU_ROWS
+def fast_rows(device: torch.device, row_bytes: int) -> int:
+    """Return how many rows of so many bytes are fast in one pass on a device where memory is no limit."""
+    return max(CPU_ROWS, CPU_PASS_BYTES // max(row_bytes, 1)) if device.type == "cpu" else GPU_ROWS
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

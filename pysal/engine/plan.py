@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, finite_rows, refuse
-from pysal.engine.chunks import run_chunks
+from pysal.engine.chunks import fast_rows, run_chunks
 from pysal.engine.features import Layer
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
@@ -81,7 +81,7 @@ class Plan:
         if isinstance(model, PreparedModel):
             if precision not in ("float32", model.precision):
                 refuse(where, "precision", f"be that of the prepared model, {model.precision!r}", repr(precision))
-            self.batch_size, self.precision = batch_size or model.rows, model.precision
+            self.batch_size, self.precision = batch_size or model.rows_for(self.inputs), model.precision
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self.dtype = dtype or self.accumulator_dtype
         self.score = Score(where, target, score, len(inputs), self.device)
@@ -132,6 +132,16 @@ class Plan:
         return len(self.inputs)
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of model input."""
+        return self.inputs[0].numel() * self.inputs.element_size()
+
+    @property
+    def rows_at_once(self) -> int:
+        """Most rows of a pass where memory is no limit."""
+        return self.batch_size or fast_rows(self.device, self.row_bytes)
+
+    @property
     def channels_last(self) -> bool:
         """Whether the model is fed channels_last: where the images are, or where it was prepared for that."""
         if isinstance(self.model, PreparedModel) and self.model.fused:
@@ -167,7 +177,7 @@ class Plan:
             label=self.where.removeprefix("pysal."),
             batch_size=batch_size or self.batch_size,
             device=self.device,
-            row_bytes=self.inputs[0].numel() * self.inputs.element_size(),
+            row_bytes=self.row_bytes,
             ends=ends,
         )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
+from pysal.engine.chunks import fast_rows
 from pysal.engine.cuda_graphs import Replays
 from pysal.engine.distance import distance
 from pysal.engine.features import Layer, default_layer
@@ -19,7 +20,7 @@ from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.tape import Program, Recorded, Tape
 from pysal.engine.training import training_part
 
-# Images per pass that are tried out; the best is kept. More lose on a CPU.
+# Images per pass that are tried out; the best is kept. More lose on a CPU, unless they are small.
 CPU_CHUNKS = (1, 2, 4, 8)
 GPU_CHUNKS = (8, 16, 32, 64, 128)
 # Rounds in which each is tried; on a GPU the first of them make a pass, its graph and that of its sweep.
@@ -41,6 +42,7 @@ class PreparedModel:
         original: the model it was made from.
         precision: the arithmetic of its passes.
         rows: images per pass that were fastest when it was made.
+        rows_asked: whether they were asked for, not measured.
         program: records passes; None where the model runs as it is.
         replays: replays them as CUDA graphs; None on a CPU.
     """
@@ -48,6 +50,7 @@ class PreparedModel:
     def __init__(self, original: nn.Module, example: Tensor, precision: Precision) -> None:
         self.original, self.precision = original, precision
         self.rows: int | None = None
+        self.rows_asked = False
         self._shape = tuple(example.shape[1:])
         self._weights = _Weights(original)
         self._graph: nn.Module | None = None
@@ -72,6 +75,10 @@ class PreparedModel:
     def program_for(self, images: Tensor) -> Program | None:
         """Return what computes the model's output for images of this size, None where the original does."""
         return self.program if tuple(images.shape[1:]) == self._shape else None
+
+    def rows_for(self, images: Tensor) -> int | None:
+        """Return how many images of this size run in a pass, None where nobody has said or measured it."""
+        return self.rows if self.rows_asked or tuple(images.shape[1:]) == self._shape else None
 
     def default_layer_for(self, images: Tensor) -> Layer | None:
         """Return the last layer with a spatial map for images of this size, None where that is not known."""
@@ -219,6 +226,7 @@ def prepare(
             _build(prepared, example)
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
         prepared.rows = fixed or batch_size or _fastest_rows(prepared, example)
+        prepared.rows_asked = bool(fixed or batch_size)
     prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
 
@@ -327,10 +335,12 @@ def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
     """
     batches = {
         rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for rows in (CPU_CHUNKS if example.device.type == "cpu" else GPU_CHUNKS)
+        for rows in (_cpu_chunks(example) if example.device.type == "cpu" else GPU_CHUNKS)
     }
     least = dict.fromkeys(batches, float("inf"))
-    rounds = [list(batches)] * TRIALS if prepared.replays is None else [[rows] * GPU_TRIALS for rows in batches]
+    # a pass of many rows is a mean by itself
+    turns = [[rows for rows in batches if turn < 2 or rows <= CPU_CHUNKS[-1]] for turn in range(TRIALS)]
+    rounds = turns if prepared.replays is None else [[rows] * GPU_TRIALS for rows in batches]
     for numbers in rounds:
         for rows in numbers:
             if rows not in least:
@@ -346,6 +356,15 @@ def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
         if seconds < 0.97 * least[best]:  # a smaller chunk needs less memory: a larger one has to be worth it
             best = rows
     return best
+
+
+def _cpu_chunks(example: Tensor) -> list[int]:
+    """Return the numbers of images that are tried: the usual ones and, for small images, fourfold steps beyond them."""
+    most = fast_rows(example.device, example.numel() * example.element_size())
+    tried = list(CPU_CHUNKS)
+    while 4 * tried[-1] < most:
+        tried.append(4 * tried[-1])
+    return [*tried, *[most] * (most > tried[-1])]
 
 
 def _seconds(prepared: PreparedModel, batch: Tensor) -> float:

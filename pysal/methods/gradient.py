@@ -8,7 +8,6 @@ from torch import Tensor
 from pysal._checks import refuse
 from pysal.engine import sweeps
 from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import fast_rows
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.sweeps import Sweep
@@ -112,12 +111,11 @@ def class_gradients(
     plan = Plan(where, model, inputs, 0, **options)  # type: ignore[arg-type]
     chosen = _classes(plan, classes)
     result = torch.empty((plan.images, chosen.shape[1], *plan.inputs.shape[1:]), dtype=plan.dtype, device=plan.device)
-    at_once = plan.batch_size or fast_rows(plan.device)
 
     def body(start: int, stop: int) -> None:
         rows = torch.arange(start, stop, device=plan.device)
         some = plan.inputs[start:stop]
-        result[start:stop] = sweeps.class_gradients(plan, some, rows, chosen[start:stop], at_once=at_once)
+        result[start:stop] = sweeps.class_gradients(plan, some, rows, chosen[start:stop], at_once=plan.rows_at_once)
 
     plan.run(plan.images, body)
     return result

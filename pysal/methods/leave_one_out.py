@@ -10,7 +10,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import CPU_ROWS, to_device
+from pysal.engine.chunks import to_device
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.incremental import Incremental, Integers, Kept, Truths, group_rows
 from pysal.engine.plan import ExtraInputs, Model, Plan
@@ -257,7 +257,7 @@ class _Local:
         self._engine = self._engine.limited(share)
         self.ends, self._whole = [], set()
         on_host = queue.cpu().numpy()
-        whole_rows = self._plan.batch_size or CPU_ROWS
+        whole_rows = self._plan.rows_at_once
         sorted_rows: list[NDArray[np.int64]] = []
         approximate: list[Truths] = []
         known: dict[bytes, tuple[list[tuple[Integers, bool]], Truths]] = {}

@@ -17,7 +17,6 @@ import torch
 
 import pysal
 from pysal.audit import Job, resume, status, verify
-from pysal.engine.chunks import CPU_ROWS
 from pysal.explain import explain
 from pysal.methods.registry import METHODS
 from tests.audit import tiny
@@ -40,6 +39,9 @@ def rows_of(out: Path, method: str) -> pa.Table:
     return pq.read_table(out / "shards", filters=[("method", "=", method)]).sort_by("id")
 
 
+ROWS = 4
+
+
 def images_of(found: Job) -> torch.Tensor:
     model = tiny.classifier()
     root = Path(found.manifest["data"]["root"])
@@ -48,7 +50,7 @@ def images_of(found: Job) -> torch.Tensor:
 
 def explained(images: torch.Tensor, options: dict) -> pysal.Explanation:
     """What `explain` says of the same images, in the batches of the audit, on the same prepared model."""
-    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=CPU_ROWS)
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=ROWS)
     chosen = {name: dict(given) for name, given in options["method_options"].items()}
     chosen["leave_one_out"]["segments"] = pysal.Slic(6)
     chosen["smooth_grad"]["image_ids"] = list(range(len(images)))
@@ -67,7 +69,7 @@ def test_the_error_of_approximate_leave_one_out_is_kept(job) -> None:
     planned = job(methods="leave_one_out", method_options={"leave_one_out": options})
     assert planned.run(engine="inline").complete
     images = images_of(planned)
-    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=CPU_ROWS)
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=ROWS)
     given = {"leave_one_out": {**options, "segments": pysal.Grid(4, 3)}}
     expected = explain(model, images, "leave_one_out", method_options=given)["leave_one_out"].details
     errors, largest = expected["approximation_error"], min(float(drops.abs().max()) for drops in expected["drops"])
@@ -357,7 +359,7 @@ def test_figures_are_those_of_metrics(job) -> None:
     )
     planned.run(engine="inline")
     images, ids = images_of(planned), list(range(PHOTOS))
-    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=CPU_ROWS)
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=ROWS)
     for name, options in (("gradient", {}), ("smooth_grad", {"samples": 2, "seed": 3, "image_ids": ids})):
         maps = explain(model, images, [name], method_options={name: options}).maps[name]
         rows = rows_of(planned.out, name)

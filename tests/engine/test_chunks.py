@@ -1,6 +1,7 @@
 """The one queue: what it hands out, how it meets the end of memory, what it reports, how it is stopped."""
 
 import itertools
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -26,7 +27,10 @@ OUT_OF_MEMORY: dict[str, Callable[[], Exception]] = {
 }
 
 
-def run(total: int, body: Callable[[int, int], None], batch_size: int | None = None, row_bytes: int = 1) -> None:
+PHOTO_BYTES = 3 * 224 * 224 * 4
+
+
+def run(total: int, body: Callable[[int, int], None], batch_size: int | None = None, row_bytes: int = PHOTO_BYTES) -> None:
     chunks.run_chunks(total, body, label="rows", batch_size=batch_size, device=CPU, row_bytes=row_bytes)
 
 
@@ -51,7 +55,7 @@ def test_slices_are_consecutive_and_no_larger_than_asked_for(total: int, batch_s
     body = Body()
     run(total, body, batch_size)
     assert body.done == list(range(total))
-    size = batch_size or chunks.CPU_ROWS
+    size = batch_size or chunks.CPU_ROWS  # of rows as large as those of photos
     assert [stop - start for start, stop in body.tried] == [size] * (total // size) + [total % size] * (total % size > 0)
 
 
@@ -96,11 +100,49 @@ def test_first_row_is_measured_where_memory_is_short(monkeypatch: pytest.MonkeyP
         assert sizes == expected, free
     monkeypatch.setattr(chunks, "free_memory", lambda device: 10**6)
     sizes = []
-    run(10, body, row_bytes=50)  # even a generous guess, 1000 times the input for four rows, fits into half of it
-    assert sizes == [4, 4, 2]
+    run(10, body, row_bytes=50)  # even a generous guess, 1000 times the input of all rows, fits into half of it
+    assert sizes == [10]
+    sizes = []
+    run(11, body, row_bytes=50)
+    assert sizes[0] == 1
     sizes = []
     run(10, body, batch_size=5, row_bytes=10**6)  # who says how many rows knows
     assert sizes == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("row", "rows"),
+    [
+        ((3, 224, 224), 4),
+        ((3, 1000, 1000), 4),
+        ((3, 112, 112), 16),
+        ((3, 32, 32), 196),
+        ((1, 28, 28), 768),
+        ((1, 1, 10), 60211),
+    ],
+)
+def test_a_pass_of_small_rows_has_the_bytes_of_four_photos(
+    row: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "free_memory", lambda device: 10**12)
+    assert chunks.fast_rows(CPU, math.prod(row) * 4) == rows
+    body = Body()
+    run(2 * rows + 1, body, row_bytes=math.prod(row) * 4)
+    sizes = [stop - start for start, stop in body.tried]
+    measured = [1] * (rows > chunks.UNMEASURED_ROWS)  # nobody knows what so many rows need
+    assert sizes[: len(measured)] == measured
+    assert sizes[len(measured)] == rows
+
+
+def test_many_rows_are_measured_however_small_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(start: int, stop: int) -> None:
+        sizes.append(stop - start)
+        allocate(1000 * (stop - start), [])
+
+    monkeypatch.setattr(chunks, "free_memory", lambda device: 2 * 4000 * 300)
+    sizes: list[int] = []
+    run(1000, body, row_bytes=1)
+    assert sizes == [1, 300, 300, 300, 99]
 
 
 def test_memory_used_again_counts_once_and_at_its_largest() -> None:

@@ -226,6 +226,7 @@ def test_the_images_per_pass_are_chosen_by_replays_and_their_graphs_let_go(monke
 
     fast = prepared("cpu", counted)
     monkeypatch.setattr(preparation, "CPU_CHUNKS", (8, 16))  # as on a GPU: nobody tries one image
+    monkeypatch.setattr(preparation, "fast_rows", lambda device, row_bytes: 4)
     assert preparation._fastest_rows(fast, photos(1)) in (8, 16)
     rows = [number for _, number in order]
     assert rows == sorted(rows)  # one after the other
@@ -248,6 +249,7 @@ def test_out_of_memory_ends_the_trial_of_larger_passes(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(preparation, "_seconds", seconds)
     monkeypatch.setattr(preparation, "CPU_CHUNKS", (4, 8, 16, 32))
+    monkeypatch.setattr(preparation, "fast_rows", lambda device, row_bytes: 4)
     fast = prepared("cpu")
     assert preparation._fastest_rows(fast, photos(1)) == 8  # half the time per image of 4
     assert tried.count(16) == 1

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pysal
+from pysal.captum import NoiseTunnel, Saliency
 from pysal.engine import prepared as preparation
 from pysal.engine.fold import Convolution, fold
 from pysal.engine.lowered import FusedConvolution
+from pysal.engine.prepared import PreparedModel
 from pysal.testing import assert_no_worse
 
 
@@ -576,3 +578,32 @@ def test_arguments_beside_the_images_take_their_defaults(wrapped: bool) -> None:
     assert (gradient(prepared, x) - expected).abs().max() <= 1e3 * torch.finfo(torch.float64).eps * expected.abs().max()
     mask = torch.zeros_like(x)
     assert torch.equal(prepared(x, mask), model(x, mask))
+
+
+def test_small_images_are_tried_in_passes_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    passes: list[int] = []
+
+    def seconds(_prepared: PreparedModel, batch: Tensor) -> float:
+        tried.append(len(batch))
+        return 1.0 + len(batch) / 1000
+
+    class Noting(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            passes.append(len(batch))
+            return batch.square().mean((2, 3))
+
+    monkeypatch.setattr(preparation, "_seconds", seconds)
+    fast = pysal.prepare(Noting().eval(), torch.rand(1, 3, 32, 32))
+    assert list(dict.fromkeys(tried)) == [1, 2, 4, 8, 32, 128, 196]
+    fast.rows, image = 100, torch.rand(1, 3, 32, 32)  # as if that had been fastest
+    for call in (
+        lambda: pysal.integrated_gradients(fast, image, 1, steps=250),
+        lambda: NoiseTunnel(Saliency(fast)).attribute(image, nt_samples=250, target=1),
+    ):
+        passes.clear()
+        call()
+        assert max(passes) == 100
+    passes.clear()  # of a size that nothing was measured with
+    pysal.integrated_gradients(fast, torch.rand(1, 3, 24, 24), 1, steps=250)
+    assert max(passes) == 250
