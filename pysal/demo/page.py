@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -22,6 +23,7 @@ from pysal.methods.registry import METHODS
 
 HERE = Path(__file__).parent
 THUMBNAIL = 96  # pixels
+RUNS = 30  # at once; Gradio has 40 threads, and a run holds one of them
 FIRST_PHOTO = COLLAGE
 SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS = "side-by-side", "two-classes", "seven-steps"
 COMPARED = ("guided_backprop", "grad_cam", "guided_grad_cam", "integrated_gradients")
@@ -192,8 +194,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
             "fn": actions.run,
             "inputs": [reader, *choices, order],
             "outputs": [status, shown, pairs, walked],
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
+            "concurrency_limit": RUNS,  # they take turns, see `turns`; with one at a time the second reader waits for the first
             "trigger_mode": "always_last",  # else what is moved while the run before it is still ending would be dropped
         }
         alone: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -222,6 +223,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         then_run(back.click(actions.step_back, [reader, step, order], walk, queue=False, **last))
         then_run(forth.click(actions.step_forth, [reader, step, order], walk, queue=False, **last))
         stop.click(actions.stop, [reader], None, queue=False, **alone)
+        blocks.unload(actions.leave)
         # what the browser does alone
         js = "v => { document.documentElement.style.setProperty('--pysal-opacity', v / 100); }"
         opacity.input(None, opacity, None, js=js, **alone)
@@ -290,11 +292,13 @@ class _Actions:
     def __init__(self, workspace: Workspace, keep: Callable[[Explanation], str]) -> None:
         self._workspace, self._keep = workspace, keep
         self._thumbnails: dict[str, tuple[str, str]] = {}
+        self._readers: WeakValueDictionary[str, Reader] = WeakValueDictionary()  # by the name their tab asks under
 
     # Choosing -----------------------------------------------------------------------------------------------------
 
-    def start(self, reader: Reader, model: str, order: int) -> Any:
+    def start(self, reader: Reader, model: str, order: int, request: gr.Request) -> Any:
         """Show the photo and its classes, for a new reader or another model."""
+        self._readers[str(request.session_hash)] = reader
         return self._photo(reader, model, reader.source, reader.caption, order)
 
     def pick_photo(self, reader: Reader, model: str, order: int, event: gr.EventData) -> Any:
@@ -313,7 +317,7 @@ class _Actions:
             return [gr.skip()] * 7
         try:
             image = self._workspace.photo(model, source)
-            found = self._workspace.answers(model, image)
+            found = self._workspace.answers(model, image, reader=reader)
         except Exception as error:
             reader.no = error
             return [gr.skip()] * 7
@@ -350,8 +354,8 @@ class _Actions:
             return [gr.skip(), gr.skip()]
         try:
             image = self._workspace.photo(model, reader.source)
-            chosen = self._workspace.answer(model, image, wanted)
-            found = self._workspace.answers(model, image)
+            chosen = self._workspace.answer(model, image, wanted, reader)
+            found = self._workspace.answers(model, image, reader=reader)
         except Exception as error:
             reader.no = error
             return [gr.skip(), gr.skip()]
@@ -385,6 +389,13 @@ class _Actions:
         reader.no = Cancelled("pysal demo: cancelled before anything was computed")
         reader.stop.set()
 
+    def leave(self, request: gr.Request) -> None:
+        """Stop what is being computed for a reader who has closed the page."""
+        reader = self._readers.get(str(request.session_hash))
+        if reader is not None:
+            reader.superseded = True  # nobody is there to be told
+            reader.stop.set()
+
     def give_way(self, reader: Reader, order: int) -> None:
         """Stop what is being computed for a reader, without a word: a run follows that knows what was moved."""
         reader.superseded, reader.asked, reader.no = True, max(reader.asked, order), None
@@ -416,7 +427,7 @@ class _Actions:
 
         def work(report: Callable[[str, float], None]) -> Iterator[str]:
             image = self._workspace.photo(model, reader.source)
-            ask = _Question(self._workspace, model, image, report, cancel)
+            ask = _Question(self._workspace, model, image, report, cancel, reader)
             if tab == TWO_CLASSES:
                 yield from self._two_classes(ask, one, two, compared, options)
             elif tab == SEVEN_STEPS:
@@ -486,9 +497,16 @@ class _Question:
     """A photo and a model, asked part by part: reports of a part are its share of the whole."""
 
     def __init__(
-        self, workspace: Workspace, model: str, image: Tensor, report: Callable[[str, float], None], cancel: threading.Event
+        self,
+        workspace: Workspace,
+        model: str,
+        image: Tensor,
+        report: Callable[[str, float], None],
+        cancel: threading.Event,
+        reader: Reader,
     ) -> None:
         self._workspace, self._model, self.image, self._report, self._cancel = workspace, model, image, report, cancel
+        self._reader = reader
         self._part, self._parts = 0, 1
 
     def part(self, number: int, of: int) -> None:
@@ -498,8 +516,8 @@ class _Question:
     def answer(self, wanted: str | int | None) -> Answer:
         """Return a class by name or index; None = the most probable one."""
         if wanted is None:
-            return self._workspace.answers(self._model, self.image, 1)[0]
-        return self._workspace.answer(self._model, self.image, wanted)
+            return self._workspace.answers(self._model, self.image, 1, self._reader)[0]
+        return self._workspace.answer(self._model, self.image, wanted, self._reader)
 
     def explain(self, target: int, methods: list[str], options: Options) -> Iterator[Found]:
         """Yield what is found of this part, see `Workspace.explain`."""
@@ -507,7 +525,9 @@ class _Question:
         def report(text: str, share: float) -> None:
             self._report(text, (self._part + share) / self._parts)
 
-        return self._workspace.explain(self._model, self.image, target, methods, options, report=report, cancel=self._cancel)
+        return self._workspace.explain(
+            self._model, self.image, target, methods, options, report=report, cancel=self._cancel, reader=self._reader
+        )
 
 
 def _sentence(error: Exception, run: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -11,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pysal._checks import refuse
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 WHERE = "pysal demo"
-MOST_BYTES = 20 * 1024 * 1024  # of an upload
 KEPT = 20  # explanations that can be downloaded
 
 # What the browser may fetch: this server alone. Gradio's page needs inline scripts and styles, and evaluates templates.
@@ -85,6 +86,7 @@ def build_app(workspace: Workspace, host: str) -> FastAPI:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from pysal.demo import page
+    from pysal.demo.gate import MOST_BYTES, Gate
 
     downloads = Downloads()
     app = FastAPI(title="pysal demo", docs_url=None, redoc_url=None, openapi_url=None)
@@ -106,9 +108,12 @@ def build_app(workspace: Workspace, host: str) -> FastAPI:
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
+    app.add_middleware(Gate)
     if _is_loopback(host):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     blocks = page.build(workspace, downloads.keep)
+    # Gradio checks that a file was uploaded only once this is set, which mounting does not do; the gate has checked before.
+    blocks.has_launched = True
     mounted: FastAPI = gradio.mount_gradio_app(
         app,
         blocks,
@@ -156,8 +161,16 @@ def serve(
         import uvicorn
 
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                workspace.close()  # else threads compute on, and the process waits for them
+                # pages that are still open end in tracebacks about their streams, which is no error
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+                super().handle_exit(sig, frame)
+
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
-        server = uvicorn.Server(config)
+        server = Server(config)
         threading.Thread(target=_tell, args=(server, ready, address), daemon=True).start()
         with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
             server.run(sockets=[listener])

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pysal import models
 from pysal._checks import refuse
+from pysal.demo.turns import Turns
 from pysal.engine.attribution import default_of
 from pysal.engine.chunks import Cancelled, fast_rows, progress
 from pysal.engine.not_applicable import NotApplicable
@@ -190,7 +191,13 @@ class Workspace:
         self._ready: dict[str, Ready] = {}
         self._maps: OrderedDict[Any, MethodResult] = OrderedDict()
         self._heads: OrderedDict[Any, Explanation] = OrderedDict()  # explanations without maps: scores, names, photo
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of the three above, held for a look only
+        self._loading = {name: threading.Lock() for name in self.names}
+        self._turns = Turns()
+
+    def close(self) -> None:
+        """End what is being computed and what waits for it: the server is ending."""
+        self._turns.close()
 
     def model(self, name: str) -> Ready:
         """Return a model, loaded and prepared the first time it is asked for.
@@ -201,7 +208,7 @@ class Workspace:
         """
         if name not in self.names:
             refuse(WHERE, "model", f"be one of {', '.join(self.names)}", repr(name))
-        with self._lock:
+        with self._loading[name]:  # who wants another model does not wait for this one
             if name not in self._ready:
                 classifier = self._loaders[name]()
                 example = torch.full((1, 3, *classifier.input_size), 0.5, device=self.device)
@@ -228,15 +235,15 @@ class Workspace:
             # the folders of an upload are the server's own and tell a reader nothing
             raise type(error)(str(error).replace(str(source), Path(source).name)) from error
 
-    def answers(self, model: str, image: Tensor, count: int = 5) -> list[Answer]:
+    def answers(self, model: str, image: Tensor, count: int = 5, reader: Hashable = None) -> list[Answer]:
         """Return the classes that the model finds most probable, the best first."""
-        with self._lock, torch.no_grad():
-            classifier = self.model(model).classifier
+        classifier = self.model(model).classifier
+        with self._turns.taken(reader), torch.no_grad():
             table = torch.softmax(classifier(image)[0].double(), 0)
             best = table.topk(min(count, len(table))).indices.tolist()
         return [Answer(index, classifier.class_names[index], float(table[index])) for index in best]
 
-    def answer(self, model: str, image: Tensor, wanted: str | int) -> Answer:
+    def answer(self, model: str, image: Tensor, wanted: str | int, reader: Hashable = None) -> Answer:
         """Return one class by name or index, and its probability.
 
         Raises:
@@ -244,7 +251,7 @@ class Workspace:
         """
         classifier = self.model(model).classifier
         index = classifier.class_index(wanted)
-        with self._lock, torch.no_grad():
+        with self._turns.taken(reader), torch.no_grad():
             table = torch.softmax(classifier(image)[0].double(), 0)
         return Answer(index, classifier.class_names[index], float(table[index]))
 
@@ -258,6 +265,7 @@ class Workspace:
         *,
         report: Report | None = None,
         cancel: threading.Event | None = None,
+        reader: Hashable = None,
     ) -> Iterator[Found]:
         """Yield what is found, again whenever a method is done: what is known at once, then the quick ones.
 
@@ -271,6 +279,7 @@ class Workspace:
             options: of all methods; each takes its own.
             report: told how far the work is.
             cancel: stops it when set.
+            reader: who asks; between two passes of the model others have their turn.
 
         Raises:
             ValueError: an unknown method or option, no method, or what the method refuses.
@@ -310,7 +319,7 @@ class Workspace:
             group = quick or [waiting[0]]
             done = len(known) + len(refused)
             fresh, reasons = self._run(
-                model, image, target, group, chosen, _share(report, done, len(group), len(ordered)), cancel
+                model, image, target, group, chosen, _share(report, done, len(group), len(ordered)), cancel, reader
             )
             refused |= reasons
             if fresh is not None:
@@ -334,25 +343,27 @@ class Workspace:
         options: dict[str, dict[str, Any]],
         report: Report | None,
         cancel: threading.Event | None,
+        reader: Hashable,
     ) -> tuple[Explanation | None, dict[str, str]]:
         """Explain by the methods of a group; return what was found, and for those that do not apply, why."""
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"{WHERE}: cancelled before {METHODS[group[0]].title}")
+        runner = self.model(model).runner
+        with self._turns.taken(reader, cancel) as pass_on:
 
-        def told(method: str, done: int, total: int) -> None:
-            if report is not None:
-                title = METHODS[method].title if method in METHODS else "Model"
-                report(f"{title}: {done} of {total} model rows", done / max(total, 1))
+            def told(method: str, done: int, total: int) -> None:
+                if report is not None:
+                    title = METHODS[method].title if method in METHODS else "Model"
+                    report(f"{title}: {done} of {total} model rows", done / max(total, 1))
+                pass_on()
 
-        with self._lock:
-            if cancel is not None and cancel.is_set():
-                raise Cancelled(f"{WHERE}: cancelled before {METHODS[group[0]].title}")
-            runner = self.model(model).runner
             with progress(told, cancel=cancel):
                 try:
                     return explain(runner, image, group, target, method_options={name: options[name] for name in group}), {}
                 except NotApplicable as error:
                     if len(group) == 1:
                         return None, {group[0]: str(error)}
-            parts = [self._run(model, image, target, [name], options, report, cancel) for name in group]
+        parts = [self._run(model, image, target, [name], options, report, cancel, reader) for name in group]
         explanations = [part for part, _ in parts if part is not None]
         reasons = {name: why for _, refusal in parts for name, why in refusal.items()}
         if not explanations:

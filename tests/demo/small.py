@@ -52,4 +52,5 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does: uploads are removed
     known = {"small": classifier, "smooth": partial(classifier, nn.GELU), "slow": slow}
+    known = {name: load for name, load in known.items() if name in (sys.argv[2:] or known)}
     serve(known, port=0, host=sys.argv[1], ready=partial(print, flush=True))

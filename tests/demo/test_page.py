@@ -242,6 +242,17 @@ def test_a_file_that_is_no_photo_is_refused_in_a_sentence(seen, tmp_path) -> Non
     assert str(tmp_path) not in seen.page.content()
 
 
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=window.hit=1>.png", "'\"><svg onload=window.hit=1>.png", "${window.hit=1}.png"]
+)
+def test_names_of_files_are_text(seen, tmp_path, name) -> None:
+    own = tmp_path / name
+    Image.new("RGB", (40, 30), "red").save(own)
+    assert seen.changed(lambda: seen.page.set_input_files("#upload input[type=file]", own)).startswith("Done.")
+    assert seen.page.evaluate("window.hit") is None
+    assert seen.page.locator("img[src=x], svg[onload]").count() == 0
+
+
 def test_an_upload_has_a_size_that_it_may_not_exceed(seen, tmp_path) -> None:
     large = tmp_path / "large.bmp"
     large.write_bytes(b"BM" + bytes(21 * 1024 * 1024))

@@ -8,15 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 import torch
+from playwright.sync_api import Page
 
-from pysal.demo import server
+from pysal.demo import gate, server
 from pysal.explanation import Explanation
+from tests.demo.conftest import PATIENCE
 from tests.demo.small import classifier
 from tests.demo.test_pictures import explanation, result
+
+
+def visitor(address: str) -> dict[str, str]:
+    """Return the headers of a browser that has opened the page: its session."""
+    cookie = ask(address, "/")[1]["set-cookie"].split(";")[0]
+    return {"Cookie": cookie, "Origin": address}
 
 
 def ask(
@@ -94,8 +103,10 @@ def test_a_path_that_was_never_uploaded_is_not_read(address) -> None:
 
 def test_an_upload_that_is_too_large_is_refused(address) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
-    body = head + bytes(server.MOST_BYTES + 1) + b"\r\n--x--\r\n"
-    status, _, _ = ask(address, "/gradio_api/upload", "POST", body, Content_Type="multipart/form-data; boundary=x")
+    body = head + bytes(gate.MOST_BYTES + 1) + b"\r\n--x--\r\n"
+    status, _, _ = ask(
+        address, "/gradio_api/upload", "POST", body, Content_Type="multipart/form-data; boundary=x", **visitor(address)
+    )
     assert status == 413
 
 
@@ -155,6 +166,35 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, how) -> None:
         left = process.communicate(timeout=60)
     assert (process.returncode, *left) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def long_run(browser) -> Iterator[tuple[subprocess.Popen[str], str, Page]]:
+    """A server of its own, computing for one reader what takes many minutes."""
+    command = [sys.executable, "-m", "tests.demo.small", "127.0.0.1", "slow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_text("Integrated Gradients: ").wait_for(timeout=PATIENCE)
+        yield process, address, page
+        process.kill()
+
+
+def test_the_server_ends_in_the_middle_of_a_run(long_run) -> None:
+    process, _, _ = long_run
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == "", "the run would take an hour"
+    assert process.returncode == 0
+
+
+def test_a_second_reader_does_not_wait_for_the_first(long_run, browser) -> None:
+    _, address, first = long_run
+    second = browser.new_page()
+    second.goto(address)
+    second.get_by_text("Integrated Gradients: ").wait_for(timeout=PATIENCE)
+    assert first.locator("#status .busy").count() == 1, "the first one's run goes on"
+    first.close()
 
 
 def test_without_gradio_the_sentence_has_the_command(monkeypatch) -> None:

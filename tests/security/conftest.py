@@ -1,0 +1,5 @@
+"""What the boundaries' tests share."""
+
+from tests.demo.conftest import address, served
+
+__all__ = ["address", "served"]
