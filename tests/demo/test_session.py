@@ -184,7 +184,7 @@ def test_a_stopped_run_keeps_what_was_finished(workspace, image) -> None:
         if text.startswith("SmoothGrad"):
             cancel.set()
 
-    long = Options(segments=9, samples=30, steps=4, sigma=4.0)
+    long = Options(segments=9, samples=400, steps=4, sigma=4.0)  # more rows than one pass takes
     with pytest.raises(Cancelled, match="of smooth_grad"):
         last(workspace.explain("small", image, 0, list(METHODS), long, report=report, cancel=cancel))
     first = next(workspace.explain("small", image, 0, list(METHODS), long))
