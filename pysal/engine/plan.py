@@ -85,8 +85,8 @@ class Plan:
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self.dtype = dtype or self.accumulator_dtype
         self.score = Score(where, target, score, len(inputs), self.device)
-        self.root = self
         self.without_cudnn = False
+        self._root: Plan | None = None
         self.origin = torch.arange(len(inputs), device=self.device)
         self._clean: Clean | None = None
         self._shared: dict[object, Any] = {}
@@ -95,7 +95,7 @@ class Plan:
         """Return a plan for other images under the same request; image n stands for image `rows[n]` of this one."""
         derived: Plan = object.__new__(type(self))
         derived.__dict__.update(self.__dict__)
-        derived.inputs, derived.origin = inputs, self.origin[rows]
+        derived._root, derived.inputs, derived.origin = self.root, inputs, self.origin[rows]
         derived.batch_size = batch_size or self.batch_size
         derived.asked_batch_size = batch_size or self.asked_batch_size
         derived._clean, derived._shared = None, {}
@@ -104,7 +104,7 @@ class Plan:
     def renamed(self, where: str, score: ScoreKind) -> "Plan":
         """Return this request for another method and kind of score, sharing the clean pass and the target."""
         renamed = self.derive(self.inputs, torch.arange(self.images, device=self.device))
-        renamed.where, renamed.root = where, renamed
+        renamed.where, renamed._root = where, None
         renamed.score, renamed._shared, renamed._clean = self.score.renamed(where, score), self._shared, self._clean
         if renamed._clean is not None:
             renamed._warn_of_probabilities(renamed._clean.table)
@@ -117,9 +117,15 @@ class Plan:
         """
         rehearsal = _Rehearsal.__new__(_Rehearsal)
         rehearsal.__dict__.update(self.__dict__)
-        rehearsal.root, rehearsal.announcing = rehearsal, announce
+        rehearsal._root, rehearsal.announcing = None, announce
         with contextlib.suppress(_ModelUsed):
             attribute(rehearsal, **options)
+
+    @property
+    def root(self) -> "Plan":
+        """The plan of the call's own images, which this one is or is derived from."""
+        # None stands for this plan: holding itself it would keep the images until Python's cyclic collector comes round
+        return self if self._root is None else self._root
 
     @property
     def device(self) -> torch.device:
