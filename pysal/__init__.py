@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pysal.engine.chunks import Cancelled, progress
     from pysal.engine.not_applicable import NotApplicable
     from pysal.engine.prepared import PreparedModel, prepare
+    from pysal.engine.target import Margin, RowTarget
     from pysal.explain import explain
     from pysal.explanation import Explanation
     from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
@@ -41,8 +42,10 @@ _HOMES = {
     "Cancelled": "pysal.engine.chunks",
     "Explanation": "pysal.explanation",
     "Grid": "pysal.segments",
+    "Margin": "pysal.engine.target",
     "Normalized": "pysal.models",
     "NotApplicable": "pysal.engine.not_applicable",
+    "RowTarget": "pysal.engine.target",
     "Slic": "pysal.segments",
     "Window": "pysal.segments",
     "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
@@ -69,9 +72,11 @@ __all__ = [
     "Cancelled",
     "Explanation",
     "Grid",
+    "Margin",
     "Normalized",
     "NotApplicable",
     "PreparedModel",
+    "RowTarget",
     "Slic",
     "Window",
     "__version__",

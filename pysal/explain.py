@@ -13,6 +13,7 @@ from torch import Tensor
 from pysal._checks import refuse
 from pysal._library import build_info
 from pysal.engine.attribution import check_options
+from pysal.engine.class_names import names_of
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
@@ -42,7 +43,7 @@ def explain(
         model: an nn.Module in eval mode, or any callable; see the methods for what they need.
         images: (B, C, H, W), floating point.
         methods: names, or "all", which leaves out, and lists in `Explanation.skipped`, what does not apply to this model.
-        target: class index, one per image, a callable `output -> (N,)`, or None for each image's highest class.
+        target: see `pysal.gradient`; None = each image's highest class.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: of SmoothGrad's noise.
         score: which score all methods explain; None = the probability for leave-one-out, the logit for the others.
@@ -126,11 +127,11 @@ def explain(
     index = plan.score.index
     return Explanation(
         images=plan.inputs.to("cpu", copy=True),
-        target=index.cpu(),
-        target_names=[_name_of(model, target, int(i)) for i in index],
+        target=index.cpu() if plan.score.is_class else torch.full((plan.images,), -1),
+        target_names=plan.score.names(names_of(plan.layered_model)),
         scores=shown.clean_scores()[0].cpu(),
         score_kind=kind,
-        probabilities=_probabilities(clean.table, index),
+        probabilities=_probabilities(clean.table, index) if plan.score.is_class else None,
         results=results,
         skipped={name: skipped[name] for name in names if name in skipped},
         model_name=_model_name(plan.layered_model),
@@ -180,13 +181,6 @@ def _on_cpu(value: Any) -> Any:
 
 def _model_name(model: object) -> str:
     return str(getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__))
-
-
-def _name_of(model: object, target: Target, index: int) -> str:
-    if callable(target):
-        return str(getattr(target, "__name__", type(target).__name__))
-    names = getattr(model, "class_names", None)
-    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
 
 
 def _probabilities(table: Tensor | None, index: Tensor) -> Tensor | None:

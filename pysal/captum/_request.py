@@ -179,6 +179,8 @@ class Score(RowTarget):
         whole: the output may be about the batch as a whole: its sum is what is differentiated.
     """
 
+    follows_rows = False  # captum's targets may be about the batch as a whole
+
     def __init__(self, where: str, target: Target, *, whole: bool = False) -> None:
         self.where, self.target, self.whole = where, target, whole
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, finite_rows, refuse
 from pysal.engine.chunks import fast_rows, run_chunks
+from pysal.engine.class_names import names_of
 from pysal.engine.features import Layer
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
@@ -84,7 +85,8 @@ class Plan:
             self.batch_size, self.precision = batch_size or model.rows_for(self.inputs), model.precision
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self.dtype = dtype or self.accumulator_dtype
-        self.score = Score(where, target, score, len(inputs), self.device)
+        named = model.original if isinstance(model, PreparedModel) else model
+        self.score = Score(where, target, score, len(inputs), self.device, lambda: names_of(named))
         self.without_cudnn = False
         self._root: Plan | None = None
         self.origin = torch.arange(len(inputs), device=self.device)

@@ -1,7 +1,9 @@
 """Which number of a model's output is explained: one score per image."""
 
 import copy
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -9,17 +11,75 @@ import torch
 from torch import Tensor
 
 from pysal._checks import refuse
+from pysal.engine.chunks import is_out_of_memory
+from pysal.engine.class_names import ClassNames
+from pysal.engine.rows import map_rows, row_tensors, take_rows
 
 
 class RowTarget:
-    """A callable target that is also told which image each row of the output belongs to, as `rows` (N,)."""
+    """A callable target that is also told which image each row of the output belongs to.
+
+    In one pass a model is given rows of several images, some of them several times: steps of a path, hidden segments, noisy
+    copies. What differs from image to image (a mask, a box, a caption's embedding) is looked up by `images`.
+
+    Args:
+        function: (the model's output for N rows, images (N,) int64) -> scores (N,); `images[n]` is the image of row n, in
+            the order of the call's images.
+
+    Example:
+        >>> import pysal
+        >>> segmenter = torch.nn.Conv2d(3, 5, 1).eval()  # scores (N, 5, H, W)
+        >>> masks = torch.rand(2, 8, 8).round()  # of each image its own
+        >>> target = pysal.RowTarget(lambda output, images: (output[:, 1] * masks[images]).sum((1, 2)))
+        >>> pysal.gradient(segmenter, torch.rand(2, 3, 8, 8), target).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    # whether its scores must follow their rows, which is looked at once
+    follows_rows = True
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor] | None = None) -> None:
+        if not callable(function) and type(self).__call__ is RowTarget.__call__:
+            refuse("pysal.RowTarget", "function", "be callable (output, images) -> (N,)", type(function).__name__, TypeError)
+        self.function = function
+        if function is not None:
+            self.__name__ = str(getattr(function, "__name__", type(function).__name__))
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        """Return (N,) scores."""
-        raise NotImplementedError
+        """Return (N,) scores; `rows` (N,) says which image each row of the output belongs to. A subclass may say how itself."""
+        assert self.function is not None
+        return self.function(output, rows)
 
 
-Target: TypeAlias = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | RowTarget | None
+@dataclass(frozen=True, eq=False)
+class Margin:
+    """A target: the score of class `a` minus that of class `b`. Each is an index, a name, or one of either per image.
+
+    It is the margin of what `score` says: of logits, probabilities or their logarithms.
+
+    Example:
+        >>> import pysal
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
+        >>> pysal.gradient(model, torch.rand(2, 3, 8, 8), pysal.Margin([3, 5], 7)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    a: Any
+    b: Any
+
+
+Class: TypeAlias = int | str
+Target: TypeAlias = (
+    Class
+    | Sequence[Class]
+    | Sequence[Margin]
+    | Sequence[Callable[[Any], Tensor]]
+    | Tensor
+    | Margin
+    | Callable[[Any], Tensor]
+    | RowTarget
+    | None
+)
 ScoreKind: TypeAlias = Literal["logit", "probability", "log_probability"]
 SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 
@@ -64,26 +124,66 @@ class Score:
     The target is fixed for the whole computation: given, or, for `None`, the class with the highest score on the clean
     image. Such an open target is filled in by passes over clean rows (`resolve`) and closed once all images are known.
 
+    A callable is looked at once, on the first output, for whether its scores follow their rows.
+
     Args:
         where: the public name of the method, for errors.
-        target: None, a class index, one index per image, or a callable `output -> (N,)`.
+        target: None, a class, one per image, a margin or a callable; see `Target`.
         kind: which number of a classifier's output is meant.
         images: number of images B.
         device: where the model runs.
+        names: asked for the model's class names where a class is said by name.
     """
 
-    def __init__(self, where: str, target: Target, kind: ScoreKind, images: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        where: str,
+        target: Target,
+        kind: ScoreKind,
+        images: int,
+        device: torch.device,
+        names: Callable[[], ClassNames | None] = lambda: None,
+    ) -> None:
         if kind not in SCORE_KINDS:
             refuse(where, "score", f"be one of {', '.join(map(repr, SCORE_KINDS))}", repr(kind))
-        self.where, self.kind = where, kind
-        self.function = target if callable(target) else None
+        self.where, self.kind, self._given, self._images = where, kind, target, images
+        self.find = _Finder(where, names)
+        self.function = _function(where, target, images)
         self.open = target is None
-        indices = [-1] * images if target is None or callable(target) else _indices(where, target, images)
-        if not self.open and self.function is None and min(indices) < 0:
-            refuse(where, "target", "be a class index of 0 or more", min(indices))
-        self._largest = max(indices)
+        classes: tuple[list[int], list[int] | None] = [-1] * images, None
+        if not self.open and self.function is None:
+            classes = _classes(where, target, images, self.find)
+        self._largest = max(max(classes[0]), max(classes[1] or [-1]))
+        self._rows_looked_at = [0]  # shared by all names of this target
         with torch.inference_mode(False):
-            self.index = torch.tensor(indices, dtype=torch.int64, device=device)
+            self.index = torch.tensor(classes[0], dtype=torch.int64, device=device)
+            self.minus = None if classes[1] is None else torch.tensor(classes[1], dtype=torch.int64, device=device)
+
+    @property
+    def fixed(self) -> Target:
+        """The same target for another plan of these images, with the classes that an open one found."""
+        if self.function is not None:
+            return self._given
+        return self.index if self.minus is None else Margin(self.index, self.minus)
+
+    @property
+    def is_class(self) -> bool:
+        """Whether one class is explained: neither a callable nor a margin."""
+        return self.function is None and self.minus is None
+
+    def names(self, known: ClassNames | None) -> list[str]:
+        """Return what to call the target of each image."""
+        if self.function is not None:
+            given = self._given if isinstance(self._given, Sequence) else [self._given] * self._images
+            return [str(getattr(one, "__name__", type(one).__name__)) for one in given]
+
+        def name(index: int) -> str:
+            return known.names[index] if known is not None and index < len(known) else f"class {index}"
+
+        if self.minus is None:
+            return [name(index) for index in self.index.tolist()]
+        pairs = zip(self.index.tolist(), self.minus.tolist(), strict=True)
+        return [f"{name(first)} minus {name(second)}" for first, second in pairs]
 
     def renamed(self, where: str, kind: ScoreKind) -> "Score":
         """Return the same target for another method or another kind of score."""
@@ -113,6 +213,7 @@ class Score:
             refuse(self.where, "the model's output", "be floating point", scores.dtype, TypeError)
         if self._largest >= scores.shape[1]:
             refuse(self.where, "target", f"be below the model's {scores.shape[1]} classes", self._largest)
+        self.find.check(scores.shape[1])
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def scaled(self, table: Tensor) -> Tensor:
@@ -124,22 +225,90 @@ class Score:
         return torch.softmax(table, 1) if self.kind == "probability" else torch.log_softmax(table, 1)
 
     def pick(self, classes: Tensor, rows: Tensor) -> Tensor:
-        """Return (N,) the target's column of (N, K) class scores."""
-        return classes.gather(1, self.index[rows].unsqueeze(1)).squeeze(1)
+        """Return (N,) the target's column of (N, K) class scores, minus the other class's where there are two."""
+        score = classes.gather(1, self.index[rows].unsqueeze(1)).squeeze(1)
+        return score if self.minus is None else score - classes.gather(1, self.minus[rows].unsqueeze(1)).squeeze(1)
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores; `rows` (N,) says which image each row of the output belongs to."""
         table = self.table(output, rows)
         if table is not None:
             return self.pick(self.scaled(table), rows)
+        # once for a single row, and once for several, for a coupling of rows shows only in these
+        looked_at = self._rows_looked_at[0]
+        look = getattr(self.function, "follows_rows", True) and looked_at < min(len(rows), 2)
+        before = map_rows(output, len(rows), _copied) if look else None  # a callable may write into what it is given
+        score = self._ask(output, rows)
+        if look:
+            self._check_that_scores_follow_their_rows(before, rows, score.detach())
+            self._rows_looked_at[0] = len(rows)
+        return score
+
+    def _ask(self, output: Any, rows: Tensor, *, looking: bool = False) -> Tensor:
+        """Return what the callable answers, if that is a score for each row; `looking`: of rows that no model answered."""
         assert self.function is not None
-        score = self.function(output, rows) if isinstance(self.function, RowTarget) else self.function(output)
+        try:
+            score = self.function(output, rows) if isinstance(self.function, RowTarget) else self.function(output)
+        except (IndexError, ValueError, RuntimeError) as error:
+            # one row per image is what every callable expects: its own mistake there is best told in its own words
+            own = len(rows) == self._images and not looking
+            if own or is_out_of_memory(error) or not getattr(self.function, "follows_rows", True):
+                raise
+            said = " ".join(str(error).split())
+            refuse(
+                self.where,
+                "target",
+                f"score any number of rows ({ADVICE})",
+                f"{type(error).__name__} for {len(rows)} of them: {said}",
+            )
         if not isinstance(score, Tensor) or score.shape != rows.shape:
             got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            if looking:
+                refuse(self.where, "target", f"score any number of rows ({ADVICE})", f"{got} for {len(rows)} of them")
             refuse(self.where, "target(output)", f"be a tensor of shape {tuple(rows.shape)}", got)
         if not score.dtype.is_floating_point:
             refuse(self.where, "target(output)", "be floating point", score.dtype, TypeError)
         return score
+
+    def _check_that_scores_follow_their_rows(self, output: Any, rows: Tensor, scores: Tensor) -> None:
+        """Refuse a callable that scores a row by where it stands, by its neighbours or by chance.
+
+        The rows of one output are handed over in other orders and numbers; the scores must come with them.
+
+        Args:
+            output: what the callable was given.
+            rows: (N,), the image of each row.
+            scores: (N,), what it answered.
+        """
+        count, place = len(rows), torch.arange(len(rows), device=rows.device)
+        found = row_tensors(output, count)
+        # the order of the rows, the image each stands for, and which of the answers count
+        orders = [(place, rows, place)]
+        if found and count == 1:
+            orders.append((place.repeat(3), rows.repeat(3), place.repeat(3)))
+        elif found:
+            orders += [(order, rows[order], order) for order in (place.roll(1), place[: count // 2], place[count // 2 :])]
+        if found and count > 1 and isinstance(self.function, _OnePerImage):
+            # each callable may have seen one row alone: now another stands beside it, which must have no say
+            orders.append((torch.stack([place, place.roll(-1)], 1).flatten(), rows.repeat_interleave(2), place))
+        tolerance = _rounding(scores, found)
+        for number, (order, images, counting) in enumerate(orders):
+            answered = self._ask(take_rows(output, order, count), images, looking=True).detach()
+            got = answered[:: len(order) // len(counting)]
+            expected = scores[counting]
+            near = (got == expected) | ((got - expected).abs() <= tolerance) | (got.isnan() & expected.isnan())
+            if bool(near.all()):
+                continue
+            worst = int(near.int().argmin())
+            values = f"{float(expected[worst]):.6g} and {float(got[worst]):.6g}"
+            if number == 0:
+                refuse(self.where, "target", "score the same output the same each time it is called", f"{values} for one row")
+            refuse(
+                self.where,
+                "target",
+                f"score each row by that row alone, wherever it stands ({ADVICE})",
+                f"{values} for one row in two places",
+            )
 
     def resolve(self, table: Tensor | None, rows: Tensor) -> None:
         """Fix the open target of these clean rows to the class with the highest score."""
@@ -151,27 +320,147 @@ class Score:
         self.open = False
 
 
-def _indices(where: str, target: object, images: int) -> list[int]:
-    """Return the target as a list of B class indices."""
-    requirement = "be None, a class index, one index per image or a callable"
-    if isinstance(target, (bool, float)):
-        refuse(where, "target", requirement, repr(target), TypeError)
-    if isinstance(target, (int, np.integer)):
-        return [int(target)] * images
+ADVICE = "what differs from image to image needs one target per image or a pysal.RowTarget, which is told the image of each row"
+
+
+class _OnePerImage(RowTarget):
+    """One callable per image, each for the rows of its image."""
+
+    def __init__(self, where: str, functions: Sequence[Callable[..., Tensor]]) -> None:
+        self.where, self.functions = where, functions
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        """Return (N,) scores."""
+        images = rows.tolist()
+        if len(set(images)) == 1:
+            return self._one(images[0], output, rows)
+        if not row_tensors(output, len(rows)):
+            kind = type(output).__name__
+            refuse(self.where, "target", "be a pysal.RowTarget for an output whose rows cannot be told apart", f"a {kind}")
+        places, scores = [], []
+        for image in dict.fromkeys(images):
+            own = (rows == image).nonzero().squeeze(1)
+            places.append(own)
+            scores.append(self._one(image, take_rows(output, own, len(rows)), rows[own]))
+        return torch.cat(scores)[torch.cat(places).argsort()]
+
+    def _one(self, image: int, output: Any, rows: Tensor) -> Tensor:
+        function = self.functions[image]
+        score = function(output, rows) if isinstance(function, RowTarget) else function(output)
+        if not isinstance(score, Tensor) or score.shape != rows.shape:
+            got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            refuse(self.where, f"target[{image}](output)", f"be a tensor of shape {tuple(rows.shape)}", got)
+        return score
+
+
+def _copied(rows: Any) -> Any:
+    return rows.detach().clone() if isinstance(rows, Tensor) else rows.copy()
+
+
+def _rounding(scores: Tensor, found: Sequence[Any]) -> Tensor:
+    """Return how far apart the same score may be when it is computed among other rows.
+
+    What is done element by element is equal to the bit. Sums and products of matrices may add up in another order: their
+    error is a few roundings of their terms, which are as large as the output where they cancel, but not beyond reason.
+    """
+
+    def largest(one: Tensor) -> Tensor:
+        return one.detach().abs().nan_to_num(nan=0.0, posinf=0.0).amax().double().to(scores.device)
+
+    own = largest(scores)
+    terms = [largest(one) for one in found if isinstance(one, Tensor) and one.is_floating_point() and one.numel()]
+    exponent = torch.finfo(scores.dtype).eps
+    few, beyond = (100, 100) if exponent < 1e-5 else (4, 4)
+    return few * exponent * torch.stack([own, *terms]).amax().clamp(max=beyond * own)
+
+
+def _function(where: str, target: object, images: int) -> Callable[..., Tensor] | None:
+    """Return the target as a callable; None where it stands for classes."""
+    if isinstance(target, Sequence) and any(map(callable, target)):
+        if not all(map(callable, target)):
+            refuse(where, "target", "hold callables alone or classes alone", "both")
+        if len(target) != images:
+            refuse(where, "target", f"have one callable for each of the {images} images", len(target))
+        return _OnePerImage(where, target)
+    return target if callable(target) else None
+
+
+class _Finder:
+    """Finds classes by name, and remembers that it was asked."""
+
+    def __init__(self, where: str, names: Callable[[], ClassNames | None]) -> None:
+        self._where, self._names, self._asked = where, names, False
+
+    def __call__(self, argument: str, name: str) -> int:
+        known = self._names()
+        if known is None:
+            refuse(self._where, argument, "be a class index for a model that carries no class names", shown(name))
+        self._asked = True
+        return known.find(self._where, argument, name)
+
+    def check(self, classes: int) -> None:
+        """Refuse names that are not those of the model's answers."""
+        if self._asked and classes != len(self._names() or ()):
+            requirement = f"be a class index where the model names {len(self._names() or ())} classes and answers {classes}"
+            refuse(self._where, "target", requirement, "a name")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it: in one line, and cut where it is long."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def _classes(where: str, target: object, images: int, find: Callable[[str, str], int]) -> tuple[list[int], list[int] | None]:
+    """Return the class of each image, and the class whose score is taken away from its."""
+    if isinstance(target, Sequence) and target and all(isinstance(one, Margin) for one in target):
+        target = Margin([one.a for one in target], [one.b for one in target])
+    if not isinstance(target, Margin):
+        return class_indices(where, "target", target, images, find), None
+    first = class_indices(where, "target.a", target.a, images, find)
+    second = class_indices(where, "target.b", target.b, images, find)
+    for one, other in zip(first, second, strict=True):
+        if one == other:
+            refuse(where, "target", "be a Margin of two different classes", f"class {one} twice")
+    return first, second
+
+
+def class_indices(where: str, argument: str, target: object, images: int, find: Callable[[str, str], int]) -> list[int]:
+    """Return the class of each image: B indices out of an index, a name, or one of them per image."""
+    requirement = "be None, a class index or name, one per image, or a callable"
+    if isinstance(target, Tensor):
+        if target.layout != torch.strided or target.is_meta or target.is_nested or target.is_quantized:
+            refuse(where, argument, requirement, f"a tensor of layout {target.layout} on {target.device}", TypeError)
+        if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
+            refuse(where, argument, requirement, f"a tensor of dtype {str(target.dtype).removeprefix('torch.')}", TypeError)
+    elif not isinstance(target, (int, float, str, bytes, Sequence, Mapping)) and hasattr(target, "__array__"):
+        array = np.asarray(target)
+        if array.dtype.kind not in "iuUO" and array.ndim:
+            refuse(where, argument, requirement, f"an array of dtype {array.dtype}", TypeError)
+        target = array if array.ndim else array.item() if array.dtype.kind in "iuUO" else target
     if isinstance(target, (Tensor, np.ndarray)):
-        values = torch.as_tensor(target)
-        if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-            refuse(where, "target", requirement, f"a tensor of dtype {str(values.dtype).removeprefix('torch.')}", TypeError)
-        if values.ndim > 1:
-            refuse(where, "target", f"have shape ({images},)", tuple(values.shape))
-        target = values.tolist()
-        if isinstance(target, int):
-            return [target] * images
-    if not isinstance(target, Sequence) or isinstance(target, (str, bytes)):
-        refuse(where, "target", requirement, repr(target), TypeError)
-    for value in target:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            refuse(where, "target", "hold class indices", repr(value), TypeError)
+        if target.ndim > 1:
+            refuse(where, argument, f"have shape ({images},)", tuple(target.shape))
+        target = target.tolist()
+    if isinstance(target, str) or (isinstance(target, (int, np.integer)) and not isinstance(target, bool)):
+        return [_class_index(where, argument, target, find)] * images
+    if not isinstance(target, Sequence) or isinstance(target, (bytes, bytearray, memoryview)):
+        refuse(where, argument, requirement, shown(target), TypeError)
     if len(target) != images:
-        refuse(where, "target", f"have one index for each of the {images} images", len(target))
-    return [int(value) for value in target]
+        refuse(where, argument, f"have one index for each of the {images} images", len(target))
+    return [_class_index(where, argument, value, find) for value in target]
+
+
+def _class_index(where: str, argument: str, value: object, find: Callable[[str, str], int]) -> int:
+    """Return the index of one class."""
+    if isinstance(value, str):
+        return find(argument, value)
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 and not getattr(value, "is_meta", False):
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        refuse(where, argument, "hold class indices", shown(value), TypeError)
+    index = int(value)
+    if index < 0:
+        refuse(where, argument, "be a class index of 0 or more", shown(index))
+    if index >= 2**63:
+        refuse(where, argument, "be a class index below 2^63", shown(index))
+    return index

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from pysal.engine.attribution import Attribution
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.sweeps import Sweep
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.target import Class, ScoreKind, Target, shown
 
 
 def gradient(
@@ -30,7 +31,9 @@ def gradient(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: class index, one per image, a callable `output -> (N,)`, or None for each image's highest class.
+        target: a class by index or, where the model carries names, by name; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; one of these per image; a `pysal.RowTarget`, which is
+            told the image of each row; or None for each image's highest class.
         score: "logit", "probability" or "log_probability" of the target class.
         extra_inputs: further arguments of the model; tensors whose first dimension is B go with their image.
         batch_size: most images per model pass; None = as many as memory allows. Never changes the result beyond rounding.
@@ -69,7 +72,7 @@ def gradient(
 def class_gradients(
     model: Model,
     inputs: Tensor,
-    classes: Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    classes: Sequence[Class] | Sequence[Sequence[Class]] | Tensor,
     *,
     score: ScoreKind = "logit",
     extra_inputs: ExtraInputs = (),
@@ -84,7 +87,7 @@ def class_gradients(
     Args:
         model: see `gradient`.
         inputs: (B, C, H, W), floating point.
-        classes: (T,) class indices for every image, or (B, T) for each its own.
+        classes: (T,) class indices or names for every image, or (B, T) for each its own.
         score: see `gradient`.
         extra_inputs: see `gradient`.
         batch_size: most images per forward pass, and most gradients in one sweep; see `gradient`.
@@ -123,17 +126,34 @@ def class_gradients(
 
 def _classes(plan: Plan, classes: object) -> Tensor:
     """Return class indices (B, T)."""
+
+    def by_index(value: object) -> object:
+        if isinstance(value, np.ndarray) and value.dtype.kind in "UO":
+            value = value.tolist()
+        if isinstance(value, str):
+            return plan.score.find("classes", value)
+        return [by_index(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    requirement = "be class indices or names (T,) or (B, T)"
+    if isinstance(classes, str):
+        refuse(plan.where, "classes", requirement, repr(classes), TypeError)
+    indices = by_index(classes)
     try:
-        given = torch.as_tensor(classes, device=plan.device)
-    except (TypeError, ValueError, RuntimeError):
-        refuse(plan.where, "classes", "be class indices (T,) or (B, T)", repr(classes), TypeError)
+        with torch.inference_mode(False):  # autograd keeps them
+            given = torch.as_tensor(indices).to(plan.device, copy=True)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        refuse(plan.where, "classes", requirement, shown(classes), TypeError)
+    if given.layout != torch.strided or given.is_meta:
+        refuse(plan.where, "classes", "be a dense tensor", f"layout {given.layout} on {given.device}", TypeError)
     if given.ndim not in (1, 2) or given.numel() == 0 or (given.ndim == 2 and len(given) != plan.images):
         refuse(plan.where, "classes", f"have shape (T,) or ({plan.images}, T), T of 1 or more", f"shape {tuple(given.shape)}")
     if given.dtype.is_floating_point or given.dtype.is_complex or given.dtype == torch.bool:
         refuse(plan.where, "classes", "be whole numbers", str(given.dtype).removeprefix("torch."), TypeError)
+    with torch.inference_mode(False):
+        given = given.long().expand(plan.images, -1)
     if int(given.min()) < 0:
         refuse(plan.where, "classes", "be 0 or more", int(given.min()))
-    return given.long().expand(plan.images, -1)
+    return given
 
 
 def attribute(plan: Plan) -> Attribution:

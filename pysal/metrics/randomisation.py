@@ -129,7 +129,7 @@ def parameter_randomisation(
     trained = plan_of(original, target)
     trained.rehearse(attribute, options)
     trained.fix_target()
-    explained = target if callable(target) else trained.score.index
+    explained = trained.score.fixed
     reduction = reduction_of(name)
 
     def pixels(plan: Plan) -> Tensor:

@@ -1,10 +1,8 @@
 """What every loaded model is: a classifier of images in [0, 1] that knows its classes by name and the photos it wants."""
 
-import difflib
 import math
 import operator
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
+from pysal.engine.class_names import ClassNames
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -107,8 +106,7 @@ class Classifier(nn.Module):
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.crop_fraction, self.resample = float(crop_fraction), resample
         self.rows_per_pass = rows_per_pass
-        others = synonyms or [()] * len(folded)
-        self._names = [[first, *map(str.casefold, rest)] for first, rest in zip(folded, others, strict=True)]
+        self.classes = ClassNames(self.class_names, synonyms)
 
     def forward(self, images: Tensor) -> Any:
         """Return the logits (B, K) of images (B, 3, H, W) in [0, 1]."""
@@ -118,7 +116,8 @@ class Classifier(nn.Module):
         """Return the index of the class that a name or an index means.
 
         A name is looked for, whatever its case, among the class names, then among their synonyms, then as a word of
-        either, then as any part of either; the first of these that finds something decides. Digits are an index.
+        either, then as any part of either; the first of these that finds something decides. Digits that are no class name
+        are an index.
 
         Args:
             name_or_index: "Siamese cat", "espresso", 281 or "281".
@@ -129,9 +128,7 @@ class Classifier(nn.Module):
         """
         where = "pysal.models.Classifier.class_index"
         if isinstance(name_or_index, str):
-            if not re.fullmatch(r"\s*[+-]?\d+\s*", name_or_index, re.ASCII):
-                return self._find(where, name_or_index)
-            name_or_index = int(name_or_index)
+            return self.classes.find(where, "name_or_index", name_or_index)
         try:
             if isinstance(name_or_index, bool):
                 raise TypeError
@@ -141,32 +138,3 @@ class Classifier(nn.Module):
         if not 0 <= index < len(self.class_names):
             refuse(where, "name_or_index", f"be in [0, {len(self.class_names)})", index)
         return index
-
-    def _find(self, where: str, name: str) -> int:
-        wanted = name.strip().casefold()
-        matches: list[int] = []
-        if wanted:
-            word = re.compile(rf"\b{re.escape(wanted)}\b")
-            tests: tuple[Callable[[list[str]], bool], ...] = (
-                lambda names: wanted == names[0],
-                lambda names: wanted in names,
-                lambda names: any(word.search(name) for name in names),
-                lambda names: any(wanted in name for name in names),
-            )
-            for test in tests:
-                matches = [index for index, names in enumerate(self._names) if test(names)]
-                if matches:
-                    break
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            requirement, found = "name one class", f"{len(matches)} classes match: {self._list(matches)}"
-        else:
-            known = {name: index for index, names in enumerate(self._names) for name in names}
-            close = dict.fromkeys(known[name] for name in difflib.get_close_matches(wanted, known, n=5, cutoff=0.6))
-            requirement, found = "name a class", f"close: {self._list(list(close))}" if close else "nothing is close"
-        refuse(where, "name_or_index", requirement, f"{name!r} ({found})")
-
-    def _list(self, indices: Sequence[int], limit: int = 5) -> str:
-        shown = ", ".join(f"{self.class_names[index]} ({index})" for index in indices[:limit])
-        return f"{shown}, ..." if len(indices) > limit else shown

@@ -35,6 +35,9 @@ def margin(output: Tensor) -> Tensor:
         ((3, 1), (3, 1)),
         ([np.int32(3), 1], (3, 1)),
         (range(2, 4), (2, 3)),
+        ([torch.tensor(3), np.array(1)], (3, 1)),
+        (np.array([3, 1], dtype=np.uint64), (3, 1)),
+        (np.array([3, 1], dtype=object), (3, 1)),
         (torch.tensor([3, 1]), (3, 1)),
         (torch.tensor([3, 1], dtype=torch.uint8), (3, 1)),
         (np.array([3, 1], dtype=np.int16), (3, 1)),
@@ -289,3 +292,243 @@ def test_open_target_is_that_of_the_clean_image(method: str) -> None:
         opened = VARIANTS[method](model, inputs, batch_size=batch_size)
         assert opened.flatten(1).any(1).all()
         assert torch.equal(opened, VARIANTS[method](model, inputs, classes, batch_size=batch_size))
+
+
+MASKS = torch.zeros(4, 4, 5, dtype=torch.float64)
+for number in range(4):
+    MASKS[number, number] = 1 + number
+
+
+def maps(inputs: Tensor) -> Tensor:
+    """Scores (N, 3, H, W) that are not linear in the image."""
+    return inputs.square() + inputs.flip(1)
+
+
+def of_mask(number: int) -> Callable[[Tensor], Tensor]:
+    return lambda output: (output[:, 1] * MASKS[number]).sum((1, 2))
+
+
+PER_IMAGE = {
+    "a list of callables": [of_mask(number) for number in range(4)],
+    "a row target": RowTarget(lambda output, images: (output[:, 1] * MASKS[images]).sum((1, 2))),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("target", ["a list of callables", "a row target"])
+@pytest.mark.parametrize("method", sorted(set(VARIANTS) - {"leave_one_out of superpixels"}))
+def test_one_callable_per_image(method: str, target: str, batch_size: int | None) -> None:
+    if "cam" in method or "guided" in method or "deconv" in method:  # a network with layers and ReLUs, and one score per image
+        model, functions = row_by_row().double().eval(), [lambda out, c=c: out[:, c] for c in range(4)]
+        inputs = images(4, 3, 8, 8)
+        several = RowTarget(lambda out, rows: out.gather(1, rows[:, None])[:, 0]) if target == "a row target" else functions
+    else:
+        model, functions, several = maps, [of_mask(number) for number in range(4)], PER_IMAGE[target]
+        inputs = images(4, 3, 4, 5)
+    options = [{"image_ids": [number]} if "smooth" in method else {} for number in range(4)]
+    alone = [VARIANTS[method](model, inputs[i : i + 1], functions[i], **options[i]) for i in range(4)]
+    found = VARIANTS[method](model, inputs, several, batch_size=batch_size)
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-12, atol=1e-12)
+
+
+class Labelled(nn.Module):
+    def __init__(self, **names: Any) -> None:
+        super().__init__()
+        self.inner = LINEAR
+        for name, value in names.items():
+            setattr(self, name, value)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs)
+
+
+@dataclasses.dataclass
+class Configuration:
+    id2label: Any
+
+
+NAMES = ["tabby cat", "tiger cat", "tiger", "tabletop"]
+NAMED: dict[str, Callable[[], Any]] = {
+    "class_names": lambda: Labelled(class_names=NAMES),
+    "a mapping": lambda: Labelled(class_names={3: "tabletop", 1: "tiger cat", 0: "tabby cat", 2: "tiger"}),
+    "id2label": lambda: Labelled(config=Configuration({str(index): name for index, name in enumerate(NAMES)})),
+    "Classifier": lambda: pysal.models.Classifier(LINEAR, name="four", class_names=NAMES, input_size=(4, 5)),
+    "inside another": lambda: pysal.Normalized(Labelled(class_names=NAMES), [0.0] * 3, [1.0] * 3).double().eval(),
+    "prepared": lambda: pysal.prepare(Labelled(class_names=NAMES).eval(), INPUTS),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*prepare")
+@pytest.mark.parametrize("kind", NAMED)
+def test_classes_by_name(kind: str) -> None:
+    model = NAMED[kind]()
+    if isinstance(model, nn.Module):
+        model.eval()
+    for target, expected in [
+        ("Tabby", WEIGHTS[[0, 0]]),
+        (["tiger", "tabletop"], WEIGHTS[[2, 3]]),
+        (np.array(["tiger", "tabletop"]), WEIGHTS[[2, 3]]),
+        ([1, "tiger"], WEIGHTS[[1, 2]]),
+        ("3", WEIGHTS[[3, 3]]),
+        (pysal.Margin("tiger", "tabby"), WEIGHTS[[2, 2]] - WEIGHTS[[0, 0]]),
+        (pysal.Margin(["tiger", 1], torch.tensor([1, 0])), WEIGHTS[[2, 1]] - WEIGHTS[[1, 0]]),
+        ([pysal.Margin(2, 1), pysal.Margin("tiger cat", 0)], WEIGHTS[[2, 1]] - WEIGHTS[[1, 0]]),
+    ]:
+        torch.testing.assert_close(pysal.gradient(model, INPUTS, target), expected.expand_as(INPUTS))
+    torch.testing.assert_close(pysal.class_gradients(model, INPUTS, ["tiger", 0])[:, 0], WEIGHTS[[2, 2]])
+    for target, argument in (("tabbi", "target"), (pysal.Margin(1, "tabbi"), "target.b"), (["tabbi", 1], "target")):
+        with pytest.raises(ValueError, match="name a class") as caught:
+            pysal.gradient(model, INPUTS, target)
+        assert str(caught.value) == f"pysal.gradient: {argument} must name a class, got 'tabbi' (close: tabby cat (0))"
+
+
+def test_names_that_are_digits() -> None:
+    model = Labelled(class_names=["3", "2", "1", "0"]).eval()
+    torch.testing.assert_close(pysal.gradient(model, INPUTS, "3"), WEIGHTS[[0, 0]])
+    torch.testing.assert_close(pysal.gradient(model, INPUTS, 3), WEIGHTS[[3, 3]])
+
+
+def test_names_of_another_head() -> None:
+    model = nn.Sequential(Labelled(class_names=NAMES), nn.Linear(4, 9).double()).eval()
+    with pytest.raises(ValueError, match="class index where the model names 4 classes and answers 9, got a name"):
+        pysal.gradient(model, INPUTS, "tiger")
+
+
+@pytest.mark.parametrize("score", ["logit", "probability", "log_probability"])
+def test_margin_of_each_kind_of_score(score: str) -> None:
+    logits = LINEAR(INPUTS).detach()
+    table = {"logit": logits, "probability": logits.softmax(1), "log_probability": logits.log_softmax(1)}[score]
+    plan = Plan("pysal.gradient", LINEAR, INPUTS, pysal.Margin([3, 0], 1), score=score)
+    torch.testing.assert_close(plan.clean_scores()[0], table[[0, 1], [3, 0]] - table[:, 1])
+    found = pysal.explain(LINEAR, INPUTS, ["gradient"], pysal.Margin([3, 0], 1), score=score)
+    torch.testing.assert_close(found.scores, plan.clean_scores()[0])
+    assert found.target.tolist() == [-1, -1]
+    assert found.probabilities is None
+    assert found.target_names == ["class 3 minus class 1", "class 0 minus class 1"]
+
+
+def test_a_margin_stays_one_in_a_randomised_network() -> None:
+    model, inputs = row_by_row().eval(), images(2, 3, 8, 8)
+    options = {"method": "gradient", "layers": ["second"]}
+    found = pysal.metrics.parameter_randomisation(model, inputs, pysal.Margin([1, 2], 0), **options)
+    expected = pysal.metrics.parameter_randomisation(
+        model, inputs, RowTarget(lambda out, rows: out.gather(1, rows[:, None] + 1)[:, 0] - out[:, 0]), **options
+    )
+    torch.testing.assert_close(found.correlation, expected.correlation)
+
+
+PREDICTED = torch.tensor([3, 1, 0, 2])
+ADVICE = "what differs from image to image needs one target per image or a pysal.RowTarget, which is told the image of each row"
+FOUR = torch.cat([INPUTS, INPUTS.flip(1)])
+COUPLED: dict[str, Callable[[Any], Any]] = {
+    "one class per image": lambda out: out[torch.arange(len(out)), PREDICTED[: len(out)]] - out[..., 1],
+    "one class per image, of a certain number": lambda out: out[torch.arange(len(out)), PREDICTED] - out[..., 1],
+    "a weight by place": lambda out: out[:, 1] * torch.arange(1, len(out) + 1),
+    "centred": lambda out: out[:, 1] - out[:, 1].mean(),
+    "softmax over images": lambda out: out.softmax(0)[:, 1],
+    "the largest": lambda out: out[:, 1] / out[:, 1].abs().max(),
+    "running sum": lambda out: out[:, 1].cumsum(0),
+    "rank": lambda out: out[:, 1] * out[:, 1].argsort(),
+    "written in place": lambda out: out.mul_(torch.arange(1, len(out) + 1)[:, None])[:, 1],
+}
+
+
+@pytest.mark.parametrize("container", ["tensor", *CONTAINERS])
+@pytest.mark.parametrize("target", COUPLED)
+def test_a_callable_whose_scores_do_not_follow_their_rows_is_refused(target: str, container: str) -> None:
+    wrap = CONTAINERS.get(container, lambda scores: scores)
+
+    def model(x: Tensor) -> Any:
+        return wrap(LINEAR(x))
+
+    for method, options in (
+        (pysal.leave_one_out, {"segments": pysal.Grid(2, 2)}),
+        (pysal.gradient, {}),
+        (pysal.integrated_gradients, {"steps": 4, "batch_size": 4}),
+        (pysal.integrated_gradients, {"steps": 4}),
+    ):
+        with pytest.raises(ValueError, match=r"any number of rows|by that row alone") as caught:
+            method(model, FOUR, lambda out: COUPLED[target](class_scores(out)), **options)
+        assert str(caught.value).startswith(f"pysal.{method.__name__}: target must score ")
+        assert f"({ADVICE}), got " in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+FOLLOWING: dict[str, Callable[[Any], Any]] = {
+    "margin to the best other": lambda out: out[:, 1] - out[:, [0, 2, 3]].amax(1),
+    "entropy": lambda out: -(out.softmax(1) * out.log_softmax(1)).sum(1),
+    "a ratio with infinities": lambda out: out[:, 1] / (out[:, 0] * 0),
+    "not a number": lambda out: (out[:, 1] - 1e9).sqrt(),
+    "always zero": lambda out: out[:, 1] * 0,
+    "products with a bank": lambda out: (out @ torch.ones(4, 300, dtype=out.dtype)).logsumexp(1),
+    "written in place": lambda out: out.mul_(2)[:, 1],
+    "by rank": lambda out: out.sort(1).values[:, 0] - out.argsort(1)[:, 1] * out[:, 2],
+    "module": nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double(),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("target", FOLLOWING)
+def test_a_callable_that_follows_its_rows_is_taken(target: str, count: int) -> None:
+    found = pysal.leave_one_out(LINEAR, FOUR[:count], FOLLOWING[target], segments=pysal.Grid(1, 2))
+    expected = torch.cat(
+        [
+            FOLLOWING[target](LINEAR(x[None]).detach())
+            - FOLLOWING[target](LINEAR(x[None] * torch.tensor([1.0, 1, 0, 0, 0])).detach())
+            for x in FOUR[:count]
+        ]
+    )
+    torch.testing.assert_close(found[:, 0, 0, 4], expected.detach(), equal_nan=True)
+
+
+def test_a_callable_of_chance_or_state_is_refused() -> None:
+    calls: list[int] = []
+
+    def counting(out: Tensor) -> Tensor:
+        calls.append(1)
+        return out[:, 1] * len(calls)
+
+    torch.manual_seed(0)
+    for target in (counting, lambda out: out[:, 1] + torch.rand(len(out))):
+        with pytest.raises(
+            ValueError, match=r"target must score the same output the same each time it is called, got .* for one row"
+        ):
+            pysal.gradient(LINEAR, INPUTS, target)
+
+
+def test_looking_at_a_callable_takes_no_pass_of_the_model() -> None:
+    passes: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        passes.append(len(x))
+        return LINEAR(x)
+
+    pysal.gradient(model, FOUR, margin)
+    assert passes == [4]
+    calls: list[int] = []
+
+    def counted(out: Tensor) -> Tensor:
+        calls.append(len(out))
+        return margin(out)
+
+    pysal.integrated_gradients(model, FOUR, counted, steps=32, batch_size=4)
+    assert calls == [4, 4, 4, 2, 2] + [4] * 31, "looked at in the first pass alone"
+
+
+def test_a_row_target_is_looked_at_too() -> None:
+    with pytest.raises(ValueError, match="by that row alone"):
+        pysal.gradient(LINEAR, FOUR, RowTarget(lambda out, images: out[torch.arange(len(out)), PREDICTED[: len(out)]]))
+    with pytest.raises(ValueError, match="by that row alone"):  # each callable is given a row of its image alone at first
+        pysal.gradient(LINEAR, FOUR, [lambda out: out[:, 1] - out[:, 1].mean()] * 4)
+
+
+def test_detections_are_rows_of_a_list() -> None:
+    def model(x: Tensor) -> Any:
+        return [{"scores": scores.repeat(2), "boxes": scores[:2]} for scores in LINEAR(x)]
+
+    def best(out: Any) -> Tensor:
+        return torch.stack([one["scores"][1] for one in out])
+
+    torch.testing.assert_close(pysal.gradient(model, INPUTS, best), WEIGHTS[[1, 1]])
+    with pytest.raises(ValueError, match="by that row alone"):
+        pysal.gradient(model, INPUTS, lambda out: torch.stack([one["scores"][i] for i, one in enumerate(out)]))

@@ -102,7 +102,8 @@ def test_models(method: str) -> None:
     assert watching.passes == 0
 
 
-INDICES = "target must be None, a class index, one index per image or a callable"
+INDICES = "target must be None, a class index or name, one per image, or a callable"
+UNNAMED = "target must be a class index for a model that carries no class names"
 BAD_TARGETS: list[tuple[Any, type[Exception], str]] = [
     (-1, ValueError, "target must be a class index of 0 or more, got -1"),
     ([0, 1, -2], ValueError, "target must be a class index of 0 or more, got -2"),
@@ -111,12 +112,31 @@ BAD_TARGETS: list[tuple[Any, type[Exception], str]] = [
     (True, TypeError, f"{INDICES}, got True"),
     (np.float32(1), TypeError, f"{INDICES}, got {np.float32(1)!r}"),
     (np.bool_(True), TypeError, f"{INDICES}, got {np.bool_(True)!r}"),
-    ("cat", TypeError, f"{INDICES}, got 'cat'"),
+    ("cat", ValueError, f"{UNNAMED}, got 'cat'"),
+    (["cat", 0, 1], ValueError, f"{UNNAMED}, got 'cat'"),
+    (pysal.Margin(1, "cat"), ValueError, f"{UNNAMED.replace('target', 'target.b')}, got 'cat'"),
+    (pysal.Margin(1, -1), ValueError, "target.b must be a class index of 0 or more, got -1"),
+    (pysal.Margin([1, 2], 0), ValueError, "target.a must have one index for each of the 3 images, got 2"),
+    (pysal.Margin([1, 2, 3], 2), ValueError, "target must be a Margin of two different classes, got class 2 twice"),
+    (pysal.Margin(None, 2), TypeError, f"{INDICES.replace('target', 'target.a')}, got None"),
+    ([pysal.Margin(1, 2), 0, 1], TypeError, "target must hold class indices, got Margin(a=1, b=2)"),
+    (2**70, ValueError, f"target must be a class index below 2^63, got {2**70}"),
+    ([0, 2**64, 0], ValueError, f"target must be a class index below 2^63, got {2**64}"),
+    (np.array([1, 2**63, 0], dtype=np.uint64), ValueError, f"target must be a class index below 2^63, got {2**63}"),
+    (np.array([0, "a", None], dtype=object), ValueError, f"{UNNAMED}, got 'a'"),
+    (np.array([0, 1.5, 1], dtype=object), TypeError, "target must hold class indices, got 1.5"),
+    (np.array(["NaT"], dtype="datetime64[s]"), TypeError, f"{INDICES}, got an array of dtype datetime64[s]"),
+    (torch.zeros(3, dtype=torch.long, device="meta"), TypeError, f"{INDICES}, got a tensor of layout torch.strided on meta"),
+    (torch.ones(3, dtype=torch.long).to_sparse(), TypeError, f"{INDICES}, got a tensor of layout torch.sparse_coo on cpu"),
+    ([lambda out: out[:, 0]] * 2, ValueError, "target must have one callable for each of the 3 images, got 2"),
+    ([lambda out: out[:, 0], 1, 2], ValueError, "target must hold callables alone or classes alone, got both"),
+    ({0: 1}, TypeError, f"{INDICES}, got {{0: 1}}"),
+    (bytearray(3), TypeError, f"{INDICES}, got bytearray(b'\\x00\\x00\\x00')"),
     (b"cat", TypeError, f"{INDICES}, got b'cat'"),
     ({0, 1, 2}, TypeError, f"{INDICES}, got {{0, 1, 2}}"),
     (torch.tensor([0.0, 1.0, 2.0]), TypeError, f"{INDICES}, got a tensor of dtype float32"),
     (torch.tensor([True, False, True]), TypeError, f"{INDICES}, got a tensor of dtype bool"),
-    (np.zeros(3), TypeError, f"{INDICES}, got a tensor of dtype float64"),
+    (np.zeros(3), TypeError, f"{INDICES}, got an array of dtype float64"),
     (torch.zeros(3, 1, dtype=torch.long), ValueError, "target must have shape (3,), got (3, 1)"),
     ([0, 1.0, 2], TypeError, "target must hold class indices, got 1.0"),
     ([0, True, 2], TypeError, "target must hold class indices, got True"),

@@ -103,6 +103,18 @@ def test_gradients_of_classes_take_one_forward_pass() -> None:
     assert rows == [3]
 
 
+def test_gradients_of_classes_in_inference_mode() -> None:
+    model, inputs = row_by_row(), images(2, 3, 8, 8)
+    for score in ("logit", "probability"):
+        expected = pysal.class_gradients(model, inputs, [0, 2], score=score)
+        with torch.inference_mode():
+            for classes in ([0, 2], torch.tensor([0, 2]), torch.tensor([[0, 2], [0, 2]])):
+                assert torch.equal(pysal.class_gradients(model, inputs.clone(), classes, score=score), expected)
+        classes = torch.tensor([0, 2])
+        with torch.no_grad():
+            assert torch.equal(pysal.class_gradients(model, inputs, classes, score=score), expected)
+
+
 @pytest.mark.parametrize(
     ("classes", "error", "sentence"),
     [
@@ -112,7 +124,16 @@ def test_gradients_of_classes_take_one_forward_pass() -> None:
         ([[0], [1], [2]], ValueError, "classes must have shape (T,) or (2, T), T of 1 or more, got shape (3, 1)"),
         (3, ValueError, "classes must have shape (T,) or (2, T), T of 1 or more, got shape ()"),
         ([0.5], TypeError, "classes must be whole numbers, got float32"),
-        ("cat", TypeError, "classes must be class indices (T,) or (B, T), got 'cat'"),
+        ("cat", TypeError, "classes must be class indices or names (T,) or (B, T), got 'cat'"),
+        (["cat"], ValueError, "classes must be a class index for a model that carries no class names, got 'cat'"),
+        ([0, 2**70], TypeError, f"classes must be class indices or names (T,) or (B, T), got [0, {2**70}]"),
+        ([[0], [1, 2]], TypeError, "classes must be class indices or names (T,) or (B, T), got [[0], [1, 2]]"),
+        ({1, 2}, TypeError, "classes must be class indices or names (T,) or (B, T), got {1, 2}"),
+        (
+            torch.ones(2, dtype=torch.long).to_sparse(),
+            TypeError,
+            "classes must be a dense tensor, got layout torch.sparse_coo on cpu",
+        ),
     ],
 )
 def test_bad_classes(classes: object, error: type[Exception], sentence: str) -> None:

@@ -1,0 +1,103 @@
+"""The classes of a model by name."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pysal._checks import refuse
+
+
+class ClassNames:
+    """Finds the class that a name means.
+
+    Args:
+        names: K names.
+        synonyms: for each class the other words it is known by; none by default.
+    """
+
+    def __init__(self, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None) -> None:
+        self.names = tuple(names)
+        others = synonyms or [()] * len(self.names)
+        self._known = [[first.casefold(), *map(str.casefold, rest)] for first, rest in zip(self.names, others, strict=True)]
+
+    def __len__(self) -> int:
+        """Return K."""
+        return len(self.names)
+
+    def find(self, where: str, argument: str, name: str) -> int:
+        """Return the index of the class.
+
+        A name is looked for, whatever its case, among the class names, then among their synonyms, then as a word of
+        either, then as any part of either; the first of these that finds something decides. Digits that are no class name
+        are an index.
+
+        Raises:
+            ValueError: an index outside [0, K), a name of no class (close names are listed) or of several (listed too).
+        """
+        wanted = name.strip().casefold()
+        matches = [index for index, names in enumerate(self._known) if wanted and wanted == names[0]]
+        if not matches and re.fullmatch(r"[+-]?\d{1,18}", wanted, re.ASCII):
+            index = int(wanted)
+            if not 0 <= index < len(self):
+                refuse(where, argument, f"be in [0, {len(self)})", index)
+            return index
+        if wanted and not matches:
+            word = re.compile(rf"\b{re.escape(wanted)}\b")
+            tests: tuple[Callable[[list[str]], bool], ...] = (
+                lambda names: wanted in names,
+                lambda names: any(word.search(name) for name in names),
+                lambda names: any(wanted in name for name in names),
+            )
+            for test in tests:
+                matches = [index for index, names in enumerate(self._known) if test(names)]
+                if matches:
+                    break
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            requirement, found = "name one class", f"{len(matches)} classes match: {self._list(matches)}"
+        else:
+            known = {name: index for index, names in enumerate(self._known) for name in names}
+            near = difflib.get_close_matches(wanted, known, n=5, cutoff=0.6)
+            if not near:  # then perhaps a word of a name
+                known = {word: index for index, names in enumerate(self._known) for word in re.findall(r"\w+", " ".join(names))}
+                near = difflib.get_close_matches(wanted, known, n=5, cutoff=0.75)
+            close = dict.fromkeys(known[name] for name in near)
+            requirement, found = "name a class", f"close: {self._list(list(close))}" if close else "nothing is close"
+        refuse(where, argument, requirement, f"{name!r} ({found})")
+
+    def _list(self, indices: Sequence[int], limit: int = 5) -> str:
+        shown = ", ".join(f"{self.names[index]} ({index})" for index in indices[:limit])
+        return f"{shown}, ..." if len(indices) > limit else shown
+
+
+def names_of(model: object) -> ClassNames | None:
+    """Return the class names that a model carries, or a network inside it; None where it carries none.
+
+    They are its `classes` where those are `ClassNames`, its `class_names` (K names, or a mapping of indices to names), or
+    the `config.id2label` of Hugging Face's transformers.
+    """
+    for one in model.modules() if isinstance(model, nn.Module) else [model]:
+        classes = getattr(one, "classes", None)
+        if isinstance(classes, ClassNames):
+            return classes
+        names = _listed(getattr(one, "class_names", None)) or _listed(getattr(getattr(one, "config", None), "id2label", None))
+        if names:
+            return ClassNames(names)
+    return None
+
+
+def _listed(names: Any) -> list[str]:
+    """Return K names in order, or none where what was found says no names."""
+    if isinstance(names, Mapping):
+        try:
+            by_index = {int(index): name for index, name in names.items()}
+        except (TypeError, ValueError):
+            return []
+        names = [by_index.get(index) for index in range(len(by_index))]
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return []
+    return list(names)

@@ -1,0 +1,62 @@
+"""Rows of what models take and return: tensors of one row per image, in whatever containers."""
+
+import copy
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def map_rows(value: Any, count: int, change: Callable[[Any], Any]) -> Any:
+    """Return a value in which `change` has been made to every tensor or array whose first dimension is `count`.
+
+    Containers are copied, not changed: mappings, tuples, lists, dataclasses and namespaces, one inside the other. A list of
+    `count` mappings, as detectors return them, is one entry per row, which `change` gets as an array of objects.
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        return change(value) if value.ndim > 0 and len(value) == count else value
+    if isinstance(value, Mapping):
+        changed = {key: map_rows(entry, count, change) for key, entry in value.items()}
+        if type(value) is dict:
+            return changed
+        mapping = copy.copy(value)
+        for key, entry in changed.items():
+            mapping[key] = entry  # type: ignore[index]
+        return mapping
+    if isinstance(value, (list, tuple)):
+        if len(value) == count and all(isinstance(entry, Mapping) for entry in value):
+            entries = np.empty(count, dtype=object)
+            entries[:] = value
+            return type(value)(change(entries))
+        parts = [map_rows(entry, count, change) for entry in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, types.SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        instance = copy.copy(value)
+        for name, entry in vars(value).items():
+            object.__setattr__(instance, name, map_rows(entry, count, change))
+        return instance
+    return value
+
+
+def row_tensors(value: Any, count: int) -> list[Tensor]:
+    """Return the tensors and arrays in which `map_rows` finds `count` rows."""
+    found: list[Tensor] = []
+
+    def note(one: Any) -> Any:
+        found.append(one)
+        return one
+
+    map_rows(value, count, note)
+    return found
+
+
+def take_rows(value: Any, rows: Tensor, count: int) -> Any:
+    """Return a value with `rows` (n,) in place of the `count` rows it has; a row may be taken several times, or never."""
+
+    def change(found: Any) -> Any:
+        return found[rows.to(found.device)] if isinstance(found, Tensor) else found[rows.cpu().numpy()]
+
+    return map_rows(value, count, change)
