@@ -398,7 +398,7 @@ def test_names_of_another_head() -> None:
 def test_margin_of_each_kind_of_score(score: str) -> None:
     logits = LINEAR(INPUTS).detach()
     table = {"logit": logits, "probability": logits.softmax(1), "log_probability": logits.log_softmax(1)}[score]
-    plan = Plan("pysal.gradient", LINEAR, INPUTS, pysal.Margin([3, 0], 1), score=score)
+    plan = request(LINEAR, INPUTS, pysal.Margin([3, 0], 1), score=score)
     torch.testing.assert_close(plan.clean_scores()[0], table[[0, 1], [3, 0]] - table[:, 1])
     found = pysal.explain(LINEAR, INPUTS, ["gradient"], pysal.Margin([3, 0], 1), score=score)
     torch.testing.assert_close(found.scores, plan.clean_scores()[0])
