@@ -4,14 +4,19 @@ The result is a `torch.fx.GraphModule` that computes the same function with fewe
 model is changed. What is not recognised stays as it was traced.
 """
 
+import contextlib
 import copy
 import operator
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pysal.engine.model_state import ModelState
 
 _CONVOLUTIONS = (torch.conv2d, F.conv2d)
 _DIVISIONS = (operator.truediv, torch.div, torch.true_divide)
@@ -64,16 +69,21 @@ class Convolution(nn.Module):
         return Convolution(weight.to(dtype), bias.to(dtype), self.stride, self.padding, self.dilation, self.groups)
 
 
+class NotTraceable(Exception):
+    """A model cannot be traced; the message says why, to its user."""
+
+
 def fold(model: nn.Module) -> fx.GraphModule:
     """Return the folded graph of a model in eval mode.
 
     Raises:
-        Exception: whatever torch.fx raises where the model cannot be traced: control flow that depends on tensors, for one.
+        NotTraceable: the model cannot be traced: control flow that depends on tensors, for one.
     """
-    snapshot = copy.deepcopy(model).requires_grad_(False)
-    tracer = _Tracer()
-    graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
-    graph.meta["runs"] = tracer.runs
+    return fold_graph(trace(model)[0])
+
+
+def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
+    """Fold what `trace` returned, in place, and return it."""
     _remove_identities(graph)
     _reshape_for_view(graph)
     _unify_convolutions(graph)
@@ -86,8 +96,60 @@ def fold(model: nn.Module) -> fx.GraphModule:
     return graph.eval()
 
 
+def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
+    """Return the graph of a copy of a model in eval mode, and what its forward pass writes: (module's name, attribute).
+
+    Raises:
+        NotTraceable: whatever torch.fx or the model's own code makes of a pass without values.
+    """
+    with _TRACING, torch.enable_grad():
+        try:
+            snapshot = copy.deepcopy(model).requires_grad_(False)
+        except Exception as error:
+            raise NotTraceable(f"cannot be copied: {_first_line(error)}") from error
+        state = ModelState(snapshot)
+        tracer = _Tracer()
+        try:
+            with tracer.custom_functions():
+                graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
+        except Exception as error:  # tracing runs the model's own code, which may fail in any way
+            raise NotTraceable(_reason(error)) from error
+    written = state.written()
+    for prefix, name, value in written:
+        if isinstance(value, (bool, int, float, str)):
+            raise NotTraceable(f"its forward pass changes its own attribute {prefix + name!r}")
+    graph.meta["runs"] = tracer.runs
+    return graph, [(prefix, name) for prefix, name, _ in written]
+
+
+# torch.fx, and what is done to autograd's functions here, puts methods into classes for the time of a trace.
+_TRACING = threading.Lock()
+
+
+def _reason(error: Exception) -> str:
+    """Return in a user's words why torch.fx gave up."""
+    text = _first_line(error)
+    if "control flow" in text:
+        return "its forward pass decides by values or sizes that it computes from the images"
+    if "cannot be iterated" in text:
+        return "its forward pass takes a tensor apart, as many pieces as it turns out to have"
+    return f"it cannot be traced: {text}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def detached(value: Any) -> Any:
+    """Return what a pass without gradients leaves of a value: the tensors in it without their history."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
+
+
 class _Tracer(fx.Tracer):
     """Sees a batch norm under another class name for what it is, and notes in `meta["layers"]` what each module returned.
+
+    What torch.fx does not see comes into the graph, too: what runs without gradients is followed by `detached`, and a custom
+    autograd function, whose backward pass may be anything, is one node.
 
     Attributes:
         runs: module name -> how often it ran.
@@ -96,6 +158,32 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.runs: dict[str, int] = {}
+
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Return what stands for a node's value."""
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        if kind in ("call_function", "call_method", "call_module") and not torch.is_grad_enabled():
+            return super().create_proxy("call_function", detached, (proxy,), {})
+        return proxy
+
+    @contextlib.contextmanager
+    def custom_functions(self) -> Iterator[None]:
+        """Make a node of every custom autograd function that is given something unknown."""
+        function = torch.autograd.Function
+        apply = function.__dict__["apply"]
+
+        def recorded(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            own = apply.__get__(None, cls)
+            if any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves((args, kwargs))):
+                # torch.fx would look for torch's own method by its name
+                return self.create_proxy("call_function", lambda *args, **kwargs: own(*args, **kwargs), args, kwargs)
+            return own(*args, **kwargs)
+
+        function.apply = classmethod(recorded)  # type: ignore[assignment,method-assign]
+        try:
+            yield
+        finally:
+            function.apply = apply  # type: ignore[method-assign]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = self.path_of_module(m)
@@ -145,7 +233,7 @@ def _constant(graph: fx.GraphModule, node: object) -> Tensor | None:
 def _remove_identities(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if isinstance(module_of(graph, node), _IDENTITIES):
-            node.args[0].meta.setdefault("layers", []).extend(node.meta.get("layers", ()))
+            node.args[0].meta["layers"] = [*node.args[0].meta.get("layers", ()), *node.meta.get("layers", ())]
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 

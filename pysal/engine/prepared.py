@@ -1,23 +1,26 @@
 """A snapshot of a model that runs forward and input gradient as fast as this machine allows, and says what was done for it."""
 
 import contextlib
+import copy
 import time
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.chunks import fast_rows
 from pysal.engine.cuda_graphs import Replays
 from pysal.engine.distance import distance
 from pysal.engine.features import Layer, default_layer
-from pysal.engine.fold import fold
+from pysal.engine.fold import NotTraceable, fold_graph, trace
 from pysal.engine.incremental import Incremental, NotIncremental
 from pysal.engine.lowered import FusedConvolution, lower
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
-from pysal.engine.tape import Program, Recorded, Tape
+from pysal.engine.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
+from pysal.engine.tape import Program, Recorded
 from pysal.engine.training import training_part
 
 # Images per pass that are tried out; the best is kept. More lose on a CPU, unless they are small.
@@ -25,14 +28,12 @@ CPU_CHUNKS = (1, 2, 4, 8)
 GPU_CHUNKS = (8, 16, 32, 64, 128)
 # Rounds in which each is tried; on a GPU the first of them make a pass, its graph and that of its sweep.
 TRIALS, GPU_TRIALS = 4, 7
-# Folding changes the rounding of every layer. A graph further than this from the model, relative to its largest output, is
-# not the same function, and is not used.
+# Folding changes the rounding of every layer, and rounding moves gates, of which each changes the gradient: by .01 in a random
+# ResNet-50 in float32. What is right in float64 may be this far from it in its own dtype, or twice as far as the model is.
 FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
-# Values of each weight that are compared before every use; all of them would take as long as a forward pass.
-SAMPLES = 64
-# A gradient further than this from the model's, in l2, is not that of the same function. Rounding alone moves some gates of
-# a deep network, and each of them changes the gradient: by .01 in a random ResNet-50 in float32.
 GRADIENT_TOLERANCE = 0.1
+# Where a model cannot run in float64 a gradient has to be as near as rounding alone leaves it.
+UNWITNESSED_TOLERANCE = 1e-5
 
 
 class PreparedModel:
@@ -51,8 +52,9 @@ class PreparedModel:
         self.original, self.precision = original, precision
         self.rows: int | None = None
         self.rows_asked = False
-        self._shape = tuple(example.shape[1:])
-        self._weights = _Weights(original)
+        self._example = example
+        self._kind = (tuple(example.shape[1:]), example.dtype, example.device)
+        self._state: ModelState | None = None
         self._graph: nn.Module | None = None
         self.program: Program | None = None
         self.replays: Replays | None = None
@@ -61,28 +63,48 @@ class PreparedModel:
         self._notes: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["original"], name)
+        if name.startswith("__") or "original" not in self.__dict__:  # what copying and pickling ask for is not the model's
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.original, name)
 
-    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __copy__(self) -> "PreparedModel":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PreparedModel":
+        _, (_, *rest) = self.__reduce__()
+        return _again(copy.deepcopy(self.original, memo), *rest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # weights that are arranged for this machine cannot be written down, and would be of no use on another one
+        return _again, (self.original, self._example, self.precision, self.rows, self.rows_asked)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output."""
-        program = self.program_for(images)
-        if self._graph is None or program is None or args or kwargs:
-            return self.original(images, *args, **kwargs)
+        program = self.program_for(args[0]) if len(args) == 1 and not kwargs else None
+        if self._graph is None or program is None:
+            return self.original(*args, **kwargs)
+        (images,) = args
         if images.requires_grad and torch.is_grad_enabled():
             return Recorded.apply(images, program)  # type: ignore[no-untyped-call]
         return self._graph(images)
 
+    def _takes(self, images: object) -> bool:
+        """Say whether images have the shape, dtype and device of the example."""
+        return isinstance(images, Tensor) and (tuple(images.shape[1:]), images.dtype, images.device) == self._kind
+
     def program_for(self, images: Tensor) -> Program | None:
-        """Return what computes the model's output for images of this size, None where the original does."""
-        return self.program if tuple(images.shape[1:]) == self._shape else None
+        """Return what computes the model's output for images like these, None where the original does."""
+        return self.program if self._takes(images) and len(images) else None
 
     def rows_for(self, images: Tensor) -> int | None:
         """Return how many images of this size run in a pass, None where nobody has said or measured it."""
-        return self.rows if self.rows_asked or tuple(images.shape[1:]) == self._shape else None
+        return self.rows if self.rows_asked or tuple(images.shape[1:]) == self._kind[0] else None
 
     def default_layer_for(self, images: Tensor) -> Layer | None:
         """Return the last layer with a spatial map for images of this size, None where that is not known."""
-        return self.default_layer if tuple(images.shape[1:]) == self._shape else None
+        return self.default_layer if self._takes(images) else None
 
     @property
     def fused(self) -> bool:
@@ -92,7 +114,7 @@ class PreparedModel:
     def incremental(self, images: Tensor) -> Incremental | None:
         """Return what recomputes only what a change inside a box reaches; None where model or images do not allow it."""
         engine = self._incremental
-        if engine is None or tuple(images.shape[1:]) != self._shape or self.precision == "bf16":
+        if engine is None or not self._takes(images) or self.precision == "bf16":
             return None
         return engine if engine.takes(images) else None
 
@@ -109,80 +131,33 @@ class PreparedModel:
         return "\n".join(notes)
 
     def check_unchanged(self, where: str) -> None:
-        """Refuse to go on if a weight or buffer of the original has changed since.
+        """Refuse to go on if the original has changed since: its modules, hooks, attributes, classes, weights or buffers.
 
         Every tensor's place, autograd's count of its changes and 64 of its values, evenly spread, are compared: only a
-        change of single values past autograd, through `.data`, may go unseen.
+        change of single values past autograd, through `.data`, may go unseen. A model that runs as it is may change.
 
         A part in training mode that computes something else there is refused, too.
 
         Raises:
             ValueError: names the first one that has.
         """
-        parts = _parts(self.original)
-        if any(module.training for _, module in parts):
+        state = self._state
+        if state is None:
             check_eval(where, self.original)
-        name = self._weights.changed(_tensors(parts))
-        if name is not None:
-            refuse(where, "model", "be prepared again after its weights have changed", f"a new value of {name!r}")
+            return
+        if any(module.training for _, module in state.modules):
+            check_eval(where, self.original)
+        found = state.changed()
+        if found is not None:
+            kind, what = found
+            refuse(where, "model", f"be prepared again after its {kind} have changed", what)
 
 
-class _Weights:
-    """What tells whether the tensors of a model have changed: where they are, how often they were written, some values."""
-
-    def __init__(self, model: nn.Module) -> None:
-        tensors = _tensors(_parts(model))
-        self._marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()}
-        samples = {name: _sample(tensor) for name, tensor in tensors.items()}
-        kinds = dict.fromkeys((sample.device, sample.dtype) for sample in samples.values())
-        self._samples = [{name: one for name, one in samples.items() if (one.device, one.dtype) == kind} for kind in kinds]
-        self._values = self._read()
-
-    def _read(self) -> list[Tensor]:
-        return [torch.cat(list(some.values())).nan_to_num() for some in self._samples]
-
-    def changed(self, tensors: dict[str, Tensor]) -> str | None:
-        """Return the name of a tensor of the model that has changed."""
-        marks = {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()}
-        for name in marks.keys() | self._marks.keys():
-            if marks.get(name) != self._marks.get(name):
-                return name
-        for some, now, then in zip(self._samples, self._read(), self._values, strict=True):
-            if not torch.equal(now, then):
-                sizes = [len(one) for one in some.values()]
-                pairs = zip(some, now.split(sizes), then.split(sizes), strict=True)
-                return next(name for name, new, old in pairs if not torch.equal(new, old))
-        return None
-
-
-def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules with the beginning of their tensors' names; `named_modules` takes a millisecond of every call."""
-    found, seen = [("", model)], {model}
-    for prefix, module in found:
-        for name, child in module._modules.items():
-            if child is not None and child not in seen:
-                seen.add(child)
-                found.append((f"{prefix}{name}.", child))
-    return found
-
-
-def _tensors(parts: list[tuple[str, nn.Module]]) -> dict[str, Tensor]:
-    return {
-        prefix + name: tensor
-        for prefix, module in parts
-        for held in (module._parameters, module._buffers)
-        for name, tensor in held.items()
-        if tensor is not None
-    }
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Return a view of some of a tensor's values, evenly spread over its memory."""
-    if tensor.layout != torch.strided or tensor.numel() == 0:
-        return torch.zeros(0, dtype=tensor.dtype, device=tensor.device)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    step = max(1, span // SAMPLES)
-    return tensor.detach().as_strided((-(-span // step),), (step,), tensor.storage_offset())
+def _again(original: nn.Module, example: Tensor, precision: Precision, rows: int | None, asked: bool) -> PreparedModel:
+    """Prepare a copy of a model, as what it is a copy of was."""
+    prepared = prepare(original, example, precision=precision, batch_size=rows)
+    prepared.rows_asked = asked
+    return prepared
 
 
 def prepare(
@@ -191,8 +166,10 @@ def prepare(
     """Return a snapshot of a model for the methods to run on: the same function, several times faster.
 
     The snapshot has batch norm and padding folded into convolutions, convolution, shortcut and ReLU in one pass, and a backward
-    pass for the input alone, which keeps one bit per ReLU element. What cannot be traced runs as the model runs it. The model
-    itself is not changed; when its weights change later, the snapshot is refused.
+    pass for the input alone, which keeps one bit per ReLU element. It is used where its output and gradient are the model's, on
+    the example and on noise, in float64; every other model runs as it is, and `report()` says why. The model itself is not
+    changed; when it changes later, in its weights, modules, hooks or attributes, the snapshot is refused. A copy of the
+    snapshot, and one that was pickled, is prepared again.
 
     Args:
         model: an nn.Module in eval mode.
@@ -216,19 +193,31 @@ def prepare(
         refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
     check_eval(where, model)
     check_tensor(where, "example", example, ndim=4, dtypes=FLOATING)
+    if example.numel() == 0:
+        refuse(where, "example", "hold at least one image", f"shape {tuple(example.shape)}")
     if precision not in PRECISIONS:
         refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
-    with torch.inference_mode(False):  # whose tensors could not be differentiated later
+    with torch.inference_mode(False), torch.random.fork_rng([example.device.index] if example.is_cuda else []):
+        # what inference mode makes could not be differentiated later
         example = example[:1].detach().clone()
         prepared = PreparedModel(model, example, precision)
-        # compared in full float32: TF32, which torch allows cuDNN, would be further away than a wrong graph may be
-        with precision_mode("float32", example.device, backward=False):
-            _build(prepared, example)
+        try:
+            # compared in full float32: TF32, which torch allows cuDNN, would be further away than a wrong graph may be
+            with precision_mode("float32", example.device, backward=False):
+                _build(prepared, example)
+        except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
+            reason = str(error) if isinstance(error, _RunsAsItIs) else _first_line(error)
+            prepared = PreparedModel(model, example, precision)
+            prepared._notes.append(f"runs as it is: {reason}")
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
         prepared.rows = fixed or batch_size or _fastest_rows(prepared, example)
         prepared.rows_asked = bool(fixed or batch_size)
     prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
+
+
+class _RunsAsItIs(Exception):
+    """A model is not prepared; the message says why."""
 
 
 def check_eval(where: str, model: nn.Module) -> None:
@@ -245,46 +234,41 @@ def check_eval(where: str, model: nn.Module) -> None:
 
 
 def _build(prepared: PreparedModel, example: Tensor) -> None:
-    """Trace, fold and lower the model, and keep the result if it computes the same."""
-    notes = prepared._notes
+    """Trace, fold and lower the model, and keep the result if it computes the same.
+
+    Raises:
+        Exception: anything; the model runs as it is then.
+    """
+    model, notes = prepared.original, prepared._notes
+    _check_ordinary(model)
+    rows = getattr(model, "rows_per_pass", None)
+    images = list(batches(example, rows))
+    own = [_own(model, batch) for batch in images]
     try:
-        graph = fold(prepared.original)
-    except Exception as error:  # tracing runs the model's own code, which may fail in any way
-        notes.append(f"runs as it is: it cannot be traced ({_first_line(error)})")
-        return
+        traced, written = trace(model)
+    except NotTraceable as reason:
+        raise _RunsAsItIs(str(reason)) from reason
+    for batch, expected in zip(images, own, strict=True):
+        output, gradient = run(traced, batch).apart(expected)
+        if not max(output, gradient) <= TRACED[example.dtype]:
+            what = "output" if output > TRACED[example.dtype] else "gradient"
+            raise _RunsAsItIs(
+                f"its traced graph's {what} is {max(output, gradient):.1e} away from its own: it "
+                "decides something anew in every pass, or acts on gradients where tracing does not see it"
+            )
     mixed = prepared.precision == "mixed"
+    graph = fold_graph(copy.deepcopy(traced))
     lowered = lower(graph, example, torch.bfloat16 if mixed else example.dtype)
     if not lowered:
-        notes.append("runs as it is: it has no convolution that could be fused")
-        return
-    answers: list[Any] = []
-
-    def look(grad: bool) -> Any:
-        with torch.set_grad_enabled(grad):
-            answers.append(prepared.original(example.clone().requires_grad_(grad).clone()))
-        return answers[-1]
-
-    with torch.enable_grad(), contextlib.suppress(NotApplicable):
-        prepared.default_layer = default_layer("pysal.prepare", prepared.original, example, look)
-    with torch.no_grad():
-        expected = answers[0]
-        if not isinstance(expected, Tensor) or expected.ndim == 0:
-            notes.append("runs as it is: its output is not one tensor")
-            return
-        program = Program(graph, torch.bfloat16 if mixed else None)
-        tape = program.record(example)
-        # the graph as it runs without gradients, and as it is recorded: the two part where something else sees a tensor that a
-        # ReLU overwrites
-        difference = max(distance(graph(example), expected, float("inf")), distance(tape.output, expected, float("inf")))
-    if not difference <= FORWARD_TOLERANCE.get(example.dtype, 3e-2):
-        notes.append(f"runs as it is: the folded graph is {difference:.1e} away from it")
-        return
-    gradient_difference = _gradient_distance(prepared.original, tape, example)
-    if not gradient_difference <= GRADIENT_TOLERANCE:
-        notes.append(f"runs as it is: the folded graph's gradient is {gradient_difference:.1e} away from its gradient")
-        return
-    prepared._graph, prepared.program = graph, program
+        raise _RunsAsItIs("it has no convolution that could be fused")
+    exact = _exact(traced, images[-1], example)
+    program = Program(graph, torch.bfloat16 if mixed else None)
+    difference, gradient_difference = _compared(graph, program, images[-1], own[-1], exact)
+    state = ModelState(model, written)
+    state.remember_values()
+    prepared._state, prepared._graph, prepared.program = state, graph, program
     prepared.replays = Replays(program) if example.is_cuda else None
+    prepared.default_layer = _default_layer(model, example)
     fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]
     matrix = sum(module.matrix is not None for module in fused)
     onednn = sum(module.onednn and module.matrix is None for module in fused)
@@ -302,29 +286,152 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     notes.append("the backward pass is for the input alone and keeps one bit per ReLU element")
     notes.append(f"output within {difference:.1e} of the model's, relative to its largest")
     notes.append(f"gradient within {gradient_difference:.1e} of the model's, in l2")
+    if exact is not None:
+        notes.append(f"in float64, where rounding moves no gate, gradient within {exact.apart:.1e} of the model's")
     try:
+        if exact is not None and exact.not_incremental is not None:
+            raise NotIncremental(exact.not_incremental)
         prepared._incremental = Incremental(graph, example)
         notes.append(f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes")
-    except NotIncremental as reason:
-        notes.append(f"leave-one-out runs whole images: {reason}")
+    except Exception as reason:  # of NotIncremental, or of an op that cannot be run in parts
+        notes.append(f"leave-one-out runs whole images: {_first_line(reason)}")
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes.append(f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass")
 
 
-def _gradient_distance(model: nn.Module, tape: Tape, example: Tensor) -> float:
-    """Return how far a recorded pass's gradient of the largest output is from the model's, relative to its size."""
-    with torch.enable_grad():
-        leaf = example.clone().requires_grad_()
-        output = model(leaf.clone())
-        if not output.requires_grad:
-            return 0.0
-        seed = torch.nn.functional.one_hot(output.argmax(), output.numel()).view_as(output).to(output.dtype)
-        (expected,) = torch.autograd.grad(output, leaf, seed, allow_unused=True)
-    got, _ = tape.sweep(seed)
-    if expected is None or got is None:
-        return 0.0 if expected is None and got is None else float("inf")
-    return distance(got, expected)
+def _check_ordinary(model: nn.Module) -> None:
+    """Refuse to trace a model of which a part would be lost.
+
+    Raises:
+        _RunsAsItIs: it has a hook, a forward method of one module alone, or tensors that cannot be watched or copied.
+    """
+    state = ModelState(model)
+    for name, tensor in state.tensors.items():
+        reason = unusual(tensor)
+        if reason is not None:
+            raise _RunsAsItIs(f"its tensor {name!r} is {reason}")
+    for prefix, module in state.modules:
+        name = f"module {prefix[:-1]!r}" if prefix else "it"
+        if any(own_hooks_apart(getattr(module, kind)) for kind in HOOKS):
+            raise _RunsAsItIs(f"{name} has hooks, which fused layers would not run")
+        if "forward" in module.__dict__:
+            raise _RunsAsItIs(f"{name} has a forward method of its own, in the place of that of its class")
+    if any(own_hooks_apart(hooks) for hooks in global_hooks().values()):
+        raise _RunsAsItIs("there are hooks on every module, which fused layers would not run")
+
+
+def _own(model: nn.Module, images: Tensor) -> Pass:
+    """Return what the model itself gives for images.
+
+    Raises:
+        _RunsAsItIs: it gives nothing that could be compared.
+    """
+    rows = f"a batch of {len(images)}"
+    try:
+        found = run(model, images)
+        with torch.no_grad():
+            plain = model(images.clone())
+    except Exception as error:
+        raise _RunsAsItIs(f"it does not run on {rows} like the example ({_first_line(error)})") from error
+    output = found.output
+    if not isinstance(output, Tensor):
+        raise _RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}")
+    if not output.is_floating_point() or output.ndim == 0:
+        raise _RunsAsItIs("its output is not a tensor of floating-point numbers with a row for each image")
+    difference = distance(plain, output, float("inf"))
+    if not difference <= max(TRACED[images.dtype], FORWARD_TOLERANCE.get(images.dtype, 3e-2)):
+        raise _RunsAsItIs(f"two passes on the same images, one without gradients, are {difference:.1e} apart")
+    return found
+
+
+class _Exact:
+    """What the model gives in float64, how far from its gradient the fused graph is, and whether it runs in parts."""
+
+    def __init__(self, found: Pass, apart: float, not_incremental: str | None) -> None:
+        self.found, self.apart, self.not_incremental = found, apart, not_incremental
+
+
+def _exact(traced: fx.GraphModule, images: Tensor, example: Tensor) -> _Exact | None:
+    """Hold the fused graph against the model's in float64; None where the model cannot run in it.
+
+    Raises:
+        _RunsAsItIs: they differ.
+    """
+    wide, example = images.double(), example.double()
+    try:
+        graph = in_float64(traced)
+        expected = run(graph, wide)
+        if not isinstance(expected.output, Tensor) or expected.output.dtype != torch.float64:
+            return None
+    except Exception:  # of a dtype that the model's code fixes, or of a device without float64
+        return None
+    lower(fold_graph(graph), example, torch.float64)
+    output, gradient = _recorded(Program(graph), wide).apart(expected)
+    if not max(output, gradient) <= EXACT:
+        what = "output" if output > EXACT else "gradient"
+        raise _RunsAsItIs(f"the fused graph's {what} would be {max(output, gradient):.1e} away from it in float64")
+    return _Exact(expected, gradient, _not_incremental(graph, example, wide[:1]))
+
+
+def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> str | None:
+    """Return what keeps a graph from running on boxes: a part of an image is noise, and the outputs are compared."""
+    height, width = example.shape[2:]
+    box = np.array([[height // 3, width // 4, height // 3 + max(1, height // 4), width // 4 + max(1, width // 3)]])
+    top, left, bottom, right = box[0]
+    changed = example.clone()
+    changed[:, :, top:bottom, left:right] = noise[:, :, top:bottom, left:right]
+    try:
+        engine = Incremental(graph, example)
+        with torch.no_grad():
+            expected = graph(changed.clone())
+            geometry = engine.geometry(box, example.device)
+            (top, left), (height, width) = geometry.origins[0, 0], geometry.sizes[0]
+            patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+            difference = distance(engine.run(engine.keep(example), patch, geometry), expected, float("inf"))
+    except Exception as error:
+        return _first_line(error)
+    return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"
+
+
+def _recorded(program: Program, images: Tensor) -> Pass:
+    """Return what a program gives for images."""
+    tape = program.record(images.clone())
+    return Pass(tape.output, tape.sweep(seed_of(tape.output))[0])
+
+
+def _compared(graph: fx.GraphModule, program: Program, images: Tensor, own: Pass, exact: _Exact | None) -> tuple[float, float]:
+    """Return how far the fused graph is from the model, output and gradient, in its own dtype.
+
+    Raises:
+        _RunsAsItIs: it is further than rounding takes it.
+    """
+    found = _recorded(program, images)
+    with torch.no_grad():
+        # the graph as it runs without gradients, and as it is recorded: the two part where something else sees a tensor that a
+        # ReLU overwrites
+        plain = graph(images.clone())
+    output, gradient = found.apart(own)
+    limits = [FORWARD_TOLERANCE.get(images.dtype, 3e-2), UNWITNESSED_TOLERANCE if exact is None else GRADIENT_TOLERANCE]
+    measured = [max(output, distance(plain, own.output, float("inf"))), gradient]
+    if exact is not None:
+        limits = [max(limit, 2 * rounding) for limit, rounding in zip(limits, own.apart(exact.found), strict=True)]
+        measured = list(found.apart(exact.found))
+        measured[0] = max(measured[0], distance(plain, exact.found.output, float("inf")))
+    for what, size, limit in zip(("output", "gradient"), measured, limits, strict=True):
+        if not size <= limit:
+            raise _RunsAsItIs(f"the fused graph's {what} is {size:.1e} away from it")
+    return output, gradient
+
+
+def _default_layer(model: nn.Module, example: Tensor) -> Layer | None:
+    def look(grad: bool) -> Any:
+        with torch.set_grad_enabled(grad):
+            return model(example.clone().requires_grad_(grad).clone())
+
+    with torch.enable_grad(), contextlib.suppress(Exception):  # which a method that needs the layer will meet, and say
+        return default_layer("pysal.prepare", model, example, look)
+    return None
 
 
 def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
@@ -347,7 +454,7 @@ def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
                 break
             try:
                 least[rows] = min(least[rows], _seconds(prepared, batches[rows]) / rows)
-            except torch.OutOfMemoryError:
+            except Exception:  # too little memory, or a model that takes no such batch
                 least = {fewer: seconds for fewer, seconds in least.items() if fewer < rows}
         if prepared.replays is not None:
             prepared.replays.clear()
@@ -391,4 +498,4 @@ def _seconds(prepared: PreparedModel, batch: Tensor) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

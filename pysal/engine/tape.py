@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal import ops
 from pysal.engine.features import Layer
-from pysal.engine.fold import module_of
+from pysal.engine.fold import detached, module_of
 from pysal.engine.inverted_residual import InvertedResidual
 from pysal.engine.lowered import FusedConvolution, is_addition, relu_upper
 from pysal.engine.relu_rules import ReluRule, current_rules
 
+_WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 _MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 
 
@@ -32,10 +33,11 @@ class Gradients:
     Attributes:
         gates: of ReLUs, by the node that returns their output, where whoever makes the last part of a gradient may let the sum
             through them, and takes them away.
+        dtype: of gradients of real values; those of complex values have the values' own.
     """
 
-    def __init__(self, needed: set[fx.Node], gates: "dict[fx.Node, _Gates]") -> None:
-        self._needed, self.gates = needed, gates
+    def __init__(self, needed: set[fx.Node], gates: "dict[fx.Node, _Gates]", dtype: torch.dtype) -> None:
+        self._needed, self.gates, self.dtype = needed, gates, dtype
         self._held: dict[tuple[fx.Node, int], tuple[Tensor, bool]] = {}
 
     def add(self, node: fx.Node, grad: Tensor, *, owned: bool, position: int = 0) -> None:
@@ -289,7 +291,7 @@ class _OtherStep:
             def enter(value: Any) -> Any:
                 nonlocal position
                 position += 1
-                if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+                if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
                     return value
                 leaf = leaves.setdefault((source, position), value.detach().requires_grad_())
                 return leaf.clone() if self._in_place else leaf
@@ -321,7 +323,8 @@ class _OtherStep:
         for (source, position), found in zip(leaves, zip(*parts, strict=True), strict=True):
             if found[0] is not None:
                 whole = found[0] if len(found) == 1 else torch.cat(found)
-                gradients.add(source, whole.to(grads[0].dtype), owned=len(found) > 1, position=position)
+                whole = whole if whole.is_complex() else whole.to(gradients.dtype)
+                gradients.add(source, whole, owned=len(found) > 1, position=position)
 
 
 class Program:
@@ -339,7 +342,7 @@ class Program:
         (self.output,) = next(node for node in graph.graph.nodes if node.op == "output").args
         self.needed = {self.input}
         for node in self.nodes:
-            if any(source in self.needed for source in node.all_input_nodes):
+            if any(source in self.needed for source in node.all_input_nodes) and node.target not in _WITHOUT_GRADIENT:
                 self.needed.add(node)
         self.steps = {node: _step(graph, node) for node in self.nodes if node.op != "placeholder"}
         met: set[fx.Node] = set()  # by nodes before: in a sweep those come later
@@ -450,7 +453,7 @@ class Tape:
             asked.setdefault(place.node, []).append(place)
         steps = [(node, step, kept) for node, step, kept in self._kept if not isinstance(step, _OtherStep)]
         gates = {node: step.gates(kept) for node, step, kept in steps}
-        gradients = Gradients(program.needed, {node: own for node, own in gates.items() if own and node not in asked})
+        gradients = Gradients(program.needed, {node: own for node, own in gates.items() if own and node not in asked}, dtype)
         gradients.add(program.output, grad.to(dtype), owned=False)
 
         def find(place: Place, value: Tensor | None) -> None:

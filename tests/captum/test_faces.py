@@ -397,6 +397,7 @@ def test_a_layer_of_a_prepared_model_is_found_in_its_recorded_pass() -> None:
         pysal.captum.GuidedGradCam(model, layer).attribute(images, 3),
     )
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model itself was run"))
+    prepared._state = None  # which would see the hook
     found = (
         pysal.captum.LayerGradCam(prepared, layer).attribute(images, 3),
         pysal.captum.GuidedGradCam(prepared, layer).attribute(images, 3),
