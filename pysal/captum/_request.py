@@ -19,7 +19,7 @@ from pysal.captum._batches import call, copies_per_pass, independent
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
-from pysal.engine.target import RowTarget, class_scores
+from pysal.engine.target import RowTarget
 from pysal.methods import gradient
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -188,17 +188,17 @@ class Score(RowTarget):
         """Return (N,) scores.
 
         Raises:
-            AssertionError: more than one number for each row.
+            AssertionError: more than one number for each row; no tensor.
             IndexError: one number for all rows.
-            TypeError: no tensor.
+            TypeError: a plain number.
             PerBatch: not one number for each row, and the batch may have been split.
         """
-        table = output if isinstance(output, (Tensor, int, float)) else class_scores(output)
-        if len(rows) > 1 and not self.whole and (not isinstance(table, Tensor) or not table.ndim or len(table) != len(rows)):
+        if not isinstance(output, Tensor):
+            error = TypeError if isinstance(output, (int, float)) else AssertionError
+            refuse(self.where, "the output", "be a tensor", type(output).__name__, error)
+        if len(rows) > 1 and not self.whole and (not output.ndim or len(output) != len(rows)):
             raise PerBatch
-        selected = select(self.where, table, self.target, rows)
-        if not isinstance(selected, Tensor):
-            refuse(self.where, "the output", "be a tensor", type(selected).__name__, TypeError)
+        selected = select(self.where, output, self.target, rows)
         if not selected.ndim:
             if len(rows) > 1:
                 refuse(self.where, "the output", f"have one number for each of {len(rows)} rows", "one in all", IndexError)
@@ -228,6 +228,7 @@ class Request:
 
     Raises:
         AssertionError: inputs that are no tensors or of different numbers of rows; the wrong number of targets.
+        IndexError: inputs without rows.
         RuntimeError: whole numbers, where they are "refused": they have no gradient.
     """
 
@@ -248,6 +249,8 @@ class Request:
         if any(len(one) != self.examples for one in self.inputs):
             shapes = [tuple(one.shape) for one in self.inputs]
             refuse(where, "inputs", "have the same number of rows", shapes, AssertionError)
+        if not self.examples:
+            refuse(where, "inputs", "hold at least one example", f"shape {tuple(self.inputs[0].shape)}", IndexError)
         check_target(where, target, self.examples)
         self.dtypes = [one.dtype for one in self.inputs]
         if not all(is_differentiable(dtype) for dtype in self.dtypes):

@@ -1,7 +1,7 @@
 """captum's NoiseTunnel: SmoothGrad and its relatives around any attribution."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from pysal.engine.chunks import run_chunks
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
 # Inputs of one example draw from streams of their own: image ids this far apart.
 STREAM = 2**40
+# takes noisy inputs, the example of each of their rows, baselines and the number of the group
+Take: TypeAlias = Callable[[tuple[Tensor, ...], Tensor, Any, int], None]
 
 
 class NoiseTunnel(Attribution):
@@ -88,7 +90,9 @@ class NoiseTunnel(Attribution):
 
         Raises:
             AssertionError: an unknown `nt_type`, `stdevs` that are no floats or do not fit, an attribution that has not one
-                map for each example.
+                map for each example; a target that does not fit.
+            IndexError: inputs without rows.
+            TypeError: `nt_samples_batch_size` no whole number.
         """
         several = as_tuple(inputs)
         if nt_type not in NT_TYPES:
@@ -97,16 +101,18 @@ class NoiseTunnel(Attribution):
             refuse(where(self), "nt_samples", "be a whole number of at least 1", repr(nt_samples), AssertionError)
         if nt_samples_batch_size is not None and not isinstance(nt_samples_batch_size, int):
             refuse(where(self), "nt_samples_batch_size", "be None or a whole number", repr(nt_samples_batch_size), TypeError)
+        if not len(several[0]):
+            refuse(where(self), "inputs", "hold at least one example", f"shape {tuple(several[0].shape)}", IndexError)
         check_target(where(self), kwargs.get("target"), len(several[0]))
         deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
         if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):
             refuse(where(self), "stdevs", f"be a float or {len(several)} of them", repr(stdevs), AssertionError)
         moments = _Moments(where(self), len(several[0]), squared=nt_type == "smoothgrad_sq", variance=nt_type == "vargrad")
         deltas: list[Tensor] = []
-        owners: list[Tensor] = []  # the example of each delta
+        owners: list[Tensor] = []  # the example of each delta, in groups that stay together
         wants_delta = self.is_delta_supported and bool(kwargs.get("return_convergence_delta"))
 
-        def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any) -> None:
+        def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any, group: int) -> None:
             options = _of_rows(kwargs, rows, len(several[0]))
             if baselines is not None:
                 options["baselines"] = baselines
@@ -118,7 +124,7 @@ class NoiseTunnel(Attribution):
             if wants_delta:
                 found, delta = found
                 deltas.append(delta)
-                owners.append(rows)
+                owners.append(rows + group * len(several[0]))
             moments.take(found, rows)
 
         with torch.no_grad():
@@ -135,8 +141,6 @@ class NoiseTunnel(Attribution):
         found = moments.result()
         if not wants_delta:
             return found
-        if self.rng == "captum":
-            return found, torch.cat(deltas)
         return found, torch.cat(deltas)[torch.cat(owners).argsort(stable=True).to(deltas[0].device)]
 
     def _draws(self, inputs: tuple[Tensor, ...], draw: bool, kwargs: dict[str, Any]) -> tuple[Tensor | float, ...] | None:
@@ -155,11 +159,11 @@ class NoiseTunnel(Attribution):
         cap: int | None,
         distribution: tuple[Tensor | float, ...] | None,
         further: tuple[Any, ...],
-        take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
+        take: Take,
     ) -> None:
         examples, device = len(inputs[0]), inputs[0].device
         seed = int(torch.randint(-(2**63), 2**63 - 1, ())) if self.seed is None else self.seed
-        images = [floating(torch.real(one.detach())).reshape(examples, 1, 1, -1) for one in inputs]  # real noise, as captum's
+        images = [floating(torch.real(one.detach())).flatten(1)[:, None, None] for one in inputs]  # real noise, as captum's
         scales = [
             torch.full((examples,), one, dtype=torch.float64, device=image.device)
             for one, image in zip(deviations, images, strict=True)
@@ -179,7 +183,9 @@ class NoiseTunnel(Attribution):
             found = []
             for number, (image, scale, input) in enumerate(zip(images, scales, inputs, strict=True)):
                 own, draw = rows.to(image.device), draws.to(image.device)
-                one = ops.gaussian_noise(image, scale, seed, own, own + number * STREAM, draw).reshape(-1, *input.shape[1:])
+                one = ops.gaussian_noise(image, scale, seed, own, own + number * STREAM, draw).reshape(
+                    len(rows), *input.shape[1:]
+                )
                 found.append(torch.complex(one, input.detach().imag[own]) if input.is_complex() else one)
             return tuple(found)
 
@@ -187,24 +193,14 @@ class NoiseTunnel(Attribution):
             rows = torch.arange(examples, device=device).repeat_interleave(stop - start)
             draws = torch.arange(start, stop, device=device).repeat(examples)
             items = rows * samples + draws
-            baselines = tuple(one[items.to(one.device)] if isinstance(one, Tensor) else one for one in drawn)
-            take(noisy(rows, draws), rows, baselines if distribution else None)
+            baselines = tuple(_rows_of(one, items) for one in drawn)
+            take(noisy(rows, draws), rows, baselines if distribution else None, 0)
 
-        copies = copies_per_pass(
-            self.attribution_method.forward_func,
-            noisy,
-            samples,
-            inputs,
-            further,
-            None if cap is None else max(1, cap),
-        )
-        if any(isinstance(one, Tensor) and one.ndim and len(one) > examples for one in further):
-            copies = 1  # among more rows such a tensor could pass for one that has a row for each
         run_chunks(
             samples,
             body,
             label=self.get_name(),
-            batch_size=copies,
+            batch_size=self._copies(noisy, samples, inputs, further, cap),
             device=device,
             row_bytes=sum(one.numel() * one.element_size() for one in images),
         )
@@ -217,13 +213,13 @@ class NoiseTunnel(Attribution):
         cap: int | None,
         distribution: tuple[Tensor | float, ...] | None,
         further: tuple[Any, ...],
-        take: Callable[[tuple[Tensor, ...], Tensor, Any], None],
+        take: Take,
     ) -> None:
         examples = len(inputs[0])
         size = samples if cap is None else min(samples, cap)
         parts = [size] * (samples // size) + [samples % size] * (samples % size > 0)
         baselines: dict[int, Any] = {}
-        for part in parts:
+        for number, part in enumerate(parts):
             if part not in baselines:  # captum draws once for all full parts
                 baselines[part] = tuple(
                     one[np.random.choice(len(one), part * examples).tolist()] if isinstance(one, Tensor) else one
@@ -234,8 +230,47 @@ class NoiseTunnel(Attribution):
                 shape = (examples * part, *one.shape[1:])
                 noise = torch.normal(0, torch.tensor(deviation, device=one.device).repeat(shape))
                 noisy.append(one.detach().repeat_interleave(part, dim=0) + noise)
-            rows = torch.arange(examples, device=inputs[0].device).repeat_interleave(part)
-            take(tuple(noisy), rows, baselines[part] if distribution else None)
+            self._hand_over(tuple(noisy), examples, part, baselines[part] if distribution else None, further, take, number)
+
+    def _hand_over(
+        self,
+        noisy: tuple[Tensor, ...],
+        examples: int,
+        part: int,
+        baselines: tuple[Tensor | float, ...] | None,
+        further: tuple[Any, ...],
+        take: Take,
+        group: int,
+    ) -> None:
+        """Give noisy copies (B * part, ...), an example's side by side, to the attribution: all, or as many as is right."""
+        rows = torch.arange(examples, device=noisy[0].device).repeat_interleave(part)
+        draws = torch.arange(part, device=noisy[0].device).repeat(examples)
+
+        def points(own: Tensor, copies: Tensor) -> tuple[Tensor, ...]:
+            return tuple(one[(own * part + copies).to(one.device)] for one in noisy)
+
+        size = self._copies(points, part, tuple(one[:examples] for one in noisy), further, None)
+        if size == part:
+            take(noisy, rows, baselines, group)
+            return
+        for start in range(0, part, size):
+            chosen = ((draws >= start) & (draws < start + size)).nonzero()[:, 0]
+            own = None if baselines is None else tuple(_rows_of(one, chosen) for one in baselines)
+            take(tuple(_rows_of(one, chosen) for one in noisy), rows[chosen], own, group)
+
+    def _copies(
+        self,
+        points: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        samples: int,
+        inputs: tuple[Tensor, ...],
+        further: tuple[Any, ...],
+        cap: int | None,
+    ) -> int:
+        """Return how many noisy copies of the batch `inputs` go to the attribution at once."""
+        if any(isinstance(one, Tensor) and one.ndim and len(one) > len(inputs[0]) for one in further):
+            return 1  # among more rows such a tensor could pass for one that has a row for each
+        forward = self.attribution_method.forward_func
+        return copies_per_pass(forward, points, samples, inputs, further, None if cap is None else max(1, cap))
 
 
 class _Moments:
@@ -297,6 +332,10 @@ class _Moments:
                 else:
                     found[number] = (deviations / counts.reshape(-1, *(1,) * (mean.ndim - 1))).to(dtype)
         return tuple(found) if self.is_tuple else found[0]
+
+
+def _rows_of(one: Any, rows: Tensor) -> Any:
+    return one[rows.to(one.device)] if isinstance(one, Tensor) else one
 
 
 def _of_rows(kwargs: dict[str, Any], rows: Tensor, examples: int) -> dict[str, Any]:

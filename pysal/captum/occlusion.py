@@ -62,17 +62,20 @@ class Occlusion(FeatureAblation):
             (n, ...) for n numbers in the output of all examples, float32 as in captum; a tuple of them for a tuple of inputs.
 
         Raises:
-            AssertionError: see `FeatureAblation`; a window larger than the input, a stride larger than the window.
-            ValueError: a window or a stride of no size.
+            AssertionError: see `FeatureAblation`; a window larger than the input or of no size, a stride larger than the
+                window.
+            ValueError: a stride below 1.
         """
         several = as_tuple(inputs)
         steps = self._strides(strides, several)
         windows = self._windows(sliding_window_shapes, several)
         for one, window, step in zip(several, windows, steps, strict=True):
             for size, side, by in zip(one.shape[1:], window, step, strict=True):
-                for name, value, all_of_them in (("strides", by, step), ("sliding_window_shapes", side, window)):
-                    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                        refuse(where(self), name, "be whole numbers of at least 1", repr(all_of_them))
+                if not isinstance(side, int) or side < 1:
+                    requirement = "be whole numbers of at least 1"
+                    refuse(where(self), "sliding_window_shapes", requirement, repr(window), AssertionError)
+                if not isinstance(by, int) or by < 1:
+                    refuse(where(self), "strides", "be whole numbers of at least 1", repr(step))
                 if side > size:
                     requirement = f"fit into the input's {tuple(one.shape[1:])}"
                     refuse(where(self), "sliding_window_shapes", requirement, window, AssertionError)
@@ -95,7 +98,7 @@ class Occlusion(FeatureAblation):
         raise NotImplementedError(f"{where(self)}: attribute_future exists for FeatureAblation only")
 
     def _rounded(self, found: Tensor, dtype: torch.dtype) -> Tensor:
-        return found.float()  # captum's dtype, whatever the output's
+        return found.to(torch.promote_types(torch.float32, torch.get_default_dtype()))  # captum's, whatever the output's
 
     def _strides(self, strides: Strides, inputs: tuple[Tensor, ...]) -> list[Shape]:
         given: tuple[Any, ...]
@@ -116,6 +119,8 @@ class Occlusion(FeatureAblation):
         return found
 
     def _windows(self, shapes: Any, inputs: tuple[Tensor, ...]) -> list[Shape]:
+        if not isinstance(shapes, (tuple, list)) or not shapes:
+            refuse(where(self), "sliding_window_shapes", "be a tuple of sizes", repr(shapes), TypeError)
         given = (shapes,) if isinstance(shapes[0], int) else shapes
         if len(given) != len(inputs):
             refuse(where(self), "sliding_window_shapes", f"be {len(inputs)}, one for each input", len(given), AssertionError)

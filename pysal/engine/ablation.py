@@ -76,6 +76,8 @@ class Masks:
     def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
         """See `Features`."""
         mask = self._masks[number]
+        if not drops.shape[1]:  # no rows, so nothing that could be numbered
+            return drops.new_zeros((0, *input.shape[1:]))
         labels, order = torch.sort(torch.tensor(self._labels, device=mask.device))
         feature = order[torch.searchsorted(labels, mask.contiguous())]
         if len(mask) == 1:

@@ -41,11 +41,15 @@ def difference(expected: Any, found: Any) -> float:
     assert shape(found) == shape(expected)
     largest = max(_largest(one) for one in tensors(expected)) or 1.0
     pairs = zip(tensors(expected), tensors(found), strict=True)
-    return max(_largest(one.double() - other.double()) for one, other in pairs) / largest
+    return max(_largest(_wide(one) - _wide(other)) for one, other in pairs) / largest
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
 
 
 def _largest(values: Tensor) -> float:
-    return float(values.double().abs().max()) if values.numel() else 0.0
+    return float(_wide(values).abs().max()) if values.numel() else 0.0
 
 
 def agree(name: str, expected: Any, found: Any, tolerance: float) -> None:
