@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
-from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.spatial import Reading, reading
-from pysal.engine.target import class_scores
 
 
 @dataclass(frozen=True)
@@ -101,137 +98,6 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
                 return found(name)
         refuse(where, "layer", "belong to the model", type(layer).__name__)
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A module that returned a map in a forward pass, and how to read it."""
-
-    name: str
-    module: nn.Module
-    run: int
-    reading: Reading
-    output: tuple[int, int]  # the tensor's identity, and how often it had been written to
-
-
-def default_layer(where: str, model: object, image: Tensor, look: Callable[[bool], Any]) -> Layer:
-    """Return the last module whose output has a map of the image: channels first, channels last or tokens.
-
-    Of modules that return the very same tensor it is the innermost; adaptive pooling does not count. Where channels come
-    last, as in transformers, only normalisations count, if there are any: what follows them in a block is a part of the
-    sum. Where a class token alone is read, what the last block makes of the patches is lost; then it is the last
-    normalisation whose patches move the score.
-
-    Args:
-        where: the public name of the method, for errors.
-        model: whose layers are looked at.
-        image: (1, C, H, W), what the model is looked at with.
-        look: runs a forward pass on it, with gradients if told, and returns the output.
-
-    Raises:
-        NotApplicable: the model is not an nn.Module, or no module returned a map.
-    """
-    if not isinstance(model, nn.Module):
-        requirement = "be an nn.Module, whose layers can be captured"
-        refuse(where, "model", requirement, type(model).__name__, NotApplicable)
-    seen, runs = _maps(model, image, look)
-    norms = [one for one in seen if one.reading.tokens and _normalises(one.module)]
-    if norms:
-        seen = [one for one in seen if not one.reading.tokens or one in norms]
-    if seen and seen[-1].reading.prefix:
-        seen = _moving(model, seen, look) or seen
-    if not seen:
-        raise NotApplicable(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
-    last = seen[-1]
-    for one in reversed(seen):  # a module inside the last one that returned the tensor for it
-        if one.output == last.output and one.name.startswith(f"{last.name}."):
-            last = one
-    return Layer(last.name, last.module, last.run if runs[last.name] > 1 else None)
-
-
-def _normalises(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
-
-
-def _maps(model: nn.Module, image: Tensor, look: Callable[[bool], Any]) -> tuple[list[_Seen], dict[str, int]]:
-    """Return the modules that returned a map, in the order in which they did, and how often each module ran."""
-    runs: dict[str, int] = {}
-    seen: list[_Seen] = []
-    held: list[Tensor] = []  # so that no tensor takes the place, and the identity, of one that is gone
-    rows: set[int] = set()  # lengths of rows of tokens
-    size = (image.shape[2], image.shape[3])
-
-    def note(name: str, module: nn.Module, output: Any) -> None:
-        run = runs.get(name, 0)
-        runs[name] = run + 1
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != len(image):
-            return
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            return  # VGG's, which brings features of any size to the size of the head
-        found = reading(tuple(output.shape), module, size)
-        if output.ndim == 3 and output.shape[2] > 1:
-            rows.add(output.shape[1])
-        if found is None or found.height * found.width < 2:
-            return
-        if output.ndim == 4 and not found.tokens and output.shape[2] in rows and not isinstance(module, nn.Conv2d):
-            return  # (N, heads, tokens, ...) of attention
-        held.append(output)
-        seen.append(_Seen(name, module, run, found, (id(output), output._version)))
-
-    with _watched(model, note):
-        look(False)
-    return seen, runs
-
-
-def _moving(model: nn.Module, seen: list[_Seen], look: Callable[[bool], Any]) -> list[_Seen]:
-    """Return the modules, as they were seen, whose maps move the highest score."""
-    wanted = {(one.name, one.run): one for one in seen}
-    outputs: dict[tuple[str, int], Tensor] = {}
-    runs: dict[str, int] = {}
-
-    def note(name: str, _module: nn.Module, output: Any) -> None:
-        run = runs.get(name, 0)
-        runs[name] = run + 1
-        if (name, run) in wanted and isinstance(output, Tensor) and output.requires_grad:
-            outputs[name, run] = output
-
-    with _watched(model, note):
-        answer = look(True)
-    try:
-        scores = class_scores(answer)
-    except TypeError:  # no classifier: nobody knows here what will be explained
-        return seen
-    if not outputs or not scores.requires_grad:
-        return seen
-    gradients = torch.autograd.grad(scores.flatten(1).amax(1).sum(), list(outputs.values()), allow_unused=True)
-    moving = []
-    for key, gradient in zip(outputs, gradients, strict=True):
-        if gradient is not None and bool(wanted[key].reading(gradient).any()):
-            moving.append(wanted[key])
-    return moving
-
-
-@contextlib.contextmanager
-def _watched(model: nn.Module, note: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Call `note(name, module, output)` whenever a module of the model has run in this thread."""
-    thread = threading.get_ident()  # the model may run in others at the same time
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            if threading.get_ident() == thread:
-                note(name, module, output)
-
-        return hook
-
-    modules = [
-        (name, module) for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
-    ]
-    handles = [module.register_forward_hook(watch(name)) for name, module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager

@@ -6,3 +6,11 @@ class NotApplicable(ValueError):
 
     `explain(methods="all")` leaves such a method out and says why; everything else raises it.
     """
+
+
+def not_differentiable(where: str) -> NotApplicable:
+    """Return what to raise where a score has no gradient at the inputs; `where` is the public name of the method."""
+    return NotApplicable(
+        f"{where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
+        "leave_one_out explains such a model"
+    )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pysal._checks import FLOATING, check_tensor, finite_rows, refuse
 from pysal.engine.chunks import fast_rows, run_chunks
 from pysal.engine.class_names import names_of
+from pysal.engine.default_layer import Look
 from pysal.engine.features import Layer
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
@@ -301,12 +302,16 @@ class Plan:
         classes = self.score.scaled(clean.table)
         return self.score.pick(classes, self.origin), classes
 
-    def look_at_first_image(self, grad: bool = False) -> Any:
-        """Run the model once on the first image, for whoever watches its layers, and return its output."""
-        image = self.inputs[:1].clone()
-        with self.modes(grad=grad):
-            leaf = image.requires_grad_() if grad else image
-            return self.forward(self.layered_model, leaf.clone(), torch.arange(1, device=self.device))
+    def look(self, image: int) -> Look:
+        """Run the model with gradients on one of the images, for whoever watches its layers."""
+        rows = torch.tensor([image], device=self.device)
+        with self.modes(grad=True):
+            leaf = self.inputs[image : image + 1].clone().requires_grad_()
+            output = self.forward(self.layered_model, leaf.clone(), rows)
+            return Look(leaf, output, self._preview(output, rows))
+
+    def _preview(self, output: Any, rows: Tensor) -> Tensor:
+        return self.score.preview(output, rows)
 
     def fix_target(self) -> None:
         """Make sure that the target of every image is known, with a clean pass where it is not."""
@@ -405,10 +410,16 @@ class _Rehearsal(Plan):
     ) -> None:
         raise _ModelUsed
 
-    def look_at_first_image(self, grad: bool = False) -> Any:
+    def look(self, image: int) -> Look:
         if not self.announcing:
             raise _ModelUsed
-        return super().look_at_first_image(grad)
+        return super().look(image)
+
+    def _preview(self, output: Any, rows: Tensor) -> Tensor:
+        try:
+            return super()._preview(output, rows)
+        except Exception as error:  # of the target, which the clean pass will refuse in the name of whoever was called
+            raise _ModelUsed from error
 
     def clean(self) -> Clean:
         if self._clean is None:

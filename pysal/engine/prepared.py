@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import time
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor, fx, nn
 from pysal._checks import FLOATING, check_tensor, refuse
 from pysal.engine.chunks import fast_rows
 from pysal.engine.cuda_graphs import Replays
+from pysal.engine.default_layer import Choice, Look, default_layer
 from pysal.engine.distance import distance
-from pysal.engine.features import Layer, default_layer
 from pysal.engine.fold import NotTraceable, fold_graph, trace
 from pysal.engine.incremental import Incremental, NotIncremental
 from pysal.engine.lowered import FusedConvolution, lower
@@ -58,7 +59,8 @@ class PreparedModel:
         self._graph: nn.Module | None = None
         self.program: Program | None = None
         self.replays: Replays | None = None
-        self.default_layer: Layer | None = None
+        self.default_layer: Choice | None = None
+        self._layers: dict[Hashable, Choice] = {}
         self._incremental: Incremental | None = None
         self._notes: list[str] = []
 
@@ -102,9 +104,19 @@ class PreparedModel:
         """Return how many images of this size run in a pass, None where nobody has said or measured it."""
         return self.rows if self.rows_asked or tuple(images.shape[1:]) == self._kind[0] else None
 
-    def default_layer_for(self, images: Tensor) -> Layer | None:
-        """Return the last layer with a spatial map for images of this size, None where that is not known."""
-        return self.default_layer if self._takes(images) else None
+    def default_layer_for(self, images: Tensor, classes: Hashable) -> Choice | None:
+        """Return the layer Grad-CAM takes by default, None where it is to be looked for.
+
+        Args:
+            images: as they will be explained.
+            classes: the kind of score and the classes of the first image, None where they are open or there are none.
+        """
+        shape = tuple(images.shape[1:])
+        return (self.default_layer if shape == self._kind[0] else None) or self._layers.get((shape, classes))
+
+    def remember_default_layer(self, images: Tensor, classes: Hashable, choice: Choice) -> None:
+        """Note the layer that was found for the score of a class."""
+        self._layers[tuple(images.shape[1:]), classes] = choice
 
     @property
     def fused(self) -> bool:
@@ -424,13 +436,20 @@ def _compared(graph: fx.GraphModule, program: Program, images: Tensor, own: Pass
     return output, gradient
 
 
-def _default_layer(model: nn.Module, example: Tensor) -> Layer | None:
-    def look(grad: bool) -> Any:
-        with torch.set_grad_enabled(grad):
-            return model(example.clone().requires_grad_(grad).clone())
+def _default_layer(model: nn.Module, example: Tensor) -> Choice | None:
+    """Return the layer that serves every score that it moves, None where there is none."""
 
-    with torch.enable_grad(), contextlib.suppress(Exception):  # which a method that needs the layer will meet, and say
-        return default_layer("pysal.prepare", model, example, look)
+    def look() -> Look:
+        with torch.enable_grad():
+            leaf = example.clone().requires_grad_()
+            output = model(leaf.clone())
+            # a score that all classes have a share in: whatever layer moves one of them moves this
+            shares = torch.linspace(1, 2, output.numel(), dtype=output.dtype, device=output.device)
+            return Look(leaf, output, (output.flatten() * shares).sum().reshape(1))
+
+    with contextlib.suppress(Exception):  # which a method that needs the layer will meet, and say
+        choice = default_layer("pysal.prepare", model, look)
+        return choice if choice.for_all and not choice.flat else None
     return None
 
 

@@ -21,14 +21,19 @@ class Reading:
     Attributes:
         height: of the map.
         width: of the map.
-        prefix: tokens before those of the map, where it is tokens in a row (N, prefix + h w, K); None where it is not.
+        prefix: tokens before those of the map, where it is tokens in a row (N, prefix + h w + any number, K); None where it
+            is not.
         channels_last: (N, h, w, K).
+        sequence_first: the row of tokens comes before the images, (prefix + h w + any number, N, K).
+        order: the token of each cell, row by row, where they are not one after the other; prefix is 0 then.
     """
 
     height: int
     width: int
     prefix: int | None = None
     channels_last: bool = False
+    sequence_first: bool = False
+    order: tuple[int, ...] | None = None
 
     @property
     def tokens(self) -> bool:
@@ -41,7 +46,9 @@ class Reading:
             return value.permute(0, 3, 1, 2).contiguous()
         if self.prefix is None:
             return value
-        patches: Tensor = value[:, self.prefix :].transpose(1, 2).unflatten(2, (self.height, self.width))
+        rows = value.transpose(0, 1) if self.sequence_first else value
+        cells = rows[:, self.prefix : self.prefix + self.height * self.width] if self.order is None else rows[:, self.order]
+        patches: Tensor = cells.transpose(1, 2).unflatten(2, (self.height, self.width))
         return patches.contiguous()
 
 
@@ -96,6 +103,11 @@ def _near(patches: int, image: tuple[int, int]) -> list[int]:
     ideal = math.sqrt(patches * image[0] / image[1])
     bounds = range(max(1, int(ideal * 0.8)), int(ideal * 1.25) + 2)
     return [height for height in bounds if patches % height == 0]
+
+
+def is_like(size: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Say whether a map may have the proportions of an image."""
+    return _difference(size, image) <= UNLIKE
 
 
 def _difference(size: tuple[int, int], image: tuple[int, int]) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.engine.features import Features, Layer, capture
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.not_applicable import NotApplicable, not_differentiable
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
 from pysal.engine.tape import Place, Program, Tape
@@ -126,7 +126,7 @@ def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, a
             refuse(plan.where, "classes", f"be below the model's {table.shape[1]} classes", largest)
         scores = plan.score.scaled(table).gather(1, classes).sum(0)  # of each class, over the images
         if not scores.requires_grad:
-            raise _not_differentiable(plan)
+            raise not_differentiable(plan.where)
         pulled = (torch.autograd.grad(scores[t], leaf, retain_graph=True, allow_unused=True)[0] for t in columns)
         if program is None:
             found = [_found(plan, one) for one in pulled]
@@ -269,12 +269,5 @@ def _leaf(batch: Tensor) -> Tensor:
 
 def _found(plan: Plan, gradient: Tensor | None) -> Tensor:
     if gradient is None:
-        raise _not_differentiable(plan)
+        raise not_differentiable(plan.where)
     return gradient
-
-
-def _not_differentiable(plan: Plan) -> Any:
-    return NotApplicable(
-        f"{plan.where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
-        "leave_one_out explains such a model"
-    )

@@ -310,6 +310,17 @@ class Score:
                 f"{values} for one row in two places",
             )
 
+    def preview(self, output: Any, rows: Tensor) -> Tensor:
+        """Return (N,) the scores of clean rows, also where their target is still open, and leave it open."""
+        table = self.table(output, rows) if self.open else None
+        return self(output, rows) if table is None else self.scaled(table).gather(1, table.detach().argmax(1, True)).squeeze(1)
+
+    def classes_of_first_image(self) -> tuple[ScoreKind, int, int | None] | None:
+        """Return the kind of score and the classes that are explained in the first image, None where that is not known."""
+        if self.open or self.function is not None:
+            return None
+        return self.kind, int(self.index[0]), None if self.minus is None else int(self.minus[0])
+
     def resolve(self, table: Tensor | None, rows: Tensor) -> None:
         """Fix the open target of these clean rows to the class with the highest score."""
         if self.open and table is not None:

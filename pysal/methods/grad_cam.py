@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
-from pysal.engine.features import Layer, default_layer, find_layer
+from pysal.engine.default_layer import Choice, default_layer
+from pysal.engine.features import Layer, find_layer
+from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import ExtraInputs, Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations
-from pysal.engine.spatial import reading
+from pysal.engine.spatial import Reading, reading
 from pysal.engine.sweeps import Sweep
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.guided_backprop import ruled
+
+# Images that the default layer is looked for with, until a change of one changes its score.
+LOOKS = 4
 
 Tokens: TypeAlias = Literal["vit", "swin"] | Callable[[Tensor], Tensor] | None
 
@@ -152,29 +157,45 @@ def attribute_guided(
 
 @dataclass(frozen=True)
 class _Cam:
-    """Makes maps of the image's size and of the layer's out of a layer's activation and gradient."""
+    """Makes maps of a layer's activation and gradient, of the image's size and of the layer's, and says which scores move."""
 
     tokens: Tokens
+    how: Reading | None
     height: int
     width: int
     where: str = field(compare=False)
     layer: Layer = field(compare=False)
 
-    def __call__(self, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.tokens or reading(tuple(activation.shape), self.layer.module, (self.height, self.width))
+    def __call__(self, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size = (self.height, self.width)
+        tokens = self.tokens or self.how or reading(tuple(activation.shape), self.layer.module, size)
         activation = _spatial(self.where, self.layer.label, tokens, activation)
         gradient = _spatial(self.where, self.layer.label, tokens, gradient)
         small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
-        return ops.grad_cam(activation, gradient, self.height, self.width, relu=True), small
+        return ops.grad_cam(activation, gradient, *size, relu=True), small, gradient.flatten(1).any(1)
 
 
 def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: Sweep | None) -> Attribution:
     if not (tokens is None or callable(tokens) or (isinstance(tokens, str) and tokens in ("vit", "swin"))):
         refuse(plan.where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
-    chosen = _choose(plan, layer)
-    height, width = plan.inputs.shape[2:]
-    at_layer = Sweep(layer=chosen, reduce=_Cam(tokens, height, width, plan.where, chosen), where=plan.where)
-    (result, native), *others = plan.sweeps(at_layer, *([guided] if guided else []))
+
+    def swept(chosen: Layer, how: Reading | None) -> list[tuple[Tensor, ...]]:
+        height, width = plan.inputs.shape[2:]
+        reduce = _Cam(tokens, how, height, width, plan.where, chosen)
+        return plan.sweeps(Sweep(layer=chosen, reduce=reduce, where=plan.where), *([guided] if guided else []))
+
+    if layer is not None:
+        chosen = find_layer(plan.where, plan.layered_model, layer)
+        (result, native, _), *others = swept(chosen, None)
+    else:
+        choice = _default(plan)
+        (result, native, moving), *others = swept(choice.layer, choice.reading)
+        if not bool(moving.all()):
+            settled = _settled(plan, choice, plan.origin[~moving])
+            if settled.layer != choice.layer:
+                choice = settled
+                (result, native, _), *others = swept(choice.layer, choice.reading)
+        chosen = choice.layer
     if len(result) != plan.images:
         refuse(plan.where, f"layer {chosen.label!r}", f"return a map for each of {plan.images} images", f"{len(result)} maps")
     for (gradient,) in others:
@@ -182,17 +203,48 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided
     return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.label, "native": native.to(plan.dtype)})
 
 
-def _choose(plan: Plan, layer: str | nn.Module | None) -> Layer:
-    if layer is not None:
-        return find_layer(plan.where, plan.layered_model, layer)
-    if isinstance(plan.model, PreparedModel):
-        known = plan.model.default_layer_for(plan.inputs)
-        if known is not None:
-            return known
+def _default(plan: Plan) -> Choice:
+    """Return the layer for the first image that has one."""
+    prepared = plan.model if isinstance(plan.model, PreparedModel) and not plan.extra_inputs else None
+    if prepared is None:
+        return _first(plan)
+    classes = plan.score.classes_of_first_image()
+    choice = prepared.default_layer_for(plan.inputs, classes)
+    if choice is None:
+        choice = _first(plan)
+        if classes is not None and not choice.flat:
+            prepared.remember_default_layer(plan.inputs, classes, choice)
+    return choice
+
+
+def _first(plan: Plan) -> Choice:
+    """Look for the layer with the first image that changes its score."""
+    choices = (_looked(plan, image) for image in range(min(plan.root.images, LOOKS)))
+    return next((choice for choice in choices if not choice.flat), None) or _looked(plan, 0)
+
+
+def _looked(plan: Plan, image: int) -> Choice:
     return plan.shared(
-        "default_layer",
-        lambda root: default_layer(plan.where, root.layered_model, root.inputs[:1], root.look_at_first_image),
+        ("default_layer", plan.score.kind, image),
+        lambda root: default_layer(plan.where, root.layered_model, lambda: root.look(image)),
     )
+
+
+def _settled(plan: Plan, choice: Choice, images: Tensor) -> Choice:
+    """Return the layer after a closer look, because that which was chosen does not move the scores of some images.
+
+    Raises:
+        NotApplicable: of one of these another layer does.
+    """
+    first = _first(plan)
+    for image in images.unique().tolist():
+        own = _looked(plan, image)
+        if not own.flat and own.layer != first.layer:
+            raise NotApplicable(
+                f"{plan.where}: the last layer that moves the score must be the same for all images, "
+                f"got {own.layer.label!r} of image {image} beside {first.layer.label!r}; explain them apart, or pass layer="
+            )
+    return first
 
 
 def _spatial(where: str, layer: str, tokens: Tokens, value: Tensor) -> Tensor:

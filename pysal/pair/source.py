@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.chunks import run_chunks
-from pysal.engine.features import default_layer, find_layer
+from pysal.engine.default_layer import default_layer
+from pysal.engine.features import find_layer
 from pysal.engine.plan import ExtraInputs, Plan
-from pysal.engine.spatial import reading
+from pysal.engine.spatial import Reading, reading
 from pysal.engine.target import ScoreKind, Target
 from pysal.pair.base import (
     CONVOLUTION_LAYER_VALUES,
@@ -89,16 +90,17 @@ class TorchModel:
     def layers(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """Return the layer's activation and the gradient there, (N, K, h, w) each."""
         model = plan.layered_model
-        layer = (
-            default_layer(WHERE, model, plan.inputs[:1], plan.look_at_first_image)
-            if self.layer is None
-            else find_layer(WHERE, model, self.layer)
-        )
+        how: Reading | None = None
+        if self.layer is None:
+            choice = default_layer(WHERE, model, lambda: plan.look(0))
+            layer, how = choice.layer, choice.reading
+        else:
+            layer = find_layer(WHERE, model, self.layer)
         rows = torch.arange(plan.images, device=plan.device)
         activation, gradient, _ = plan.layer_gradients(plan.inputs, rows, layer)
         size = (plan.inputs.shape[2], plan.inputs.shape[3])
-        found = reading(tuple(activation.shape), layer.module, size)
-        return (activation, gradient) if found is None else (found(activation), found(gradient))
+        how = how or reading(tuple(activation.shape), layer.module, size)
+        return (activation, gradient) if how is None else (how(activation), how(gradient))
 
     def _target(self, call_model_args: Any) -> Target:
         given: Target = call_model_args.get("target") if isinstance(call_model_args, Mapping) else None

@@ -1,0 +1,213 @@
+"""Finds which token of a row is which cell of a map: the row's own history says so, not its length."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from pysal.engine.lineage import Lineage, shape_of
+from pysal.engine.spatial import Reading, is_like
+
+# Maps that are tried, the largest and earliest first, until one has become the row; and rows of other lengths.
+TRIED = 8
+# Operations within which it does. What lies further away was mixed by attention, and costs much to ask.
+STEPS = 12
+# How often tokens may have been added to a row or taken from it.
+CHAIN = 3
+# Of each cell, row by row, its token, None where it has none.
+_Tokens: TypeAlias = list[int | None]
+# Height and width of a map in a row, and the token of each cell, row by row.
+_Cells: TypeAlias = tuple[int, int, tuple[int, ...]]
+# Tokens are numbered in digits of this base, which come through half precision, too.
+BASE = 16
+# How far a digit may be from a whole number, and the gradients that tell it from being multiples of each other.
+TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A value with a map of the image in it.
+
+    Attributes:
+        node: which value.
+        height: of the map.
+        width: of the map.
+        first: the dimension at which the map begins.
+        dims: 2, or 1 where its cells lie in a row already.
+    """
+
+    node: Node
+    height: int
+    width: int
+    first: int
+    dims: int = 2
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
+
+    def by_cell(self, gradient: Tensor) -> Tensor:
+        """Return the gradient at the value as (cells, the rest)."""
+        ordered = gradient.movedim(tuple(range(self.first, self.first + self.dims)), tuple(range(self.dims)))
+        return ordered.reshape(self.cells, -1)
+
+
+class TokenRows:
+    """Reads rows of tokens (1, L, K) or (L, 1, K) of one pass.
+
+    Args:
+        lineage: of the pass.
+        image: (height, width) of its images.
+    """
+
+    def __init__(self, lineage: Lineage, image: tuple[int, int]) -> None:
+        self._lineage, self._image = lineage, image
+        self._known: dict[tuple[_Grid, Node], _Tokens | None] = {}
+
+    def reading(self, node: Node) -> Reading | None:
+        """Return how to read the map in a row of tokens, None where its tokens are no cells of the image."""
+        found = self._cells(node)
+        if found is None:
+            return None
+        height, width, order = found
+        sequence_first = shape_of(node)[0] != 1
+        if order == tuple(range(order[0], order[0] + len(order))):
+            return Reading(height, width, order[0], sequence_first=sequence_first)
+        return Reading(height, width, 0, sequence_first=sequence_first, order=order)
+
+    def _cells(self, node: Node, chain: int = 0) -> _Cells | None:
+        """Return the map in a row, whose tokens may have come from a row of another length, and that of a third."""
+        length = _length(shape_of(node))
+        if length is None:
+            return None
+        users = self._lineage.rows(node)
+        grids = [grid for one in users for grid in self._grids(one, length) if _ends_there(grid, users[one])]
+        grids.sort(key=lambda grid: (-grid.cells, self._lineage.position(grid.node)))
+        for grid in grids[:TRIED]:
+            order = _whole(self._tokens(grid, users, length))
+            if order is not None:
+                return grid.height, grid.width, order
+        return self._of_another_length(users, length, chain) if chain < CHAIN else None
+
+    def _of_another_length(self, users: dict[Node, list[Node]], length: int, chain: int) -> _Cells | None:
+        """Return the map in a row to which tokens were added later than to the first, or from which some were taken."""
+        rows = [one for one in users if _length(shape_of(one)) not in (None, length)]
+        rows = [one for one in rows if any(_length(shape_of(user)) == length for user in users[one])]
+        for one in sorted(rows, key=self._lineage.position, reverse=True)[:TRIED]:
+            shape = shape_of(one)
+            tokens = self._tokens(_Grid(one, max(shape[:2]), 1, int(shape[0] == 1), dims=1), users, length)
+            earlier = self._cells(one, chain + 1) if tokens is not None else None
+            if tokens is not None and earlier is not None:
+                height, width, places = earlier
+                order = _whole([tokens[place] for place in places])
+                if order is not None:
+                    return height, width, order
+        return None
+
+    def _grids(self, node: Node, length: int) -> list[_Grid]:
+        """Return the maps of the image in a node's value that have at most so many cells."""
+        shape = shape_of(node)
+        if len(shape) < 3 or shape[0] != 1:
+            return []
+        if len(shape) == 3:
+            found = _unfolded(node)
+        else:
+            found = [_Grid(node, shape[1], shape[2], 1)]
+            if len(shape) == 4:
+                found.append(_Grid(node, shape[2], shape[3], 2))
+        return [grid for grid in found if 2 <= grid.cells <= length and is_like((grid.height, grid.width), self._image)]
+
+    def _tokens(self, grid: _Grid, users: dict[Node, list[Node]], length: int) -> _Tokens | None:
+        """Return the token that each cell became in the nearest row, None where tokens are not made of one cell each."""
+        row = _first_row(grid.node, users, length)
+        if row is None:
+            return None
+        if (grid, row) not in self._known:
+            self._known[grid, row] = _became(grid, row)
+        return self._known[grid, row]
+
+
+def _became(grid: _Grid, row: Node) -> _Tokens | None:
+    """Return the token that each cell became in a row, None of a cell that became none.
+
+    If the gradient of every token is multiplied by its number, then a cell's gradient is multiplied by the number of its token,
+    but where a cell has a share in several.
+    """
+    shape, about = shape_of(row), row._input_metadata[0]
+    length = max(shape[:2])
+    generator = torch.Generator().manual_seed(0)
+    channels = torch.rand(shape[2], generator=generator).add_(0.5).to(about.device, about.dtype)
+    numbers = torch.arange(length, device=about.device)
+
+    def back(factors: Tensor) -> Tensor | None:
+        seed = (factors.to(about.dtype).unsqueeze(1) * channels).reshape(shape)
+        end, start = GradientEdge(row, 0), GradientEdge(grid.node, 0)
+        (found,) = torch.autograd.grad([end], [start], [seed], allow_unused=True, retain_graph=True)
+        return None if found is None else grid.by_cell(found).double()
+
+    once = back(torch.ones(length, device=about.device))
+    if once is None:
+        return None
+    norms = once.square().sum(1)
+    token = torch.zeros(grid.cells, dtype=torch.int64, device=about.device)
+    for digit in range(math.ceil(math.log(length + 1, BASE))):
+        found = back(numbers // BASE**digit % BASE)
+        assert found is not None
+        digits = ((found * once).sum(1) / norms.clamp_min(torch.finfo(norms.dtype).tiny)).round()
+        rest = (found - digits.unsqueeze(1) * once).square().sum(1)
+        if not bool((rest <= TOLERANCE**2 * norms).all()):
+            return None
+        token += digits.long() * BASE**digit
+    became = [number if norm > 0 else None for number, norm in zip(token.tolist(), norms.tolist(), strict=True)]
+    numbered = [number for number in became if number is not None]
+    return became if len(set(numbered)) == len(numbered) and all(0 <= number < length for number in numbered) else None
+
+
+def _whole(tokens: _Tokens | None) -> tuple[int, ...] | None:
+    """Return the tokens of all cells, None where a cell has none."""
+    found = [] if tokens is None else [token for token in tokens if token is not None]
+    return tuple(found) if tokens is not None and len(found) == len(tokens) else None
+
+
+def _ends_there(grid: _Grid, users: list[Node]) -> bool:
+    """Say whether something was made of a map that is no such map any more."""
+    size = (grid.height, grid.width)
+    return any(size not in set(itertools.pairwise(shape)) for shape in map(shape_of, users))
+
+
+def _length(shape: tuple[int, ...]) -> int | None:
+    """Return the number of tokens in a row of one image, None where a value is none."""
+    if len(shape) != 3 or 1 not in shape[:2] or shape[0] == shape[1] or shape[2] < 2:
+        return None
+    return max(shape[:2])
+
+
+def _unfolded(node: Node) -> list[_Grid]:
+    """Return the map whose cells are the windows that `unfold` took."""
+    if not node.name().startswith("Im2Col"):
+        return []
+    image = shape_of(node.next_functions[0][0]) if node.next_functions[0][0] is not None else ()
+    geometry = [getattr(node, f"_saved_{name}") for name in ("kernel_size", "stride", "padding", "dilation")]
+    if len(image) != 4:
+        return []
+    sizes = [
+        (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for side, kernel, stride, padding, dilation in zip(image[2:], *geometry, strict=True)
+    ]
+    return [_Grid(node, sizes[0], sizes[1], 2, dims=1)]
+
+
+def _first_row(start: Node, users: dict[Node, list[Node]], length: int) -> Node | None:
+    """Return the nearest value made of a map that is a row of so many tokens."""
+    some, seen = [start], {start}
+    for _ in range(STEPS):
+        some = [user for node in some for user in users[node] if user not in seen]
+        seen.update(some)
+        for node in some:
+            if _length(shape_of(node)) == length:
+                return node
+    return None
