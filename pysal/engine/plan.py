@@ -411,7 +411,7 @@ class _Rehearsal(Plan):
         raise _ModelUsed
 
     def look(self, image: int) -> Look:
-        if not self.announcing:
+        if not self.announcing or "refused" in self._shared:
             raise _ModelUsed
         return super().look(image)
 
@@ -419,6 +419,7 @@ class _Rehearsal(Plan):
         try:
             return super()._preview(output, rows)
         except Exception as error:  # of the target, which the clean pass will refuse in the name of whoever was called
+            self._shared["refused"] = True
             raise _ModelUsed from error
 
     def clean(self) -> Clean:
