@@ -8,6 +8,7 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # an uncompiled checkout says so; PYSAL_REQUIRE=cpu makes it fail
     import pysal._library
+    from pysal.engine.plan import Plan
 
 
 def pytest_report_header() -> str:
@@ -22,3 +23,11 @@ def poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def independence_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make no pass to find out whether the rows of a model depend on each other, for tests that count or keep passes."""
+    monkeypatch.setattr(Plan, "ends", lambda self, batch, rows: None)
+    monkeypatch.setattr(Plan, "check_independence", lambda self, model=None: None)
+    monkeypatch.setattr(Plan, "_works_on_whole", lambda self, model, rows: False)

@@ -132,6 +132,7 @@ def test_probabilities_of_a_model_that_returns_them_are_as_returned() -> None:
     torch.testing.assert_close(found.probabilities, model(INPUTS)[:, 1].detach())
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_methods_share_the_clean_pass() -> None:
     rows: list[int] = []
     model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
@@ -158,6 +159,7 @@ def test_default_layer_is_looked_for_once() -> None:
     assert found["grad_cam"].details["layer"] == found["guided_grad_cam"].details["layer"] == "model.relu[1]"
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_passes_are_those_that_were_made() -> None:
     for name in CALLS:
         rows: list[int] = []

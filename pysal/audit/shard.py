@@ -255,6 +255,7 @@ class Worker:
             batch_size=None if isinstance(self.model, PreparedModel) else manifest["rows"],
             precision=manifest["precision"],
             dtype=None,
+            company="apart",
         )
 
     def options(self, name: str, items: Sequence[Item]) -> dict[str, Any]:

@@ -321,6 +321,7 @@ class Request:
             batch_size=None if prepared else self.rows(None),
             precision="float32",
             dtype=images.dtype,
+            company="checked" if prepared else "given",
         )
         if not finite:  # captum lets NaN through, and so must its face
             plan = plan.derive(images, torch.arange(self.examples, device=images.device))

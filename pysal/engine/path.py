@@ -148,6 +148,8 @@ def _probe(plan: Plan, path: Path) -> Array:
     nodes = np.linspace(0.0, 1.0, PROBE_PANELS + 1)
     paths = np.repeat(np.arange(len(path.owners)), len(nodes))
     places = np.tile(nodes if path.position is None else path.position(nodes), len(path.owners))
+    order = _order(plan, paths, len(path.owners))
+    paths, places = paths[order], places[order]
     found = np.empty(len(paths))
 
     def body(start: int, stop: int) -> None:
@@ -156,6 +158,7 @@ def _probe(plan: Plan, path: Path) -> Array:
         found[start:stop] = plan.scores(batch, rows)[0].double().cpu().numpy()
 
     plan.run(len(paths), body)
+    found[order] = found.copy()
     return cast(Array, np.diff(found.reshape(len(path.owners), len(nodes)), axis=1))
 
 
@@ -164,6 +167,8 @@ def _add_up(plan: Plan, path: Path, into: Tensor, rules: dict[int, Rule]) -> Non
     paths = np.concatenate([np.full(len(one.nodes), index, dtype=np.int64) for index, one in rules.items()])
     nodes = np.concatenate([one.nodes for one in rules.values()])
     weights = np.concatenate([one.weights for one in rules.values()])
+    order = _order(plan, paths, len(into))
+    paths, nodes, weights = paths[order], nodes[order], weights[order]
 
     def body(start: int, stop: int) -> None:
         batch, factors = path.points(paths[start:stop], nodes[start:stop])
@@ -173,6 +178,21 @@ def _add_up(plan: Plan, path: Path, into: Tensor, rules: dict[int, Rule]) -> Non
         ops.path_integral_accumulate_(into, gradients, factors, rows, step_weights)
 
     plan.run(len(nodes), body)
+
+
+def _order(plan: Plan, paths: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Return the order of a queue of points, given path after path: that, or the whole batch at a point, then at the next.
+
+    Args:
+        plan: whose passes may have to hold the whole batch.
+        paths: (N,) the path of each point; every path has the same number of them where passes hold the whole batch.
+        number: of paths; an image's lie side by side.
+    """
+    if plan.company != "whole":
+        return np.arange(len(paths))
+    many = number // plan.images
+    points = np.arange(len(paths)) - np.searchsorted(paths, paths)
+    return np.lexsort((paths // many, paths % many, points))
 
 
 def _refine(
@@ -210,7 +230,11 @@ def _refine(
             if not rules:
                 break
         new = torch.zeros_like(total)
-        _add_up(plan, path, new, rules)
+        beside = {}
+        if plan.company == "whole":  # what is done already runs along
+            done = (index for index in range(number) if index not in rules)
+            beside = {index: place(refined(level, cells[index])) for index in done}
+        _add_up(plan, path, new, dict(sorted((rules | beside).items())))
         rows = torch.from_numpy(active).to(plan.device)
         for index, one in rules.items():
             steps[index] += len(one.nodes)

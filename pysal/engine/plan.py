@@ -4,16 +4,35 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, finite_rows, refuse
-from pysal.engine.chunks import fast_rows, run_chunks
+from pysal.engine.chunks import (
+    GENEROUS_BYTES_PER_INPUT_BYTE,
+    MEMORY_SHARE,
+    fast_rows,
+    free_memory,
+    is_out_of_memory,
+    run_chunks,
+)
 from pysal.engine.class_names import names_of
 from pysal.engine.default_layer import Look
 from pysal.engine.features import Layer
+from pysal.engine.independence import (
+    MANY_ROWS,
+    Company,
+    Coupled,
+    Ends,
+    Random,
+    check,
+    error_in_words,
+    is_remembered,
+    remember,
+    roundoff_of,
+)
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.prepared import PreparedModel, check_eval
@@ -49,6 +68,7 @@ class Plan:
         precision: the arithmetic of the model passes; see `engine.precision`.
         dtype: of the result; None = float32, or float64 for float64 inputs.
         report: whether to find out what only `explain` tells beside the map, where that takes passes of its own.
+        company: which rows a pass may hold; see `engine.independence`. "checked" is "whole" where `batch_size` is B.
     """
 
     def __init__(
@@ -64,6 +84,7 @@ class Plan:
         precision: Precision,
         dtype: torch.dtype | None,
         report: bool = True,
+        company: Company = "checked",
     ) -> None:
         self.where, self.model, self.report = where, model, report
         self.inputs = _checked_inputs(where, inputs)
@@ -80,6 +101,7 @@ class Plan:
         # a model may say how many rows it takes at a time
         self.batch_size, self.precision = batch_size or getattr(model, "rows_per_pass", None), precision
         self.asked_batch_size = batch_size
+        self.company: Company = "whole" if company == "checked" and batch_size == len(self.inputs) else company
         if isinstance(model, PreparedModel):
             if precision not in ("float32", model.precision):
                 refuse(where, "precision", f"be that of the prepared model, {model.precision!r}", repr(precision))
@@ -180,9 +202,17 @@ class Plan:
             batch_size: most rows per chunk where they are no model passes of common size; None = those of the request.
             ends: see `engine.chunks.run_chunks`.
         """
+        if total >= MANY_ROWS:
+            self.root._shared["many"] = True
+
+        def part(start: int, stop: int) -> None:
+            if stop - start < self.images:  # the batch did not fit into memory
+                self._divide()
+            body(start, stop)
+
         run_chunks(
             total,
-            body,
+            part if self.company == "whole" and self.images > 1 and not ends else body,
             label=self.where.removeprefix("pysal."),
             batch_size=batch_size or self.batch_size,
             device=self.device,
@@ -228,8 +258,31 @@ class Plan:
         self.root.without_cudnn = True
         return passes()
 
+    def places(self, start: int, stop: int, each: int) -> tuple[Tensor, Tensor]:
+        """Return the image (N,) of each item of a queue in which every image has `each` of them, and which of these it is.
+
+        Image after image; or, where passes hold the whole batch, the batch again and again.
+        """
+        items = torch.arange(start, stop, device=self.device)
+        if self.company == "whole":
+            return items % self.images, items // self.images
+        return items // each, items % each
+
     def forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
-        """Return what a model answers to rows of the images, with the extra inputs of each."""
+        """Return what a model answers to rows of the images, with the extra inputs of each.
+
+        Raises:
+            ValueError: it fails on these rows, and works on the caller's whole batch.
+        """
+        try:
+            return self._forward(model, batch, rows)
+        except Exception as error:  # the model's own, of any kind
+            if not is_out_of_memory(error) and not isinstance(error, NotApplicable) and self._works_on_whole(model, rows):
+                number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+                self._refuse_company(f"an error for {number} ({error_in_words(error)})", error)
+            raise
+
+    def _forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
         origin = self.origin[rows]
 
         def pick(value: Any) -> Any:
@@ -278,6 +331,7 @@ class Plan:
                 scores.append(self.score(output, self.origin[rows]).detach().clone())
             else:
                 tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
+            self.check_rows(self.ends(self.inputs[start:stop], rows), (tables or scores)[-1])
 
         self.run(self.images, body)
         return Clean(torch.cat(tables) if tables else None, torch.cat(scores) if scores else None)
@@ -327,12 +381,141 @@ class Plan:
 
         The model may overwrite `batch`. Where another `model` is given, it is that which turns `batch` into outputs.
         """
+        ends = self.ends(batch, rows) if model is None else None
         output = self._output(batch, rows, model)
         table = self.score.table(output, rows)
         if table is None:
-            return self.score(output, self.origin[rows]).detach().clone(), None
+            scores = self.score(output, self.origin[rows]).detach().clone()
+            self.check_rows(ends, scores)
+            return scores, None
+        self.check_rows(ends, table)
         classes = self.score.scaled(table)
         return self.score.pick(classes, self.origin[rows]), classes
+
+    def ends(self, batch: Tensor, rows: Tensor) -> Ends | None:
+        """Return the ends of a pass that can tell whether rows depend on each other, if that is not known yet."""
+        if self.company in ("whole", "given") or "independent" in self.root._shared:
+            return None
+        if self.company == "checked" and (self.root.images == len(rows) == 1 or self._is_batch(rows)):
+            return None
+        if len(rows) == 1 and self.root.images == 1:
+            return None
+        if "many" not in self.root._shared or self.device.type == "cuda":
+            if self._can_be_remembered() and is_remembered(self.model, self._circumstances()):
+                self.root._shared["independent"] = True
+                return None
+        return Ends.of(batch, rows)
+
+    def check_rows(self, ends: Ends | None, answers: Tensor, model: Model | None = None) -> None:
+        """Refuse a model whose rows depend on each other, now that a pass has shown what it answers to several (N, ...).
+
+        Args:
+            ends: of the pass; None = nothing is to be found out.
+            answers: class scores (N, K), or scores (N,) of a callable target.
+            model: that answered; None = the plan's.
+
+        Raises:
+            ValueError: rows depend on each other, or answers on chance.
+        """
+        if ends is None or "independent" in self.root._shared:
+            return
+        if ends.number == 1:
+            self.check_independence(model)
+            return
+
+        def ask(batch: Tensor, rows: Tensor) -> Tensor:
+            with self.modes(grad=False):
+                output = self._forward(self.model if model is None else model, batch.clone(), rows)
+            table = self.score.table(output, rows)
+            return (self.score(output, self.origin[rows]) if table is None else table).detach().clone()
+
+        roundoff = roundoff_of(self.precision, self.inputs.dtype, self.device, answers)
+        try:
+            check(ask, ends, answers.detach(), roundoff)
+        except Random as error:
+            refuse(self.where, "model", "answer the same to the same input in every call", str(error))
+        except Coupled as error:
+            self._refuse_company(str(error), error.__cause__)
+        self.root._shared["independent"] = True
+        if self._can_be_remembered():
+            remember(self.model, self._circumstances())
+
+    def check_independence(self, model: Model | None = None) -> None:
+        """Refuse a model whose rows depend on each other, by a pass of two rows that is made for that.
+
+        Raises:
+            ValueError: see `check_rows`.
+        """
+        root = self.root
+        if "independent" in root._shared or self.company == "given":
+            return
+        if self._can_be_remembered() and is_remembered(self.model, self._circumstances()):
+            root._shared["independent"] = True
+            return
+        first, last = root.inputs[:1], root.inputs[-1:]
+        if root.images == 1:
+            last = last.flip(3) / 2
+        rows = torch.tensor([0, root.images - 1], device=root.device)
+        ends = Ends(torch.cat([first, last]), rows, 2)
+        try:
+            with root.modes(grad=False):
+                output = root._forward(root.model if model is None else model, ends.batch.clone(), rows)
+        except (RuntimeError, ValueError, MemoryError):  # two rows are more than it takes, or than fit: each is alone anyway
+            root._shared["independent"] = True
+            return
+        table = root.score.table(output, rows)
+        root.check_rows(ends, root.score(output, rows) if table is None else table, model)
+
+    def _divide(self) -> None:
+        """Let passes hold a part of the batch that is too large for memory, if rows do not depend on each other."""
+        try:
+            self.check_independence()
+        except ValueError as error:
+            images = f"the {self.images} images of a model whose rows depend on each other"
+            raise MemoryError(f"{self.where}: {images} must fit into memory together") from error
+
+    def _is_batch(self, rows: Tensor) -> bool:
+        """Whether rows are the caller's images, all of them, in order."""
+        return len(rows) == self.root.images and torch.equal(self.origin[rows], torch.arange(len(rows), device=rows.device))
+
+    def _works_on_whole(self, model: Model, rows: Tensor) -> bool:
+        root = self.root
+        if self.company == "given" or self._is_batch(rows):
+            return False
+        if root.inputs.nbytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(self.device):
+            return False  # which was no reason to run so many at once
+
+        # what failed once need not be the rows' doing
+        return self._works(model, torch.arange(root.images, device=root.device)) and not self._works(model, self.origin[rows])
+
+    def _works(self, model: Model, images: Tensor) -> bool:
+        """Whether a model runs on some of the caller's images (N,)."""
+        try:
+            with self.modes(grad=False):
+                self.root._forward(model, self.root.inputs[images], images)
+        except Exception:  # the model's own, of any kind
+            return False
+        return True
+
+    def _refuse_company(self, got: str, cause: BaseException | None) -> NoReturn:
+        requirement = "answer for each row of a pass as if it were alone"
+        images = self.root.images
+        if self.company == "checked":
+            way_out = (
+                "batch_size=1, one row in a pass" if images == 1 else f"batch_size={images}, the whole batch in every pass"
+            )
+            requirement += f" unless it is called with {way_out}"
+        try:
+            refuse(self.where, "model", requirement, got)
+        except ValueError as error:
+            raise error from cause
+
+    def _can_be_remembered(self) -> bool:
+        """Whether what was found out holds for the next call: further inputs and callable targets may be others then."""
+        return not self.extra_inputs and self.score.function is None
+
+    def _circumstances(self) -> object:
+        return (*self.inputs.shape[1:], self.inputs.dtype, self.device, self.precision)
 
     def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""

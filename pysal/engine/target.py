@@ -113,6 +113,13 @@ def class_scores(output: Any) -> Tensor:
     )
 
 
+def _with_rows(output: Tensor, rows: int) -> Tensor:
+    """Return an output with its first dimension, which `squeeze()` drops where the pass has one row."""
+    if rows == 1 and 1 not in output.shape:
+        return output[None]
+    return output
+
+
 def sums_to_one(table: Tensor) -> bool:
     """Say whether the rows of a table (N, K) look like probabilities."""
     return bool((table >= 0).all()) and bool(((table.sum(1) - 1).abs() < 1e-4).all())
@@ -197,7 +204,7 @@ class Score:
         """Return the model's own (N, K) class scores, or None where the target is a callable."""
         if self.function is not None:
             return None
-        scores = class_scores(output)
+        scores = _with_rows(class_scores(output), len(rows))
         if scores.ndim == 1:
             scores = scores[:, None]
         if scores.ndim != 2:
@@ -234,6 +241,8 @@ class Score:
         table = self.table(output, rows)
         if table is not None:
             return self.pick(self.scaled(table), rows)
+        if isinstance(output, Tensor) and getattr(self.function, "follows_rows", True):
+            output = _with_rows(output, len(rows))
         # once for a single row, and once for several, for a coupling of rows shows only in these
         looked_at = self._rows_looked_at[0]
         look = getattr(self.function, "follows_rows", True) and looked_at < min(len(rows), 2)

@@ -169,10 +169,15 @@ def _baselines(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
 
 def _scores(plan: Plan, owners: Tensor, batch: Tensor) -> Tensor:
     """Return f of changed images (P, C, H, W), in chunks."""
-    scores: list[Tensor] = []
+    many = len(batch) // plan.images
+    found: list[Tensor] = []
+    images, numbers = plan.places(0, len(batch), many)
+    rows = images * many + numbers
 
     def body(start: int, stop: int) -> None:
-        scores.append(plan.scores(batch[start:stop].clone(), owners[start:stop])[0])
+        some = rows[start:stop]
+        found.append(plan.scores(batch[some], owners[some])[0])
 
     plan.run(len(batch), body)
-    return torch.cat(scores)
+    scores = torch.cat(found)
+    return torch.empty_like(scores).index_copy_(0, rows, scores)

@@ -131,9 +131,13 @@ def attribute(
         shape = (plan.images, clean_classes.shape[1], affected.shape[1])
         class_drops = torch.zeros(shape, dtype=clean.dtype, device=plan.device)
 
-    local = _Local.of(plan, fills, regions)
+    local = _Local.of(plan, fills, regions, required=approximate is not None)
     if local is not None:
         queue = local.sort(queue, approximate)
+    elif plan.company == "whole" and plan.images > 1:  # the whole batch without one segment, then without the next
+        some = affected.any(0).nonzero()[:, 0]
+        rows = torch.arange(plan.images, device=plan.device)
+        queue = torch.stack([rows.repeat(len(some)), some.repeat_interleave(plan.images)], 1)
 
     def body(start: int, stop: int) -> None:
         rows, ids = queue[start:stop].unbind(1)
@@ -242,12 +246,24 @@ class _Local:
         self._boxes = [_boxes(regions, image) for image in range(plan.images)]
 
     @classmethod
-    def of(cls, plan: Plan, fills: Tensor, regions: Boxes | Labels) -> "_Local | None":
-        """Return the queue, or None where the plan's model is not prepared for it."""
+    def of(cls, plan: Plan, fills: Tensor, regions: Boxes | Labels, *, required: bool) -> "_Local | None":
+        """Return the queue, or None where the plan's model is not prepared for it.
+
+        Raises:
+            ValueError: images depend on each other, and neither may they run as whole batches nor is None an answer.
+        """
         if not isinstance(plan.model, PreparedModel) or plan.extra_inputs:
             return None
         engine = plan.model.incremental(plan.inputs)
-        return None if engine is None else cls(plan, engine, fills, regions)
+        if engine is None:
+            return None
+        try:
+            plan.check_independence()
+        except ValueError:
+            if required or plan.company != "whole":
+                raise
+            return None
+        return cls(plan, engine, fills, regions)
 
     def sort(self, queue: Tensor, share: float | None = None) -> Tensor:
         """Return the queue (N, 2) of images and segments in groups that run together, image after image.

@@ -142,9 +142,7 @@ def attribute(
 
     def body(start: int, stop: int) -> None:
         nonlocal passes
-        # image-major: item n is sample n % samples of image n // samples
-        items = torch.arange(start, stop, device=plan.device)
-        rows, draws = items // samples, items % samples
+        rows, draws = plan.places(start, stop, samples)
         noisy = ops.gaussian_noise(plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last)
         copies = plan.derive(noisy, rows)
         copies.report = False

@@ -147,9 +147,7 @@ def infidelity_of(
     found = torch.zeros_like(predicted)
 
     def body(start: int, stop: int) -> None:
-        # image-major: item n is perturbation n % samples of image n // samples
-        items = torch.arange(start, stop, device=plan.device)
-        rows, draws = items // samples, items % samples
+        rows, draws = plan.places(start, stop, samples)
         if perturbation == "squares":
             boxes = _squares(uniform(seed, own_ids[rows], draws, 3), images.shape[2], images.shape[3])
             batch = ops.occlusion_masks_boxes(images, fills, boxes, rows, channels_last=plan.channels_last)

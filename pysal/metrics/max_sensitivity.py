@@ -129,9 +129,7 @@ def max_sensitivity_of(
     elements = plan.inputs[0].numel()
 
     def body(start: int, stop: int) -> None:
-        # image-major: item n is sample n % samples of image n // samples
-        items = torch.arange(start, stop, device=plan.device)
-        rows, draws = items // samples, items % samples
+        rows, draws = plan.places(start, stop, samples)
         shifts = radius * (2 * uniform(seed, own_ids[rows], draws, elements) - 1)
         around = (plan.inputs[rows].double() + shifts.view(-1, *plan.inputs.shape[1:])).to(plan.inputs.dtype)
         own = options if noise_ids is None else {**options, "image_ids": noise_ids[rows]}

@@ -61,6 +61,7 @@ def test_slices_are_consecutive_and_no_larger_than_asked_for(total: int, batch_s
 
 @pytest.mark.parametrize("method", VARIANTS)
 @pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.usefixtures("independence_is_known")
 def test_no_pass_of_any_method_has_more_rows_than_asked_for(method: str, batch_size: int) -> None:
     rows: list[int] = []
     model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
@@ -68,6 +69,7 @@ def test_no_pass_of_any_method_has_more_rows_than_asked_for(method: str, batch_s
     assert max(rows) == batch_size
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_images_and_steps_share_the_queue() -> None:
     rows: list[int] = []
     model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
@@ -357,6 +359,7 @@ def test_cancel_is_heard_before_the_next_chunk() -> None:
 
 
 @pytest.mark.parametrize("method", VARIANTS)
+@pytest.mark.usefixtures("independence_is_known")
 def test_another_thread_cancels_a_method(method: str) -> None:
     cancel, entered = threading.Event(), threading.Event()
     passes = 0

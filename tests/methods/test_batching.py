@@ -75,6 +75,7 @@ def test_every_method_is_here() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("independence_is_known")
 def test_any_batch_size_and_any_split_give_the_same(case: str, shape: tuple[int, int, int]) -> None:
     inputs, model = images(IMAGES, *shape), rectified(shape[0])
     expected = alone(case, model, inputs)

@@ -214,6 +214,7 @@ def test_completeness_on_a_smooth_network(placement: str) -> None:
             assert fine <= max(coarse / 4, 1e-13)
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_adaptive_placement_puts_the_steps_where_the_score_changes() -> None:
     # f rises within the first eighth of the path; elsewhere nothing happens
     def model(batch: Tensor) -> Tensor:
@@ -315,6 +316,7 @@ def test_an_image_that_is_its_baseline_has_a_map_of_zero() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.usefixtures("independence_is_known")
 def test_memory_grows_with_the_chunk_and_not_with_the_steps(batch_size: int) -> None:
     model = Counting(smooth())
     pysal.integrated_gradients(model, images(3, 3, 6, 7), 1, steps=200, batch_size=batch_size)
@@ -365,6 +367,7 @@ def test_captums_trapezoid_weights_do_not_sum_to_one_and_these_do(steps: int) ->
 
 
 @pytest.mark.parametrize("name", ["integrated_gradients", "blur_integrated_gradients"])
+@pytest.mark.usefixtures("independence_is_known")
 def test_a_plain_call_makes_no_pass_beyond_its_steps(name: str) -> None:
     """The residual, which only `explain` reports, would take two more."""
     counting = Counting(lambda batch: batch.square().mean((2, 3)))

@@ -121,6 +121,7 @@ def test_one_label_map_serves_all_images_as_tensor_or_array() -> None:
     assert torch.equal(both, pysal.leave_one_out(model, inputs, 0, segments=torch.stack([labels, labels])))
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_one_run_gives_the_drops_of_every_class() -> None:
     inputs, model = images(2, 3, 6, 7), Counting(rectified(classes=5))
     _, more = details(model, inputs, [0, 3], score="probability", segments=Grid(2, 3))
@@ -191,6 +192,7 @@ def test_numpy_black_box_may_answer_into_one_buffer() -> None:
     assert_rounding(found, expected.expand(3, 1, 2, 2, 4).flatten(2, 3), 4 * 32, scale=32.0)
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_segments_equal_to_the_fill_drop_nothing_and_cost_nothing() -> None:
     inputs = images(2, 3, 6, 6)
     inputs[0, :, :3, :3] = 0.5  # image 0: box 0 is equal; image 1: boxes 1 and 3
@@ -217,6 +219,7 @@ def test_segments_equal_to_the_fill_drop_nothing_and_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.usefixtures("independence_is_known")
 def test_fills(dtype: torch.dtype) -> None:
     inputs = images(2, 3, 6, 8, dtype=dtype)
     picture, stack = images(3, 6, 8, seed=1, dtype=dtype), images(2, 3, 6, 8, seed=2, dtype=dtype)

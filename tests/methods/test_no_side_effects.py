@@ -119,6 +119,7 @@ def test_everything_is_as_before(method: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["grad", "inference_mode"])
 @pytest.mark.parametrize("ending", ["error", "cancelled", "out of memory"])
 @pytest.mark.parametrize("method", ALL)
+@pytest.mark.usefixtures("independence_is_known")
 def test_everything_is_as_before_a_call_that_ended_early(method: str, ending: str, mode: str) -> None:
     cancel, passes = threading.Event(), [0]
     error = {"error": ArithmeticError, "cancelled": pysal.Cancelled, "out of memory": MemoryError}[ending]

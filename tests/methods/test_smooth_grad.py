@@ -110,6 +110,7 @@ def moments(maps: Tensor, kind: str) -> Tensor:
 
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.parametrize("name", BASES)
+@pytest.mark.usefixtures("independence_is_known")
 def test_is_the_moment_of_the_base_over_the_noisy_copies(name: str, batch_size: int | None) -> None:
     base, options, maps_of = BASES[name]
     identities = [4, 0, 2**40]

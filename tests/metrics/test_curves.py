@@ -108,6 +108,7 @@ def test_blur_is_the_authors_kernel_with_the_edge_repeated() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 100])
 @pytest.mark.parametrize("name", ["deletion", "insertion"])
+@pytest.mark.usefixtures("independence_is_known")
 def test_chunks_change_nothing(name: str, batch_size: int) -> None:
     model, inputs, maps = rectified(), images(3, 3, 9, 8), images(3, 1, 9, 8, seed=1)
     target = torch.tensor([0, 3, 1])

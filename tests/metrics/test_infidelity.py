@@ -48,6 +48,7 @@ def perturbed_images(model: torch.nn.Module, inputs: Tensor, maps: Tensor, **opt
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
+@pytest.mark.usefixtures("independence_is_known")
 def test_is_captums(options: dict[str, Any], scaled: bool) -> None:
     model, inputs, maps = rectified(), images(3, 3, 9, 8), images(3, 3, 9, 8, seed=4)
     found, seen = perturbed_images(model, inputs, maps, scaled=scaled, **options)
@@ -84,6 +85,7 @@ def test_squares_are_squares_inside_the_image_of_every_allowed_size_and_place() 
         assert abs(int(own.sum()) - 4000 / 7) < 5 * (4000 * 6 / 49) ** 0.5
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_noise_has_the_deviation_asked_for() -> None:
     inputs = images(2, 3, 9, 8)
     _, seen = perturbed_images(linear(3, 9, 8), inputs, inputs, perturbation="noise", meaning="slopes", noise=0.2)

@@ -1,0 +1,219 @@
+"""Finds out whether a model answers for each row of a pass as if that row were alone.
+
+A queue of images, steps, samples and segments is cut wherever memory and speed say, so a row must not depend on the others of
+its pass, nor on their number. Batch norm without running statistics, attention over the batch, sequence models with time
+first, graph networks and weights quantised by the range of their input break that. Two rows of a pass, its first and its
+last, are run again on their own: no coupling that runs up the batch, down it or over all of it spares both.
+
+Error model. Passes of different sizes round differently, so what a row gets alone may differ from what it gets among others by
+rounding: with u the unit roundoff of the coarsest arithmetic in the pass, by up to 128 u of the answer's size in any network
+whose layers do not add up their errors, and by more in deep ones, where no bound is useful. What is further away is therefore
+asked a question that rounding cannot answer: the same row, at the same place of a pass of the same size, in other company.
+Kernels then do the same to it, and what changes is the company's doing. Where nothing changes, only the number of rows is
+left, or rounding: that is told by how much a change of the row in its last digit changes the answer.
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pysal.engine.chunks import is_out_of_memory
+from pysal.engine.prepared import PreparedModel
+
+# What a plan's passes hold. "checked": any rows, once it is known that they do not depend on each other; a pass of exactly the
+# caller's images needs no check, since it is what the caller would have run. "whole": the caller's images, all of them, in
+# order. "apart": any rows, and no image may depend on which others were handed over with it. "given": whoever made the plan
+# sees to it.
+Company: TypeAlias = Literal["checked", "whole", "apart", "given"]
+
+ROUNDING = 128
+# Calls of at least this many rows are checked whatever is remembered of the model: two rows more are next to nothing.
+MANY_ROWS = 48
+
+_TF32_ROUNDOFF = 2.0**-11
+
+_remembered: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The first and the last row of a pass: images (2, C, H, W), their rows (2,) in the plan, and how many rows it has."""
+
+    batch: Tensor
+    rows: Tensor
+    number: int
+
+    @classmethod
+    def of(cls, batch: Tensor, rows: Tensor) -> "Ends":
+        """Return copies, which a model that works in place leaves alone."""
+        both = [0, len(batch) - 1]
+        return cls(batch.detach()[both].clone(), rows[both], len(batch))
+
+
+Ask: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+class Coupled(Exception):
+    """What is wrong with a model, in words."""
+
+
+def check(ask: Ask, ends: Ends, answers: Tensor, roundoff: float) -> None:
+    """Return if the ends of a pass get the same answers alone.
+
+    Args:
+        ask: images (N, C, H, W) and their rows (N,) -> the model's answers (N, ...), from a pass of their own.
+        ends: of the pass.
+        answers: (N, ...) of the whole pass.
+        roundoff: of the arithmetic that was asked for.
+
+    Raises:
+        Coupled: they do not.
+    """
+    size = _size(answers)
+    for end, place in enumerate((0, ends.number - 1)):
+        one, row, among = ends.batch[end : end + 1], ends.rows[end : end + 1], answers[place : place + 1]
+        alone = _alone(ask, one, row)
+        if _away(alone, among) <= min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
+            continue
+        _look_closer(ask, ends, end, place, alone, among, roundoff, size)
+
+
+def _alone(ask: Ask, one: Tensor, row: Tensor) -> Tensor:
+    try:
+        return ask(one, row)
+    except Exception as error:  # the model's own, of any kind
+        if is_out_of_memory(error):
+            raise
+        raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
+
+
+def _look_closer(
+    ask: Ask, ends: Ends, end: int, place: int, alone: Tensor, among: Tensor, roundoff: float, size: float
+) -> None:
+    """Tell rounding from what it is not."""
+    one, row, number = ends.batch[end : end + 1], ends.rows[end : end + 1], ends.number
+    with _Arithmetic() as arithmetic:
+        again = ask(one, row)
+    roundoff = max(roundoff, arithmetic.roundoff)
+    allowed = min(ROUNDING * roundoff, math.sqrt(roundoff)) * size
+    if alone.shape != among.shape:
+        raise Coupled(f"{_shape(among)} numbers for a row among {number} and {_shape(alone)} for the same row alone")
+    if _away(again, alone) > allowed:
+        raise Random(f"answers that differ by {_share(again, alone, size)} of their size")
+    # a signed last digit, the same in every run
+    signs = 1 - 2 * (torch.arange(one.numel(), device=one.device) % 2).view_as(one).to(one.dtype)
+    step = max(roundoff, torch.finfo(one.dtype).eps)
+    last_digit = _away(ask(one * (1 + step * signs), row), again)
+    unit = max(roundoff * size, last_digit)
+    repeated = ask(one.expand(number, *one.shape[1:]).contiguous(), row.expand(number))[place : place + 1]
+    if _away(repeated, among) > max(allowed, ROUNDING * last_digit):
+        raise Coupled(f"an answer that other rows change by {_share(repeated, among, size)} of its size")
+    if _away(alone, among) > max(allowed, unit / math.sqrt(roundoff)):
+        raise Coupled(f"an answer that the number of rows changes by {_share(alone, among, size)} of its size")
+
+
+class Random(Coupled):
+    """The model's answers differ from call to call."""
+
+
+def error_in_words(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _size(answers: Tensor) -> float:
+    finite = answers.detach().abs().nan_to_num(0.0, 0.0, 0.0)
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def _away(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference; infinity for another shape, or where one of the two is NaN or infinite."""
+    if one.shape != other.shape:
+        return math.inf
+    difference = (one.double() - other.double()).abs()
+    same = (one == other) | (one.isnan() & other.isnan())
+    difference = difference.masked_fill(same, 0.0).nan_to_num(math.inf)
+    return float(difference.max()) if difference.numel() else 0.0
+
+
+def _share(one: Tensor, other: Tensor, size: float) -> str:
+    away = _away(one, other)
+    return f"{away / size:.1e}" if size and math.isfinite(away) else "more than all"
+
+
+def _shape(answers: Tensor) -> int:
+    return answers[0].numel() if len(answers) else 0
+
+
+class _Arithmetic(TorchDispatchMode):
+    """Notes the coarsest floating-point numbers that a pass makes: a model may have an autocast of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.roundoff = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self.roundoff = max(self.roundoff, torch.finfo(leaf.dtype).eps / 2)
+        return result
+
+
+def roundoff_of(precision: str, dtype: torch.dtype, device: torch.device, answers: Tensor) -> float:
+    """Return the unit roundoff of the arithmetic that a plan asks for."""
+    found = max(torch.finfo(dtype).eps, torch.finfo(answers.dtype).eps) / 2
+    if precision == "bf16":
+        return max(found, torch.finfo(torch.bfloat16).eps / 2)
+    if precision in ("tf32", "mixed") and device.type == "cuda":
+        return max(found, _TF32_ROUNDOFF)
+    return found
+
+
+def remember(model: object, circumstances: object) -> None:
+    """Keep in mind, as long as the model lives and stays as it is, that its rows were found independent."""
+    state = _state(model, circumstances)
+    if state is not None:
+        _remembered.setdefault(model, set()).add(state)
+
+
+def is_remembered(model: object, circumstances: object) -> bool:
+    """Whether the rows of this model, as it is now, were found independent in these circumstances."""
+    known = _remembered.get(model) if isinstance(model, (nn.Module, PreparedModel)) else None
+    return known is not None and _state(model, circumstances) in known
+
+
+def _state(model: object, circumstances: object) -> int | None:
+    """Return what a model looks like: its parts, their attributes, how often its tensors were written. None: nobody can say."""
+    outside = model.original if isinstance(model, PreparedModel) else model
+    if not isinstance(outside, nn.Module):
+        return None
+    marks: list[object] = [circumstances]
+    pending, seen = [outside], {outside}
+    for module in pending:
+        if isinstance(module, torch.jit.ScriptModule):
+            return None
+        marks.append(type(module))
+        for name, value in module.__dict__.items():
+            if isinstance(value, (bool, int, float, str, type(None))):
+                marks.append((name, value))
+            elif isinstance(value, Tensor) or name in ("_parameters", "_buffers"):
+                tensors = [value] if isinstance(value, Tensor) else [one for one in value.values() if one is not None]
+                marks.extend((id(one), 0 if one.is_inference() else one._version) for one in tensors)
+            elif isinstance(value, (dict, list, set)):
+                marks.append((name, len(value), *(map(id, value.values() if isinstance(value, dict) else value))))
+            else:
+                marks.append((name, id(value)))
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)
+    return hash(tuple(marks))
