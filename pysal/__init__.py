@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pysal import audit, captum, metrics, models, ops, pair, reference, segments, viz
     from pysal.engine.black_box import numpy_model
     from pysal.engine.chunks import Cancelled, progress
+    from pysal.engine.extra_inputs import PerImage, Shared
     from pysal.engine.not_applicable import NotApplicable
     from pysal.engine.prepared import PreparedModel, prepare
     from pysal.engine.target import Margin, RowTarget
@@ -46,9 +47,11 @@ _HOMES = {
     "Normalized": "pysal.models",
     "NotApplicable": "pysal.engine.not_applicable",
     "RowTarget": "pysal.engine.target",
+    "Shared": "pysal.engine.extra_inputs",
     "Slic": "pysal.segments",
     "Window": "pysal.segments",
     "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
+    "PerImage": "pysal.engine.extra_inputs",
     "PreparedModel": "pysal.engine.prepared",
     "build_info": "pysal.ops",
     "class_gradients": "pysal.methods.gradient",
@@ -75,8 +78,10 @@ __all__ = [
     "Margin",
     "Normalized",
     "NotApplicable",
+    "PerImage",
     "PreparedModel",
     "RowTarget",
+    "Shared",
     "Slic",
     "Window",
     "__version__",

@@ -14,8 +14,9 @@ from pysal._checks import refuse
 from pysal._library import build_info
 from pysal.engine.attribution import check_options
 from pysal.engine.class_names import names_of
+from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target, sums_to_one
 from pysal.explanation import Explanation, MethodResult
@@ -47,7 +48,7 @@ def explain(
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: of SmoothGrad's noise.
         score: which score all methods explain; None = the probability for leave-one-out, the logit for the others.
-        extra_inputs: further arguments of the model; tensors whose first dimension is B go with their image.
+        extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; None = as many as memory allows.
         precision: "float32", "tf32", "mixed" or "bf16".
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from pysal._checks import check_tensor, refuse
 from pysal.engine.attribution import check_options
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Model, Plan
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS
 from pysal.viz import (

@@ -310,10 +310,10 @@ def test_shared_options_reach_every_method() -> None:
             return self.net(batch + shift[:, None, None, None])
 
     shift, model = torch.tensor([0.0, 1.0, -0.5], dtype=torch.float64), Shifted().eval()
-    found = explain(model, extra_inputs={"shift": shift})
+    found = explain(model, extra_inputs={"shift": pysal.PerImage(shift)})
     assert found.skipped == {}
     for name, call in CALLS.items():
-        assert torch.equal(found.maps[name], call(model, INPUTS, extra_inputs={"shift": shift})), name
+        assert torch.equal(found.maps[name], call(model, INPUTS, extra_inputs={"shift": pysal.PerImage(shift)})), name
 
 
 def test_progress_names_each_method() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pysal._checks import FLOATING, INTEGER, finite_rows, refuse
 from pysal.captum._batches import call, copies_per_pass, independent
+from pysal.engine.extra_inputs import PerImage, Shared
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
@@ -317,7 +318,7 @@ class Request:
             images if finite else torch.zeros_like(images),
             Score(self.where, self.target, whole=self.whole),
             score="logit",
-            extra_inputs=self.further,
+            extra_inputs=[self._with_rows(one) for one in self.further],
             batch_size=None if prepared else self.rows(None),
             precision="float32",
             dtype=images.dtype,
@@ -359,6 +360,11 @@ class Request:
             None if most is None else max(1, most // self.examples),
         )
         return copies * self.examples
+
+    def _with_rows(self, further: Any) -> PerImage | Shared:
+        """Return a further argument as captum takes it: a tensor of as many rows as there are examples has one for each."""
+        per_example = isinstance(further, Tensor) and further.ndim > 0 and len(further) == self.examples
+        return PerImage(further) if per_example else Shared(further)
 
     def run(self, work: Callable[[Plan], Found]) -> Found:
         """Return `work(plan)`, with all rows in one pass where the forward function answers for the batch as a whole.

@@ -20,6 +20,7 @@ from pysal.engine.chunks import (
 )
 from pysal.engine.class_names import names_of
 from pysal.engine.default_layer import Look
+from pysal.engine.extra_inputs import ExtraArguments, ExtraInputs, ordinary
 from pysal.engine.features import Layer
 from pysal.engine.independence import (
     MANY_ROWS,
@@ -41,7 +42,6 @@ from pysal.engine.sweeps import Found, Sweep, Swept, sweep
 from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
 
 Model: TypeAlias = Callable[..., Any]
-ExtraInputs: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Shared = TypeVar("Shared")
 
 
@@ -62,8 +62,8 @@ class Plan:
         inputs: (B, C, H, W), floating point, finite, on the model's device.
         target: what is explained; see `engine.target`.
         score: which number of a classifier's output is meant.
-        extra_inputs: further arguments of the model, positional (a sequence) or by name (a mapping); tensors whose first
-            dimension is B go with their image.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping); see
+            `engine.extra_inputs`.
         batch_size: most rows in one model pass; None = as many as memory allows.
         precision: the arithmetic of the model passes; see `engine.precision`.
         dtype: of the result; None = float32, or float64 for float64 inputs.
@@ -95,9 +95,7 @@ class Plan:
             refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
         if dtype is not None and dtype not in FLOATING:
             refuse(where, "dtype", "be a floating-point torch.dtype or None", dtype, TypeError)
-        if isinstance(extra_inputs, (str, bytes, Tensor)) or not isinstance(extra_inputs, (Sequence, Mapping)):
-            refuse(where, "extra_inputs", "be a sequence or a mapping", type(extra_inputs).__name__, TypeError)
-        self.extra_inputs = extra_inputs
+        self.extra_inputs = ExtraArguments(where, extra_inputs, len(self.inputs))
         # a model may say how many rows it takes at a time
         self.batch_size, self.precision = batch_size or getattr(model, "rows_per_pass", None), precision
         self.asked_batch_size = batch_size
@@ -283,17 +281,8 @@ class Plan:
             raise
 
     def _forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
-        origin = self.origin[rows]
-
-        def pick(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            own = value.ndim > 0 and len(value) == self.root.images
-            return value[origin.to(value.device)] if own else _ordinary(value)
-
-        if isinstance(self.extra_inputs, Mapping):
-            return model(batch, **{name: pick(value) for name, value in self.extra_inputs.items()})
-        return model(batch, *(pick(value) for value in self.extra_inputs))
+        by_position, by_name = self.extra_inputs.of(self.origin[rows])
+        return model(batch, *by_position, **by_name)
 
     def clean(self) -> Clean:
         """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target."""
@@ -374,7 +363,7 @@ class Plan:
 
     def _output(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> Any:
         with self.modes(grad=False):
-            return self.forward(self.model if model is None else model, _ordinary(batch), rows)
+            return self.forward(self.model if model is None else model, ordinary(batch), rows)
 
     def scores(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the explained score (N,) of changed images and, for class targets, that of every class (N, K).
@@ -616,11 +605,6 @@ class _Rehearsal(Plan):
         raise _ModelUsed
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """Return a tensor that autograd and in-place operations accept, also where the caller is in torch.inference_mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
 def _checked_inputs(where: str, inputs: object) -> Tensor:
     tensor = check_tensor(where, "inputs", inputs, dtypes=FLOATING)
     if tensor.ndim != 4:
@@ -633,7 +617,7 @@ def _checked_inputs(where: str, inputs: object) -> Tensor:
     if not bool(finite.all()):
         refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(finite.long().argmin())}")
     with torch.inference_mode(False):
-        return _ordinary(tensor.detach())
+        return ordinary(tensor.detach())
 
 
 def _check_model(where: str, model: object, inputs: Tensor) -> None:

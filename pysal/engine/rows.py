@@ -10,16 +10,13 @@ import numpy as np
 from torch import Tensor
 
 
-def map_rows(value: Any, count: int, change: Callable[[Any], Any]) -> Any:
-    """Return a value in which `change` has been made to every tensor or array whose first dimension is `count`.
+def map_entries(value: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """Return a copy of a container with `change(key, entry)` in place of each entry; anything else as it is.
 
-    Containers are copied, not changed: mappings, tuples, lists, dataclasses and namespaces, one inside the other. A list of
-    `count` mappings, as detectors return them, is one entry per row, which `change` gets as an array of objects.
+    Containers are mappings, tuples, lists, dataclasses and namespaces.
     """
-    if isinstance(value, (Tensor, np.ndarray)):
-        return change(value) if value.ndim > 0 and len(value) == count else value
     if isinstance(value, Mapping):
-        changed = {key: map_rows(entry, count, change) for key, entry in value.items()}
+        changed = {key: change(key, entry) for key, entry in value.items()}
         if type(value) is dict:
             return changed
         mapping = copy.copy(value)
@@ -27,18 +24,29 @@ def map_rows(value: Any, count: int, change: Callable[[Any], Any]) -> Any:
             mapping[key] = entry  # type: ignore[index]
         return mapping
     if isinstance(value, (list, tuple)):
-        if len(value) == count and all(isinstance(entry, Mapping) for entry in value):
-            entries = np.empty(count, dtype=object)
-            entries[:] = value
-            return type(value)(change(entries))
-        parts = [map_rows(entry, count, change) for entry in value]
+        parts = [change(number, entry) for number, entry in enumerate(value)]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, types.SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         instance = copy.copy(value)
         for name, entry in vars(value).items():
-            object.__setattr__(instance, name, map_rows(entry, count, change))
+            object.__setattr__(instance, name, change(name, entry))
         return instance
     return value
+
+
+def map_rows(value: Any, count: int, change: Callable[[Any], Any]) -> Any:
+    """Return a value in which `change` has been made to every tensor or array whose first dimension is `count`.
+
+    Containers are copied, not changed, one inside the other. A list of `count` mappings, as detectors return them, is one
+    entry per row, which `change` gets as an array of objects.
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        return change(value) if value.ndim > 0 and len(value) == count else value
+    if isinstance(value, (list, tuple)) and len(value) == count and all(isinstance(entry, Mapping) for entry in value):
+        entries = np.empty(count, dtype=object)
+        entries[:] = value
+        return type(value)(change(entries))
+    return map_entries(value, lambda _, entry: map_rows(entry, count, change))
 
 
 def row_tensors(value: Any, count: int) -> list[Tensor]:

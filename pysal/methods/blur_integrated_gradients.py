@@ -12,8 +12,9 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
 from pysal.engine.chunks import to_device
+from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.path import Path, Steps, integrate
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.quadrature import Array, Placement, Quadrature
 from pysal.engine.target import ScoreKind, Target

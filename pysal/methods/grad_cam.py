@@ -12,9 +12,10 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
 from pysal.engine.default_layer import Choice, default_layer
+from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.features import Layer, find_layer
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations

@@ -9,7 +9,8 @@ from torch import Tensor
 from pysal._checks import refuse
 from pysal.engine import sweeps
 from pysal.engine.attribution import Attribution
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.sweeps import Sweep
 from pysal.engine.target import Class, ScoreKind, Target, shown
@@ -35,7 +36,8 @@ def gradient(
             `output -> (N,)` that scores each row by that row alone; one of these per image; a `pysal.RowTarget`, which is
             told the image of each row; or None for each image's highest class.
         score: "logit", "probability" or "log_probability" of the target class.
-        extra_inputs: further arguments of the model; tensors whose first dimension is B go with their image.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). What is as long as
+            there are images is `pysal.PerImage(x)`, a row for each image, or `pysal.Shared(x)`, the same for all.
         batch_size: most images per model pass; None = as many as memory allows. Never changes the result beyond rounding.
         precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (moves ReLU gates).
         dtype: of the result; None = float32, float64 for float64 inputs.

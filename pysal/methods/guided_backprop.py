@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.relu_rules import OtherActivations, ReluRules
 from pysal.engine.sweeps import Sweep

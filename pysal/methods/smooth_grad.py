@@ -10,7 +10,8 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import check_count, check_ids, check_seed, refuse
 from pysal.engine.attribution import Attribution, check_options, with_defaults
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods import (

@@ -11,8 +11,9 @@ from torch.nn.functional import conv2d, pad
 
 from pysal import ops
 from pysal._checks import check_count, finite_rows, refuse
+from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.fills import Fill, resolve_fill
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.metrics._maps import Reduction, check_maps, per_pixel

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import check_count, check_ids, check_seed, finite_rows, refuse
+from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.fills import Fill, resolve_fill
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.metrics._maps import check_maps, uniform

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pysal._checks import check_count, check_ids, check_seed, finite_rows, refuse
 from pysal.engine.attribution import check_options
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS

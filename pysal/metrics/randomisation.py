@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pysal._checks import check_seed, refuse
 from pysal.engine.attribution import check_options
-from pysal.engine.plan import ExtraInputs, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.target import ScoreKind, Target

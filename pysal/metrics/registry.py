@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.engine.attribution import default_of, with_defaults
-from pysal.engine.plan import ExtraInputs, Model, Plan
+from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.target import ScoreKind, Target
 from pysal.methods.registry import METHODS

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.engine.chunks import run_chunks
 from pysal.engine.default_layer import default_layer
+from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.features import find_layer
-from pysal.engine.plan import ExtraInputs, Plan
+from pysal.engine.plan import Plan
 from pysal.engine.spatial import Reading, reading
 from pysal.engine.target import ScoreKind, Target
 from pysal.pair.base import (
@@ -74,11 +75,12 @@ class TorchModel:
         return images.to(device=None if first is None else first.device, dtype=dtype)
 
     def plan(self, images: Tensor, call_model_args: Any, batch_size: int | None = None) -> Plan:
-        """Return the request for these images."""
-        return Plan(
+        """Return the request for these images, which are versions of one where there are further arguments of it."""
+        versions = len(images) > 1 and self.extra_inputs != ()
+        plan = Plan(
             WHERE,
             self.model,
-            images,
+            images[:1] if versions else images,
             self._target(call_model_args),
             score=self.score,
             extra_inputs=self.extra_inputs,
@@ -86,6 +88,7 @@ class TorchModel:
             precision="float32",
             dtype=None,
         )
+        return plan.derive(images, torch.zeros(len(images), dtype=torch.int64, device=images.device)) if versions else plan
 
     def layers(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """Return the layer's activation and the gradient there, (N, K, h, w) each."""

@@ -336,13 +336,14 @@ class Described(nn.Module):
 
 def test_what_is_not_on_the_way_from_the_images_does_not_count() -> None:
     question = images(2, 1, 1, 5).flatten(1)
+    asked = (pysal.PerImage(question),)
     model = seeded(lambda: Described(Network(F.relu), F.gelu))
     oracle = seeded(lambda: Described(Network(ruled("guided")), F.gelu))
-    found = pysal.guided_backprop(model, INPUTS, 1, extra_inputs=(question,))
+    found = pysal.guided_backprop(model, INPUTS, 1, extra_inputs=asked)
     expected = by_autograd(lambda x: oracle(x, question))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
     with pytest.raises(pysal.NotApplicable, match="no ReLU was met"):
-        pysal.guided_backprop(seeded(lambda: Described(Network(torch.tanh), F.relu)), INPUTS, 1, extra_inputs=(question,))
+        pysal.guided_backprop(seeded(lambda: Described(Network(torch.tanh), F.relu)), INPUTS, 1, extra_inputs=asked)
 
 
 def test_relu_met_in_one_chunk_does_not_speak_for_the_next() -> None:

@@ -253,13 +253,14 @@ class Question(nn.Module):
 def test_extra_inputs_go_with_their_image(method: str, by_name: bool) -> None:
     model = Question().double().eval()
     inputs, question, shift = images(3, 3, 8, 8), torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), torch.ones(4)
-    extra = {"flag": "on", "shift": shift, "question": question} if by_name else [question, shift, "on"]
+    asked = pysal.PerImage(question)
+    extra = {"flag": "on", "shift": shift, "question": asked} if by_name else [asked, shift, "on"]
     options = {"image_ids": torch.arange(3)} if method == "smooth_grad" else {}
     alone = []
     for image in range(3):
         if method == "smooth_grad":
             options = {"image_ids": [image]}
-        own = question[image : image + 1]
+        own = pysal.PerImage(question[image : image + 1])
         one = {"question": own} if by_name else (own,)
         alone.append(CALLS[method](model, inputs[image : image + 1], 1, extra_inputs=one, **options))
     if method == "smooth_grad":

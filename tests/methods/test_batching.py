@@ -117,7 +117,7 @@ def test_further_inputs_go_with_their_images(case: str, by_name: bool) -> None:
     questions = torch.arange(10).view(IMAGES, 2) * 3 % 7
 
     def extra(rows: list[int]) -> Any:
-        return {"question": questions[rows]} if by_name else (questions[rows],)
+        return pysal.PerImage({"question": questions[rows]} if by_name else (questions[rows],))
 
     expected = torch.cat([run(case, model, inputs, [row], extra_inputs=extra([row])) for row in range(IMAGES)])
     found = run(case, model, inputs, list(range(IMAGES)), extra_inputs=extra(list(range(IMAGES))), batch_size=3)

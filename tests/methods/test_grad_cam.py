@@ -164,7 +164,7 @@ def test_explains_a_word_of_a_caption(position: int) -> None:
 def test_answers_about_an_image_and_a_question(by_name: bool, batch_size: int | None) -> None:
     inputs, model = images(3, 3, 9, 7), seeded(Answer)
     questions = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 0, 0]])
-    extra: Any = {"question": questions} if by_name else (questions,)
+    extra = pysal.PerImage({"question": questions} if by_name else (questions,))
     found = pysal.grad_cam(model, inputs, 2, layer="relu", extra_inputs=extra, batch_size=batch_size)
 
     # f = sum_c v_c q_c mean(A_c) * 8, so df/dA_c = 8 v_c q_c / (h w) everywhere

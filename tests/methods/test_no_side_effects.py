@@ -201,9 +201,9 @@ def test_inputs_made_in_inference_mode(method: str) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("shape", [(3,), ()])
+@pytest.mark.parametrize(("shape", "word"), [((3,), pysal.PerImage), ((), pysal.Shared), ((), lambda extra: extra)])
 @pytest.mark.parametrize("method", CALLS)
-def test_extra_inputs_made_in_inference_mode(method: str, shape: tuple[int, ...]) -> None:
+def test_extra_inputs_made_in_inference_mode(method: str, shape: tuple[int, ...], word: Callable[[Tensor], Any]) -> None:
     with torch.inference_mode():
         extra = torch.full(shape, 2.0, dtype=torch.float64)
 
@@ -217,8 +217,8 @@ def test_extra_inputs_made_in_inference_mode(method: str, shape: tuple[int, ...]
 
     model = Scaled().eval()
     with torch.inference_mode():
-        found = CALLS[method](model, INPUTS, extra_inputs=[extra])
-    assert torch.equal(found, CALLS[method](model, INPUTS, extra_inputs=[extra.clone()]))
+        found = CALLS[method](model, INPUTS, extra_inputs=[word(extra)])
+    assert torch.equal(found, CALLS[method](model, INPUTS, extra_inputs=[word(extra.clone())]))
 
 
 class Overwriting(nn.Module):
