@@ -106,7 +106,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
         try:
             snapshot = copy.deepcopy(model).requires_grad_(False)
         except Exception as error:
-            raise NotTraceable(f"cannot be copied: {_first_line(error)}") from error
+            raise NotTraceable(f"it cannot be copied: {_first_line(error)}") from error
         state = ModelState(snapshot)
         tracer = _Tracer()
         try:

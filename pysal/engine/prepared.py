@@ -228,6 +228,9 @@ def prepare(
     return prepared
 
 
+_NOTHING_FUSED = "it has no convolution that could be fused"
+
+
 class _RunsAsItIs(Exception):
     """A model is not prepared; the message says why."""
 
@@ -255,11 +258,12 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     _check_ordinary(model)
     rows = getattr(model, "rows_per_pass", None)
     images = list(batches(example, rows))
-    own = [_own(model, batch) for batch in images]
+    own = [_own(model, images[0])]
     try:
         traced, written = trace(model)
     except NotTraceable as reason:
         raise _RunsAsItIs(str(reason)) from reason
+    own += [_own(model, batch) for batch in images[1:]]
     for batch, expected in zip(images, own, strict=True):
         output, gradient = run(traced, batch).apart(expected)
         if not max(output, gradient) <= TRACED[example.dtype]:
@@ -269,11 +273,11 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
                 "decides something anew in every pass, or acts on gradients where tracing does not see it"
             )
     mixed = prepared.precision == "mixed"
-    graph = fold_graph(copy.deepcopy(traced))
+    exact = _exact(traced, images[-1], example)
+    graph = fold_graph(traced)
     lowered = lower(graph, example, torch.bfloat16 if mixed else example.dtype)
     if not lowered:
-        raise _RunsAsItIs("it has no convolution that could be fused")
-    exact = _exact(traced, images[-1], example)
+        raise _RunsAsItIs(_NOTHING_FUSED)
     program = Program(graph, torch.bfloat16 if mixed else None)
     difference, gradient_difference = _compared(graph, program, images[-1], own[-1], exact)
     state = ModelState(model, written)
@@ -325,6 +329,8 @@ def _check_ordinary(model: nn.Module) -> None:
             raise _RunsAsItIs(f"its tensor {name!r} is {reason}")
     for prefix, module in state.modules:
         name = f"module {prefix[:-1]!r}" if prefix else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise _RunsAsItIs(f"{name} is of TorchScript, which is not traced again")
         if any(own_hooks_apart(getattr(module, kind)) for kind in HOOKS):
             raise _RunsAsItIs(f"{name} has hooks, which fused layers would not run")
         if "forward" in module.__dict__:
@@ -339,13 +345,15 @@ def _own(model: nn.Module, images: Tensor) -> Pass:
     Raises:
         _RunsAsItIs: it gives nothing that could be compared.
     """
-    rows = f"a batch of {len(images)}"
     try:
         found = run(model, images)
+    except Exception as error:
+        raise _RunsAsItIs(f"it does not run on a batch of {len(images)} like the example ({_first_line(error)})") from error
+    try:
         with torch.no_grad():
             plain = model(images.clone())
     except Exception as error:
-        raise _RunsAsItIs(f"it does not run on {rows} like the example ({_first_line(error)})") from error
+        raise _RunsAsItIs(f"it does not run without gradients ({_first_line(error)})") from error
     output = found.output
     if not isinstance(output, Tensor):
         raise _RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}")
@@ -378,7 +386,8 @@ def _exact(traced: fx.GraphModule, images: Tensor, example: Tensor) -> _Exact | 
             return None
     except Exception:  # of a dtype that the model's code fixes, or of a device without float64
         return None
-    lower(fold_graph(graph), example, torch.float64)
+    if not lower(fold_graph(graph), example, torch.float64):
+        raise _RunsAsItIs(_NOTHING_FUSED)
     output, gradient = _recorded(Program(graph), wide).apart(expected)
     if not max(output, gradient) <= EXACT:
         what = "output" if output > EXACT else "gradient"

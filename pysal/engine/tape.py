@@ -265,9 +265,8 @@ class _MeanStep(_Step):
 class _OtherStep:
     """Any other node, under autograd."""
 
-    def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
-        self.node = node
-        self._interpreter = fx.Interpreter(graph)
+    def __init__(self, interpreter: fx.Interpreter, node: fx.Node) -> None:
+        self.node, self._interpreter = node, interpreter
         self._in_place = False
 
     def run(self, values: dict[fx.Node, Any], needed: set[fx.Node]) -> tuple[Any, Any]:
@@ -344,7 +343,8 @@ class Program:
         for node in self.nodes:
             if any(source in self.needed for source in node.all_input_nodes) and node.target not in _WITHOUT_GRADIENT:
                 self.needed.add(node)
-        self.steps = {node: _step(graph, node) for node in self.nodes if node.op != "placeholder"}
+        interpreter = fx.Interpreter(graph)  # one for all: to make one looks at every node
+        self.steps = {node: _step(graph, interpreter, node) for node in self.nodes if node.op != "placeholder"}
         met: set[fx.Node] = set()  # by nodes before: in a sweep those come later
         for node in self.nodes:
             step = self.steps.get(node)
@@ -534,7 +534,7 @@ class Recorded(torch.autograd.Function):
         return ctx.tape.sweep(grads[0], rule)[0], None
 
 
-def _step(graph: fx.GraphModule, node: fx.Node) -> _Step | _OtherStep:
+def _step(graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Node) -> _Step | _OtherStep:
     module = module_of(graph, node)
     first: Any = node.args[0] if node.args else None
     if isinstance(module, FusedConvolution):
@@ -553,7 +553,7 @@ def _step(graph: fx.GraphModule, node: fx.Node) -> _Step | _OtherStep:
             return _MeanStep([first])
     if node.meta.get("same_shapes") and is_addition(node):
         return _AddStep(node.args)  # type: ignore[arg-type]
-    return _OtherStep(graph, node)
+    return _OtherStep(interpreter, node)
 
 
 def _blocks(program: Program) -> dict[fx.Node, _BlockStep]:
