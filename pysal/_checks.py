@@ -1,5 +1,9 @@
 """The one way bad input is refused: one sentence that names the argument, the requirement and the value."""
 
+import os
+import sys
+import warnings
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -17,6 +21,15 @@ def refuse(where: str, argument: str, requirement: str, got: object, error: type
         error: TypeError for a wrong type or dtype, ValueError for a wrong shape, range or device.
     """
     raise error(f"{where}: {argument} must {requirement}, got {got}")
+
+
+def warn(message: str) -> None:
+    """Warn whoever called the package: the line shown is the first outside it."""
+    frame, level = sys._getframe(1), 2
+    package = str(Path(__file__).parent) + os.sep
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def check_tensor(

@@ -18,7 +18,8 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target, sums_to_one
+from pysal.engine.score import Output, ScoreKind, noun, probabilities, taken_for
+from pysal.engine.target import Target
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS
 
@@ -47,7 +48,12 @@ def explain(
         target: see `pysal.gradient`; None = each image's highest class.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: of SmoothGrad's noise.
-        score: which score all methods explain; None = the probability for leave-one-out, the logit for the others.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+            For all methods; None = "auto" for leave-one-out, "logit" for the others. `Explanation.output` and its table say
+            what the output was taken for.
         extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; None = as many as memory allows.
         precision: "float32", "tf32", "mixed" or "bf16".
@@ -121,23 +127,28 @@ def explain(
             seconds=time.perf_counter() - began,
             passes=round(found.passes),
             details={key: _on_cpu(value) for key, value in found.details.items()},
-            score_kind="callable" if clean.table is None else (score or method.score),
+            score_kind=_named(score or method.score, plan.output),
         )
-    kind = "callable" if clean.table is None else (score or "probability")
-    shown = plan.renamed(WHERE, "logit" if kind == "callable" else (score or "probability"))
+    found_out = plan.output
+    shown = plan.renamed(WHERE, score or "auto").score
+    scores = clean.scores if clean.table is None else shown.pick(shown.scaled(clean.table), plan.origin)
+    assert scores is not None
+    kind = _named(score or "auto", found_out)
+    output = None if found_out is None else taken_for(score or "auto", found_out)
     index = plan.score.index
     return Explanation(
         images=plan.inputs.to("cpu", copy=True),
         target=index.cpu() if plan.score.is_class else torch.full((plan.images,), -1),
-        target_names=plan.score.names(names_of(plan.layered_model)),
-        scores=shown.clean_scores()[0].cpu(),
+        target_names=plan.score.names(names_of(plan.layered_model), noun(kind, output or "")),
+        scores=scores.cpu(),
         score_kind=kind,
-        probabilities=_probabilities(clean.table, index) if plan.score.is_class else None,
+        probabilities=_probabilities(clean.table, index, output) if plan.score.is_class else None,
         results=results,
         skipped={name: skipped[name] for name in names if name in skipped},
         model_name=_model_name(plan.layered_model),
         seconds=time.perf_counter() - started,
         build=build_info(),
+        output=output or "",
     )
 
 
@@ -184,8 +195,15 @@ def _model_name(model: object) -> str:
     return str(getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__))
 
 
-def _probabilities(table: Tensor | None, index: Tensor) -> Tensor | None:
-    """Return the probability of each image's target; a table whose rows already sum to 1 is taken as it is."""
-    if table is None or table.shape[1] == 1:
+def _named(kind: ScoreKind, output: Output | None) -> str:
+    """Return the kind of score that was explained, once it is known what the output is."""
+    if output is None:
+        return "callable"
+    return ("raw" if output == "numbers" else "probability") if kind == "auto" else kind
+
+
+def _probabilities(table: Tensor | None, index: Tensor, output: Output | None) -> Tensor | None:
+    """Return the probability of each image's target, None where the output tells none."""
+    if table is None or output is None or output == "numbers":
         return None
-    return (table if sums_to_one(table) else torch.softmax(table, 1)).gather(1, index[:, None]).squeeze(1).cpu()
+    return probabilities(table, output).gather(1, index[:, None]).squeeze(1).cpu()

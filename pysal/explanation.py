@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from pysal._checks import check_tensor, refuse
 from pysal.engine.attribution import check_options, default_of
 from pysal.engine.plan import Model
 from pysal.engine.prepared import PreparedModel
+from pysal.engine.score import OUTPUTS, Output, ScoreKind, noun, saturation, settled, unit
 from pysal.engine.target import Target
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ PlotKind: TypeAlias = Literal["maps", "drops", "agreement", "convergence", "dele
 RUN_THE_MODEL, TAKE_OPTIONS = ("convergence", "deletion_insertion"), ("agreement", "convergence", "deletion_insertion")
 Detail = Tensor | list[Tensor] | str | float | int
 
-# What one value of a map means, where `{score}` is the kind of score that the method explained.
+# What one value of a map means, where `{score}` is the unit of the score that the method explained.
 UNITS = {
     "leave_one_out": "drop of {score}",
     "gradient": "|d {score} / d value|",
@@ -69,7 +70,7 @@ class MethodResult:
         details: what else the method found. Known names: "residual", "error", "approximation_error" and "steps" (B,),
             "standard_error" of the map's shape, "drops" (B, S) or one (S_b,) tensor per image, "labels" (B, H, W) or
             "boxes" (S, 4) that say where the drops are, "layer", "base", "kind", "samples". Others are kept and written.
-        score_kind: which score the method explained; "" = that of the explanation.
+        score_kind: which score the method explained, see `Explanation.score_kind`; "" = that of the explanation.
     """
 
     name: str
@@ -98,13 +99,16 @@ class Explanation:
         target: (B,) int64 class index, -1 where the target is a callable.
         target_names: B names, "Egyptian cat".
         scores: (B,) the score explained.
-        score_kind: "probability", "logit", "log_probability" or "callable".
-        probabilities: (B,) softmax probability of the target, None where the target is no class.
+        score_kind: which score that is: "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid"
+            or "log_sigmoid", as `pysal.gradient` takes them, or "callable".
+        probabilities: (B,) probability of the target, None where the target is a callable or the output tells none.
         results: method name -> MethodResult, in the order they are shown.
         skipped: method name -> why it does not apply to the model, for those that "all" left out.
         model_name: what the model is called in pictures and tables.
         seconds: wall time of the whole call.
         build: `pysal.build_info()` at the time of the call.
+        output: what the model's output was taken for: "logits" or "log_probabilities" of classes, "probabilities" of classes,
+            "labels" (probabilities of independent labels), "label_logits", "numbers"; "" where the target is a callable.
 
     Raises:
         TypeError: `images`, `target`, `scores`, `probabilities` or a map is no tensor.
@@ -122,6 +126,7 @@ class Explanation:
     model_name: str = ""
     seconds: float = 0.0
     build: dict[str, object] = field(default_factory=dict)
+    output: str = ""
 
     def __post_init__(self) -> None:
         count, _, height, width = check_tensor(WHERE, "images", self.images, ndim=4).shape
@@ -261,8 +266,12 @@ class Explanation:
 
         likely = None if self.probabilities is None else float(self.probabilities[image])
         about = [self.model_name]
-        if self.score_kind != "probability":
-            about.append(f"{_score(self.score_kind)} {viz.number(float(self.scores[image]))}")
+        if self._unit_of(self.score_kind) == "output":
+            about.append(f"{noun(self.score_kind, self.output)} = {viz.number(float(self.scores[image]))}")
+        elif likely is None or self._unit_of(self.score_kind) != "probability":
+            about.append(f"{self._unit_of(self.score_kind)} {viz.number(float(self.scores[image]))}")
+        if self.output not in ("", "logits"):
+            about.append(f"output taken for {OUTPUTS[self.output]}")
         if len(self) > 1:
             about.append(f"image {image} of {len(self)}")
         if kind == "maps":
@@ -289,10 +298,11 @@ class Explanation:
         if kind == "deletion_insertion":
             return self._curves(image, names, subtitle, model, photo, target, given)
         check_options(f"{WHERE}.plot", "options", plots.converge, given)
-        score = self._kind(self.results[names[0]])
-        given.setdefault("score", "logit" if score == "callable" else score)
+        kind = self._kind(self.results[names[0]])
+        word = self._unit_of(given.get("score", kind))
+        given.setdefault("score", self._again(kind))
         found = [plots.converge(model, photo, method, target, **given) for method in names]
-        return plots.convergence(found, subtitle=subtitle, unit=_score(score))
+        return plots.convergence(found, subtitle=subtitle, unit=word)
 
     def _agreement(self, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:
         from pysal import metrics, plots
@@ -315,6 +325,10 @@ class Explanation:
         from pysal import metrics, plots
 
         check_options(f"{WHERE}.plot", "options", metrics.deletion, options)
+        # what tells methods apart best: the probability of the target, where there is one
+        kind = "sigmoid" if self.output == "label_logits" else "auto"
+        percent = not callable(target) and self._unit_of(options.get("score", kind)) == "probability"
+        options = {"score": self._again(kind), **options}
         maps = {name: self.results[name].map[image : image + 1].to(photo.device) for name in names}
         generator = torch.Generator().manual_seed(0)
         maps[plots.RANDOM] = torch.rand(1, 1, *photo.shape[2:], generator=generator).to(photo.device)
@@ -346,8 +360,7 @@ class Explanation:
             )
             for (kind, curves), small_print in zip(found.items(), prints, strict=True)
         ]
-        score = "callable" if callable(target) else options.get("score", "probability")
-        return plots.curves(sides, subtitle=subtitle, percent=score == "probability")
+        return plots.curves(sides, subtitle=subtitle, percent=percent)
 
     def panel(self, name: str, image: int = 0) -> viz.Panel:
         """Return what is drawn of a method's map of one image, and said about it.
@@ -377,7 +390,7 @@ class Explanation:
             boxes=boxes if isinstance(boxes, Tensor) else None,
             drops=_of_image(details.get("drops"), image),
             score=self._before(result, image),
-            percent=self._kind(result) == "probability",
+            percent=self._unit_of(self._kind(result)) == "probability",
         )
 
     def _kind(self, result: MethodResult) -> str:
@@ -387,14 +400,23 @@ class Explanation:
         if result.name == "smooth_grad" and result.details.get("kind", "mean") != "mean":
             return ""
         base = result.details.get("base", "gradient") if result.name == "smooth_grad" else result.name
-        kind = self._kind(result)
-        return UNITS.get(str(base), "").format(score=_score(kind))
+        return UNITS.get(str(base), "").format(score=self._unit_of(self._kind(result)))
+
+    def _unit_of(self, kind: str) -> str:
+        """Return the unit of a kind of score in a word; explanations that do not say what the output is were of logits."""
+        return unit(kind, self.output or "logits")
+
+    def _again(self, kind: str) -> ScoreKind:
+        """Return the kind of score that says the same of one image, whose output alone could be taken for something else."""
+        if kind == "callable" or not self.output:
+            return "auto" if kind == "auto" else "logit"
+        return settled(cast(ScoreKind, kind), cast(Output, self.output))
 
     def _before(self, result: MethodResult, image: int) -> float | None:
         """Return the clean score that the drops are falls from, None where it is not known."""
         if self._kind(result) == self.score_kind:
             return float(self.scores[image])
-        if self._kind(result) == "probability" and self.probabilities is not None:
+        if self._unit_of(self._kind(result)) == "probability" and self.probabilities is not None:
             return float(self.probabilities[image])
         return None
 
@@ -418,6 +440,9 @@ class Explanation:
             notes.append(_count(len(drops), "segment"))
         if (steps := _value(details.get("steps"), image)) is not None:
             notes.append(_count(round(steps), "step"))
+        before = None if self.probabilities is None else self._before(result, image)
+        if before is not None and (saturated := saturation(self._kind(result), self.output, before)):
+            notes.append(saturated)
         return notes
 
     def _largest_drop(self, result: MethodResult, image: int) -> str:
@@ -429,7 +454,7 @@ class Explanation:
         finite = drops[torch.isfinite(drops)]
         if not len(finite):
             return ""
-        return viz.fall(before, float(finite.max()), self._kind(result) == "probability") or "none"
+        return viz.fall(before, float(finite.max()), self._unit_of(self._kind(result)) == "probability") or "none"
 
     # Tables -----------------------------------------------------------------------------------------------------------
 
@@ -460,6 +485,8 @@ class Explanation:
 
     def _headline(self) -> str:
         counts = f"{_count(len(self), 'image')}, {_count(len(self.results), 'method')}, {self.seconds:.3g} s"
+        if self.output:
+            counts += f", output taken for {OUTPUTS[self.output]}"
         return f"{_line(self.model_name)}: {counts}" if self.model_name else counts
 
     def _verdict(self, image: int) -> str:
@@ -467,12 +494,15 @@ class Explanation:
 
         index = int(self.target[image])
         name = _line(self.target_names[image])
-        verdict = name if index < 0 or name == f"class {index}" else f"{name} (class {index})"
+        column = f"{noun(self.score_kind, self.output)} {index}"
+        verdict = name if index < 0 or name == column else f"{name} ({column})"
+        word = self._unit_of(self.score_kind)
+        if word == "output":
+            return f"{verdict} = {float(self.scores[image]):.4g}"
         if self.probabilities is not None:
             verdict += f", {viz.percent(float(self.probabilities[image]))}"
-        if self.probabilities is None or self.score_kind != "probability":
-            kind = _score(self.score_kind)
-            verdict += f", {kind} {float(self.scores[image]):.4g}"
+        if self.probabilities is None or word != "probability":
+            verdict += f", {word} {float(self.scores[image]):.4g}"
         return verdict
 
     def _rows(self, image: int) -> list[tuple[str, ...]]:
@@ -587,7 +617,7 @@ class Explanation:
             fields = ("name", "title", "reduction", "signed", "seconds", "passes", "score_kind")
             about = {key: getattr(result, key) for key in fields}
             results.append({**about, "order": list(result.details), "lists": lists, "details": plain})
-        names = ("target_names", "score_kind", "skipped", "model_name", "seconds", "build")
+        names = ("target_names", "score_kind", "skipped", "model_name", "seconds", "build", "output")
         metadata = {"format": FORMAT, **{key: getattr(self, key) for key in names}, "results": results}
         metadata |= {"keys": list(arrays), "dtypes": dtypes}
         arrays["metadata"] = np.array(json.dumps(_plain(metadata), ensure_ascii=False, allow_nan=False))
@@ -649,6 +679,7 @@ class Explanation:
             scores=get("scores"),
             probabilities=get("probabilities") if "probabilities" in arrays else None,
             results=results,
+            output=metadata.get("output", ""),
             **{key: metadata[key] for key in names},
         )
 
@@ -673,11 +704,6 @@ def _count(number: int, noun: str) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _score(kind: str) -> str:
-    """Return what a kind of score is called: what a function of the reader's own returns is a score like any other."""
-    return "score" if kind == "callable" else _words(kind)
 
 
 def _line(text: str) -> str:

@@ -26,7 +26,8 @@ from pysal._checks import check_tensor, refuse
 from pysal.engine.attribution import check_options
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.viz import (
     FAMILY,
@@ -203,7 +204,10 @@ def converge(
         steps: numbers of gradients, rising, each at least 1.
         reference: more than the most of `steps`; four times as many leave the reference an error well below theirs.
         method_options: the method's own options but the number of steps: {"baseline": "blur"}.
-        score: see `pysal.gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `pysal.gradient`.
         batch_size: see `pysal.gradient`.
 

@@ -29,7 +29,7 @@ from pysal.engine.attribution import check_options
 from pysal.engine.chunks import fast_rows
 from pysal.engine.precision import PRECISIONS, Precision
 from pysal.engine.prepared import check_eval
-from pysal.engine.target import SCORE_KINDS
+from pysal.engine.score import SCORE_KINDS
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS
 from pysal.models import Classifier
@@ -100,7 +100,9 @@ class Job:
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`; what JSON can say, segments
             as "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
         target: "predicted", "label", a class index, or a class name of a `pysal.models.Classifier`.
-        score: what all methods explain; None = each its own, as in `pysal.explain`.
+        score: what all methods explain, by the words of `pysal.gradient`; None = each its own, as in `pysal.explain`. What the
+            model's output is taken for is found out on noise and plain images, the same for every shard, and stands in the
+            manifest; an image whose output is none of that kind is recorded as a fault.
         labels: "auto": a table's column label, a tar's .cls; "folder": the name of each image's folder; "none".
         maps: how maps are kept: "none", "uint8" (with a scale, 256 steps) or "float16".
         size: (height, width) of the images in pixels, for a model that is no `pysal.models.Classifier`; None = the model's.
@@ -182,6 +184,7 @@ class Job:
                 "weights_sha256": weights_sha256(loaded),
                 "input_size": list(input_size),
                 "class_names": list(classifier.class_names) if classifier is not None else None,
+                "output": None,
             },
             "methods": {
                 name: {
@@ -254,6 +257,9 @@ class Job:
             assert table is not None
             if table.shape[1] < 2:
                 refuse(WHERE, "model", "give scores of two classes or more", f"an output of shape {tuple(table.shape)}")
+            # of every shard the same: what a few of its images would say of the output is not asked
+            output = self.manifest["model"]["output"] = worker.request(worker.probes(), 0).output
+            plan.score.look.output = output
             for name, method in methods.items():
                 request = plan.renamed(f"pysal.{name}", method["score"])
                 found = METHODS[name].attribute(request, **given[name])

@@ -25,9 +25,10 @@ from pysal.engine.attribution import Attribution
 from pysal.engine.chunks import is_out_of_memory
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel, prepare
-from pysal.engine.target import Target, sums_to_one
+from pysal.engine.score import Output, ScoreKind, follows, probabilities, settled, taken_for
+from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
-from pysal.metrics import per_image
+from pysal.metrics import METRICS, per_image
 from pysal.segments import parse
 
 WHERE = "pysal.audit"
@@ -105,6 +106,12 @@ class Worker:
     def example(self) -> Tensor:
         """Return an image (1, 3, H, W) that is the same for every worker."""
         return torch.rand(1, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def probes(self) -> Tensor:
+        """Return images (8, 3, H, W), the same for every worker, on which it is found out what the model's output is."""
+        noise = torch.rand(5, 3, *self.size, generator=torch.Generator().manual_seed(1))
+        plain = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, *noise.shape[1:])
+        return torch.cat([noise, plain]).to(self.device)
 
     def explain(self, shard: int, items: Sequence[Item]) -> Files:
         """Return the files of a shard.
@@ -201,10 +208,11 @@ class Worker:
                 request.rehearse(METHODS[name].attribute, options[name], announce=True)
             scores = plan.clean().table
             assert scores is not None
-            sound = finite_rows(scores).tolist()
+            output: Output = manifest["model"]["output"]
+            sound = (finite_rows(scores) & follows(scores, output)).tolist()
         if not all(sound):
             return self._without_the_unsound(images, items, sound, clock)
-        figures = _model_figures(scores, plan.score.index)
+        figures = _model_figures(scores, probabilities(scores, self._taken_for()), plan.score.index)
         found: list[dict[str, dict[str, Any]]] = [{} for _ in items]
         for name in manifest["methods"]:
             request = plan.renamed(f"pysal.{name}", manifest["methods"][name]["score"])
@@ -227,7 +235,7 @@ class Worker:
     def _without_the_unsound(
         self, images: Tensor, items: Sequence[Item], sound: list[bool], clock: Clock
     ) -> list[dict[str, dict[str, Any]]]:
-        """Explain the images of which the model says something finite; record of the others that it does not."""
+        """Explain the images of which the model says what it says of any; record of the others that it does not."""
         kept = [n for n, good in enumerate(sound) if good]
         rows = iter(self.batch(images[kept], [items[n] for n in kept], clock) if kept else [])
         fault = {name: {"fault": "the model's output"} for name in self.setup.manifest["methods"]}
@@ -256,7 +264,15 @@ class Worker:
             precision=manifest["precision"],
             dtype=None,
             company="apart",
+            output=manifest["model"]["output"],
         )
+
+    def _taken_for(self) -> Output:
+        """Return what the output is taken for in all shards, which a word of the user's for the score may say."""
+        found: Output = self.setup.manifest["model"]["output"]
+        kinds: list[ScoreKind] = [method["score"] for method in self.setup.manifest["methods"].values()]
+        said = taken_for(kinds[0], found) if len(set(kinds)) == 1 else found
+        return found if said == "numbers" else said
 
     def options(self, name: str, items: Sequence[Item]) -> dict[str, Any]:
         """Return a method's options for a batch, as its core takes them."""
@@ -295,6 +311,10 @@ class Worker:
     ) -> list[float]:
         """Return a figure of a method's map, for each image."""
         manifest = self.setup.manifest
+        # kinds that say the same of every batch, whatever its images' outputs look like
+        kind: ScoreKind = "sigmoid" if self._taken_for() == "label_logits" else settled("auto", self._taken_for())
+        if METRICS[metric].needs == "method":
+            kind = settled(manifest["methods"][name]["score"], manifest["model"]["output"])
         found = per_image(
             metric,
             self.model,
@@ -305,6 +325,7 @@ class Worker:
             ids=[item.id for item in items],
             method=name,
             method_options=self.options(name, items),
+            score=kind,
             batch_size=None if isinstance(self.model, PreparedModel) else manifest["rows"],
             precision=manifest["precision"],
         )
@@ -328,9 +349,8 @@ def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[n
     return map.float().cpu().numpy()
 
 
-def _model_figures(scores: Tensor, target: Tensor) -> list[dict[str, Any]]:
-    """Return what the model says of each image: class, target and their probabilities."""
-    likely = scores if sums_to_one(scores) else torch.softmax(scores, 1)
+def _model_figures(scores: Tensor, likely: Tensor, target: Tensor) -> list[dict[str, Any]]:
+    """Return what the model says of each image: class, target and their probabilities, by those of all classes (B, K)."""
     predicted = scores.argmax(1)
     columns = {
         "predicted": predicted.tolist(),

@@ -1,7 +1,6 @@
 """A validated request: the model, the images, the target, and how the model is run on them."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -9,7 +8,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, check_tensor, finite_rows, refuse
+from pysal._checks import FLOATING, check_tensor, finite_rows, refuse, warn
 from pysal.engine.chunks import (
     GENEROUS_BYTES_PER_INPUT_BYTE,
     MEMORY_SHARE,
@@ -38,8 +37,9 @@ from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.prepared import PreparedModel, check_eval
 from pysal.engine.relu_rules import ReluRules
+from pysal.engine.score import FOUND_OUT, Output, ScoreKind
 from pysal.engine.sweeps import Found, Sweep, Swept, sweep
-from pysal.engine.target import Score, ScoreKind, Target, sums_to_one
+from pysal.engine.target import Score, Target
 
 Model: TypeAlias = Callable[..., Any]
 Shared = TypeVar("Shared")
@@ -61,7 +61,7 @@ class Plan:
         model: an nn.Module in eval mode, or any callable on tensors.
         inputs: (B, C, H, W), floating point, finite, on the model's device.
         target: what is explained; see `engine.target`.
-        score: which number of a classifier's output is meant.
+        score: which number of the output is meant; see `engine.score`.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping); see
             `engine.extra_inputs`.
         batch_size: most rows in one model pass; None = as many as memory allows.
@@ -69,6 +69,7 @@ class Plan:
         dtype: of the result; None = float32, or float64 for float64 inputs.
         report: whether to find out what only `explain` tells beside the map, where that takes passes of its own.
         company: which rows a pass may hold; see `engine.independence`. "checked" is "whole" where `batch_size` is B.
+        output: what the model's output is taken for, where that was decided before; None = what the images say.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Plan:
         dtype: torch.dtype | None,
         report: bool = True,
         company: Company = "checked",
+        output: Output | None = None,
     ) -> None:
         self.where, self.model, self.report = where, model, report
         self.inputs = _checked_inputs(where, inputs)
@@ -107,7 +109,7 @@ class Plan:
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self.dtype = dtype or self.accumulator_dtype
         named = model.original if isinstance(model, PreparedModel) else model
-        self.score = Score(where, target, score, len(inputs), self.device, lambda: names_of(named))
+        self.score = Score(where, target, score, len(inputs), self.device, lambda: names_of(named), output)
         self.without_cudnn = False
         self._root: Plan | None = None
         self.origin = torch.arange(len(inputs), device=self.device)
@@ -129,8 +131,6 @@ class Plan:
         renamed = self.derive(self.inputs, torch.arange(self.images, device=self.device))
         renamed.where, renamed._root = where, None
         renamed.score, renamed._shared, renamed._clean = self.score.renamed(where, score), self._shared, self._clean
-        if renamed._clean is not None:
-            renamed._warn_of_probabilities(renamed._clean.table)
         return renamed
 
     def rehearse(self, attribute: Callable[..., Any], options: Mapping[str, Any], *, announce: bool = False) -> None:
@@ -287,12 +287,23 @@ class Plan:
     def clean(self) -> Clean:
         """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target."""
         if self._clean is None:
-            clean = self._announced() or self._look()
-            self._clean = clean
+            self._clean = self._announced() or self._look()
             self.score.close()
+        if self.score.undecided:
             if self.root is self:
-                self._warn_of_probabilities(clean.table)
+                self.score.look_at(self._clean.table)
+            else:  # what the output is shows on the unchanged images
+                self.root.clean()
+        self._warn_of_the_score()
         return self._clean
+
+    @property
+    def output(self) -> Output | None:
+        """What the model's output is taken for, from all unchanged images; None where the target is a callable."""
+        table = self.root.clean().table
+        if self.score.look.output is None and table is not None:
+            self.score.look_at(table)
+        return self.score.look.output
 
     def _announced(self) -> Clean | None:
         """Make the sweeps that were announced, all in one pass, and return the clean scores it tells."""
@@ -323,18 +334,48 @@ class Plan:
             self.check_rows(self.ends(self.inputs[start:stop], rows), (tables or scores)[-1])
 
         self.run(self.images, body)
-        return Clean(torch.cat(tables) if tables else None, torch.cat(scores) if scores else None)
+        return _joined(tables, scores)
 
-    def _warn_of_probabilities(self, table: Tensor | None) -> None:
-        if table is None or table.shape[1] == 1 or self.score.kind == "logit" or "warned" in self._shared:
+    def over_images(self, body: Callable[[int, int], None]) -> None:
+        """Run `body(start, stop)` over the unchanged images, whose scores may depend on what the output is.
+
+        Where a later part shows that an earlier one was taken for something else, all are run again: with logits that happens
+        only where those of the first images all lie in [0, 1].
+        """
+        look = self.score.look
+        if self.root is not self or not self.score.undecided:
+            self.run(self.images, body)
             return
-        if sums_to_one(table):
-            self._shared["warned"] = True
-            warnings.warn(
-                f"{self.where}: the model's output already sums to 1, and score takes its softmax again; "
-                "pass score='logit' to explain the output as it is",
-                stacklevel=6,
-            )
+        known = False
+        try:
+            while not known:
+                look.begin()
+                self.run(self.images, body)
+                known = not look.changed
+        finally:
+            look.open = False
+            if not known:
+                look.output = None
+        self._warn_of_the_score()
+
+    def _warn_of_the_score(self) -> None:
+        """Say once in a call what may be wrong about the kind of score."""
+        look, kind = self.score.look, self.score.kind
+        if look.output is None or not self.score.looks or "warned" in self.root._shared:
+            return
+        if kind in ("softmax", "log_softmax") and look.output == "probabilities":
+            what = f"the model's output already sums to 1, and score={kind!r} takes its softmax again"
+            what += "; score='probability' takes it as it is"
+        elif kind in ("sigmoid", "log_sigmoid") and look.lies_in_unit:
+            what = f"the model's output already lies in [0, 1], and score={kind!r} takes its sigmoid again"
+            what += "; score='probability' takes it as it is"
+        elif kind in FOUND_OUT and look.is_a_guess:
+            what = f"the model's {look.values} outputs lie in [0, 1] and are taken for probabilities of independent labels"
+            what += "; score='softmax' or 'sigmoid' takes them for logits, 'raw' for plain numbers"
+        else:
+            return
+        self.root._shared["warned"] = True
+        warn(f"{self.where}: {what}")
 
     def clean_scores(self) -> tuple[Tensor, Tensor | None]:
         """Return the explained score of the unchanged images (B,) and, for class targets, that of every class (B, K)."""
@@ -357,9 +398,11 @@ class Plan:
         return self.score.preview(output, rows)
 
     def fix_target(self) -> None:
-        """Make sure that the target of every image is known, with a clean pass where it is not."""
+        """Make sure that the target of every image and what the output is are known, with a clean pass where they are not."""
         if self.score.open:
             self.clean()
+        if self.score.undecided:
+            self.root.clean()
 
     def _output(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> Any:
         with self.modes(grad=False):
@@ -370,6 +413,7 @@ class Plan:
 
         The model may overwrite `batch`. Where another `model` is given, it is that which turns `batch` into outputs.
         """
+        self.fix_target()
         ends = self.ends(batch, rows) if model is None else None
         output = self._output(batch, rows, model)
         table = self.score.table(output, rows)
@@ -510,11 +554,14 @@ class Plan:
         """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""
         table = self.score.table(output, rows)
         self.score.resolve(table, self.origin[rows])
+        if self.score.look.open:
+            self.score.look_at(table)
         return table, self.score(output, self.origin[rows])
 
     def gradients(self, batch: Tensor, rows: Tensor) -> Tensor:
         """Return df/dx (N, C, H, W) at each row of `batch`."""
         image = Sweep()
+        self.fix_target()
         return sweep(self, batch, rows, [image]).found[image][0]
 
     def layer_gradients(
@@ -524,6 +571,7 @@ class Plan:
 
         Without `rules` nothing below the layer is kept for the backward pass, unless its input is meant: others may use that.
         """
+        self.fix_target()
         at_layer, at_images = Sweep(layer=layer, where=self.where), Sweep(rules.rule, rules.other) if rules else None
         found = sweep(self, batch, rows, [at_layer, *([at_images] if at_images else [])]).found
         return *found[at_layer], found[at_images][0] if at_images else None  # type: ignore[return-value]
@@ -538,13 +586,16 @@ class Plan:
 
     def _sweep_images(self, wanted: Sequence[Sweep], *, required: bool) -> None:
         """Make sweeps over the unchanged images, which also tell the clean scores; what is not required may be left out."""
-        parts: list[Swept] = []
+        found: dict[int, Swept] = {}
 
         def body(start: int, stop: int) -> None:
+            if start == 0:
+                found.clear()  # all are run again
             rows = torch.arange(start, stop, device=self.device)
-            parts.append(sweep(self, self.inputs[start:stop], rows, wanted, required=required))
+            found[start] = sweep(self, self.inputs[start:stop], rows, wanted, required=required)
 
-        self.run(self.images, body)
+        self.over_images(body)
+        parts = list(found.values())
         self.score.close()
         made = self._shared.setdefault("sweeps", {})
         # autocast, where the caller has it on, does not join tensors of every dtype
@@ -554,9 +605,12 @@ class Plan:
                     pieces = zip(*(part.found[one] for part in parts), strict=True)
                     made[self.score.kind, one] = tuple(torch.cat(some) for some in pieces)
             if self._clean is None:
-                tables = [part.table for part in parts if part.table is not None]
-                scores = [part.scores for part in parts]
-                self._clean = Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat(scores))
+                self._clean = _joined([part.table for part in parts if part.table is not None], [part.scores for part in parts])
+
+
+def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
+    """Return what the model says of the unchanged images, whose parts were run one after the other."""
+    return Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat(scores))
 
 
 @contextlib.contextmanager

@@ -134,6 +134,8 @@ def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, a
             output = leaf = tape.output.detach().requires_grad_()
         table = plan.score.table(output, rows)
         assert table is not None  # the target is a class
+        if plan.score.look.open:
+            plan.score.look_at(table)
         largest = int(classes.max())
         if largest >= table.shape[1]:
             refuse(plan.where, "classes", f"be below the model's {table.shape[1]} classes", largest)

@@ -4,7 +4,7 @@ import copy
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pysal._checks import refuse
 from pysal.engine.chunks import is_out_of_memory
 from pysal.engine.class_names import ClassNames
 from pysal.engine.rows import map_rows, row_tensors, take_rows
+from pysal.engine.score import SCORE_KINDS, Look, Output, ScoreKind, how, scaled
 
 
 class RowTarget:
@@ -80,8 +81,6 @@ Target: TypeAlias = (
     | RowTarget
     | None
 )
-ScoreKind: TypeAlias = Literal["logit", "probability", "log_probability"]
-SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 
 
 def class_scores(output: Any) -> Tensor:
@@ -120,11 +119,6 @@ def _with_rows(output: Tensor, rows: int) -> Tensor:
     return output
 
 
-def sums_to_one(table: Tensor) -> bool:
-    """Say whether the rows of a table (N, K) look like probabilities."""
-    return bool((table >= 0).all()) and bool(((table.sum(1) - 1).abs() < 1e-4).all())
-
-
 class Score:
     """Picks the explained score of each row out of a model's output.
 
@@ -136,10 +130,14 @@ class Score:
     Args:
         where: the public name of the method, for errors.
         target: None, a class, one per image, a margin or a callable; see `Target`.
-        kind: which number of a classifier's output is meant.
+        kind: which number of the output is meant; see `engine.score`.
         images: number of images B.
         device: where the model runs.
         names: asked for the model's class names where a class is said by name.
+        output: what the model's output is, where that is known already.
+
+    Attributes:
+        look: what is known of the model's output, shared by all that ask about the same images.
     """
 
     def __init__(
@@ -150,9 +148,10 @@ class Score:
         images: int,
         device: torch.device,
         names: Callable[[], ClassNames | None] = lambda: None,
+        output: Output | None = None,
     ) -> None:
-        if kind not in SCORE_KINDS:
-            refuse(where, "score", f"be one of {', '.join(map(repr, SCORE_KINDS))}", repr(kind))
+        _check_kind(where, kind)
+        self.look = Look(output)
         self.where, self.kind, self._given, self._images = where, kind, target, images
         self.find = _Finder(where, names)
         self.function = _function(where, target, images)
@@ -178,14 +177,14 @@ class Score:
         """Whether one class is explained: neither a callable nor a margin."""
         return self.function is None and self.minus is None
 
-    def names(self, known: ClassNames | None) -> list[str]:
-        """Return what to call the target of each image."""
+    def names(self, known: ClassNames | None, noun: str) -> list[str]:
+        """Return what to call the target of each image, `noun` and its index where it has no name."""
         if self.function is not None:
             given = self._given if isinstance(self._given, Sequence) else [self._given] * self._images
             return [str(getattr(one, "__name__", type(one).__name__)) for one in given]
 
         def name(index: int) -> str:
-            return known.names[index] if known is not None and index < len(known) else f"class {index}"
+            return known.names[index] if known is not None and index < len(known) else f"{noun} {index}"
 
         if self.minus is None:
             return [name(index) for index in self.index.tolist()]
@@ -194,8 +193,7 @@ class Score:
 
     def renamed(self, where: str, kind: ScoreKind) -> "Score":
         """Return the same target for another method or another kind of score."""
-        if kind not in SCORE_KINDS:
-            refuse(where, "score", f"be one of {', '.join(map(repr, SCORE_KINDS))}", repr(kind))
+        _check_kind(where, kind)
         renamed = copy.copy(self)
         renamed.where, renamed.kind = where, kind
         return renamed
@@ -221,15 +219,38 @@ class Score:
         if self._largest >= scores.shape[1]:
             refuse(self.where, "target", f"be below the model's {scores.shape[1]} classes", self._largest)
         self.find.check(scores.shape[1])
+        if scores.shape[1] == 1 and self.kind in ("softmax", "log_softmax"):
+            what = "be 'raw', or 'sigmoid' for a logit, where the model's output is one column"
+            refuse(self.where, "score", what, repr(self.kind))
         return scores if scores.dtype == torch.float64 else scores.float()
 
+    @property
+    def looks(self) -> bool:
+        """Whether what the output is matters for this kind of score: what is taken as it is needs no look."""
+        return self.function is None and self.kind not in ("raw", "logit")
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the unchanged images must be looked at before anything can be scored."""
+        return self.looks and self.look.output is None
+
+    def look_at(self, table: Tensor | None) -> None:
+        """Look at the output (N, K) for some of the unchanged images."""
+        if table is None:
+            return
+        self.look.add(table)
+        if table.shape[1] == 1 and self.kind in ("probability", "log_probability") and not self.look.in_unit:
+            worst = table.detach().flatten()[(table.detach().flatten() - 0.5).abs().argmax()]
+            refuse(
+                self.where,
+                "score",
+                "be 'raw', or 'sigmoid' for a logit, where the model's one output per image is no probability",
+                f"{self.kind!r} of an output of {float(worst):.4g}",
+            )
+
     def scaled(self, table: Tensor) -> Tensor:
-        """Turn a table of logits (N, K) into the kind of score that is explained; one column is a binary classifier's."""
-        if self.kind == "logit":
-            return table
-        if table.shape[1] == 1:
-            return torch.sigmoid(table) if self.kind == "probability" else torch.nn.functional.logsigmoid(table)
-        return torch.softmax(table, 1) if self.kind == "probability" else torch.log_softmax(table, 1)
+        """Turn a table of outputs (N, K) into the kind of score that is explained."""
+        return scaled(table, how(self.kind, self.look.output))
 
     def pick(self, classes: Tensor, rows: Tensor) -> Tensor:
         """Return (N,) the target's column of (N, K) class scores, minus the other class's where there are two."""
@@ -320,9 +341,15 @@ class Score:
             )
 
     def preview(self, output: Any, rows: Tensor) -> Tensor:
-        """Return (N,) the scores of clean rows, also where their target is still open, and leave it open."""
-        table = self.table(output, rows) if self.open else None
-        return self(output, rows) if table is None else self.scaled(table).gather(1, table.detach().argmax(1, True)).squeeze(1)
+        """Return (N,) the scores of clean rows; a target, or what the output is, that is still open is left so."""
+        alone = copy.copy(self)
+        table = self.table(output, rows) if self.open or self.undecided else None
+        if table is not None and self.undecided:
+            alone.look = Look()
+            alone.look.add(table)
+        if table is None or not self.open:
+            return alone(output, rows)
+        return alone.scaled(table).gather(1, table.detach().argmax(1, True)).squeeze(1)
 
     def classes_of_first_image(self) -> tuple[ScoreKind, int, int | None] | None:
         """Return the kind of score and the classes that are explained in the first image, None where that is not known."""
@@ -403,6 +430,11 @@ def _function(where: str, target: object, images: int) -> Callable[..., Tensor] 
             refuse(where, "target", f"have one callable for each of the {images} images", len(target))
         return _OnePerImage(where, target)
     return target if callable(target) else None
+
+
+def _check_kind(where: str, kind: object) -> None:
+    if kind not in SCORE_KINDS:
+        refuse(where, "score", f"be one of {', '.join(map(repr, SCORE_KINDS))}", repr(kind))
 
 
 class _Finder:

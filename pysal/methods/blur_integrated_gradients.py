@@ -17,7 +17,8 @@ from pysal.engine.path import Path, Steps, integrate
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.quadrature import Array, Placement, Quadrature
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.methods.integrated_gradients import path_details
 
 # Step h of the difference quotient (L(sigma + h) - L(sigma)) / h, in pixels; PAIR's default.
@@ -62,7 +63,10 @@ def blur_integrated_gradients(
             quadrature="left" is PAIR's sum; "adaptive", see `integrated_gradients`.
         tolerance: see `integrated_gradients`.
         max_steps: see `integrated_gradients`.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: most rows (image, step) per model pass; see `gradient`.
         precision: see `gradient`.

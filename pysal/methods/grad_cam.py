@@ -19,9 +19,10 @@ from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations
+from pysal.engine.score import ScoreKind
 from pysal.engine.spatial import Reading, reading
 from pysal.engine.sweeps import Sweep
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.target import Target
 from pysal.methods.guided_backprop import ruled
 
 # Images that the default layer is looked for with, until a change of one changes its score.
@@ -57,7 +58,10 @@ def grad_cam(
         tokens: how to read a map out of what the layer returns: "vit" (N, 1 + h w, K) with a class token first, "swin"
             (N, h, w, K), a callable to (N, K, h, w), or None = as its shape and the image's proportions say: (N, K, h, w),
             (N, h, w, K), or (N, p + h w, K) with p tokens first, at most eight.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: see `gradient`.
         precision: see `gradient`.
@@ -110,7 +114,10 @@ def guided_grad_cam(
         layer: see `grad_cam`.
         tokens: see `grad_cam`.
         other_activations: see `guided_backprop`.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: see `gradient`.
         precision: see `gradient`.

@@ -12,8 +12,9 @@ from pysal.engine.attribution import Attribution
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
+from pysal.engine.score import ScoreKind
 from pysal.engine.sweeps import Sweep
-from pysal.engine.target import Class, ScoreKind, Target, shown
+from pysal.engine.target import Class, Target, shown
 
 
 def gradient(
@@ -35,7 +36,10 @@ def gradient(
         target: a class by index or, where the model carries names, by name; a `pysal.Margin` of two classes; a callable
             `output -> (N,)` that scores each row by that row alone; one of these per image; a `pysal.RowTarget`, which is
             told the image of each row; or None for each image's highest class.
-        score: "logit", "probability" or "log_probability" of the target class.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). What is as long as
             there are images is `pysal.PerImage(x)`, a row for each image, or `pysal.Shared(x)`, the same for all.
         batch_size: most images per model pass; None = as many as memory allows. Never changes the result beyond rounding.
@@ -90,7 +94,10 @@ def class_gradients(
         model: see `gradient`.
         inputs: (B, C, H, W), floating point.
         classes: (T,) class indices or names for every image, or (B, T) for each its own.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: most images per forward pass, and most gradients in one sweep; see `gradient`.
         precision: see `gradient`.
@@ -122,7 +129,7 @@ def class_gradients(
         some = plan.inputs[start:stop]
         result[start:stop] = sweeps.class_gradients(plan, some, rows, chosen[start:stop], at_once=plan.rows_at_once)
 
-    plan.run(plan.images, body)
+    plan.over_images(body)
     return result
 
 

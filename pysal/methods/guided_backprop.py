@@ -11,8 +11,9 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.relu_rules import OtherActivations, ReluRules
+from pysal.engine.score import ScoreKind
 from pysal.engine.sweeps import Sweep
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.target import Target
 
 WHERE = "pysal.guided_backprop"
 
@@ -43,7 +44,10 @@ def guided_backprop(
         other_activations: what to do with activations the rule does not define (GELU, SiLU, LeakyReLU, ...): "error"; "plain",
             their ordinary derivative; "generalised", the derivative times the positive incoming gradient where the activation's
             output is positive.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: see `gradient`.
         precision: see `gradient`.

@@ -18,7 +18,8 @@ from pysal.engine.path import Integral, Path, Steps, integrate
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.quadrature import Array, Placement, Quadrature
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 
 
 def integrated_gradients(
@@ -57,7 +58,10 @@ def integrated_gradients(
         tolerance: refine each image by halving the step until the estimated relative l2 error of its map is below this; the
             rule is then the trapezoid rule.
         max_steps: most gradients per image and baseline with `tolerance`.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: most rows (image, step) per model pass; see `gradient`. Memory grows with it, not with steps.
         precision: see `gradient`.

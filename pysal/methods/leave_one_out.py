@@ -17,7 +17,8 @@ from pysal.engine.incremental import Incremental, Integers, Kept, Truths, group_
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.segments import Boxes, Labels, Segments, Slic, cut
 
 # Segments of an image that approximate drops are compared on with exact ones: half of them those with the largest drops.
@@ -32,7 +33,7 @@ def leave_one_out(
     segments: Segments = Slic(),  # noqa: B008 (immutable)
     fill: Fill = 0.0,
     approximate: float | None = None,
-    score: ScoreKind = "probability",
+    score: ScoreKind = "auto",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
@@ -53,7 +54,10 @@ def leave_one_out(
         approximate: None, for exact drops, or the largest share in (0, 1] of a map's side that is computed anew for a segment,
             however far it reaches, for a prepared model (`Incremental.limited` in pysal.engine has the rule). `explain` reports
             the error as "approximation_error". 1 is exact; the smaller, the faster and the less exact.
-        score: "probability", "logit" or "log_probability" of the target class; "logit" takes the model's output as it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: most rows (image, segment) per model pass; see `gradient`.
         precision: see `gradient`.

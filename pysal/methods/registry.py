@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from pysal.engine.attribution import Attribution, default_of, with_defaults
-from pysal.engine.target import ScoreKind
+from pysal.engine.score import ScoreKind
 from pysal.methods import (
     blur_integrated_gradients,
     grad_cam,
@@ -71,7 +71,7 @@ METHODS: dict[str, Method] = {
             "Leave-one-out",
             "none",
             True,
-            "how much the probability drops when a segment is filled in",
+            "how much the score drops when a segment is filled in",
             "1 forward per segment, + 1",
         ),
         _method(

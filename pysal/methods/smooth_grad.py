@@ -13,7 +13,8 @@ from pysal.engine.attribution import Attribution, check_options, with_defaults
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.methods import (
     blur_integrated_gradients,
     grad_cam,
@@ -72,7 +73,10 @@ def smooth_grad(
         kind: "mean" of the maps, of their squares ("squared"), or their "variance" (never negative).
         seed: whole number in [-2^63, 2^63).
         image_ids: one whole number of at least 0 per image, which picks its noise; None = its row in this call.
-        score: see `gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `gradient`.
         batch_size: most noisy copies at once, and most rows per model pass; see `gradient`.
         precision: see `gradient`.

@@ -15,7 +15,8 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.metrics._maps import Reduction, check_maps, per_pixel
 
 Substrate: TypeAlias = Fill
@@ -53,7 +54,7 @@ def deletion(
     steps: int = STEPS,
     substrate: Substrate = "zero",
     reduction: Reduction = "sum",
-    score: ScoreKind = "probability",
+    score: ScoreKind = "auto",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
@@ -71,7 +72,10 @@ def deletion(
         substrate: what pixels are replaced with: "zero"; "blur", the image under RISE's kernel of 11 x 11 pixels and sigma
             5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W).
         reduction: how a map of C channels ranks pixels: by the "sum" of its channels or their "max_abs".
-        score: "probability", "logit" or "log_probability".
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; None = as many as memory allows. It changes nothing beyond rounding.
         precision: see `pysal.gradient`.
@@ -121,7 +125,7 @@ def insertion(
     steps: int = STEPS,
     substrate: Substrate = "blur",
     reduction: Reduction = "sum",
-    score: ScoreKind = "probability",
+    score: ScoreKind = "auto",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
@@ -136,7 +140,10 @@ def insertion(
         steps: see `deletion`.
         substrate: what the image is shown on; see `deletion`.
         reduction: see `deletion`.
-        score: see `deletion`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `deletion`.
         batch_size: see `deletion`.
         precision: see `deletion`.

@@ -13,7 +13,8 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.metrics._maps import check_maps, uniform
 
 Perturbation: TypeAlias = Literal["squares", "noise"]
@@ -37,7 +38,7 @@ def infidelity(
     scaled: bool = True,
     seed: int = 0,
     ids: Sequence[int] | Tensor | None = None,
-    score: ScoreKind = "probability",
+    score: ScoreKind = "auto",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
@@ -63,7 +64,10 @@ def infidelity(
             units compare; False takes the map as it is, which is the paper's equation.
         seed: whole number in [-2^63, 2^63).
         ids: one whole number of at least 0 per image, which picks its perturbations; None = its row in this call.
-        score: see `deletion`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; see `deletion`.
         precision: see `pysal.gradient`.

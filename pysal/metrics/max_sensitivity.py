@@ -12,7 +12,8 @@ from pysal.engine.attribution import check_options
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import check_maps, uniform
 
@@ -49,7 +50,11 @@ def max_sensitivity(
         samples: images drawn around each one.
         seed: whole number in [-2^63, 2^63).
         ids: one whole number of at least 0 per image, which picks its draws; None = its row in this call.
-        score: which score is explained; None = the method's usual one.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+            None = the method's usual one: "auto" for leave-one-out, else "logit".
         extra_inputs: see `pysal.gradient`.
         batch_size: most images explained at once, and most rows per model pass.
         precision: see `pysal.gradient`.

@@ -17,7 +17,8 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import correlation, ranks_of, reduction_of
@@ -75,7 +76,11 @@ def parameter_randomisation(
         order: "cascading" makes ever more layers random, "independent" one at a time.
         layers: names as `model.named_modules()` has them, in the order to take; None = all, from the output to the input.
         seed: of the random parameters; torch's own generator is left as it is.
-        score: which score is explained; None = the method's usual one.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+            None = the method's usual one: "auto" for leave-one-out, else "logit".
         extra_inputs: see `pysal.gradient`.
         batch_size: see `pysal.gradient`.
         precision: see `pysal.gradient`.

@@ -11,7 +11,8 @@ from pysal.engine.attribution import default_of, with_defaults
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import check_maps
 from pysal.metrics.agreement import reduction_of
@@ -180,8 +181,11 @@ def per_image(
         method_options: the options the maps were made with, for "max_sensitivity".
         masks: (B, H, W), bool, for "pointing_game" and "mass_in_mask".
         options: the figure's own options, by the name its function has for them: `{"steps": 28}`.
-        score: "probability", "logit" or "log_probability"; None = the probability, so that methods compare, and for
-            "max_sensitivity" what the method explains.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+            None = "auto", so that methods compare, and for "max_sensitivity" what the method explains.
         extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; None = as many as memory allows.
         precision: see `pysal.gradient`.
@@ -210,7 +214,7 @@ def per_image(
     if needs == "method" and method is None:
         refuse(WHERE, "method", f"be given for {name}", "None")
     own = _checked_options(name, options)
-    usual: ScoreKind = "probability"
+    usual: ScoreKind = "auto"
     if name == "max_sensitivity" and method is not None:
         usual = METHODS[method].score
     plan = Plan(

@@ -15,8 +15,9 @@ from pysal.engine.default_layer import default_layer
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.features import find_layer
 from pysal.engine.plan import Plan
+from pysal.engine.score import ScoreKind
 from pysal.engine.spatial import Reading, reading
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.target import Target
 from pysal.pair.base import (
     CONVOLUTION_LAYER_VALUES,
     CONVOLUTION_OUTPUT_GRADIENTS,
@@ -134,7 +135,10 @@ def torch_model(
         model: an nn.Module in eval mode, or any differentiable callable, on images (N, C, H, W).
         target: see `pysal.gradient`; `call_model_args={"target": ...}` replaces it. None = the most probable class of x_value.
         layer: of `GradCam`, see `pysal.grad_cam`.
-        score: see `pysal.gradient`.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
+            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
+            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
+            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: see `pysal.gradient`.
 
     Example:

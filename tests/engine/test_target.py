@@ -140,26 +140,6 @@ def test_output_without_scores(output: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("column", [False, True], ids=["(N,)", "(N, 1)"])
-@pytest.mark.parametrize("score", ["logit", "probability", "log_probability"])
-def test_binary_outputs(column: bool, score: str) -> None:
-    def model(x: Tensor) -> Tensor:
-        logit = LINEAR(x)[:, 2]
-        return logit[:, None] if column else logit
-
-    logit = model(INPUTS).reshape(-1).detach()
-    slope = {
-        "logit": torch.ones(2),
-        "probability": logit.sigmoid() * logit.neg().sigmoid(),
-        "log_probability": logit.neg().sigmoid(),
-    }
-    for target in (None, 0):
-        found = pysal.gradient(model, INPUTS, target, score=score)
-        torch.testing.assert_close(found, slope[score].double()[:, None, None, None] * WEIGHTS[2])
-    with pytest.raises(ValueError, match=r"^pysal.gradient: target must be below the model's 1 classes, got 1$"):
-        pysal.gradient(model, INPUTS, 1)
-
-
 @pytest.mark.parametrize("score", ["logit", "probability", "log_probability"])
 def test_score_kinds_of_clean_images(score: str) -> None:
     logits = LINEAR(INPUTS).detach()
@@ -167,28 +147,6 @@ def test_score_kinds_of_clean_images(score: str) -> None:
     scores, classes = request(LINEAR, INPUTS, [3, 0], score=score).clean_scores()
     torch.testing.assert_close(classes, table)
     torch.testing.assert_close(scores, table[[0, 1], [3, 0]])
-
-
-def test_output_that_is_a_probability_already_is_noticed() -> None:
-    message = (
-        "pysal.leave_one_out: the model's output already sums to 1, and score takes its softmax again; "
-        "pass score='logit' to explain the output as it is"
-    )
-
-    def model(x: Tensor) -> Tensor:
-        return LINEAR(x).softmax(1)
-
-    with pytest.warns(UserWarning, match="already sums to 1") as caught:
-        pysal.leave_one_out(model, INPUTS, segments=pysal.Grid(2, 2))
-    assert [str(one.message) for one in caught] == [message]
-    with pytest.warns(
-        UserWarning, match="already sums to 1"
-    ) as caught:  # once, though the clean pass was made for another method's score
-        pysal.explain(
-            model, INPUTS, ["gradient", "leave_one_out"], method_options={"leave_one_out": {"segments": pysal.Grid(2, 2)}}
-        )
-    assert [str(one.message) for one in caught] == [message]
-    pysal.leave_one_out(model, INPUTS, segments=pysal.Grid(2, 2), score="logit")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import pysal
 from pysal.engine.plan import Plan
-from pysal.engine.target import ScoreKind, Target
+from pysal.engine.score import ScoreKind
+from pysal.engine.target import Target
 from tests.methods.networks import seeded
 
 CALLS: dict[str, Callable[..., Tensor]] = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine.score import SCORE_KINDS
 from tests.methods.calls import CALLS, Watched, row_by_row
 from tests.methods.networks import images
 
@@ -166,7 +167,7 @@ def test_target_beyond_the_classes_is_refused_by_the_first_pass(method: str) -> 
         assert watching.passes <= passes
 
 
-SCORES = "score must be one of 'logit', 'probability', 'log_probability'"
+SCORES = f"score must be one of {', '.join(map(repr, SCORE_KINDS))}"
 PRECISIONS = "precision must be one of 'float32', 'tf32', 'mixed', 'bf16'"
 ROWS = "batch_size must be None or a whole number of at least 1"
 BAD_SHARED: list[tuple[dict[str, Any], type[Exception], str]] = [

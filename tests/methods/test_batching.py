@@ -18,18 +18,26 @@ OPERATIONS = 4 * 54 + 40
 IMAGES = 5
 SHAPES = [(3, 9, 7), (1, 8, 12), (4, 7, 7)]
 
+# a few logits of a small network may all lie in [0, 1], where nobody could tell them from probabilities
+SOFTMAX = {"score": "softmax"}
 # case: method and, for the images `rows` of the five, its options
 Options = Callable[[list[int], Tensor], dict[str, Any]]
 CASES: dict[str, tuple[str, Options]] = {
-    "leave_one_out in a grid": ("leave_one_out", lambda rows, x: {"segments": Grid(3, 2)}),
+    "leave_one_out in a grid": ("leave_one_out", lambda rows, x: {"segments": Grid(3, 2), **SOFTMAX}),
     "leave_one_out in windows": ("leave_one_out", lambda rows, x: {"segments": Window(4, 3), "fill": "mean", "score": "logit"}),
-    "leave_one_out in superpixels": ("leave_one_out", lambda rows, x: {"segments": Slic(12, 1.0, 0.5), "fill": x.flip(2)}),
+    "leave_one_out in superpixels": (
+        "leave_one_out",
+        lambda rows, x: {"segments": Slic(12, 1.0, 0.5), "fill": x.flip(2), **SOFTMAX},
+    ),
     "leave_one_out in ragged segments": (
         "leave_one_out",
-        lambda rows, x: {"segments": [torch.arange(x[0, 0].numel()).view(x.shape[2:]) // (9 + 5 * row) - 1 for row in rows]},
+        lambda rows, x: {
+            "segments": [torch.arange(x[0, 0].numel()).view(x.shape[2:]) // (9 + 5 * row) - 1 for row in rows],
+            **SOFTMAX,
+        },
     ),
     "gradient": ("gradient", lambda rows, x: {}),
-    "gradient of a probability": ("gradient", lambda rows, x: {"score": "probability"}),
+    "gradient of a probability": ("gradient", lambda rows, x: SOFTMAX),
     "guided_backprop": ("guided_backprop", lambda rows, x: {}),
     "grad_cam": ("grad_cam", lambda rows, x: {}),
     "guided_grad_cam": ("guided_grad_cam", lambda rows, x: {}),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import pysal
 from pysal import metrics
+from pysal.engine.score import SCORE_KINDS
 from tests.methods.networks import Counting, assert_rounding, images, linear, rectified, smooth, weights
 
 # sums of 3 * 9 * 8 products, a softmax, and the sum of a curve
@@ -205,7 +206,7 @@ IMAGE, MAP = images(2, 3, 9, 8), images(2, 1, 9, 8, seed=1)
         ({"steps": 73}, ValueError, "steps must be at most the 72 pixels of an image, got 73"),
         ({"substrate": "grey"}, ValueError, "substrate must be 'zero', 'blur', a number, a colour or an image, got 'grey'"),
         ({"reduction": "mean"}, ValueError, "reduction must be 'sum' or 'max_abs', got 'mean'"),
-        ({"score": "odds"}, ValueError, "score must be one of 'logit', 'probability', 'log_probability', got 'odds'"),
+        ({"score": "odds"}, ValueError, f"score must be one of {', '.join(map(repr, SCORE_KINDS))}, got 'odds'"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["deletion", "insertion"])
