@@ -82,6 +82,21 @@ def check_indices(
     return indices.to(device=device, dtype=torch.int32)
 
 
+def check_dense(where: str, argument: str, value: Tensor) -> Tensor:
+    """Return a tensor whose numbers lie in memory, each in its place.
+
+    Raises:
+        TypeError: a nested, sparse or quantised tensor, one of another library's layout, or one on the meta device.
+    """
+    kinds = {"nested": value.is_nested, "quantised": value.is_quantized, "on the meta device": value.is_meta}
+    layout = str(value.layout).removeprefix("torch.")
+    kinds |= {f"of layout {layout}": value.layout != torch.strided}
+    for kind, found in kinds.items():
+        if found:
+            refuse(where, argument, "be a dense tensor with values", f"one that is {kind}", TypeError)
+    return value
+
+
 def check_same_shape(where: str, argument: str, value: Tensor, other: str, shape: torch.Size) -> None:
     """Refuse a tensor whose shape is not that of another argument.
 
@@ -122,14 +137,20 @@ def check_dtype(where: str, value: object, default: torch.dtype) -> torch.dtype:
     return value
 
 
-def check_count(where: str, argument: str, value: object, least: int = 1) -> int:
-    """Return a whole number of at least `least`.
+# More steps or samples of one image than anybody waits for, and than arrays of them have places.
+MOST = 2**31 - 1
+
+
+def check_count(where: str, argument: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number of at least `least`, and at most `most` where that is given.
 
     Raises:
         ValueError: anything else, True and False included.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         refuse(where, argument, f"be a whole number of at least {least}", repr(value))
+    if most is not None and value > most:
+        refuse(where, argument, f"be at most {most}", value)
     return value
 
 
@@ -142,7 +163,13 @@ def check_ids(where: str, argument: str, ids: object, images: int, device: torch
     """
     if ids is None:
         return torch.arange(images, device=device)
-    found = torch.as_tensor(ids, device=device)
+    try:
+        found = torch.as_tensor(ids)
+        if found.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            found = torch.tensor(found.tolist(), dtype=torch.int64)
+        found = check_dense(where, argument, found).to(device)
+    except (ValueError, RuntimeError, OverflowError):
+        refuse(where, argument, "be whole numbers below 2^63", " ".join(repr(ids).split()), TypeError)
     if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
         refuse(where, argument, "be whole numbers", str(found.dtype).removeprefix("torch."), TypeError)
     if tuple(found.shape) != (images,):

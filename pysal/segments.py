@@ -1,6 +1,7 @@
 """Ways to cut an image into segments for leave-one-out."""
 
 import math
+import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import check_count, refuse
+from pysal._checks import check_count, check_dense, refuse
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ class Slic:
 
     def __post_init__(self) -> None:
         check_count("pysal.segments.Slic", "n_segments", self.n_segments)
-        if not isinstance(self.compactness, (int, float)) or not 0 < self.compactness < math.inf:
+        if not _is_number(self.compactness) or not 0 < self.compactness < math.inf:
             refuse("pysal.segments.Slic", "compactness", "be a positive number", repr(self.compactness))
-        if not isinstance(self.sigma, (int, float)) or not 0 <= self.sigma < math.inf:
+        if not _is_number(self.sigma) or not 0 <= self.sigma < math.inf:
             refuse("pysal.segments.Slic", "sigma", "be a number of at least 0", repr(self.sigma))
 
     def cut(self, images: Tensor) -> Labels:
@@ -153,6 +154,10 @@ class Slic:
                 )
             )
         return relabelled("pysal.segments.Slic", maps, images)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 # How far white is from black in Lab, the unit that compactness is said in.
@@ -210,7 +215,9 @@ def relabelled(where: str, maps: Sequence[Any], images: Tensor) -> Labels:
     shape = tuple(images.shape[2:])
     labels, counts = [], []
     for found in maps:
-        array = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
+        if isinstance(found, Tensor):
+            found = check_dense(where, "segments", found).detach().cpu()
+        array = np.asarray(found)
         if not np.issubdtype(array.dtype, np.integer):
             refuse(where, "segments", "hold whole-number labels", array.dtype, TypeError)
         if array.shape != shape:
@@ -229,16 +236,19 @@ def parse(specification: str) -> Grid | Window | Slic:
     """Return the segments a short text stands for: `grid:3x3`, `window:16/8`, `window:16`, `slic:100`.
 
     Raises:
+        TypeError: no text.
         ValueError: none of these.
 
     Example:
         >>> parse("window:16/8")
         Window(size=16, stride=8)
     """
-    if match := re.fullmatch(r"grid:(\d+)x(\d+)", specification):
+    if not isinstance(specification, str):
+        refuse("pysal", "segments", "be like grid:3x3, window:16/8 or slic:100", repr(specification), TypeError)
+    if match := re.fullmatch(r"grid:(\d{1,9})x(\d{1,9})", specification, re.ASCII):
         return Grid(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"window:(\d+)(?:/(\d+))?", specification):
+    if match := re.fullmatch(r"window:(\d{1,9})(?:/(\d{1,9}))?", specification, re.ASCII):
         return Window(int(match[1]), int(match[2]) if match[2] else None)
-    if match := re.fullmatch(r"slic:(\d+)", specification):
+    if match := re.fullmatch(r"slic:(\d{1,9})", specification, re.ASCII):
         return Slic(int(match[1]))
     refuse("pysal", "segments", "be like grid:3x3, window:16/8 or slic:100", repr(specification))

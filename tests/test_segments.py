@@ -247,3 +247,20 @@ def test_parse_refuses(text: str) -> None:
         parse("grid:0x2")
     with pytest.raises(ValueError, match=r"^pysal.segments.Window: stride must be at most the size 8, got 9$"):
         parse("window:8/9")
+
+
+@pytest.mark.parametrize("text", ["grid:3", "window:", "slic:-1", "slic:1e3", "grid:٣x٣", "slic:" + "9" * 5000, ""])
+def test_texts_that_are_no_segments(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^pysal: segments must be like grid:3x3, window:16/8 or slic:100, got "):
+        parse(text)
+
+
+def test_segments_that_have_no_values() -> None:
+    requirement = "pysal.leave_one_out: segments must be a dense tensor with values, got one that is"
+    labels = torch.ones(4, 4, dtype=torch.int64)
+    for map, kind in ((labels.to_sparse(), "of layout sparse_coo"), (labels.to("meta"), "on the meta device")):
+        with pytest.raises(TypeError) as caught:
+            cut("pysal.leave_one_out", map, torch.zeros(1, 3, 4, 4))
+        assert str(caught.value) == f"{requirement} {kind}"
+    with pytest.raises(TypeError, match=r"segments must be like grid:3x3, window:16/8 or slic:100, got None$"):
+        parse(None)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_count, refuse
+from pysal._checks import MOST, check_count, refuse
 from pysal.engine.chunks import to_device
 from pysal.engine.plan import Plan
 from pysal.engine.quadrature import (
@@ -72,7 +72,7 @@ class Steps:
             refuse(where, "quadrature", "be 'trapezoid' or None with a tolerance, which halves its steps", repr(quadrature))
         if placement not in PLACEMENTS:
             refuse(where, "placement", f"be one of {', '.join(map(repr, PLACEMENTS))}", repr(placement))
-        check_count(where, "steps", steps)
+        check_count(where, "steps", steps, most=MOST)
         check_count(where, "max_steps", max_steps, 2 * FIRST_CELLS + 1)
         if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
             refuse(where, "tolerance", "be None or between 0 and 1", repr(tolerance))

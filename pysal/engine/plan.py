@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, check_tensor, finite_rows, refuse, warn
+from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, warn
 from pysal.engine.chunks import (
     GENEROUS_BYTES_PER_INPUT_BYTE,
     MEMORY_SHARE,
@@ -660,7 +660,7 @@ class _Rehearsal(Plan):
 
 
 def _checked_inputs(where: str, inputs: object) -> Tensor:
-    tensor = check_tensor(where, "inputs", inputs, dtypes=FLOATING)
+    tensor = check_dense(where, "inputs", check_tensor(where, "inputs", inputs, dtypes=FLOATING))
     if tensor.ndim != 4:
         refuse(where, "inputs", "be a batch of images (B, C, H, W)", f"shape {tuple(tensor.shape)}")
     if tensor.shape[0] == 0:

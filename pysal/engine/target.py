@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import check_dense, refuse
 from pysal.engine.chunks import is_out_of_memory
 from pysal.engine.class_names import ClassNames
 from pysal.engine.rows import map_rows, row_tensors, take_rows
@@ -480,8 +480,7 @@ def class_indices(where: str, argument: str, target: object, images: int, find: 
     """Return the class of each image: B indices out of an index, a name, or one of them per image."""
     requirement = "be None, a class index or name, one per image, or a callable"
     if isinstance(target, Tensor):
-        if target.layout != torch.strided or target.is_meta or target.is_nested or target.is_quantized:
-            refuse(where, argument, requirement, f"a tensor of layout {target.layout} on {target.device}", TypeError)
+        check_dense(where, argument, target)
         if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
             refuse(where, argument, requirement, f"a tensor of dtype {str(target.dtype).removeprefix('torch.')}", TypeError)
     elif not isinstance(target, (int, float, str, bytes, Sequence, Mapping)) and hasattr(target, "__array__"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import check_dense, refuse
 from pysal.engine import sweeps
 from pysal.engine.attribution import Attribution
 from pysal.engine.extra_inputs import ExtraInputs
@@ -147,13 +147,13 @@ def _classes(plan: Plan, classes: object) -> Tensor:
     if isinstance(classes, str):
         refuse(plan.where, "classes", requirement, repr(classes), TypeError)
     indices = by_index(classes)
+    if isinstance(indices, Tensor):
+        check_dense(plan.where, "classes", indices)
     try:
         with torch.inference_mode(False):  # autograd keeps them
             given = torch.as_tensor(indices).to(plan.device, copy=True)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         refuse(plan.where, "classes", requirement, shown(classes), TypeError)
-    if given.layout != torch.strided or given.is_meta:
-        refuse(plan.where, "classes", "be a dense tensor", f"layout {given.layout} on {given.device}", TypeError)
     if given.ndim not in (1, 2) or given.numel() == 0 or (given.ndim == 2 and len(given) != plan.images):
         refuse(plan.where, "classes", f"have shape (T,) or ({plan.images}, T), T of 1 or more", f"shape {tuple(given.shape)}")
     if given.dtype.is_floating_point or given.dtype.is_complex or given.dtype == torch.bool:

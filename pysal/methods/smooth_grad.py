@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_count, check_ids, check_seed, refuse
+from pysal._checks import MOST, check_count, check_ids, check_seed, refuse
 from pysal.engine.attribution import Attribution, check_options, with_defaults
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
@@ -130,7 +130,7 @@ def attribute(
         refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
         refuse(where, "noise", "be a number of at least 0", repr(noise))
-    check_count(where, "samples", samples)
+    check_count(where, "samples", samples, most=MOST)
     if kind not in ("mean", "squared", "variance"):
         refuse(where, "kind", "be 'mean', 'squared' or 'variance'", repr(kind))
     check_seed(where, seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import Model, Plan
@@ -139,7 +139,7 @@ def infidelity_of(
         refuse(where, "meaning", "be 'slopes' where the perturbation is 'noise'", repr(meaning))
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 < noise < math.inf:
         refuse(where, "noise", "be a number above 0", repr(noise))
-    check_count(where, "samples", samples)
+    check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
     fills = resolve_fill(where, "fill", fill, images, plan.origin, plan.root.images).contiguous()

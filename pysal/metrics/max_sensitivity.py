@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
 from pysal.engine.attribution import check_options
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
@@ -118,7 +118,7 @@ def max_sensitivity_of(
     attribute = METHODS[check_method(where, method)].attribute
     if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
         refuse(where, "radius", "be a number above 0", repr(radius))
-    check_count(where, "samples", samples)
+    check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
     options = dict(method_options or {})

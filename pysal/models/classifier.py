@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"
 """Pillow's filters, by which photos are resized."""
 
 
+Channels: TypeAlias = float | Sequence[float] | Tensor | np.ndarray[Any, Any]
+
+
 class Normalized(nn.Module):
     """A model that takes images in [0, 1]: the first layer brings them to the range the network was trained on.
 
@@ -25,10 +29,11 @@ class Normalized(nn.Module):
 
     Args:
         model: the network, called with (image - mean) / std.
-        mean: one number per channel, in the units of [0, 1] pixels.
-        std: one number per channel, > 0, same units.
+        mean: one number per channel, or one for all, in the units of [0, 1] pixels.
+        std: one number per channel, or one for all, > 0, same units.
 
     Raises:
+        TypeError: no numbers.
         ValueError: `mean` and `std` differ in length, are empty, not finite, or `std` is not positive.
 
     Example:
@@ -40,9 +45,12 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, mean: Channels, std: Channels) -> None:
         super().__init__()
         where = "pysal.Normalized"
+        mean, std = _per_channel(where, "mean", mean), _per_channel(where, "std", std)
+        longest = max(len(mean), len(std))
+        mean, std = (one * longest if len(one) == 1 else one for one in (mean, std))
         if not mean or not all(math.isfinite(value) for value in mean):
             refuse(where, "mean", "be one finite number per channel", mean)
         if len(std) != len(mean) or not all(math.isfinite(value) and value > 0 for value in std):
@@ -51,9 +59,21 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
-    def forward(self, images: Tensor, *extra_inputs: Any) -> Any:
-        """Return `model((images - mean) / std, *extra_inputs)` for images (B, C, H, W) in [0, 1]."""
-        return self.model((images - self.mean) / self.std, *extra_inputs)
+    def forward(self, images: Tensor, *extra_inputs: Any, **named: Any) -> Any:
+        """Return `model((images - mean) / std, *extra_inputs, **named)` for images (B, C, H, W) in [0, 1]."""
+        return self.model((images - self.mean) / self.std, *extra_inputs, **named)
+
+
+def _per_channel(where: str, argument: str, value: object) -> list[float]:
+    """Return one number per channel; a single number, or one in any shape of one number per channel, is as good as a list."""
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        refuse(where, argument, "be a number or one per channel", " ".join(repr(value).split()), TypeError)
+    if found.numel() and found.numel() != max(found.shape, default=1):
+        refuse(where, argument, "be one finite number per channel", f"shape {tuple(found.shape)}")
+    numbers: list[float] = found.reshape(-1).tolist()
+    return numbers
 
 
 class Classifier(nn.Module):

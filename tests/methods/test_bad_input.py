@@ -63,6 +63,14 @@ BAD_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "integers": (INPUTS.long(), TypeError, "have dtype float32 or float64 or float16 or bfloat16, got int64"),
     "booleans": (INPUTS > 0, TypeError, "have dtype float32 or float64 or float16 or bfloat16, got bool"),
     "complex": (INPUTS.cfloat(), TypeError, "have dtype float32 or float64 or float16 or bfloat16, got complex64"),
+    "sparse": (INPUTS.to_sparse(), TypeError, "be a dense tensor with values, got one that is of layout sparse_coo"),
+    "mkldnn": (INPUTS.to_mkldnn(), TypeError, "be a dense tensor with values, got one that is of layout _mkldnn"),
+    "meta": (INPUTS.to("meta"), TypeError, "be a dense tensor with values, got one that is on the meta device"),
+    "nested": (
+        torch.nested.nested_tensor([INPUTS[0], INPUTS[1]], layout=torch.jagged),
+        TypeError,
+        "be a dense tensor with values, got one that is nested",
+    ),
     "NaN": (with_value(NAN), ValueError, "be finite, got NaN or infinity in image 1"),
     "infinity": (with_value(-INF), ValueError, "be finite, got NaN or infinity in image 1"),
     "no image": (INPUTS[:0], ValueError, "hold at least one image, got shape (0, 3, 8, 8)"),
@@ -104,6 +112,7 @@ def test_models(method: str) -> None:
 
 
 INDICES = "target must be None, a class index or name, one per image, or a callable"
+DENSE = "target must be a dense tensor with values"
 UNNAMED = "target must be a class index for a model that carries no class names"
 BAD_TARGETS: list[tuple[Any, type[Exception], str]] = [
     (-1, ValueError, "target must be a class index of 0 or more, got -1"),
@@ -127,8 +136,8 @@ BAD_TARGETS: list[tuple[Any, type[Exception], str]] = [
     (np.array([0, "a", None], dtype=object), ValueError, f"{UNNAMED}, got 'a'"),
     (np.array([0, 1.5, 1], dtype=object), TypeError, "target must hold class indices, got 1.5"),
     (np.array(["NaT"], dtype="datetime64[s]"), TypeError, f"{INDICES}, got an array of dtype datetime64[s]"),
-    (torch.zeros(3, dtype=torch.long, device="meta"), TypeError, f"{INDICES}, got a tensor of layout torch.strided on meta"),
-    (torch.ones(3, dtype=torch.long).to_sparse(), TypeError, f"{INDICES}, got a tensor of layout torch.sparse_coo on cpu"),
+    (torch.zeros(3, dtype=torch.long, device="meta"), TypeError, f"{DENSE}, got one that is on the meta device"),
+    (torch.ones(3, dtype=torch.long).to_sparse(), TypeError, f"{DENSE}, got one that is of layout sparse_coo"),
     ([lambda out: out[:, 0]] * 2, ValueError, "target must have one callable for each of the 3 images, got 2"),
     ([lambda out: out[:, 0], 1, 2], ValueError, "target must hold callables alone or classes alone, got both"),
     ({0: 1}, TypeError, f"{INDICES}, got {{0: 1}}"),

@@ -132,7 +132,7 @@ def test_gradients_of_classes_in_inference_mode() -> None:
         (
             torch.ones(2, dtype=torch.long).to_sparse(),
             TypeError,
-            "classes must be a dense tensor, got layout torch.sparse_coo on cpu",
+            "classes must be a dense tensor with values, got one that is of layout sparse_coo",
         ),
     ],
 )

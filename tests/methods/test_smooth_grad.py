@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -234,3 +235,25 @@ def test_half_precision_maps_are_averaged_in_single() -> None:
     options: dict[str, Any] = {"samples": 50, "noise": 0.2}
     single = pysal.smooth_grad(model, inputs, 1, **options)
     assert torch.equal(pysal.smooth_grad(model, inputs, 1, **options, dtype=torch.float16), single.half())
+
+
+@pytest.mark.parametrize(
+    ("ids", "shown"),
+    [
+        ([0, 2**70], f"[0, {2**70}]"),
+        ([None, 1], "[None, 1]"),
+        (["a", "b"], "['a', 'b']"),
+        (np.array([0, 2**63], dtype=np.uint64), "array([ 0, 9223372036854775808], dtype=uint64)"),
+    ],
+)
+def test_ids_that_are_no_numbers(ids: Any, shown: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        pysal.smooth_grad(lambda x: pytest.fail("the model is not asked"), images(2, 3, 4, 4), 0, samples=2, image_ids=ids)
+    assert str(caught.value) == f"pysal.smooth_grad: image_ids must be whole numbers below 2^63, got {shown}"
+
+
+def test_more_samples_than_anybody_waits_for() -> None:
+    with pytest.raises(ValueError, match=rf"^pysal.smooth_grad: samples must be at most {2**31 - 1}, got {10**30}$"):
+        pysal.smooth_grad(lambda x: pytest.fail("the model is not asked"), images(2, 3, 4, 4), 0, samples=10**30)
+    with pytest.raises(ValueError, match=rf"^pysal.integrated_gradients: steps must be at most {2**31 - 1}, got {10**30}$"):
+        pysal.integrated_gradients(lambda x: pytest.fail("the model is not asked"), images(2, 3, 4, 4), 0, steps=10**30)
