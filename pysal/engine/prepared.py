@@ -83,10 +83,15 @@ class PreparedModel:
         return _again, (self.original, self._example, self.precision, self.rows, self.rows_asked)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the model's output."""
+        """Return the model's output.
+
+        Raises:
+            ValueError: the original has changed since, see `check_unchanged`; writes past autograd are not looked for.
+        """
         program = self.program_for(args[0]) if len(args) == 1 and not kwargs else None
         if self._graph is None or program is None:
             return self.original(*args, **kwargs)
+        self._check("pysal.PreparedModel", values=False)
         (images,) = args
         if images.requires_grad and torch.is_grad_enabled():
             return Recorded.apply(images, program)  # type: ignore[no-untyped-call]
@@ -153,13 +158,16 @@ class PreparedModel:
         Raises:
             ValueError: names the first one that has.
         """
+        self._check(where, values=True)
+
+    def _check(self, where: str, *, values: bool) -> None:
         state = self._state
         if state is None:
             check_eval(where, self.original)
             return
         if any(module.training for _, module in state.modules):
             check_eval(where, self.original)
-        found = state.changed()
+        found = state.changed(values=values)
         if found is not None:
             kind, what = found
             refuse(where, "model", f"be prepared again after its {kind} have changed", what)

@@ -118,6 +118,8 @@ def test_a_change_is_refused(name: str) -> None:
         message = f"pysal.gradient: model must be prepared again after its {kind} have changed, got {what}"
         with pytest.raises(ValueError, match=re.escape(message)):
             pysal.gradient(fast, x, 1)
+        with pytest.raises(ValueError, match=re.escape(message.replace("pysal.gradient", "pysal.PreparedModel"))):
+            fast(x)
 
 
 def test_a_new_method_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
