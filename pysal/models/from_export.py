@@ -1,5 +1,6 @@
 """Programs of torch.export: `classifier.pt2`."""
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 
 from pysal._checks import refuse
+from pysal.models import contents
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, refuse_file, tensors_only
+from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, read_file, tensors_only
 
 
 def load(request: Request) -> Classifier:
@@ -18,20 +20,18 @@ def load(request: Request) -> Classifier:
     A program that was exported for a fixed number of images gets that many at a time.
 
     Raises:
+        PermissionError: it holds more than tensors and operations on them, and running code was not permitted.
         ValueError: no such file, or no exported program of one image batch; its normalisation is not given.
     """
     path = Path(request.name)
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        refuse_file("source", path, error)
+    content = read_file("source", path)
+    contents.check_program(request, content)
     logger = logging.getLogger("torch.export")
     try:
         logger.disabled = True  # it writes a traceback of what it will raise
         with tensors_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(path)
+            program = torch.export.load(io.BytesIO(content))
             network: nn.Module = torch.export.unflatten(program)
     except Exception as error:  # zip, JSON and pickle each have their own
         refuse(WHERE, "source", "be a program of torch.export", f"{path} ({first_line(error)})")

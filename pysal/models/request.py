@@ -289,6 +289,14 @@ def load_weights(request: Request, network: nn.Module) -> None:
         refuse(WHERE, "weights", f"be those of {request.source} (class_names= says how many classes)", f"{path} ({reason})")
 
 
+def read_file(argument: str, path: Path) -> bytes:
+    """Return the content of a file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        refuse_file(argument, path, error)
+
+
 def refuse_file(argument: str, path: Path, error: OSError) -> NoReturn:
     """Refuse a file that cannot be opened."""
     kinds = (FileNotFoundError, IsADirectoryError, PermissionError)
