@@ -432,6 +432,12 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that permit what the manifest of a folder asks for."""
+    command = click.option("--allow-code", is_flag=True, help="Run the code that makes the model, or comes with it.")(command)
+    return click.option("--download", is_flag=True, help="Fetch weights that are not on this machine.")(command)
+
+
 @audit.command("run", short_help="Explain every image of DATA; go on where a job was stopped.")
 @click.argument("source", metavar="DATA")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
@@ -519,13 +525,18 @@ def audit_run(
 
 @audit.command("resume", short_help="Go on with a job that was stopped.")
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@_permissions
 @_engine_options
-def audit_resume(out: Path, engine: str, workers: int | None, address: str | None) -> None:
-    """Go on with the job of DIR, if model, data and versions are what they were."""
+def audit_resume(out: Path, download: bool, allow_code: bool, engine: str, workers: int | None, address: str | None) -> None:
+    """Go on with the job of DIR, if model, data and versions are what they were.
+
+    What `run` was permitted is permitted again here or not at all: DIR may be somebody else's.
+    """
     with _errors_as_sentences("pysal audit resume"):
         from pysal.audit import resume
 
-        _run_audit("pysal audit resume", resume(out), engine, workers, address)
+        job = resume(out, download=download, allow_code=allow_code)
+        _run_audit("pysal audit resume", job, engine, workers, address)
 
 
 @audit.command("status", short_help="Say how far a job is.")
@@ -548,7 +559,8 @@ def audit_status(out: Path) -> None:
     metavar="N",
     help="Also compute N shards again, and compare their bytes.",
 )
-def audit_verify(out: Path, images: bool, recompute: int) -> None:
+@_permissions
+def audit_verify(out: Path, images: bool, recompute: int, download: bool, allow_code: bool) -> None:
     """Read all files of DIR again and check them against the plan and against each other.
 
     The exit code is 1 where something is wrong.
@@ -556,7 +568,7 @@ def audit_verify(out: Path, images: bool, recompute: int) -> None:
     with _errors_as_sentences("pysal audit verify"):
         from pysal.audit import status, verify
 
-        problems = verify(out, images=images, recompute=recompute)
+        problems = verify(out, images=images, recompute=recompute, download=download, allow_code=allow_code)
         _say(*problems)
         if problems:
             raise Failure(f"pysal audit verify: {out} has {len(problems)} problem{'s' * (len(problems) > 1)}")

@@ -23,7 +23,7 @@ from pysal._library import build_info
 from pysal.audit import data, engines, files, manifest
 from pysal.audit.data import Labels
 from pysal.audit.engines import ENGINES, Shard
-from pysal.audit.model import ModelSource, architecture_sha256, weights_sha256
+from pysal.audit.model import PERMISSIONS, ModelSource, architecture_sha256, function_of, is_code, weights_sha256
 from pysal.audit.shard import Setup, Worker, one_thread, stored_map
 from pysal.engine.attribution import check_options
 from pysal.engine.chunks import fast_rows
@@ -185,6 +185,8 @@ class Job:
                 "input_size": list(input_size),
                 "class_names": list(classifier.class_names) if classifier is not None else None,
                 "output": None,
+                "crop_fraction": classifier.crop_fraction if classifier is not None else None,
+                "resample": classifier.resample if classifier is not None else None,
             },
             "methods": {
                 name: {
@@ -353,14 +355,20 @@ class Job:
             yield from found
 
 
-def resume(out: str | Path, *, model: nn.Module | None = None) -> Job:
+def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = False, allow_code: bool = False) -> Job:
     """Return the job of a folder, planned again from its manifest; its `run` goes on where it was.
+
+    The folder may be somebody else's: what its manifest names is loaded as `pysal.models.load` would load it, and what was
+    permitted when the job began is not permitted for that here.
 
     Args:
         out: the folder.
         model: the model, for a job that was given an object.
+        download: fetch weights that are not on this machine.
+        allow_code: run code: a Python file or an importable function that makes the model, or code that comes with it.
 
     Raises:
+        PermissionError: the model is code, and `allow_code` is False.
         ValueError: the folder holds no audit, or model, data, versions or anything else has changed; the sentence says what.
     """
     out = Path(out)
@@ -368,13 +376,18 @@ def resume(out: str | Path, *, model: nn.Module | None = None) -> Job:
     about, images = stored["model"], stored["data"]
     if about["spec"] is None and model is None:
         refuse("pysal.audit.resume", "model", "be given again for a job that was given an object", f"None for {about['name']}")
+    if model is None and is_code(about["spec"]) and not allow_code:
+        requirement = "be True (--allow-code) to run the code that makes the model, if you trust whoever wrote the folder"
+        refuse("pysal.audit.resume", "allow_code", requirement, f"False for {about['spec']!r} in {out}", PermissionError)
+    asked = dict(zip(PERMISSIONS, (download, allow_code), strict=True))
+    loaded = model is None and not function_of(about["spec"])  # the other two take no options
     scores = {name: method["score"] for name, method in stored["methods"].items()}
     common = set(scores.values())
     own = all(METHODS[name].score == score for name, score in scores.items() if name in METHODS)
     return Job(
         images["source"],
         model=about["spec"] if model is None else model,
-        model_options=about["options"],
+        model_options=about["options"] | ({name: True for name, given in asked.items() if given} if loaded else {}),
         methods=list(stored["methods"]),
         out=out,
         metrics=stored["metrics"],

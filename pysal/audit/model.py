@@ -14,6 +14,9 @@ from torch import nn
 from pysal import models
 from pysal._checks import refuse
 
+# Arguments of `pysal.models.load` that let a model do more than compute: ask the network, run code.
+PERMISSIONS = ("download", "allow_code")
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -23,11 +26,14 @@ class ModelSource:
         spec: what `pysal.models.load` knows, or "module:function" of a module that can be imported; None for an object.
         options: further arguments of `pysal.models.load`.
         content: the object, pickled; None for a spec.
+        permissions: those of `options` that permit something; they stand in no manifest, for whoever goes on with a folder
+            that somebody else wrote has permitted nothing.
     """
 
     spec: str | None
     options: dict[str, Any] = field(default_factory=dict)
     content: bytes | None = None
+    permissions: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, where: str, model: object, options: Mapping[str, Any]) -> "ModelSource":
@@ -39,7 +45,8 @@ class ModelSource:
         if isinstance(model, str):
             if options and function_of(model):
                 refuse(where, "model_options", "be left out for 'module:function'", ", ".join(options), TypeError)
-            return cls(model, dict(options))
+            given = {name: value for name, value in options.items() if name not in PERMISSIONS}
+            return cls(model, given, permissions={name: bool(options[name]) for name in PERMISSIONS if name in options})
         if not isinstance(model, nn.Module):
             refuse(where, "model", "be a name, 'module:function' or an nn.Module", type(model).__name__, TypeError)
         if options:
@@ -61,7 +68,7 @@ class ModelSource:
         elif self.spec is not None and (parts := function_of(self.spec)):
             module = _make(where, self.spec, *parts)
         else:
-            return models.load(str(self.spec), **self.options, device=device)
+            return models.load(str(self.spec), **{**self.options, **self.permissions}, device=device)
         if not isinstance(module, nn.Module):
             refuse(where, "model", "return an nn.Module", type(module).__name__, TypeError)
         return module.to(device)
@@ -73,6 +80,11 @@ def function_of(spec: str) -> tuple[str, str] | None:
     if found is None or found[1] in models.LIBRARIES or found[1].endswith(".py"):
         return None
     return found[1], found[2]
+
+
+def is_code(spec: str) -> bool:
+    """Whether a model is named by code that makes it."""
+    return function_of(spec) is not None or re.fullmatch(r".+\.py:\w+", spec) is not None
 
 
 def _make(where: str, spec: str, place: str, name: str) -> Any:

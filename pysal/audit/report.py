@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from pysal import metrics
 from pysal._checks import refuse
 from pysal.audit import files, plots
-from pysal.audit.model import ModelSource
 from pysal.audit.results import Figure, Results
 from pysal.viz import overlay, palette, photo
 
@@ -48,7 +47,7 @@ class Tile:
     pictures: list[tuple[str, str, str]]
 
 
-def report(out: str | Path, *, to: str | Path | None = None, images: int = 6, model: nn.Module | None = None) -> Path:
+def report(out: str | Path, *, to: str | Path | None = None, images: int = 6) -> Path:
     """Write the report of an audit's finished shards and return where it is.
 
     The file holds everything: tables, plots as SVG, photos and overlays as JPEG of at most 208 pixels. Photos are read again
@@ -58,10 +57,8 @@ def report(out: str | Path, *, to: str | Path | None = None, images: int = 6, mo
         out: the folder of the audit, finished or not.
         to: the file to write; None = report.html in that folder.
         images: photos on each contact sheet, 1 to 24.
-        model: the model, where the audit was given an object and not a name: only how it crops photos matters.
 
     Raises:
-        TypeError: `model` is no nn.Module.
         ValueError: not an audit's folder, one without a finished shard, or a number of images outside 1 to 24.
         pysal.audit.DiskFault: the file cannot be written.
     """
@@ -69,8 +66,6 @@ def report(out: str | Path, *, to: str | Path | None = None, images: int = 6, mo
 
     if isinstance(images, bool) or not isinstance(images, int) or not 1 <= images <= MOST_IMAGES:
         refuse(WHERE, "images", f"be a whole number from 1 to {MOST_IMAGES}", repr(images))
-    if model is not None and not isinstance(model, nn.Module):
-        refuse(WHERE, "model", "be an nn.Module or None", type(model).__name__, TypeError)
     place = Path(out)
     results = Results(WHERE, place)
     environment = Environment(
@@ -81,7 +76,7 @@ def report(out: str | Path, *, to: str | Path | None = None, images: int = 6, mo
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "percent": percent, "number": number, "signed": signed, "moment": moment}
-    page = environment.get_template("report.html.jinja").render(_Report(results, images, model).content())
+    page = environment.get_template("report.html.jinja").render(_Report(results, images).content())
     target = place / "report.html" if to is None else Path(to)
     files.write(target, page.encode())
     return target
@@ -90,9 +85,8 @@ def report(out: str | Path, *, to: str | Path | None = None, images: int = 6, mo
 class _Report:
     """Gathers what the template shows."""
 
-    def __init__(self, results: Results, images: int, model: nn.Module | None) -> None:
+    def __init__(self, results: Results, images: int) -> None:
         self.results, self.tiles = results, images
-        self.model = model if model is not None else _model(results.manifest["model"])
         self._photos: dict[int, Tensor | None] = {}
         self._maps: dict[tuple[str, int], Tensor] = {}
         self.missing_photos: set[int] = set()
@@ -464,7 +458,7 @@ class _Report:
 
     def _photo(self, image: int) -> Tensor | None:
         if image not in self._photos:
-            self._photos[image] = self.results.photo(image, self.model)
+            self._photos[image] = self.results.photo(image)
             if self._photos[image] is None:
                 self.missing_photos.add(image)
         return self._photos[image]
@@ -495,17 +489,6 @@ class _Report:
 
 
 # Small things --------------------------------------------------------------------------------------------------------
-
-
-def _model(about: Mapping[str, Any]) -> nn.Module | None:
-    """Return the model by its name, which crops photos as the audit did; None for another, whose size is known."""
-    if about["spec"] is None:
-        return None
-    try:
-        return ModelSource(about["spec"], about["options"]).load(WHERE, "cpu")
-    except Exception:
-        # a report must be possible where the model is not; photos are then cropped to its size
-        return None
 
 
 def _finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -21,6 +21,7 @@ from pysal.audit import files
 from pysal.audit import manifest as manifests
 from pysal.audit.data import Item, Unreadable, decode, read_bytes
 from pysal.metrics import METRICS
+from pysal.models import Classifier
 
 Numbers = NDArray[np.float64]
 
@@ -192,11 +193,26 @@ class Results:
         labels = torch.tensor(table["segments"][row].as_py(), dtype=torch.int32).view(1, *size)
         return ops.occlusion_masks_map(drops, labels)[0, 0]
 
-    def photo(self, image: int, model: nn.Module | None) -> Tensor | None:
+    @cached_property
+    def _crops(self) -> Classifier | None:
+        """What crops photos as the audit's model did, without the model; None where it was told their size alone."""
+        about = self.manifest["model"]
+        if about["class_names"] is None:
+            return None
+        return Classifier(
+            nn.Identity(),
+            name=about["name"],
+            class_names=about["class_names"],
+            input_size=tuple(about["input_size"]),
+            crop_fraction=about["crop_fraction"],
+            resample=about["resample"],
+        )
+
+    def photo(self, image: int) -> Tensor | None:
         """Return an image (3, H, W) as the model saw it, or None where its file is not there any more."""
         row = {name: self.plan[name][image].as_py() for name in Item._fields}
         try:
             content = read_bytes(Path(self.manifest["data"]["root"]), Item(**row))
-            return decode(content, model, tuple(self.manifest["model"]["input_size"]))[0]
+            return decode(content, self._crops, tuple(self.manifest["model"]["input_size"]))[0]
         except Unreadable:
             return None

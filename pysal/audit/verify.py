@@ -15,10 +15,18 @@ from torch import nn
 from pysal._checks import check_count
 from pysal.audit import data, files, manifest, table
 from pysal.audit.data import Item, Unreadable, read_bytes
-from pysal.audit.job import resume
+from pysal.audit.job import Job, resume
 
 
-def verify(out: str | Path, *, images: bool = False, recompute: int = 0, model: nn.Module | None = None) -> list[str]:
+def verify(
+    out: str | Path,
+    *,
+    images: bool = False,
+    recompute: int = 0,
+    model: nn.Module | None = None,
+    download: bool = False,
+    allow_code: bool = False,
+) -> list[str]:
     """Return what is wrong with the audit of a folder, a sentence each; an empty list where nothing is.
 
     Every page of every file is read and its checksum compared; the plan is held against the manifest's hash; each image of
@@ -31,19 +39,25 @@ def verify(out: str | Path, *, images: bool = False, recompute: int = 0, model: 
         recompute: also compute this many of the finished shards again, spread evenly, and compare them byte by byte; another
             kind of processor may round otherwise.
         model: the model, for recomputing a job that was given an object.
+        download: see `pysal.audit.resume`, for recomputing.
+        allow_code: see `pysal.audit.resume`, for recomputing.
 
     Raises:
+        PermissionError: as `pysal.audit.resume`.
         ValueError: the folder holds no audit; or shards are to be computed again and model, data or versions have changed.
     """
     check_count("pysal.audit.verify", "recompute", recompute, least=0)
     out = Path(out)
     found = list(_problems(out, images))
-    return found + (_computed_otherwise(out, recompute, model) if recompute else [])
+    if not recompute:
+        return found
+    job = resume(out, model=model, download=download, allow_code=allow_code)
+    return found + _computed_otherwise(job, recompute)
 
 
-def _computed_otherwise(out: Path, number: int, model: nn.Module | None) -> list[str]:
+def _computed_otherwise(job: Job, number: int) -> list[str]:
     """Return which of some shards are computed otherwise now."""
-    job, done = resume(out, model=model), sorted(files.finished(out))
+    done = sorted(files.finished(job.out))
     chosen = [done[n * len(done) // number] for n in range(number)] if number < len(done) else done
     return [f"shard {shard} is computed otherwise now" for shard in chosen if not job.is_what_it_was(shard)]
 

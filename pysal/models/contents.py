@@ -262,7 +262,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
 
 # What torch.jit.save writes; older formats say themselves which of their entries is code.
 _SCRIPT_RECORDS = re.compile(
-    r"code/.+\.py(\.debug_pkl)?|(data|constants|bytecode|mobile_debug_handles\w*)(\.pkl|\.debug_pkl)|(data|constants)/\d+"
+    r"code/.+\.py(\.debug_pkl)?|(data|constants|traced_inputs|bytecode|mobile_debug_handles\w*)(\.pkl|\.debug_pkl)|(data|constants|traced_inputs)/\d+"
     r"|version|byteorder|\.data/[\w.-]+|\.format_version|\.storage_alignment|extra/[\w./-]+"
 )
 _WORDS = re.compile(rb"[A-Za-z_]\w*")
@@ -296,5 +296,5 @@ def records(content: bytes) -> Iterator[str]:
     """Yield the names of the entries of an archive of torch; none where it is no such archive."""
     try:
         yield from torch._C.PyTorchFileReader(io.BytesIO(content)).get_all_records()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return
