@@ -117,7 +117,8 @@ def test_a_job_with_workers_killed_at_random_moments_goes_on(job) -> None:
     slow = {"model": "tests.audit.tiny:slow", "shard_size": 1}
     undisturbed, planned, tries = job(out="undisturbed", **slow), job(out="killed", **slow), random.Random(2)
     undisturbed.run(engine="inline")
-    code = f"from pysal.audit import resume\nif __name__ == '__main__':\n    resume({str(planned.out)!r}, allow_code=True).run(workers=2)"
+    call = f"resume({str(planned.out)!r}, allow_code=True).run(workers=2)"
+    code = f"from pysal.audit import resume\nif __name__ == '__main__':\n    {call}"
     script = planned.out.with_name("run.py")
     script.write_text(code)
     files.make_folders(planned.out)
