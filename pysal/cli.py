@@ -601,7 +601,7 @@ def _run_audit(command: str, job: "Job", engine: str, workers: int | None, addre
                 raise Interrupted(f"{command}: interrupted before the first shard was begun") from interrupt
             so_far = status(job.out)
             shards = f"{so_far.shards_done} of {so_far.shards} shards are done"
-            where = click.format_filename(job.out)
+            where = click.format_filename(job.out) + (" --allow-code" if job.needs_code else "")
             raise Interrupted(
                 f"{command}: interrupted, {shards}; pysal audit resume {where} goes on with the rest"
             ) from interrupt

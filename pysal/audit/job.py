@@ -245,6 +245,11 @@ class Job:
         if (self.out / "manifest.json").exists():
             self._refuse_another_job()
 
+    @property
+    def needs_code(self) -> bool:
+        """Whether going on with the job runs code that makes its model, which is permitted each time."""
+        return self._model.spec is not None and is_code(self._model.spec)
+
     def _try_out(self) -> int:
         """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps."""
         worker, methods = self._worker, self.manifest["methods"]
