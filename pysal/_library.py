@@ -4,13 +4,14 @@ An op is declared once, in `pysal/ops/<stem>.py`, by `define(name, schema, refer
 default kernel, so every op works on every device; `pysal._C` and `_C_cuda.so` add native kernels beside it.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import os
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,12 +53,40 @@ def define(name: str, schema: str, reference: Callable[..., Any]) -> None:
     @functools.wraps(reference)
     def default_kernel(*args: Any, **kwargs: Any) -> Any:
         _warn_fallback(name, args)
-        return reference(*args, **kwargs)
+        with without_autocast(_device_type(args)):
+            return reference(*args, **kwargs)
 
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, default_kernel, "CompositeExplicitAutograd")
     SCHEMAS[name] = schema
     REFERENCES[name] = reference
+
+
+def define_derivative(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Register what autograd does for the op `pysal::<name>`.
+
+    Args:
+        name: the op's name.
+        backward: (ctx, *gradients of the outputs) -> the gradients of the inputs, None where there is none.
+        setup_context: (ctx, inputs, output) -> None, keeps in `ctx` what `backward` needs.
+    """
+
+    @functools.wraps(backward)
+    def in_own_dtype(ctx: Any, *gradients: Any) -> Any:
+        with without_autocast(_device_type(gradients)):
+            return backward(ctx, *gradients)
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", in_own_dtype, setup_context=setup_context)
+
+
+@contextlib.contextmanager
+def without_autocast(device_type: str) -> Iterator[None]:
+    """Run the block in the dtypes that are written there, also inside the caller's `torch.autocast`."""
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    with torch.autocast(device_type, enabled=False):
+        yield
 
 
 def has_kernel(name: str, device_type: str, namespace: str = NAMESPACE) -> bool:
@@ -129,11 +158,15 @@ def _load_native() -> ModuleType | None:
         return None
 
 
+def _device_type(args: tuple[Any, ...]) -> str:
+    return next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
+
+
 def _warn_fallback(name: str, args: tuple[Any, ...]) -> None:
     """Warn once per op and device type that the oracle runs although native libraries are there."""
     if _native is None:
         return
-    device = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
+    device = _device_type(args)
     if device == "meta" or device in _fell_back.get(name, ()):
         return
     _fell_back.setdefault(name, set()).add(device)

@@ -138,7 +138,7 @@ def explain(
     index = plan.score.index
     return Explanation(
         images=plan.inputs.to("cpu", copy=True),
-        target=index.cpu() if plan.score.is_class else torch.full((plan.images,), -1),
+        target=index.cpu() if plan.score.is_class else torch.full((plan.images,), -1, device="cpu"),
         target_names=plan.score.names(names_of(plan.layered_model), noun(kind, output or "")),
         scores=scores.cpu(),
         score_kind=kind,

@@ -330,8 +330,9 @@ class Explanation:
         percent = not callable(target) and self._unit_of(options.get("score", kind)) == "probability"
         options = {"score": self._again(kind), **options}
         maps = {name: self.results[name].map[image : image + 1].to(photo.device) for name in names}
-        generator = torch.Generator().manual_seed(0)
-        maps[plots.RANDOM] = torch.rand(1, 1, *photo.shape[2:], generator=generator).to(photo.device)
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        noise = torch.rand(1, 1, *photo.shape[2:], generator=generator, dtype=torch.float32, device="cpu")
+        maps[plots.RANDOM] = noise.to(photo.device)
         found: dict[str, dict[str, metrics.Curve]] = {"deletion": {}, "insertion": {}}
         for name, map in maps.items():
             channels = "max_abs" if name in names and self.results[name].reduction == "max_abs" else "sum"

@@ -140,8 +140,8 @@ def sample(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, low: 
         low: lower end of the range.
         high: upper end of the range.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")).to(dtype)
 
 
 def with_last_row(row: Tensor, device: str = "cpu") -> Tensor:

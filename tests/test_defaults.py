@@ -65,9 +65,8 @@ def test_what_takes_a_plan_has_no_default(package: ModuleType) -> None:
 
 
 def test_a_plan_has_no_defaults_of_its_own_for_what_methods_share() -> None:
-    optional = [name for name, one in parameters(Plan.__init__).items() if one.default is not EMPTY]
-    assert optional == ["report"]
-    assert set(SHARED) < set(parameters(Plan.__init__))
+    known = parameters(Plan.__init__)
+    assert [name for name in ("target", *SHARED) if known[name].default is not EMPTY] == []
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -91,8 +90,9 @@ def test_what_methods_share_has_one_order_and_one_default() -> None:
         assert tuple(found)[-len(SHARED) :] == SHARED, name
         assert [found[option].default for option in SHARED[1:]] == [(), None, "float32", None], name
         assert all(found[option].kind is inspect.Parameter.KEYWORD_ONLY for option in SHARED)
-        usual = METHODS[name].score if name in METHODS else "logit"
-        assert found["score"].default == usual == ("probability" if name == "leave_one_out" else "logit")
+        usual = METHODS[name].score if name in METHODS else METHODS["gradient"].score
+        assert found["score"].default == usual
+    assert {METHODS[name].score for name in METHODS if name != "leave_one_out"} == {METHODS["gradient"].score}
 
 
 def test_other_functions_have_the_defaults_of_the_methods_for_what_they_share() -> None:

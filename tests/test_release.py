@@ -1,69 +1,18 @@
 """What a call held is free when it returns or raises: nothing waits for Python's cyclic collector, which knows no sizes."""
 
+import ast
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pysal
-from pysal import captum, pair, plots
-from tests.methods.calls import VARIANTS, Watched, row_by_row
-
-IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-MAPS = IMAGES.sum(1, keepdim=True)
-MASK = (MAPS[:1] > 1).long()
-MODEL = row_by_row().float()
-OPTIONS = {"leave_one_out": {"segments": pysal.Grid(2, 2)}, "smooth_grad": {"samples": 2}}
-FACES: dict[str, Callable[[Any, Tensor], Any]] = {
-    "Saliency": lambda model, images: captum.Saliency(model).attribute(images, 1),
-    "Saliency of two inputs": lambda model, images: captum.Saliency(lambda a, b: model(a + b)).attribute((images, images), 1),
-    "Saliency of a whole batch": lambda model, images: captum.Saliency(lambda x: model(x).sum().reshape(1)).attribute(images),
-    "GuidedBackprop": lambda model, images: captum.GuidedBackprop(model).attribute(images, 1),
-    "LayerGradCam": lambda model, images: captum.LayerGradCam(model, layer(model)).attribute(images, 1),
-    "GuidedGradCam": lambda model, images: captum.GuidedGradCam(model, layer(model)).attribute(images, 1),
-    "IntegratedGradients": lambda model, images: captum.IntegratedGradients(model).attribute(images, target=1, n_steps=3),
-    "NoiseTunnel": lambda model, images: captum.NoiseTunnel(captum.Saliency(model)).attribute(images, target=1),
-    "Occlusion": lambda model, images: captum.Occlusion(model).attribute(images, (3, 4, 4), (3, 4, 4), target=1),
-    "Occlusion of channels": lambda model, images: captum.Occlusion(model).attribute(images, (1, 4, 4), (1, 4, 4), target=1),
-    "FeatureAblation": lambda model, images: captum.FeatureAblation(model).attribute(images, target=1, feature_mask=MASK),
-    **{
-        f"pair {name}": lambda model, images, name=name: getattr(pair, name)().GetMask(
-            images[0].movedim(0, -1).numpy().astype(np.float32), pair.torch_model(model, 1)
-        )
-        for name in ("GradientSaliency", "IntegratedGradients", "BlurIG", "GradCam", "Occlusion")
-    },
-}
-FIGURES: dict[str, dict[str, Any]] = {
-    "deletion": {},
-    "insertion": {},
-    "infidelity": {},
-    "max_sensitivity": {"method": "smooth_grad", "method_options": {"samples": 2}},
-    "mass_in_mask": {"masks": MAPS[:, 0] > 1},
-}
-WORK: dict[str, Callable[[Any, Tensor], Any]] = {
-    **{name: lambda model, images, call=call: call(model, images, 1) for name, call in VARIANTS.items()},
-    "an open target": lambda model, images: pysal.gradient(model, images),
-    "fills": lambda model, images: pysal.leave_one_out(model, images, fill=images.flip(0), segments=pysal.Grid(2, 2)),
-    "class_gradients": lambda model, images: pysal.class_gradients(model, images, [1, 2]),
-    "explain": lambda model, images: pysal.explain(model, images, method_options=OPTIONS),
-    **{
-        f"metrics {name}": lambda model, images, name=name, given=given: pysal.metrics.per_image(
-            name, model, images, MAPS, 1, **given
-        )
-        for name, given in FIGURES.items()
-    },
-    "randomisation": lambda model, images: pysal.metrics.parameter_randomisation(model, images, 1),
-    "converge": lambda model, images: plots.converge(model, images[:1], "integrated_gradients", 1, steps=(2, 4), reference=8),
-}
-
-
-def layer(model: nn.Module) -> nn.Module:
-    return next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+from tests.every_call import FACES, IMAGES, MODEL, WORK
+from tests.methods.calls import VARIANTS, Watched
 
 
 @contextlib.contextmanager
@@ -115,7 +64,7 @@ def test_a_call_of_a_prepared_model_leaves_nothing(name: str) -> None:
 def test_a_call_that_raises_leaves_nothing_but_its_traceback(name: str, passes: int) -> None:
     work = WORK.get(name) or FACES[name]
 
-    class Stop(Exception): ...
+    class Stop(BaseException): ...  # as Ctrl-C is none: nothing asks the model why
 
     def run(images: Tensor) -> None:
         count = 0
@@ -142,3 +91,15 @@ def test_the_traceback_is_what_holds_the_images_of_a_call_that_raised() -> None:
         assert any(name.startswith("Plan") for name in left())
         del caught
         assert left() == []
+
+
+def test_no_function_inside_another_calls_itself() -> None:
+    """It would hold itself, and all that it closes over."""
+    for path in Path(pysal.__file__).parent.rglob("*.py"):
+        for outer in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(outer, ast.FunctionDef):
+                continue
+            for inner in ast.walk(outer):
+                if isinstance(inner, ast.FunctionDef) and inner is not outer:
+                    used = {node.id for node in ast.walk(inner) if isinstance(node, ast.Name)}
+                    assert inner.name not in used, f"{path.name}: {inner.name} in {outer.name}"

@@ -448,7 +448,7 @@ class _Report:
             title, value = self.results.methods[method]["title"], notes[method] if notes else ""
             map = self._maps.get((method, image))
             if map is not None:
-                behind = seen if seen is not None else torch.full((3, *map.shape), 0.2)
+                behind = seen if seen is not None else torch.full((3, *map.shape), 0.2, device="cpu")
                 light = _averaged(map)
                 shown = overlay(behind, light, signed=self.results.methods[method]["signed"])
                 pictures.append((_picture(shown), title, value))

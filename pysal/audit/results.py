@@ -180,17 +180,19 @@ class Results:
             else:
                 values = table[columns[0]][row].as_py()
                 shape = table.schema.field(columns[0]).type.shape
-                map = torch.tensor(values, dtype=torch.float32).view(1, 1, *shape) * table["map_scale"][row].as_py()
+                map = (
+                    torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 1, *shape) * table["map_scale"][row].as_py()
+                )
                 if tuple(shape) != size:
                     map = torch.nn.functional.interpolate(map, size, mode="bilinear", align_corners=False)
                 found[image] = map[0, 0]
         return found
 
     def _drops(self, table: pa.Table, row: int, size: tuple[int, ...]) -> Tensor:
-        drops = torch.tensor(table["drops"][row].as_py(), dtype=torch.float32).view(1, 1, -1)
+        drops = torch.tensor(table["drops"][row].as_py(), dtype=torch.float32, device="cpu").view(1, 1, -1)
         if self.manifest["boxes"] is not None:
-            return ops.occlusion_masks_boxes_map(drops, torch.tensor(self.manifest["boxes"]), *size)[0, 0]
-        labels = torch.tensor(table["segments"][row].as_py(), dtype=torch.int32).view(1, *size)
+            return ops.occlusion_masks_boxes_map(drops, torch.tensor(self.manifest["boxes"], device="cpu"), *size)[0, 0]
+        labels = torch.tensor(table["segments"][row].as_py(), dtype=torch.int32, device="cpu").view(1, *size)
         return ops.occlusion_masks_map(drops, labels)[0, 0]
 
     @cached_property

@@ -105,12 +105,17 @@ class Worker:
 
     def example(self) -> Tensor:
         """Return an image (1, 3, H, W) that is the same for every worker."""
-        return torch.rand(1, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        return torch.rand(1, 3, *self.size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
 
     def probes(self) -> Tensor:
         """Return images (8, 3, H, W), the same for every worker, on which it is found out what the model's output is."""
-        noise = torch.rand(5, 3, *self.size, generator=torch.Generator().manual_seed(1))
-        plain = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, *noise.shape[1:])
+        noise = torch.rand(
+            5, 3, *self.size, generator=torch.Generator(device="cpu").manual_seed(1), dtype=torch.float32, device="cpu"
+        )
+        plain = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float32, device="cpu")[:, None, None, None].expand(
+            3, *noise.shape[1:]
+        )
         return torch.cat([noise, plain]).to(self.device)
 
     def explain(self, shard: int, items: Sequence[Item]) -> Files:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal.engine.chunks import fast_rows, is_out_of_memory
+from pysal.engine.precision import precision_mode
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.training import training_part
 
@@ -26,10 +27,11 @@ Inputs = tuple[Tensor, ...]
 
 
 def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequence[Any]) -> Any:
-    """Return the forward function's output; a function of no arguments gets none."""
-    if not isinstance(forward, (nn.Module, PreparedModel)) and not inspect.signature(forward).parameters:
-        return forward()
-    return forward(*inputs, *further)
+    """Return the forward function's output in the arithmetic that all methods use; a function of no arguments gets none."""
+    with precision_mode("float32", inputs[0].device, backward=False):
+        if not isinstance(forward, (nn.Module, PreparedModel)) and not inspect.signature(forward).parameters:
+            return forward()
+        return forward(*inputs, *further)
 
 
 def is_training(forward: object) -> bool:

@@ -65,7 +65,7 @@ def evaluate(
 ) -> Tensor:
     """Return the selected output of one pass over all inputs, whatever its shape."""
     output = call(forward, inputs, arguments(additional_forward_args))
-    selected: Tensor = select("pysal.captum", output, target, torch.arange(len(inputs[0])))
+    selected: Tensor = select("pysal.captum", output, target, torch.arange(len(inputs[0]), device="cpu"))
     return selected
 
 
@@ -150,7 +150,7 @@ def select(where: str, output: Any, target: Target, rows: Tensor | None = None) 
         return _gather(where, output[None] if single and output.ndim == 1 else output, chosen)
     entries: list[Any] = list(target) if rows is None else [target[row] for row in rows.tolist()]
     if isinstance(entries[0], int):
-        return _gather(where, output[None] if single and output.ndim == 1 else output, torch.tensor(entries))
+        return _gather(where, output[None] if single and output.ndim == 1 else output, torch.tensor(entries, device="cpu"))
     if single and output.ndim == len(entries[0]):
         output = output[None]
     _check_length(where, output, len(entries))

@@ -245,7 +245,7 @@ class FeatureAblation(PerturbationAttribution):
             for one in arguments(additional_forward_args)
         ]
         output = call(self.forward_func, batch, further)
-        rows = torch.arange(len(inputs[0])).repeat(copies)
+        rows = torch.arange(len(inputs[0]), device="cpu").repeat(copies)
         if isinstance(output, Future) != future:
             wanted = "return a Future for attribute_future" if future else "not return a Future: that is for attribute_future"
             refuse(where(self), "forward_func", wanted, type(output).__name__, AssertionError)
@@ -258,7 +258,7 @@ class FeatureAblation(PerturbationAttribution):
             return output
         if not isinstance(output, (int, float)):
             refuse(where(self), "forward_func", "return a tensor, an int or a float", type(output).__name__, AssertionError)
-        return torch.tensor(output, dtype=torch.int64 if isinstance(output, int) else torch.float64)
+        return torch.tensor(output, dtype=torch.int64 if isinstance(output, int) else torch.float64, device="cpu")
 
     def _drop(self, initial: Tensor, output: Tensor, copies: int, inputs: tuple[Tensor, ...]) -> Tensor:
         if copies > 1 and (not initial.ndim or output.shape != (copies * len(initial), *initial.shape[1:])):

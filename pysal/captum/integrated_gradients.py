@@ -146,7 +146,7 @@ def captum_rule(quadrature: Quadrature, steps: int) -> Rule:
         return Rule(exact.nodes, exact.weights.astype(np.float32).astype(np.float64))
     first = {"left": 0.0, "right": 1 / steps, "midpoint": 1 / (2 * steps), "trapezoid": 0.0}[quadrature]
     last = {"left": 1 - 1 / steps, "right": 1.0, "midpoint": 1 - 1 / (2 * steps), "trapezoid": 1.0}[quadrature]
-    nodes = torch.linspace(first, last, steps, dtype=torch.float32).double().numpy()
+    nodes = torch.linspace(first, last, steps, dtype=torch.float32, device="cpu").double().numpy()
     weights = np.full(steps, 1 / steps)
     if quadrature == "trapezoid":
         weights[[0, -1]] /= 2

@@ -162,7 +162,7 @@ class NoiseTunnel(Attribution):
         take: Take,
     ) -> None:
         examples, device = len(inputs[0]), inputs[0].device
-        seed = int(torch.randint(-(2**63), 2**63 - 1, ())) if self.seed is None else self.seed
+        seed = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
         images = [floating(torch.real(one.detach())).flatten(1)[:, None, None] for one in inputs]  # real noise, as captum's
         scales = [
             torch.full((examples,), one, dtype=torch.float64, device=image.device)
@@ -170,9 +170,12 @@ class NoiseTunnel(Attribution):
         ]
         drawn = [
             one[
-                torch.randint(len(one), (examples * samples,), generator=torch.Generator().manual_seed(seed + number)).to(
-                    one.device
-                )
+                torch.randint(
+                    len(one),
+                    (examples * samples,),
+                    generator=torch.Generator(device="cpu").manual_seed(seed + number),
+                    device="cpu",
+                ).to(one.device)
             ]
             if isinstance(one, Tensor)
             else one

@@ -155,7 +155,11 @@ def ramps() -> str:
     """Return the style sheet rules of the colour bars, which have the colours of the pictures."""
     rules = []
     for kind, low in (("signed", -1.0), ("unsigned", 0.0)):
-        ramp = viz.layer(torch.linspace(low, 1.0, 256)[None], signed=kind == "signed", bounds=(low, 1.0))
+        ramp = viz.layer(
+            torch.linspace(low, 1.0, 256, dtype=torch.float32, device="cpu")[None],
+            signed=kind == "signed",
+            bounds=(low, 1.0),
+        )
         rules.append(f".pysal .{kind} .ramp::before {{ background-image: url({_uri(_bytes(ramp))}); }}")
     return "\n".join(rules)
 

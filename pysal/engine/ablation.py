@@ -123,7 +123,7 @@ class Boxes:
     def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
         """See `Features`."""
         total = drops.new_zeros((drops.shape[1], *input.shape[1:]), dtype=torch.promote_types(drops.dtype, torch.float32))
-        covered = torch.zeros((1, *input.shape[1:]), device=input.device)
+        covered = torch.zeros((1, *input.shape[1:]), dtype=torch.float32, device=input.device)
         for drop, (home, box) in zip(drops, self._boxes, strict=True):
             if home == number:
                 total[box] += drop.reshape(-1, *(1,) * (input.ndim - 1))

@@ -44,9 +44,9 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
             return ops.gaussian_scale_space(images, [sigma] * len(images), boundary="reflect")
         value = 0.0 if value == "black" else 1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = torch.tensor(float(value), dtype=torch.float64)
+        value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     elif isinstance(value, Sequence) and all(isinstance(v, (int, float)) for v in value):
-        value = torch.tensor([float(v) for v in value], dtype=torch.float64)
+        value = torch.tensor([float(v) for v in value], dtype=torch.float64, device="cpu")
     if not isinstance(value, Tensor):
         refuse(where, argument, "be a number, a colour, a name or an image tensor", repr(value), TypeError)
     fill = value.detach().to(device=images.device, dtype=images.dtype)

@@ -146,7 +146,7 @@ class FusedConvolution(nn.Module):
         if result is None:
             shape = (len(grad), self.convolution.weight.shape[1], *size)
             full = len(self.matrix_phases) == rows * columns
-            result = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)
+            result = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last, device="cpu")
             result = result if full else result.zero_()
         for a, b, unit, padding in self.matrix_phases:
             place, part = result[:, :, a::rows, b::columns], unit.run(grad, padding=padding)
@@ -164,7 +164,7 @@ class FusedConvolution(nn.Module):
             output = self._run(input, shortcut, self.upper)
             return output, ops.guided_relu_gates(output, self.upper)
         shape = self.matrix.shape(input, self.convolution.stride, self.convolution.padding)
-        gates = torch.empty(math.prod(shape) // 8, dtype=torch.uint8)
+        gates = torch.empty(math.prod(shape) // 8, dtype=torch.uint8, device="cpu")
         return self._run(input, shortcut, self.upper, gates), gates
 
     def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None, gates: Tensor | None = None) -> Tensor:

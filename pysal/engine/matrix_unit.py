@@ -95,7 +95,7 @@ class MatrixConvolution:
             output = shortcut
         else:
             shape = self.shape(input, stride, padding)
-            output = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+            output = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last, device="cpu")
         torch.ops.pysal_amx.bf16x6_convolution_(
             output,
             input,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, warn
+from pysal._library import without_autocast
 from pysal.engine.chunks import (
     GENEROUS_BYTES_PER_INPUT_BYTE,
     MEMORY_SHARE,
@@ -324,13 +325,14 @@ class Plan:
         def body(start: int, stop: int) -> None:
             rows = torch.arange(start, stop, device=self.device)
             # a copy: a model that works in place must change neither the caller's images nor ours
-            output = self._output(self.inputs[start:stop].clone(), rows)
-            table = self.score.table(output, rows)
-            self.score.resolve(table, self.origin[rows])
-            if table is None:
-                scores.append(self.score(output, self.origin[rows]).detach().clone())
-            else:
-                tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
+            with self.modes(grad=False):  # a callable target is a part of the pass
+                output = self.forward(self.model, ordinary(self.inputs[start:stop].clone()), rows)
+                table = self.score.table(output, rows)
+                self.score.resolve(table, self.origin[rows])
+                if table is None:
+                    scores.append(self.score(output, self.origin[rows]).detach().clone())
+                else:
+                    tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
             self.check_rows(self.ends(self.inputs[start:stop], rows), (tables or scores)[-1])
 
         self.run(self.images, body)
@@ -404,10 +406,6 @@ class Plan:
         if self.score.undecided:
             self.root.clean()
 
-    def _output(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> Any:
-        with self.modes(grad=False):
-            return self.forward(self.model if model is None else model, ordinary(batch), rows)
-
     def scores(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the explained score (N,) of changed images and, for class targets, that of every class (N, K).
 
@@ -415,10 +413,12 @@ class Plan:
         """
         self.fix_target()
         ends = self.ends(batch, rows) if model is None else None
-        output = self._output(batch, rows, model)
-        table = self.score.table(output, rows)
+        with self.modes(grad=False):
+            output = self.forward(self.model if model is None else model, ordinary(batch), rows)
+            table = self.score.table(output, rows)
+            scores = self.score(output, self.origin[rows]).detach().clone() if table is None else None
         if table is None:
-            scores = self.score(output, self.origin[rows]).detach().clone()
+            assert scores is not None
             self.check_rows(ends, scores)
             return scores, None
         self.check_rows(ends, table)
@@ -459,8 +459,8 @@ class Plan:
         def ask(batch: Tensor, rows: Tensor) -> Tensor:
             with self.modes(grad=False):
                 output = self._forward(self.model if model is None else model, batch.clone(), rows)
-            table = self.score.table(output, rows)
-            return (self.score(output, self.origin[rows]) if table is None else table).detach().clone()
+                table = self.score.table(output, rows)
+                return (self.score(output, self.origin[rows]) if table is None else table).detach().clone()
 
         roundoff = roundoff_of(self.precision, self.inputs.dtype, self.device, answers)
         try:
@@ -598,8 +598,7 @@ class Plan:
         parts = list(found.values())
         self.score.close()
         made = self._shared.setdefault("sweeps", {})
-        # autocast, where the caller has it on, does not join tensors of every dtype
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.device.type):  # which does not join tensors of every dtype
             for one in wanted:
                 if all(one in part.found for part in parts):
                     pieces = zip(*(part.found[one] for part in parts), strict=True)

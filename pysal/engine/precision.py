@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
+from pysal._library import without_autocast
+
 Precision: TypeAlias = Literal["float32", "tf32", "mixed", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 @contextlib.contextmanager
 def precision_mode(precision: Precision, device: torch.device, *, backward: bool) -> Iterator[None]:
-    """Run the block in the given precision; autocast and TF32 settings are as before afterwards.
+    """Run the block in the given precision, whatever autocast the caller is in; the settings are as before afterwards.
 
     "mixed" is the one that keeps a ReLU network's gates exact while its backward pass, which is linear once the gates are
     fixed, runs on bf16 matrix units. "bf16" also decides the gates in bf16 and moves many of them.
@@ -23,7 +25,10 @@ def precision_mode(precision: Precision, device: torch.device, *, backward: bool
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(_tf32(precision in ("tf32", "mixed")))
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"))
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        else:
+            stack.enter_context(without_autocast(device.type))
         if precision == "mixed" and backward:
             stack.enter_context(_Bfloat16Backward())
         yield

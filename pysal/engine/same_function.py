@@ -41,7 +41,9 @@ class Pass:
 
 def seed_of(output: Tensor) -> Tensor:
     """Return a gradient of an output in which every class has its part."""
-    normal = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    normal = torch.randn(
+        output.shape, generator=torch.Generator(device="cpu").manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     return normal.to(output)
 
 
@@ -64,7 +66,7 @@ def batches(example: Tensor, rows: int | None) -> Iterator[Tensor]:
         rows: images in each batch, of a model that takes so many at a time; None for any number.
     """
     low, high = (float(bound) for bound in example.float().aminmax())
-    noise = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.rand(example.shape, generator=torch.Generator(device="cpu").manual_seed(0), dtype=torch.float64, device="cpu")
     noise = (low + noise * ((high - low) or 1.0)).to(example)
     if rows is None:
         yield example

@@ -95,7 +95,7 @@ def class_scores(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, np.ndarray):
-        return torch.as_tensor(output)
+        return torch.as_tensor(output, device="cpu")
     for name in ("logits", "out"):
         found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(found, (Tensor, np.ndarray)):

@@ -139,8 +139,10 @@ def _became(grid: _Grid, row: Node) -> _Tokens | None:
     """
     shape, about = shape_of(row), row._input_metadata[0]
     length = max(shape[:2])
-    generator = torch.Generator().manual_seed(0)
-    channels = torch.rand(shape[2], generator=generator).add_(0.5).to(about.device, about.dtype)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    channels = (
+        torch.rand(shape[2], generator=generator, dtype=torch.float32, device="cpu").add_(0.5).to(about.device, about.dtype)
+    )
     numbers = torch.arange(length, device=about.device)
 
     def back(factors: Tensor) -> Tensor | None:
@@ -149,7 +151,7 @@ def _became(grid: _Grid, row: Node) -> _Tokens | None:
         (found,) = torch.autograd.grad([end], [start], [seed], allow_unused=True, retain_graph=True)
         return None if found is None else grid.by_cell(found).double()
 
-    once = back(torch.ones(length, device=about.device))
+    once = back(torch.ones(length, dtype=torch.float32, device=about.device))
     if once is None:
         return None
     norms = once.square().sum(1)

@@ -1,6 +1,7 @@
 """The gradient of the score with respect to the image."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,25 +134,28 @@ def class_gradients(
     return result
 
 
+def _by_index(plan: Plan, value: Any) -> Any:
+    """Return classes with the indices of those that are given by name."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "UO":
+        value = value.tolist()
+    if isinstance(value, str):
+        return plan.score.find("classes", value)
+    return [_by_index(plan, one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def _classes(plan: Plan, classes: object) -> Tensor:
     """Return class indices (B, T)."""
-
-    def by_index(value: object) -> object:
-        if isinstance(value, np.ndarray) and value.dtype.kind in "UO":
-            value = value.tolist()
-        if isinstance(value, str):
-            return plan.score.find("classes", value)
-        return [by_index(one) for one in value] if isinstance(value, (list, tuple)) else value
-
     requirement = "be class indices or names (T,) or (B, T)"
     if isinstance(classes, str):
         refuse(plan.where, "classes", requirement, repr(classes), TypeError)
-    indices = by_index(classes)
+    indices = _by_index(plan, classes)
     if isinstance(indices, Tensor):
         check_dense(plan.where, "classes", indices)
     try:
         with torch.inference_mode(False):  # autograd keeps them
-            given = torch.as_tensor(indices).to(plan.device, copy=True)
+            if not isinstance(indices, Tensor):
+                indices = torch.as_tensor(indices, device="cpu")
+            given = indices.to(plan.device, copy=True)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         refuse(plan.where, "classes", requirement, shown(classes), TypeError)
     if given.ndim not in (1, 2) or given.numel() == 0 or (given.ndim == 2 and len(given) != plan.images):

@@ -222,7 +222,7 @@ def _sample(drops: Tensor, queue: Tensor) -> Tensor:
         order = own[levels.argsort(descending=True, stable=True)]
         rest = order[SAMPLE // 2 :].sort().values
         count = min(len(rest), SAMPLE - SAMPLE // 2)
-        spread = rest[(2 * torch.arange(count) + 1) * len(rest) // (2 * max(count, 1))]
+        spread = rest[(2 * torch.arange(count, device="cpu") + 1) * len(rest) // (2 * max(count, 1))]
         chosen = torch.cat([order[: SAMPLE // 2], spread])
         found.append(torch.stack([torch.full_like(chosen, image), chosen], 1))
     return torch.cat(found).to(queue.device) if found else queue
@@ -242,7 +242,7 @@ class _Local:
         self._plan, self._engine, self._fills, self._regions = plan, engine, fills, regions
         self.most_rows = plan.asked_batch_size or group_rows(plan.device)
         self.ends: list[int] = []
-        self.approximate = torch.empty(0, dtype=torch.bool)
+        self.approximate = torch.empty(0, dtype=torch.bool, device="cpu")
         self.images_kept = 0
         self._sorted = np.empty((0, 2), dtype=np.int64)
         self._whole: set[int] = set()  # groups that run as whole images, by where they begin
@@ -302,7 +302,7 @@ class _Local:
                     approximate.append(limited[piece])
                     done += len(piece)
         if not sorted_rows:
-            self.approximate = torch.zeros(len(queue), dtype=torch.bool)
+            self.approximate = torch.zeros(len(queue), dtype=torch.bool, device="cpu")
             return queue
         self.approximate = torch.from_numpy(np.concatenate(approximate)).to(queue.device)
         self._sorted = np.concatenate(sorted_rows)

@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, pad
 
 from pysal import ops
 from pysal._checks import check_count, finite_rows, refuse
+from pysal._library import without_autocast
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.fills import Fill, resolve_fill
 from pysal.engine.plan import Model, Plan
@@ -277,6 +278,7 @@ def rise_blur(images: Tensor) -> Tensor:
     channels = images.shape[1]
     # one row, then one column: the kernel is their product
     blurred = pad(images.to(arithmetic), (margin,) * 4, mode="replicate")
-    blurred = conv2d(blurred, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-    blurred = conv2d(blurred, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    with without_autocast(images.device.type):
+        blurred = conv2d(blurred, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+        blurred = conv2d(blurred, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
     return blurred.to(images.dtype).contiguous()

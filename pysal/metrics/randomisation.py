@@ -168,15 +168,20 @@ def _layers(where: str, model: nn.Module, layers: Sequence[str] | None) -> list[
 
 def _randomised(model: nn.Module, names: Sequence[str], order: str, seed: int) -> Iterator[nn.Module]:
     """Yield copies of a model, layer after layer random; that of a cascade is the same one, changed further."""
-    cascade = copy.deepcopy(model)
+    cascade = _copied(model)
     for name in names:
-        module = cascade if order == "cascading" else copy.deepcopy(model)
+        module = cascade if order == "cascading" else _copied(model)
         devices = [parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"]
-        with torch.random.fork_rng(devices=list(dict.fromkeys(devices))), torch.no_grad():
+        with torch.random.fork_rng(devices=list(dict.fromkeys(devices))), torch.inference_mode(False), torch.no_grad():
             # a layer gets the same numbers in either order, and whatever other layers are chosen beside it
             torch.manual_seed(_layer_seed(seed, name))
             _make_random(module.get_submodule(name))
         yield module.eval()
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    with torch.inference_mode(False):  # whose tensors autograd does not keep
+        return copy.deepcopy(model)
 
 
 def _layer_seed(seed: int, name: str) -> int:
@@ -191,7 +196,7 @@ def _make_random(layer: nn.Module) -> None:
         reset()
         return
     for parameter in layer.parameters(recurse=False):
-        order = torch.randperm(parameter.numel()).to(parameter.device)
+        order = torch.randperm(parameter.numel(), device="cpu").to(parameter.device)
         parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 

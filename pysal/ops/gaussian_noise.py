@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define
+from pysal._library import define, define_derivative
 from pysal.reference import gaussian_noise as reference
 
 SCHEMA = (
@@ -67,7 +67,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 torch.library.register_fake("pysal::gaussian_noise", _fake)
 torch.library.register_fake("pysal::gaussian_noise_bits", _fake_bits)
-torch.library.register_autograd("pysal::gaussian_noise", _differentiate, setup_context=_setup)
+define_derivative("gaussian_noise", _differentiate, _setup)
 
 
 def gaussian_noise(

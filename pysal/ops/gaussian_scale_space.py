@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pysal._checks import FLOATING, check_tensor, refuse
-from pysal._library import define
+from pysal._library import define, define_derivative
 from pysal.reference import gaussian_scale_space as reference
 
 BOUNDARIES = {"constant": 0, "reflect": 1}
@@ -58,10 +58,8 @@ def _differentiate_derivative(
 
 torch.library.register_fake("pysal::gaussian_scale_space", _fake)
 torch.library.register_fake("pysal::gaussian_scale_space_derivative", _fake_derivative)
-torch.library.register_autograd("pysal::gaussian_scale_space", _differentiate, setup_context=_setup)
-torch.library.register_autograd(
-    "pysal::gaussian_scale_space_derivative", _differentiate_derivative, setup_context=_setup_derivative
-)
+define_derivative("gaussian_scale_space", _differentiate, _setup)
+define_derivative("gaussian_scale_space_derivative", _differentiate_derivative, _setup_derivative)
 
 
 def gaussian_scale_space(images: Tensor, sigmas: Sequence[float], boundary: str = "constant") -> Tensor:

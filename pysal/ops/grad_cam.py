@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define
+from pysal._library import define, define_derivative
 from pysal.reference import grad_cam as reference
 
 SCHEMA = "(Tensor activations, Tensor gradients, SymInt height, SymInt width, bool relu) -> Tensor"
@@ -46,7 +46,7 @@ def _resize_matrix(like: Tensor, size: int, to: int) -> Tensor:
 
 
 torch.library.register_fake("pysal::grad_cam", _fake)
-torch.library.register_autograd("pysal::grad_cam", _differentiate, setup_context=_setup)
+define_derivative("grad_cam", _differentiate, _setup)
 
 
 def grad_cam(activations: Tensor, gradients: Tensor, height: int, width: int, relu: bool) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal._checks import FLOATING, check_tensor, refuse
-from pysal._library import define
+from pysal._library import define, define_derivative
 from pysal.reference import guided_relu as reference
 from pysal.reference.guided_relu import DECONVNET, GUIDED, PLAIN, is_channels_last
 
@@ -69,8 +69,8 @@ torch.library.register_fake("pysal::guided_relu", _fake)
 torch.library.register_fake("pysal::guided_relu_gates", _fake_gates)
 torch.library.register_fake("pysal::guided_relu_backward", _fake_backward)
 torch.library.register_fake("pysal::guided_relu_backward_", _fake_backward_)
-torch.library.register_autograd("pysal::guided_relu", _differentiate, setup_context=_setup)
-torch.library.register_autograd("pysal::guided_relu_backward", _differentiate_backward, setup_context=_setup_backward)
+define_derivative("guided_relu", _differentiate, _setup)
+define_derivative("guided_relu_backward", _differentiate_backward, _setup_backward)
 
 
 def guided_relu(input: Tensor, upper: float = float("inf"), rule: str = "guided") -> tuple[Tensor, Tensor]:

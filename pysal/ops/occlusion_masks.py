@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define
+from pysal._library import define, define_derivative
 from pysal.reference import occlusion_masks as reference
 
 _WRITTEN = "ScalarType dtype, bool channels_last, Tensor? mean=None, Tensor? std=None) -> Tensor"
@@ -145,10 +145,10 @@ torch.library.register_fake("pysal::occlusion_masks", _fake_masks)
 torch.library.register_fake("pysal::occlusion_masks_boxes", _fake_masks_boxes)
 torch.library.register_fake("pysal::occlusion_masks_map", _fake_map)
 torch.library.register_fake("pysal::occlusion_masks_boxes_map", _fake_boxes_map)
-torch.library.register_autograd("pysal::occlusion_masks", _differentiate_masks, setup_context=_setup_masks)
-torch.library.register_autograd("pysal::occlusion_masks_boxes", _differentiate_masks_boxes, setup_context=_setup_masks_boxes)
-torch.library.register_autograd("pysal::occlusion_masks_map", _differentiate_map, setup_context=_setup_map)
-torch.library.register_autograd("pysal::occlusion_masks_boxes_map", _differentiate_boxes_map, setup_context=_setup_boxes_map)
+define_derivative("occlusion_masks", _differentiate_masks, _setup_masks)
+define_derivative("occlusion_masks_boxes", _differentiate_masks_boxes, _setup_masks_boxes)
+define_derivative("occlusion_masks_map", _differentiate_map, _setup_map)
+define_derivative("occlusion_masks_boxes_map", _differentiate_boxes_map, _setup_boxes_map)
 
 
 def occlusion_masks(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define
+from pysal._library import define, define_derivative
 from pysal.reference import path_integral as reference
 
 POINTS_SCHEMA = "(Tensor inputs, Tensor baselines, Tensor rows, Tensor alphas, ScalarType dtype, bool channels_last) -> Tensor"
@@ -81,8 +81,8 @@ torch.library.register_fake("pysal::path_integral_points", _fake_points)
 torch.library.register_fake("pysal::path_integral_accumulate_", _fake_accumulate)
 torch.library.register_fake("pysal::path_integral_moments_", _fake_moments)
 torch.library.register_fake("pysal::path_integral_product", _fake_product)
-torch.library.register_autograd("pysal::path_integral_points", _differentiate_points, setup_context=_setup_points)
-torch.library.register_autograd("pysal::path_integral_product", _differentiate_product, setup_context=_setup_product)
+define_derivative("path_integral_points", _differentiate_points, _setup_points)
+define_derivative("path_integral_product", _differentiate_product, _setup_product)
 
 
 def path_integral_points(

@@ -36,7 +36,7 @@ def _radius(sigma: float) -> int:
 
 def _weights(sigma: float, radius: int) -> Tensor:
     """exp(-j^2 / (2 sigma^2)) for j = -radius..radius, 0 past the radius of sigma."""
-    j = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    j = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     return torch.where(j.abs() <= _radius(sigma), torch.exp(-0.5 * (j / max(sigma, 1e-9)) ** 2), 0.0)
 
 
@@ -48,8 +48,8 @@ def _taps(sigma: float, radius: int) -> Tensor:
 def _slopes(sigma: float, step: float, radius: int) -> Tensor:
     """(taps(sigma + step) - taps(sigma)) / step without cancellation: from g' - g = g expm1(log(g' / g))."""
     if radius == 0:
-        return torch.zeros(1, dtype=torch.float64)
-    j = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        return torch.zeros(1, dtype=torch.float64, device="cpu")
+    j = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     before, after = _weights(sigma, radius), _weights(sigma + step, radius)
     if step == 0:
         growth = before * j**2 / sigma**3
@@ -63,7 +63,7 @@ def _slopes(sigma: float, step: float, radius: int) -> Tensor:
 
 def _matrices(kernels: Sequence[Tensor], size: int, boundary: int, like: Tensor) -> Tensor:
     """The (N, size, size) banded matrices of N kernels, in the arithmetic dtype of `like`."""
-    empty = torch.zeros(0, size, size, dtype=torch.float64)
+    empty = torch.zeros(0, size, size, dtype=torch.float64, device="cpu")
     matrices = torch.cat([empty, *(_matrix(kernel, size, boundary)[None] for kernel in kernels)])
     return matrices.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
@@ -71,7 +71,7 @@ def _matrices(kernels: Sequence[Tensor], size: int, boundary: int, like: Tensor)
 def _matrix(taps: Tensor, size: int, boundary: int) -> Tensor:
     """K[i, m] = sum of the taps whose position i + j is, or under reflection becomes, m."""
     radius = len(taps) // 2
-    position = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
+    position = torch.arange(size, device="cpu")[:, None] + torch.arange(-radius, radius + 1, device="cpu")
     weight = taps.expand(size, -1)
     if boundary == 0:
         weight = torch.where((position >= 0) & (position < size), weight, 0.0)
@@ -79,7 +79,7 @@ def _matrix(taps: Tensor, size: int, boundary: int) -> Tensor:
     else:
         position = position % (2 * size)
         position = torch.minimum(position, 2 * size - 1 - position)
-    return torch.zeros(size, size, dtype=torch.float64).scatter_add(1, position, weight)
+    return torch.zeros(size, size, dtype=torch.float64, device="cpu").scatter_add(1, position, weight)
 
 
 def _separable(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor:
