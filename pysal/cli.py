@@ -35,6 +35,8 @@ METHOD_NAMES = (
     "integrated_gradients",
     "blur_integrated_gradients",
 )
+# The kinds of pysal.engine.score, likewise.
+SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid", "log_sigmoid")
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
     "segments": ("leave_one_out",),
@@ -205,6 +207,17 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_choice
 
 
+def score_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --score."""
+    return click.option(
+        "--score",
+        type=click.Choice(SCORE_NAMES),
+        metavar="KIND",
+        help=f"What of the output is explained: {', '.join(SCORE_NAMES)}. [default: the probability for leave_one_out, where "
+        "the output tells one, the output as it is for the others]",
+    )(command)
+
+
 def method_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of single methods; it gets those that were given as `given`."""
 
@@ -277,6 +290,7 @@ def main(context: click.Context, debug: bool) -> None:
 )
 @model_options
 @click.option("--target", metavar="NAME|INDEX", help="The class to explain. [default: the one the model answers]")
+@score_option
 @method_options
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of the noise.")
 @click.option(
@@ -293,6 +307,7 @@ def explain(
     methods: Sequence[str],
     model: ModelChoice,
     target: str | None,
+    score: Any,
     given: dict[str, Any],
     seed: int,
     out: Path,
@@ -337,6 +352,7 @@ def explain(
                     target=index,
                     method_options=options,
                     seed=seed,
+                    score=score,
                 )
             try:
                 files = found.save(out, stem)
@@ -464,6 +480,7 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How maps are kept.",
 )
+@score_option
 @method_options
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of noise.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=256, metavar="N", show_default=True, help="Images per file.")

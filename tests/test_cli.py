@@ -20,6 +20,7 @@ from torch import nn
 from pysal import cli, models
 from pysal.engine import chunks
 from pysal.engine.prepared import prepare
+from pysal.engine.score import SCORE_KINDS
 from pysal.explain import explain
 from pysal.explanation import Explanation
 from pysal.methods.guided_backprop import guided_backprop
@@ -122,7 +123,7 @@ def test_help_lists_the_commands(arguments) -> None:
 
 def test_explain_help_names_every_option_and_method() -> None:
     text = succeeded("explain", "--help").stdout
-    options = "method target segments approximate steps tolerance samples seed out device".split()
+    options = "method target score segments approximate steps tolerance samples seed out device".split()
     options += "model weights size normalize classes download allow-code".split()
     assert [option for option in options if f"--{option} " not in text] == []
     assert [name for name in METHODS if name not in text] == []
@@ -132,6 +133,7 @@ def test_the_static_tables_are_the_registrys() -> None:
     import inspect
 
     assert list(METHODS) == list(cli.METHOD_NAMES)
+    assert SCORE_KINDS == cli.SCORE_NAMES
     for option, names in cli.OPTION_OF.items():
         takers = [name for name, method in METHODS.items() if option in inspect.signature(method.attribute).parameters]
         assert list(names) == takers
@@ -155,6 +157,13 @@ def test_explain_writes_files_and_prints_the_table(small, photo, out) -> None:
     assert text == expected
     with Image.open(out / "photo.png") as picture:
         picture.verify()
+
+
+def test_the_score_is_the_one_asked_for(small, photo, out) -> None:
+    text = succeeded("explain", photo, "--out", out, "--method", "gradient", "--target", "dog", "--score", "sigmoid").stdout
+    found = Explanation.load(out / "photo.npz")
+    torch.testing.assert_close(found.scores, small(found.images)[:, 1].sigmoid().detach())
+    assert "output taken for logits of independent labels" in text
 
 
 def test_explain_is_what_the_library_computes(small, photo, out) -> None:

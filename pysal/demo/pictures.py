@@ -382,8 +382,8 @@ def answers(found: Sequence[Answer], chosen: int) -> str:
         checked = str(answer.index == chosen).lower()
         rows.append(
             f'<button type="button" role="radio" aria-checked="{checked}" data-pick="{answer.index}">'
-            f'<i style="width:{100 * answer.probability:.1f}%"></i><span>{escape(answer.name)}</span>'
-            f"<em>{escape(viz.percent(answer.probability))}</em></button>"
+            f'<i style="width:{100 * (answer.probability or 0.0):.1f}%"></i><span>{escape(answer.name)}</span>'
+            f"<em>{'' if answer.probability is None else escape(viz.percent(answer.probability))}</em></button>"
         )
     return f'<div class="pysal answers" role="radiogroup" aria-label="Class to explain">{"".join(rows)}</div>'
 
@@ -435,10 +435,16 @@ def _container(image: Tensor, inner: str, kind: str = "tiles") -> str:
     return f'<div class="pysal {kind}" style="{style}">{inner}</div>'
 
 
+def _likely(found: Explanation) -> str:
+    """Return the probability of what was explained or, of a plain number, that number."""
+    if found.probabilities is not None:
+        return f" <em>{escape(viz.percent(float(found.probabilities[0])))}</em>"
+    return f" <em>= {escape(viz.number(float(found.scores[0])))}</em>" if found.output == "numbers" else ""
+
+
 def verdict(found: Explanation) -> str:
     """Return what was explained: class, probability, model."""
-    likely = "" if found.probabilities is None else f" <em>{escape(viz.percent(float(found.probabilities[0])))}</em>"
-    return f"<h3>{escape(found.target_names[0])}{likely} <small>{escape(found.model_name)}</small></h3>"
+    return f"<h3>{escape(found.target_names[0])}{_likely(found)} <small>{escape(found.model_name)}</small></h3>"
 
 
 def side_by_side(found: Found, image: Tensor, links: str = "") -> str:
@@ -500,10 +506,7 @@ def two_classes(one: Found, other: Found, image: Tensor) -> str:
         rows.append(f'<section class="pair">{title}{"".join(tiles)}</section>')
     if reasons:
         rows.append(f'<section class="pair">{"".join(_refused_tile(title, why) for title, why in reasons.items())}</section>')
-    likely = [
-        "" if found.probabilities is None else f" <em>{escape(viz.percent(float(found.probabilities[0])))}</em>"
-        for found in (first, second)
-    ]
+    likely = [_likely(found) for found in (first, second)]
     head = (
         f'<header class="pysal verdict"><h3>{escape(names[0])}{likely[0]} or {escape(names[1])}{likely[1]}? '
         f"<small>{escape(first.model_name)}</small></h3></header>"

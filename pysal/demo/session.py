@@ -24,6 +24,8 @@ from pysal.engine.attribution import default_of
 from pysal.engine.chunks import Cancelled, fast_rows, progress
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared import PreparedModel, prepare
+from pysal.engine.score import Look, probabilities
+from pysal.engine.target import class_scores
 from pysal.explain import explain
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
@@ -137,11 +139,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Answer:
-    """A class, and how probable the model finds it."""
+    """A class, and how probable the model finds it; None where its output tells no probability."""
 
     index: int
     name: str
-    probability: float
+    probability: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +167,15 @@ class Ready:
 
     classifier: models.Classifier
     runner: models.Classifier | PreparedModel
+
+
+def _likely(table: Tensor) -> list[float | None]:
+    """Return the probability of each class by the model's output (1, K), taken for what `explain` takes it for."""
+    look = Look()
+    look.add(table)
+    if look.output is None or look.output == "numbers":
+        return [None] * table.shape[1]
+    return list(probabilities(table, look.output)[0].tolist())
 
 
 class Workspace:
@@ -239,9 +250,10 @@ class Workspace:
         """Return the classes that the model finds most probable, the best first."""
         classifier = self.model(model).classifier
         with self._turns.taken(reader), torch.no_grad():
-            table = torch.softmax(classifier(image)[0].double(), 0)
-            best = table.topk(min(count, len(table))).indices.tolist()
-        return [Answer(index, classifier.class_names[index], float(table[index])) for index in best]
+            table = class_scores(classifier(image)).double().view(1, -1)
+            likely = _likely(table)
+            best = table[0].topk(min(count, table.shape[1])).indices.tolist()
+        return [Answer(index, classifier.class_names[index], likely[index]) for index in best]
 
     def answer(self, model: str, image: Tensor, wanted: str | int, reader: Hashable = None) -> Answer:
         """Return one class by name or index, and its probability.
@@ -252,8 +264,8 @@ class Workspace:
         classifier = self.model(model).classifier
         index = classifier.class_index(wanted)
         with self._turns.taken(reader), torch.no_grad():
-            table = torch.softmax(classifier(image)[0].double(), 0)
-        return Answer(index, classifier.class_names[index], float(table[index]))
+            likely = _likely(class_scores(classifier(image)).double().view(1, -1))
+        return Answer(index, classifier.class_names[index], likely[index])
 
     def explain(
         self,

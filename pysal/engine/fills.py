@@ -1,13 +1,18 @@
 """What stands for "nothing there": the fill of an occluded segment, the baseline of a path."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import refuse, warn
+
+if TYPE_CHECKING:
+    from pysal.engine.plan import Plan
 
 Fill: TypeAlias = float | tuple[float, ...] | Tensor | str
 NAMED = ("black", "white", "mean", "blur")
@@ -16,24 +21,48 @@ NAMED = ("black", "white", "mean", "blur")
 BLUR_SIGMA = 1 / 16
 
 
-def resolve_fill(where: str, argument: str, value: object, images: Tensor, origin: Tensor, total: int) -> Tensor:
-    """Return the fill of every image as a tensor of the images' shape.
+# By how much images that were resized may leave [0, 1].
+OVERSHOOT = 0.01
+
+
+def check_units(plan: Plan, said: str, value: float) -> None:
+    """Warn, once in a call, of a number that means a grey level in [0, 1] where the images' own numbers mean something else.
 
     Args:
-        where: the public name of the method, for errors.
+        plan: of the images.
+        said: what was asked for: "fill=0.0".
+        value: the number that it puts into the images. One outside [0, 1] was meant in the images' own range.
+    """
+    low, high = plan.shared("range of the images", lambda root: tuple(float(end) for end in root.inputs.aminmax()))
+    inside = low >= -OVERSHOOT and high <= 1 + OVERSHOOT
+    if inside or not 0 <= value <= 1 or "units" in plan.root._shared:
+        return
+    plan.root._shared["units"] = True
+    named = "black" if value == 0 else "white" if value == 1 else "that grey"
+    what = f"the images range from {low:.3g} to {high:.3g}, so {said} puts in the number {value:g} of that range"
+    instead = "give images in [0, 1] to a pysal.Normalized model, or a colour (a tuple) or an image in that range"
+    warn(f"{plan.where}: {what}, which need not be {named}; {instead}")
+
+
+def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
+    """Return the fill of every image of a plan as a tensor of the images' shape.
+
+    A number or a name in [0, 1] is warned of where the images have another range.
+
+    Args:
+        plan: of the images.
         argument: the argument's name, for errors.
         value: a number; a colour, as a tuple of C numbers or a tensor (C,); "black" (0), "white" (1), "mean" (of each image and
             channel) or "blur" (a Gaussian of sigma = 1/16 of the longer side, reflecting boundary); an image (C, H, W) or
             (1, C, H, W) for all, or one per image (B, C, H, W).
-        images: (N, C, H, W).
-        origin: (N,) the image of the call that each of the N belongs to: which of B fills it takes.
-        total: number of images in the call, B.
 
     Raises:
         TypeError: none of the above.
         ValueError: an unknown name, a wrong shape, or a value that is not finite.
     """
+    where, images, total = plan.where, plan.inputs, plan.root.images
     channels = images.shape[1]
+    said = f"{argument}={value!r}"
     if isinstance(value, str):
         if value not in NAMED:
             refuse(where, argument, f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image", repr(value))
@@ -44,6 +73,7 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
             return ops.gaussian_scale_space(images, [sigma] * len(images), boundary="reflect")
         value = 0.0 if value == "black" else 1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        check_units(plan, said, float(value))
         value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     elif isinstance(value, Sequence) and all(isinstance(v, (int, float)) for v in value):
         value = torch.tensor([float(v) for v in value], dtype=torch.float64, device="cpu")
@@ -60,7 +90,7 @@ def resolve_fill(where: str, argument: str, value: object, images: Tensor, origi
         if fill.ndim == 3 or fill.shape[0] == 1:
             return fill.expand_as(images)
         if fill.shape[0] == total:
-            return fill[origin]
+            return fill[plan.origin]
     refuse(
         where,
         argument,

@@ -13,6 +13,7 @@ from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
 from pysal.engine.chunks import to_device
 from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.fills import check_units
 from pysal.engine.path import Path, Steps, integrate
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
@@ -131,6 +132,8 @@ def attribute(
         refuse(plan.where, "boundary", "be 'constant' or 'reflect'", repr(boundary))
     if derivative not in ("difference", "analytic"):
         refuse(plan.where, "derivative", "be 'difference' or 'analytic'", repr(derivative))
+    if boundary == "constant":
+        check_units(plan, "boundary='constant'", 0.0)
     plan.fix_target()
     images, step = plan.images, STEP if derivative == "difference" else 0.0
     owners = torch.arange(images, device=plan.device)

@@ -166,7 +166,7 @@ def _baselines(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
     several = baseline if isinstance(baseline, list) else [baseline]
     if not several:
         refuse(plan.where, "baseline", "hold at least one baseline", "an empty list")
-    resolved = [resolve_fill(plan.where, "baseline", one, plan.inputs, plan.origin, plan.root.images) for one in several]
+    resolved = [resolve_fill(plan, "baseline", one) for one in several]
     if len(resolved) == 1:
         return resolved[0].contiguous()
     return torch.stack(resolved, 1).flatten(0, 1)

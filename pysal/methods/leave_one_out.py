@@ -120,7 +120,7 @@ def attribute(
     classes are not looked at.
     """
     _check_approximate(plan, approximate)
-    fills = resolve_fill(plan.where, "fill", fill, plan.inputs, plan.origin, plan.root.images).contiguous()
+    fills = resolve_fill(plan, "fill", fill).contiguous()
     key = segments if isinstance(segments, Slic) else id(segments)
     regions = plan.shared(("segments", key), lambda root: cut(root.where, segments, root.inputs))
     if isinstance(regions, Labels):

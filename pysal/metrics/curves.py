@@ -13,7 +13,7 @@ from pysal import ops
 from pysal._checks import check_count, finite_rows, refuse
 from pysal._library import without_autocast
 from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.fills import Fill, resolve_fill
+from pysal.engine.fills import Fill, check_units, resolve_fill
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.score import ScoreKind
@@ -257,8 +257,9 @@ def _substrate(plan: Plan, substrate: Substrate) -> Tensor:
             return rise_blur(images)
         if substrate != "zero":
             refuse(where, "substrate", "be 'zero', 'blur', a number, a colour or an image", repr(substrate))
+        check_units(plan, "substrate='zero'", 0.0)
         substrate = 0.0
-    return resolve_fill(where, "substrate", substrate, images, plan.origin, plan.root.images).contiguous()
+    return resolve_fill(plan, "substrate", substrate).contiguous()
 
 
 def rise_blur(images: Tensor) -> Tensor:

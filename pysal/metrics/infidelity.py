@@ -142,7 +142,7 @@ def infidelity_of(
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
-    fills = resolve_fill(where, "fill", fill, images, plan.origin, plan.root.images).contiguous()
+    fills = resolve_fill(plan, "fill", fill).contiguous()
     clean = plan.clean_scores()[0].double()
     flat = images.flatten(1).double()
     deviations = noise * (flat.amax(1) - flat.amin(1))
