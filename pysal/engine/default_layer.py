@@ -107,8 +107,6 @@ def _chosen(where: str, model: nn.Module, seen: list[_Seen], runs: dict[str, int
     lineage = Lineage(found.score, found.image)
     if not lineage.complete:
         raise not_differentiable(where)
-    if not runs and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        refuse(where, "model", "have layers that Python runs, which can be captured", "TorchScript", NotApplicable)
     maps = _Maps([one for one in seen if one.edge.node in lineage.nodes], lineage, found)
     last = maps.last()
     if last is None and not maps.moves_at_all():  # every map is zero: of which layer does not matter
@@ -117,6 +115,8 @@ def _chosen(where: str, model: nn.Module, seen: list[_Seen], runs: dict[str, int
     if last is None and any(maps.reading(one) for one in maps.seen):
         requirement = "no layer's map that is not the model's own output moves the score"
         raise NotApplicable(f"{where}: {requirement}; pass layer= and, where it returns tokens, tokens=")
+    if last is None and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        refuse(where, "model", "have layers that Python runs, which can be captured", "TorchScript", NotApplicable)
     if last is None:
         raise NotApplicable(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
     for one in reversed(seen):  # a module inside the last one that returned the tensor for it
@@ -126,6 +126,48 @@ def _chosen(where: str, model: nn.Module, seen: list[_Seen], runs: dict[str, int
     how = maps.reading(last)
     assert how is not None
     return Choice(layer, how, maps.flat, isinstance(found.output, Tensor) and alike(found.output))
+
+
+def needs_a_look(model: nn.Module, layer: Layer) -> bool:
+    """Say whether a pass on one image must tell what a layer that was asked for returned: tokens, or what run it was."""
+    return layer.run is not None or any(_works_on_tokens(module) for module in model.modules())
+
+
+def _works_on_tokens(module: nn.Module) -> bool:
+    maps_alone = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
+    named = "norm" in type(module).__name__.lower() and not list(module.children())
+    return isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) or (
+        named and not isinstance(module, maps_alone)
+    )
+
+
+def reading_of(where: str, model: nn.Module, layer: Layer, look: Callable[[], Look]) -> Reading | None:
+    """Return how to read the tokens that a layer returned, which was asked for; None where it returned none.
+
+    Raises:
+        ValueError: that run had nothing to do with the image, or its tokens are no cells of it.
+    """
+    with torch.inference_mode(False):
+        seen, runs, found = _seen(model, look)
+        lineage = Lineage(found.score, found.image)
+        run = 0 if layer.run is None else runs.get(layer.name, 0) - 1 if layer.run == "last" else layer.run
+        own = {one.run: one for one in seen if one.name == layer.name}
+        if not lineage.complete or run not in own or (layer.run is None and runs[layer.name] > 1):
+            return None  # which the pass that captures the layer will say
+        asked = own[run]
+        if not lineage.reaches(asked.edge.node):
+            others = [f"{layer.name}[{one.run}]" for one in own.values() if lineage.reaches(one.edge.node)]
+            hint = f" (did you mean {', '.join(map(repr, others[-3:]))}?)" if others else ""
+            requirement = f"run on the images that are explained{hint}"
+            refuse(where, f"layer {layer.label!r}", requirement, "a run on other inputs alone")
+        if len(asked.shape) != 3 or asked.edge.node not in lineage.nodes:
+            return None
+        size = (found.image.shape[2], found.image.shape[3])
+        how = TokenRows(lineage, size).reading(asked.edge.node)
+        if how is None:
+            requirement = "return tokens that are cells of the image, or be read with tokens='vit' or a callable"
+            refuse(where, f"layer {layer.label!r}", requirement, f"shape {asked.shape} of one image")
+        return how
 
 
 def _seen(model: nn.Module, look: Callable[[], Look]) -> tuple[list[_Seen], dict[str, int], Look]:

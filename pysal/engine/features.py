@@ -89,7 +89,8 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
         run = re.fullmatch(r"(.*)\[(-1|\d+)\]", layer)
         if run is not None and run[1] in modules:
             return found(run[1], "last" if run[2] == "-1" else int(run[2]))
-        close = [name for name in modules if layer and layer in name][-3:] or difflib.get_close_matches(layer, modules)
+        asked = layer if run is None else run[1]
+        close = [name for name in modules if asked and asked in name][-3:] or difflib.get_close_matches(asked, modules)
         hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
         refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
     if isinstance(layer, nn.Module):

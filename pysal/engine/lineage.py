@@ -62,6 +62,12 @@ class Lineage:
         """Whether the score depends on the images at all."""
         return self.source in self.nodes
 
+    def reaches(self, node: Node) -> bool:
+        """Say whether a value was made of the images, on the way to the score or not."""
+        return node in self.nodes or self.source in _walk(
+            [node], lambda one: (before for before, _ in one.next_functions if before)
+        )
+
     def cuts(self) -> set[Node]:
         """Return the nodes through which every path from the images to the score leads."""
         found, open_ends = set(), set()

@@ -1,6 +1,7 @@
 """Grad-CAM and Guided Grad-CAM."""
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.attribution import Attribution
-from pysal.engine.default_layer import Choice, default_layer
+from pysal.engine.default_layer import Choice, default_layer, needs_a_look, reading_of
 from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.features import Layer, find_layer
 from pysal.engine.not_applicable import NotApplicable
@@ -27,6 +28,9 @@ from pysal.methods.guided_backprop import ruled
 
 # Images that the default layer is looked for with, until a change of one changes its score.
 LOOKS = 4
+
+# How to read what a layer returns, by layer and size of the images: a model is looked at for it once.
+_READINGS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, tuple[int, ...]], Reading | None]] = weakref.WeakKeyDictionary()
 
 Tokens: TypeAlias = Literal["vit", "swin"] | Callable[[Tensor], Tensor] | None
 
@@ -53,11 +57,12 @@ def grad_cam(
         inputs: (B, C, H, W), floating point.
         target: see `gradient`.
         layer: a module of the model or its name, "act[3]" for the fourth run of a module that runs several times, "act[-1]"
-            for its last; None = the last one that returns a map, which `explain` names: in transformers the last
-            normalisation whose patches move the score.
+            for its last; None = the last that returns a map of the image on the way to the score, which `explain` names: one
+            with a gradient that is not the output itself; in transformers a normalisation, or a later layer through which all
+            of the score passes.
         tokens: how to read a map out of what the layer returns: "vit" (N, 1 + h w, K) with a class token first, "swin"
-            (N, h, w, K), a callable to (N, K, h, w), or None = as its shape and the image's proportions say: (N, K, h, w),
-            (N, h, w, K), or (N, p + h w, K) with p tokens first, at most eight.
+            (N, h, w, K), a callable to (N, K, h, w), or None = (N, K, h, w) or (N, h, w, K), as the image's proportions say, or
+            rows of tokens, (N, L, K) or (L, N, K), of which those are read that were the cells of a map of the network's own.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
             "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
             all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
@@ -72,7 +77,8 @@ def grad_cam(
 
     Raises:
         TypeError: an argument of the wrong type or dtype, or a model that is no nn.Module.
-        ValueError: a wrong shape, value or target; no such layer, or one without a spatial map.
+        ValueError: a wrong shape, value or target; no such layer, or one without a spatial map of the images.
+        NotApplicable: no layer was given, and the model has none that counts.
 
     Source:
         Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
@@ -194,7 +200,7 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided
 
     if layer is not None:
         chosen = find_layer(plan.where, plan.layered_model, layer)
-        (result, native, _), *others = swept(chosen, None)
+        (result, native, _), *others = swept(chosen, _reading_of(plan, chosen, tokens))
     else:
         choice = _default(plan)
         (result, native, moving), *others = swept(choice.layer, choice.reading)
@@ -209,6 +215,20 @@ def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided
     for (gradient,) in others:
         result = gradient * result
     return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.label, "native": native.to(plan.dtype)})
+
+
+def _reading_of(plan: Plan, layer: Layer, tokens: Tokens) -> Reading | None:
+    """Return how to read the tokens of a layer that was asked for; None = its shape says it."""
+    model = plan.layered_model
+    assert isinstance(model, nn.Module)
+    if not (plan.extra_inputs or needs_a_look(model, layer)) or (tokens is not None and layer.run is None):
+        return None
+    known, size = _READINGS.setdefault(model, {}), tuple(plan.inputs.shape[2:])
+    if (layer.label, size) not in known or plan.extra_inputs:
+        known[layer.label, size] = plan.shared(
+            ("reading", layer.label), lambda root: reading_of(plan.where, model, layer, lambda: root.look(0))
+        )
+    return known[layer.label, size]
 
 
 def _default(plan: Plan) -> Choice:
