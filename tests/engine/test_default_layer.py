@@ -150,10 +150,10 @@ def test_a_run_on_another_image_is_no_layer_of_this_one() -> None:
     def score(output: Tensor) -> Tensor:
         return output
 
-    assert layer_of(model, score, extra_inputs=[others]) == "shared.2[0]"
+    assert layer_of(model, score, extra_inputs=[pysal.PerImage(others)]) == "shared.2[0]"
     for run in ("1", "-1"):
         with pytest.raises(ValueError) as error:
-            pysal.grad_cam(model, INPUTS, score, layer=f"shared.2[{run}]", extra_inputs=[others])
+            pysal.grad_cam(model, INPUTS, score, layer=f"shared.2[{run}]", extra_inputs=[pysal.PerImage(others)])
         assert str(error.value) == (
             f"pysal.grad_cam: layer 'shared.2[{run}]' must run on the images that are explained (did you mean 'shared.2[0]'?), "
             "got a run on other inputs alone"
@@ -188,7 +188,7 @@ def test_it_is_a_layer_of_the_head_that_is_asked(prepared: bool) -> None:
 
 
 def test_all_methods_of_a_model_with_an_unused_head() -> None:
-    result = pysal.explain(seeded(lambda: TwoHeads(joined=False)), INPUTS, target=1, method_options=FEW)
+    result = pysal.explain(seeded(lambda: TwoHeads(joined=False)), INPUTS, target=1, score="logit", method_options=FEW)
     assert "grad_cam" in result.results
 
 
