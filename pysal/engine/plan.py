@@ -1,6 +1,7 @@
 """A validated request: the model, the images, the target, and how the model is run on them."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -234,7 +235,13 @@ class Plan:
 
     @contextlib.contextmanager
     def modes(self, *, grad: bool) -> Iterator[None]:
-        """Set what autograd and arithmetic a model pass needs."""
+        """Set what autograd and arithmetic a model pass needs.
+
+        Raises:
+            NotApplicable: gradients are wanted of a model that was made in inference mode.
+        """
+        if grad:
+            self._check_gradients()
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
@@ -256,6 +263,19 @@ class Plan:
                 raise
         self.root.without_cudnn = True
         return passes()
+
+    def _check_gradients(self) -> None:
+        """Refuse a model whose tensors autograd does not take; looked at once."""
+        model = self.layered_model
+        if not isinstance(model, nn.Module) or "may be differentiated" in self.root._shared:
+            return
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if tensor.is_inference():
+                raise NotApplicable(
+                    f"{self.where}: model must be made outside torch.inference_mode, whose tensors have no gradients, "
+                    f"got {name!r}; leave_one_out explains such a model"
+                )
+        self.root._shared["may be differentiated"] = True
 
     def places(self, start: int, stop: int, each: int) -> tuple[Tensor, Tensor]:
         """Return the image (N,) of each item of a queue in which every image has `each` of them, and which of these it is.

@@ -201,6 +201,56 @@ def test_inputs_made_in_inference_mode(method: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("method", CALLS)
+def test_models_made_in_inference_mode(method: str) -> None:
+    with torch.inference_mode():
+        model = row_by_row()
+    if method == "leave_one_out":
+        assert torch.equal(CALLS[method](model, INPUTS, 1), CALLS[method](row_by_row(), INPUTS, 1))
+        return
+    for given in (model, pysal.prepare(model, INPUTS)):
+        with pytest.raises(pysal.NotApplicable) as caught:
+            CALLS[method](given, INPUTS, 1)
+        assert str(caught.value) == (
+            f"pysal.{method}: model must be made outside torch.inference_mode, whose tensors have no gradients, got 'weights'; "
+            "leave_one_out explains such a model"
+        )
+
+
+def own_class(output: Tensor, rows: Tensor) -> Tensor:
+    return output[torch.arange(len(rows)), rows % 4]
+
+
+TARGETS: dict[str, Callable[[], Any]] = {
+    "classes": lambda: torch.arange(len(INPUTS)) % 4,
+    "a margin": lambda: pysal.Margin(torch.arange(len(INPUTS)) % 3, 3),
+    "a row target": lambda: pysal.RowTarget(own_class),
+    "callables": lambda: [lambda output, c=c: output[:, c % 4] for c in range(len(INPUTS))],
+}
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", CALLS)
+def test_targets_in_other_modes(method: str, target: str, mode: Callable[[], Any]) -> None:
+    expected = CALLS[method](row_by_row(), INPUTS, TARGETS[target]())
+    with mode():
+        assert torch.equal(CALLS[method](row_by_row_outside(), INPUTS.clone(), TARGETS[target]()), expected)
+
+
+def row_by_row_outside() -> nn.Module:
+    with torch.inference_mode(False):
+        return row_by_row()
+
+
+def test_randomisation_in_inference_mode() -> None:
+    model, options = row_by_row(), {"method": "gradient", "layers": ["second", "first"]}
+    expected = pysal.metrics.parameter_randomisation(model, INPUTS, 1, **options)
+    with torch.inference_mode():
+        found = pysal.metrics.parameter_randomisation(model, INPUTS, 1, **options)
+    assert torch.equal(found.correlation, expected.correlation)
+
+
 @pytest.mark.parametrize(("shape", "word"), [((3,), pysal.PerImage), ((), pysal.Shared), ((), lambda extra: extra)])
 @pytest.mark.parametrize("method", CALLS)
 def test_extra_inputs_made_in_inference_mode(method: str, shape: tuple[int, ...], word: Callable[[Tensor], Any]) -> None:
