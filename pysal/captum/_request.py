@@ -310,8 +310,8 @@ class Request:
     def plan(self) -> Plan:
         """Return the plan of this request: each batch in one pass, but for a prepared model, whose rows are independent."""
         images = self.pack(self.inputs).detach()
-        finite = bool(finite_rows(images).all())
         prepared = self.prepared and not self.whole
+        finite = not prepared or bool(finite_rows(images).all())
         plan = Plan(
             self.where,
             self._model(),

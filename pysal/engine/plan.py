@@ -61,7 +61,7 @@ class Plan:
     Args:
         where: the public name of the method, for errors: "pysal.gradient".
         model: an nn.Module in eval mode, or any callable on tensors.
-        inputs: (B, C, H, W), floating point, finite, on the model's device.
+        inputs: (B, C, H, W), floating point, on the model's device; finite, unless `company` is "given".
         target: what is explained; see `engine.target`.
         score: which number of the output is meant; see `engine.score`.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping); see
@@ -91,7 +91,7 @@ class Plan:
         output: Output | None = None,
     ) -> None:
         self.where, self.model, self.report = where, model, report
-        self.inputs = _checked_inputs(where, inputs)
+        self.inputs = _checked_inputs(where, inputs, finite=company != "given")
         _check_model(where, model, self.inputs)
         if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
             refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
@@ -622,7 +622,9 @@ class Plan:
             for one in wanted:
                 if all(one in part.found for part in parts):
                     pieces = zip(*(part.found[one] for part in parts), strict=True)
-                    made[self.score.kind, one] = tuple(torch.cat(some) for some in pieces)
+                    # a gradient of the images is nobody else's, and of one pass it is whole
+                    own = one.layer is None and len(parts) == 1
+                    made[self.score.kind, one] = tuple(some[0] if own else torch.cat(some) for some in pieces)
             if self._clean is None:
                 self._clean = _joined([part.table for part in parts if part.table is not None], [part.scores for part in parts])
 
@@ -678,7 +680,7 @@ class _Rehearsal(Plan):
         raise _ModelUsed
 
 
-def _checked_inputs(where: str, inputs: object) -> Tensor:
+def _checked_inputs(where: str, inputs: object, *, finite: bool) -> Tensor:
     tensor = check_dense(where, "inputs", check_tensor(where, "inputs", inputs, dtypes=FLOATING))
     if tensor.ndim != 4:
         refuse(where, "inputs", "be a batch of images (B, C, H, W)", f"shape {tuple(tensor.shape)}")
@@ -686,9 +688,10 @@ def _checked_inputs(where: str, inputs: object) -> Tensor:
         refuse(where, "inputs", "hold at least one image", f"shape {tuple(tensor.shape)}")
     if tensor.shape[1] == 0 or tensor.shape[2] * tensor.shape[3] < 2:
         refuse(where, "inputs", "be images of more than one pixel", f"shape {tuple(tensor.shape)}")
-    finite = finite_rows(tensor)
-    if not bool(finite.all()):
-        refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(finite.long().argmin())}")
+    if finite:
+        rows = finite_rows(tensor)
+        if not bool(rows.all()):
+            refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(rows.long().argmin())}")
     with torch.inference_mode(False):
         return ordinary(tensor.detach())
 
