@@ -158,6 +158,7 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.runs: dict[str, int] = {}
+        self._thread = threading.get_ident()  # torch.fx changes nn.Module for all, and others may run models meanwhile
 
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
         """Return what stands for a node's value."""
@@ -186,6 +187,8 @@ class _Tracer(fx.Tracer):
             function.apply = apply  # type: ignore[method-assign]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         name = self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         run = self.runs.get(name, 0)
@@ -193,6 +196,11 @@ class _Tracer(fx.Tracer):
         if isinstance(result, fx.Proxy):
             result.node.meta.setdefault("layers", []).append((name, run))
         return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a module's attribute, or what stands for it."""
+        own = threading.get_ident() == self._thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if own else attr_val
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return the root's forward pass with the images alone as what is not known: other arguments take their defaults."""

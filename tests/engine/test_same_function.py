@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -316,3 +317,26 @@ def test_preparing_draws_no_random_numbers_of_the_caller() -> None:
     pysal.prepare(Net(FUNCTIONS["chance"][0]).eval(), torch.rand(1, 3, 12, 12, generator=torch.Generator()), batch_size=1)
     torch.manual_seed(3)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Elsewhere(nn.Module):
+    """A network during whose pass another thread runs another network."""
+
+    def __init__(self, elsewhere: Callable[[], None]) -> None:
+        super().__init__()
+        self.layer, self.elsewhere = nn.Conv2d(3, 4, 3), elsewhere
+
+    def forward(self, x: Tensor) -> Tensor:
+        thread = threading.Thread(target=self.elsewhere)
+        thread.start()
+        thread.join()
+        return self.layer(x).relu().mean((2, 3))
+
+
+def test_other_threads_run_models_meanwhile() -> None:
+    other, x = small(), torch.rand(1, 3, 12, 12)
+    found: list[Tensor] = []
+    fast = pysal.prepare(Elsewhere(lambda: found.append(other(x).detach())).eval(), x, batch_size=1)
+    assert fast.fused, fast.report()
+    assert len(found) > 3
+    assert all(torch.equal(one, other(x)) for one in found)
