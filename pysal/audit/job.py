@@ -262,6 +262,7 @@ class Job:
                 plan.renamed(f"pysal.{name}", method["score"]).rehearse(METHODS[name].attribute, given[name])
             table = plan.clean().table
             assert table is not None
+            plan.check_independence()  # an image's rows must not say which others were in its batch
             if table.shape[1] < 2:
                 refuse(WHERE, "model", "give scores of two classes or more", f"an output of shape {tuple(table.shape)}")
             # of every shard the same: what a few of its images would say of the output is not asked

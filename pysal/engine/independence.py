@@ -2,8 +2,9 @@
 
 A queue of images, steps, samples and segments is cut wherever memory and speed say, so a row must not depend on the others of
 its pass, nor on their number. Batch norm without running statistics, attention over the batch, sequence models with time
-first, graph networks and weights quantised by the range of their input break that. Two rows of a pass, its first and its
-last, are run again on their own: no coupling that runs up the batch, down it or over all of it spares both.
+first, graph networks and weights quantised by the range of their input break that. Two images that differ run in one pass,
+and each in a pass of its own: no coupling that runs up the batch, down it or over all of it spares both. They are no rows of
+the queue, whose neighbours, two steps of a path say, may be so alike that either is the other's best company.
 
 Error model. Passes of different sizes round differently, so what a row gets alone may differ from what it gets among others by
 rounding: with u the unit roundoff of the coarsest arithmetic in the pass, by up to 128 u of the answer's size in any network
@@ -16,7 +17,6 @@ left, or rounding: that is told by how much a change of the row in its last digi
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -34,27 +34,12 @@ from pysal.engine.prepared import PreparedModel
 Company: TypeAlias = Literal["checked", "whole", "apart", "given"]
 
 ROUNDING = 128
-# Calls of at least this many rows are checked whatever is remembered of the model: two rows more are next to nothing.
-MANY_ROWS = 48
+# Calls of at least this many rows are checked whatever is remembered of the model: four rows more are next to nothing.
+MANY_ROWS = 100
 
 _TF32_ROUNDOFF = 2.0**-11
 
 _remembered: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The first and the last row of a pass: images (2, C, H, W), their rows (2,) in the plan, and how many rows it has."""
-
-    batch: Tensor
-    rows: Tensor
-    number: int
-
-    @classmethod
-    def of(cls, batch: Tensor, rows: Tensor) -> "Ends":
-        """Return copies, which a model that works in place leaves alone."""
-        both = [0, len(batch) - 1]
-        return cls(batch.detach()[both].clone(), rows[both], len(batch))
 
 
 Ask: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -64,47 +49,57 @@ class Coupled(Exception):
     """What is wrong with a model, in words."""
 
 
-def check(ask: Ask, ends: Ends, answers: Tensor, roundoff: float) -> None:
-    """Return if the ends of a pass get the same answers alone.
+def unlike(images: Tensor) -> Tensor:
+    """Return two images (2, C, H, W) that differ: the first and the last or, where these are alike, one made of the first."""
+    first, last = images[:1], images[-1:]
+    if float((first - last).abs().mean()) > 0.05 * float((first.abs() + last.abs()).mean()):
+        return torch.cat([first, last])
+    other = first.flip(3) / 2
+    return torch.cat([first, torch.full_like(first, 0.5) if torch.equal(other, first) else other])
+
+
+def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callable[[torch.dtype], float]) -> None:
+    """Return if two images get the same answers in one pass as in a pass each.
 
     Args:
         ask: images (N, C, H, W) and their rows (N,) -> the model's answers (N, ...), from a pass of their own.
-        ends: of the pass.
-        answers: (N, ...) of the whole pass.
-        roundoff: of the arithmetic that was asked for.
+        pair: (2, C, H, W).
+        rows: (2,).
+        number: of rows in a pass that the model is known to take: 1, or 2 or more.
+        roundoff_of: unit roundoff of the arithmetic that was asked for, with answers of a dtype.
 
     Raises:
         Coupled: they do not.
     """
-    size = _size(answers)
-    for end, place in enumerate((0, ends.number - 1)):
-        one, row, among = ends.batch[end : end + 1], ends.rows[end : end + 1], answers[place : place + 1]
-        alone = _alone(ask, one, row)
-        if _away(alone, among) <= min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
-            continue
-        _look_closer(ask, ends, end, place, alone, among, roundoff, size)
-
-
-def _alone(ask: Ask, one: Tensor, row: Tensor) -> Tensor:
     try:
-        return ask(one, row)
+        together = ask(pair, rows)
     except Exception as error:  # the model's own, of any kind
-        if is_out_of_memory(error):
-            raise
-        raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
+        if number == 1 or is_out_of_memory(error):
+            return  # two rows are more than it takes, or than fit: each is alone in any case
+        raise Coupled(f"an error for 2 rows ({error_in_words(error)})") from error
+    roundoff, size = roundoff_of(together.dtype), _size(together)
+    for place in (0, 1):
+        one, row, among = pair[place : place + 1], rows[place : place + 1], together[place : place + 1]
+        try:
+            alone = ask(one, row)
+        except Exception as error:  # the model's own, of any kind
+            if is_out_of_memory(error):
+                raise
+            raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
+        if _away(alone, among) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
+            _look_closer(ask, one, row, place, alone, among, roundoff, size)
 
 
 def _look_closer(
-    ask: Ask, ends: Ends, end: int, place: int, alone: Tensor, among: Tensor, roundoff: float, size: float
+    ask: Ask, one: Tensor, row: Tensor, place: int, alone: Tensor, among: Tensor, roundoff: float, size: float
 ) -> None:
     """Tell rounding from what it is not."""
-    one, row, number = ends.batch[end : end + 1], ends.rows[end : end + 1], ends.number
     with _Arithmetic() as arithmetic:
         again = ask(one, row)
     roundoff = max(roundoff, arithmetic.roundoff)
     allowed = min(ROUNDING * roundoff, math.sqrt(roundoff)) * size
     if alone.shape != among.shape:
-        raise Coupled(f"{_shape(among)} numbers for a row among {number} and {_shape(alone)} for the same row alone")
+        raise Coupled(f"{_shape(among)} numbers for one of two rows and {_shape(alone)} for the same row alone")
     if _away(again, alone) > allowed:
         raise Random(f"answers that differ by {_share(again, alone, size)} of their size")
     # a signed last digit, the same in every run
@@ -112,7 +107,7 @@ def _look_closer(
     step = max(roundoff, torch.finfo(one.dtype).eps)
     last_digit = _away(ask(one * (1 + step * signs), row), again)
     unit = max(roundoff * size, last_digit)
-    repeated = ask(one.expand(number, *one.shape[1:]).contiguous(), row.expand(number))[place : place + 1]
+    repeated = ask(torch.cat([one, one]), torch.cat([row, row]))[place : place + 1]
     if _away(repeated, among) > max(allowed, ROUNDING * last_digit):
         raise Coupled(f"an answer that other rows change by {_share(repeated, among, size)} of its size")
     if _away(alone, among) > max(allowed, unit / math.sqrt(roundoff)):
@@ -168,9 +163,9 @@ class _Arithmetic(TorchDispatchMode):
         return result
 
 
-def roundoff_of(precision: str, dtype: torch.dtype, device: torch.device, answers: Tensor) -> float:
-    """Return the unit roundoff of the arithmetic that a plan asks for."""
-    found = max(torch.finfo(dtype).eps, torch.finfo(answers.dtype).eps) / 2
+def roundoff_of(precision: str, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the unit roundoff of the arithmetic that a plan asks for, with answers of this dtype."""
+    found = torch.finfo(dtype).eps / 2
     if precision == "bf16":
         return max(found, torch.finfo(torch.bfloat16).eps / 2)
     if precision in ("tf32", "mixed") and device.type == "cuda":

@@ -27,13 +27,13 @@ from pysal.engine.independence import (
     MANY_ROWS,
     Company,
     Coupled,
-    Ends,
     Random,
     check,
     error_in_words,
     is_remembered,
     remember,
     roundoff_of,
+    unlike,
 )
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
@@ -353,7 +353,7 @@ class Plan:
                     scores.append(self.score(output, self.origin[rows]).detach().clone())
                 else:
                     tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
-            self.check_rows(self.ends(self.inputs[start:stop], rows), (tables or scores)[-1])
+            self.check_rows(rows)
 
         self.run(self.images, body)
         return _joined(tables, scores)
@@ -432,92 +432,66 @@ class Plan:
         The model may overwrite `batch`. Where another `model` is given, it is that which turns `batch` into outputs.
         """
         self.fix_target()
-        ends = self.ends(batch, rows) if model is None else None
         with self.modes(grad=False):
             output = self.forward(self.model if model is None else model, ordinary(batch), rows)
             table = self.score.table(output, rows)
             scores = self.score(output, self.origin[rows]).detach().clone() if table is None else None
         if table is None:
             assert scores is not None
-            self.check_rows(ends, scores)
+            self.check_rows(rows)
             return scores, None
-        self.check_rows(ends, table)
+        if model is None:
+            self.check_rows(rows)
         classes = self.score.scaled(table)
         return self.score.pick(classes, self.origin[rows]), classes
 
-    def ends(self, batch: Tensor, rows: Tensor) -> Ends | None:
-        """Return the ends of a pass that can tell whether rows depend on each other, if that is not known yet."""
-        if self.company in ("whole", "given") or "independent" in self.root._shared:
-            return None
-        if self.company == "checked" and (self.root.images == len(rows) == 1 or self._is_batch(rows)):
-            return None
-        if len(rows) == 1 and self.root.images == 1:
-            return None
-        if "many" not in self.root._shared or self.device.type == "cuda":
-            if self._can_be_remembered() and is_remembered(self.model, self._circumstances()):
-                self.root._shared["independent"] = True
-                return None
-        return Ends.of(batch, rows)
-
-    def check_rows(self, ends: Ends | None, answers: Tensor, model: Model | None = None) -> None:
-        """Refuse a model whose rows depend on each other, now that a pass has shown what it answers to several (N, ...).
-
-        Args:
-            ends: of the pass; None = nothing is to be found out.
-            answers: class scores (N, K), or scores (N,) of a callable target.
-            model: that answered; None = the plan's.
+    def check_rows(self, rows: Tensor) -> None:
+        """Refuse a model whose rows depend on each other, now that a pass of these rows (N,) has been made.
 
         Raises:
             ValueError: rows depend on each other, or answers on chance.
         """
-        if ends is None or "independent" in self.root._shared:
+        if self.company in ("whole", "given") or "independent" in self.root._shared:
             return
-        if ends.number == 1:
-            self.check_independence(model)
+        if len(rows) == 1 == self.root.images or (self.company == "checked" and self._is_batch(rows)):
             return
+        self.check_independence(len(rows), again="many" in self.root._shared and self.device.type == "cpu")
 
-        def ask(batch: Tensor, rows: Tensor) -> Tensor:
-            with self.modes(grad=False):
-                output = self._forward(self.model if model is None else model, batch.clone(), rows)
-                table = self.score.table(output, rows)
-                return (self.score(output, self.origin[rows]) if table is None else table).detach().clone()
+    def check_independence(self, number: int = 2, *, again: bool = False) -> None:
+        """Refuse a model whose rows depend on each other, by passes of two rows and of one.
 
-        roundoff = roundoff_of(self.precision, self.inputs.dtype, self.device, answers)
-        try:
-            check(ask, ends, answers.detach(), roundoff)
-        except Random as error:
-            refuse(self.where, "model", "answer the same to the same input in every call", str(error))
-        except Coupled as error:
-            self._refuse_company(str(error), error.__cause__)
-        self.root._shared["independent"] = True
-        if self._can_be_remembered():
-            remember(self.model, self._circumstances())
-
-    def check_independence(self, model: Model | None = None) -> None:
-        """Refuse a model whose rows depend on each other, by a pass of two rows that is made for that.
+        Args:
+            number: of rows that the model is known to take, or 2.
+            again: whether to look though the model, as it is, has been looked at before.
 
         Raises:
             ValueError: see `check_rows`.
         """
-        root = self.root
-        if "independent" in root._shared or self.company == "given":
+        root, model = self.root, self.eager_model
+        if self.company == "given" or "independent" in root._shared:
             return
-        if self._can_be_remembered() and is_remembered(self.model, self._circumstances()):
+        remembers = not self.extra_inputs and self.score.function is None  # which may be others in the next call
+        circumstances = (*root.inputs.shape[1:], root.inputs.dtype, root.device, root.precision)
+        if remembers and not again and is_remembered(model, circumstances):
             root._shared["independent"] = True
             return
-        first, last = root.inputs[:1], root.inputs[-1:]
-        if root.images == 1:
-            last = last.flip(3) / 2
+
+        def ask(batch: Tensor, rows: Tensor) -> Tensor:
+            with root.modes(grad=False):  # a callable target is a part of the pass
+                output = root._forward(model, batch.clone(), rows)
+                table = root.score.table(output, rows)
+                return (root.score(output, rows) if table is None else table).detach().clone()
+
         rows = torch.tensor([0, root.images - 1], device=root.device)
-        ends = Ends(torch.cat([first, last]), rows, 2)
         try:
-            with root.modes(grad=False):
-                output = root._forward(root.model if model is None else model, ends.batch.clone(), rows)
-        except (RuntimeError, ValueError, MemoryError):  # two rows are more than it takes, or than fit: each is alone anyway
-            root._shared["independent"] = True
-            return
-        table = root.score.table(output, rows)
-        root.check_rows(ends, root.score(output, rows) if table is None else table, model)
+            check(ask, unlike(root.inputs), rows, number, lambda dtype: roundoff_of(root.precision, dtype, root.device))
+        except Random as error:
+            refuse(self.where, "model", "answer the same to the same input in every call", str(error))
+        except Coupled as error:
+            self._refuse_company(str(error), error.__cause__)
+        root._shared["independent"] = True
+        if remembers:
+            remember(model, circumstances)
 
     def _divide(self) -> None:
         """Let passes hold a part of the batch that is too large for memory, if rows do not depend on each other."""
@@ -525,7 +499,7 @@ class Plan:
             self.check_independence()
         except ValueError as error:
             images = f"the {self.images} images of a model whose rows depend on each other"
-            raise MemoryError(f"{self.where}: {images} must fit into memory together") from error
+            raise RuntimeError(f"{self.where}: {images} must fit into memory together") from error
 
     def _is_batch(self, rows: Tensor) -> bool:
         """Whether rows are the caller's images, all of them, in order."""
@@ -562,13 +536,6 @@ class Plan:
             refuse(self.where, "model", requirement, got)
         except ValueError as error:
             raise error from cause
-
-    def _can_be_remembered(self) -> bool:
-        """Whether what was found out holds for the next call: further inputs and callable targets may be others then."""
-        return not self.extra_inputs and self.score.function is None
-
-    def _circumstances(self) -> object:
-        return (*self.inputs.shape[1:], self.inputs.dtype, self.device, self.precision)
 
     def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""

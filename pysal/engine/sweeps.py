@@ -18,7 +18,7 @@ from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
 from pysal.engine.tape import Place, Program, Tape
 
 if TYPE_CHECKING:
-    from pysal.engine.plan import Model, Plan
+    from pysal.engine.plan import Plan
 
 # What a sweep found: the gradient of the images alone, or what `reduce` made of a layer's activation and gradient.
 Found = tuple[Tensor, ...]
@@ -71,17 +71,9 @@ def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, r
         groups += [[one for one in wanted if one.rule != "plain" and one.other == other] for other in others[1:]]
         parts = [sweep(plan, batch, rows, group, required=required) for group in groups]
         return Swept(parts[0].table, parts[0].scores, {one: found for part in parts for one, found in part.found.items()})
-    ends = plan.ends(batch, rows)
     swept = plan.differentiated(lambda: _sweep(plan, batch, rows, wanted, required))
-    plan.check_rows(ends, swept.scores if swept.table is None else swept.table, _runs(plan, wanted))
+    plan.check_rows(rows)
     return swept
-
-
-def _runs(plan: Plan, wanted: Sequence[Sweep]) -> Model:
-    """Return the model that the passes of these sweeps run under autograd."""
-    if any(one.layer is not None for one in wanted):
-        return plan.layered_model
-    return plan.model if all(one.rule == "plain" for one in wanted) else plan.eager_model
 
 
 def _sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
@@ -115,13 +107,12 @@ def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *,
         classes: (N, T).
         at_once: most gradients in one sweep of a prepared model.
     """
-    ends = plan.ends(batch, rows)
-    found, table = plan.differentiated(lambda: _class_gradients(plan, batch, rows, classes, at_once))
-    plan.check_rows(ends, table)
+    found = plan.differentiated(lambda: _class_gradients(plan, batch, rows, classes, at_once))
+    plan.check_rows(rows)
     return found
 
 
-def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, at_once: int) -> Tensor:
     program = taped(plan, batch)
     columns = range(classes.shape[1])
     with contextlib.ExitStack() as stack:
@@ -150,7 +141,7 @@ def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, a
             seeds = torch.stack([_found(plan, one) for one in pulled]).split(number)
             swept = [tape.sweep(some.flatten(0, 1))[0] for some in seeds]
             found = [part for one in swept for part in _found(plan, one).unflatten(0, (-1, len(batch)))]
-        return torch.stack(found, 1), table.detach()
+        return torch.stack(found, 1)
 
 
 def taped(plan: Plan, batch: Tensor) -> Program | None:
@@ -249,7 +240,7 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
         features = {layer: stack.enter_context(capture(where, layer, cut=cut)) for layer, where in layers.items()}
         leaf = _leaf(batch).requires_grad_(not cut)
         with rules.recording() if rules else contextlib.nullcontext():
-            model = _runs(plan, wanted)
+            model = plan.layered_model if layers else plan.eager_model if rules else plan.model
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
         activations = {layer: features[layer].captured() for layer in layers}
         found: dict[Sweep, Found] = {}

@@ -43,7 +43,9 @@ def gradient(
             "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). What is as long as
             there are images is `pysal.PerImage(x)`, a row for each image, or `pysal.Shared(x)`, the same for all.
-        batch_size: most images per model pass; None = as many as memory allows. Never changes the result beyond rounding.
+        batch_size: most images per model pass; None = as many as memory allows. Never changes the result beyond rounding: a
+            model must answer for each row of a pass as if it were alone, which is checked by passes of two rows and of one,
+            unless it is B. Then every pass holds the whole batch in its order, as in a loop over steps, samples or segments.
         precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (moves ReLU gates).
         dtype: of the result; None = float32, float64 for float64 inputs.
 
@@ -52,7 +54,7 @@ def gradient(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, value, target, or a model in training mode.
+        ValueError: a wrong shape, value, target, a model in training mode, or one whose rows depend on each other.
 
     Source:
         Simonyan, Vedaldi and Zisserman 2013, arXiv:1312.6034, section 3.1.

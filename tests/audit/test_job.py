@@ -370,3 +370,8 @@ def test_figures_are_those_of_metrics(job) -> None:
             assert no_further(rows[metric].to_numpy(), expected), (name, metric)
     with pytest.raises(ValueError, match=r"^pysal.audit.Job: metrics must be names out of deletion, .*, got 'pointing_game'$"):
         job(metrics=["pointing_game"])
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_refused_before_any_work(job) -> None:
+    with pytest.raises(ValueError, match=re.escape("model must answer for each row of a pass as if it were alone, got ")):
+        job(model="tests.audit.tiny:coupled", methods=["gradient"], method_options={}).run(engine="inline")

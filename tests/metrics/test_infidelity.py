@@ -66,6 +66,7 @@ def test_is_captums(options: dict[str, Any], scaled: bool) -> None:
     assert (found > 0).all()
 
 
+@pytest.mark.usefixtures("independence_is_known")
 def test_squares_are_squares_inside_the_image_of_every_allowed_size_and_place() -> None:
     inputs = torch.ones(1, 1, 16, 21, dtype=torch.float64)
     recorded = Recorded(linear(1, 16, 21))
