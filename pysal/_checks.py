@@ -164,9 +164,9 @@ def check_ids(where: str, argument: str, ids: object, images: int, device: torch
     if ids is None:
         return torch.arange(images, device=device)
     try:
-        found = torch.as_tensor(ids)
+        found = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
         if found.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            found = torch.tensor(found.tolist(), dtype=torch.int64)
+            found = torch.tensor(found.tolist(), dtype=torch.int64, device="cpu")
         found = check_dense(where, argument, found).to(device)
     except (ValueError, RuntimeError, OverflowError):
         refuse(where, argument, "be whole numbers below 2^63", " ".join(repr(ids).split()), TypeError)

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 from pysal._checks import refuse
 from pysal.engine.features import Layer
 from pysal.engine.lineage import Lineage, alike, tensors_in
-from pysal.engine.not_applicable import NotApplicable, not_differentiable
+from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
 from pysal.engine.spatial import Reading, reading
 from pysal.engine.token_rows import TokenRows
 
@@ -99,7 +99,7 @@ def default_layer(where: str, model: object, look: Callable[[], Look]) -> Choice
     if not isinstance(model, nn.Module):
         requirement = "be an nn.Module, whose layers can be captured"
         refuse(where, "model", requirement, type(model).__name__, NotApplicable)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), differentiating(where):
         return _chosen(where, model, *_seen(model, look))
 
 

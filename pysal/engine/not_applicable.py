@@ -1,5 +1,8 @@
 """The error that says a method cannot explain this model, not that the call was wrong."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class NotApplicable(ValueError):
     """This method does not apply to this model: no ReLU for guided backprop, no spatial layer for Grad-CAM, no gradients.
@@ -14,3 +17,17 @@ def not_differentiable(where: str) -> NotApplicable:
         f"{where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
         "leave_one_out explains such a model"
     )
+
+
+@contextlib.contextmanager
+def differentiating(where: str) -> Iterator[None]:
+    """Say in one sentence what torch refuses on the way back; `where` is the public name of the method."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "torch.utils.checkpoint is incompatible with .grad()" not in str(error):
+            raise
+        raise NotApplicable(
+            f"{where}: model must be differentiable, got torch.utils.checkpoint with use_reentrant=True, which has no gradient "
+            "of an input: pass use_reentrant=False"
+        ) from error

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_count, refuse
+from pysal._checks import MOST, check_count, refuse, warn
 from pysal.engine.chunks import to_device
 from pysal.engine.plan import Plan
 from pysal.engine.quadrature import (
@@ -248,4 +248,10 @@ def _refine(
             error[active] = relative.cpu().numpy()
             active = active[error[active] > tolerance]
         level += 1
+    missed = error > tolerance
+    if missed.any() and not plan.report:  # explain reports the errors
+        warn(
+            f"{plan.where}: the tolerance of {tolerance:g} is not reached in {most} steps, the estimated error of a map is "
+            f"{error[missed].max():.2g}: raise max_steps"
+        )
     return Integral(total, steps, error)

@@ -165,7 +165,7 @@ class PreparedModel:
         if state is None:
             check_eval(where, self.original)
             return
-        if any(module.training for _, module in state.modules):
+        if any(getattr(module, "training", False) for _, module in state.modules):
             check_eval(where, self.original)
         found = state.changed(values=values)
         if found is not None:

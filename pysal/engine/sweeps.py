@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from pysal._checks import refuse
 from pysal.engine.features import Features, Layer, capture
-from pysal.engine.not_applicable import NotApplicable, not_differentiable
+from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
 from pysal.engine.tape import Place, Program, Tape
 
 if TYPE_CHECKING:
     from pysal.engine.plan import Plan
+
+UNREACHED = "the model's activations must run where the rule of ReLUs reaches them"
+CHECKPOINTED = "got some inside torch.utils.checkpoint, which runs them again on the way back: switch checkpointing off"
 
 # What a sweep found: the gradient of the images alone, or what `reduce` made of a layer's activation and gradient.
 Found = tuple[Tensor, ...]
@@ -239,9 +243,13 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
     with contextlib.ExitStack() as stack:
         features = {layer: stack.enter_context(capture(where, layer, cut=cut)) for layer, where in layers.items()}
         leaf = _leaf(batch).requires_grad_(not cut)
+        stack.enter_context(differentiating(plan.where))
+        stack.enter_context(_reaching_all(plan, rules))
         with rules.recording() if rules else contextlib.nullcontext():
             model = plan.layered_model if layers else plan.eager_model if rules else plan.model
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
+        if rules is not None and _has_checkpoint(scores):
+            raise NotApplicable(f"{plan.where}: {UNREACHED}, {CHECKPOINTED}")
         activations = {layer: features[layer].captured() for layer in layers}
         found: dict[Sweep, Found] = {}
         wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
@@ -263,6 +271,35 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
                     used = features[one.layer].used(at[one.layer])
                     found[one] = _reduced(one, activations[one.layer].detach(), used)
         return Swept(None if table is None else table.detach(), scores.detach(), found)
+
+
+@contextlib.contextmanager
+def _reaching_all(plan: Plan, rules: ReluRules | None) -> Iterator[None]:
+    """Say in one sentence where rules do not reach what torch runs in its own way."""
+    try:
+        yield
+    except RuntimeError as error:
+        if rules is None:
+            raise
+        if isinstance(error, CheckpointError):
+            raise NotApplicable(f"{plan.where}: {UNREACHED}, {CHECKPOINTED}") from error
+        if "functorch transforms" in str(error):
+            raise NotApplicable(f"{plan.where}: {UNREACHED}, got some inside torch.func: run the members one by one") from error
+        raise
+
+
+def _has_checkpoint(scores: Tensor) -> bool:
+    """Say whether a part of the graph behind scores is run only on the way back, by a reentrant checkpoint."""
+    seen, left = set(), [scores.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith("CheckpointFunction"):
+            return True
+        seen.add(node)
+        left += [one for one, _ in node.next_functions]
+    return False
 
 
 def _reduced(one: Sweep, activation: Tensor, gradient: Tensor) -> Found:

@@ -101,9 +101,9 @@ def class_scores(output: Any) -> Tensor:
         if isinstance(found, (Tensor, np.ndarray)):
             return class_scores(found)
     if isinstance(output, Mapping):
-        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        tensors = [value for value in output.values() if isinstance(value, (Tensor, np.ndarray))]
         if len(tensors) == 1:
-            return tensors[0]
+            return class_scores(tensors[0])
     elif isinstance(output, (tuple, list)) and output:
         return class_scores(output[0])
     raise TypeError(

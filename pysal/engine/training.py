@@ -37,7 +37,7 @@ def training_part(model: nn.Module) -> tuple[str, nn.Module] | None:
         if (id(module), read_from_outside) in seen:
             continue
         seen.add((id(module), read_from_outside))
-        if module.training and (read_from_outside or _depends(module)):
+        if getattr(module, "training", False) and (read_from_outside or _depends(module)):
             return name, module
         inside = read_from_outside or (bool(module._modules) and not _is_torchs(type(module)) and _reads(module))
         prefix = f"{name}." if name else ""
@@ -50,7 +50,7 @@ def any_training(model: nn.Module) -> bool:
     """Whether any part is in training mode; `modules()` of a deep model would take a millisecond of every call."""
     pending, seen = [model], {model}
     for module in pending:
-        if module.training:
+        if getattr(module, "training", False):
             return True
         for child in module._modules.values():
             if child is not None and child not in seen:

@@ -28,7 +28,8 @@ class BlackBox(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the first output for images (N, C, H, W), computed in float32."""
-        return self.function(images.float()).to(images.dtype)
+        scores: Tensor = self.function(images.float())
+        return scores.to(images.dtype)
 
 
 def load(request: Request) -> Classifier:

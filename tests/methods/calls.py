@@ -34,10 +34,10 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
     "smooth_grad of guided_grad_cam": functools.partial(pysal.smooth_grad, samples=3, base="guided_grad_cam"),
     "integrated_gradients adaptive": functools.partial(pysal.integrated_gradients, steps=12, placement="adaptive"),
     "integrated_gradients to a tolerance": functools.partial(
-        pysal.integrated_gradients, tolerance=0.02, max_steps=33, baseline=["black", "mean"]
+        pysal.integrated_gradients, tolerance=0.9, max_steps=33, baseline=["black", "mean"]
     ),
     "blur_integrated_gradients to a tolerance": functools.partial(
-        pysal.blur_integrated_gradients, tolerance=0.1, max_steps=33, max_sigma=2.0
+        pysal.blur_integrated_gradients, tolerance=0.9, max_steps=33, max_sigma=2.0
     ),
 }
 
