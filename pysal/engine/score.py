@@ -110,7 +110,7 @@ class Look:
     @property
     def is_a_guess(self) -> bool:
         """Whether few values say that they are probabilities of labels."""
-        return self.output == "labels" and self.values <= FEW
+        return self.output == "labels" and 0 < self.values <= FEW
 
     @property
     def lies_in_unit(self) -> bool:

@@ -97,10 +97,10 @@ def deletion(
 
     Example:
         >>> brightness = lambda x: x.mean((1, 2, 3))
-        >>> image = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]])
+        >>> image = torch.tensor([[[[1.0, 0.75], [0.5, 0.25]]]])
         >>> curve = deletion(brightness, image, image, score="logit", target=lambda output: output, steps=4)
         >>> curve.scores.tolist(), curve.auc.tolist()
-        ([[2.5, 1.5, 0.75, 0.25, 0.0]], [0.9375])
+        ([[0.625, 0.375, 0.1875, 0.0625, 0.0]], [0.234375])
     """
     where = "pysal.metrics.deletion"
     plan = Plan(
@@ -163,10 +163,10 @@ def insertion(
         Those of `deletion`.
 
     Example:
-        >>> image = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]])
+        >>> image = torch.tensor([[[[1.0, 0.75], [0.5, 0.25]]]])
         >>> brightness = lambda x: x.mean((1, 2, 3))
         >>> insertion(brightness, image, image, lambda output: output, substrate="zero", steps=4).scores.tolist()
-        [[0.0, 1.0, 1.75, 2.25, 2.5]]
+        [[0.0, 0.25, 0.4375, 0.5625, 0.625]]
     """
     where = "pysal.metrics.insertion"
     plan = Plan(

@@ -17,7 +17,7 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
-from pysal.engine.score import ScoreKind
+from pysal.engine.score import Output, ScoreKind
 from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import per_pixel
@@ -119,7 +119,7 @@ def parameter_randomisation(
     check_options(where, "method_options", attribute, options)
     names = _layers(where, original, layers)
 
-    def plan_of(module: nn.Module, explained: Target) -> Plan:
+    def plan_of(module: nn.Module, explained: Target, output: Output | None = None) -> Plan:
         return Plan(
             where,
             module,
@@ -130,6 +130,7 @@ def parameter_randomisation(
             batch_size=batch_size,
             precision=precision,
             dtype=None,
+            output=output,
         )
 
     trained = plan_of(original, target)
@@ -144,7 +145,7 @@ def parameter_randomisation(
     before = pixels(trained)
     found: list[list[NDArray[Any]]] = [[], [], []]
     for module in _randomised(original, names, order, seed):
-        after = pixels(plan_of(module, explained))
+        after = pixels(plan_of(module, explained, trained.score.look.output))
         found[0].append(correlation(ranks_of(before), ranks_of(after)))
         found[1].append(correlation(ranks_of(before.abs()), ranks_of(after.abs())))
         found[2].append(_similarity(before, after, METHODS[name].signed))

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 import pysal
+from pysal import models
 from pysal.audit import Job, resume, status, verify
 from pysal.explain import explain
 from pysal.methods.registry import METHODS
@@ -120,6 +122,33 @@ def test_the_score_is_the_one_each_method_explains(job) -> None:
     top = logits.amax(1)
     assert no_further(rows_of(planned.out, "gradient")["score"].to_numpy(), top)
     assert no_further(rows_of(planned.out, "leave_one_out")["score"].to_numpy(), logits.softmax(1).amax(1))
+
+
+@pytest.mark.parametrize(
+    ("head", "score", "output", "likely"),
+    [
+        (nn.Identity(), None, "logits", lambda table: table.softmax(1)),
+        (nn.Softmax(1), None, "probabilities", lambda table: table),
+        (nn.Sigmoid(), None, "labels", lambda table: table),
+        (nn.LogSoftmax(1), None, "log_probabilities", lambda table: table.exp()),
+        (nn.Identity(), "sigmoid", "logits", lambda table: table.sigmoid()),
+        (nn.Identity(), "raw", "logits", lambda table: table.softmax(1)),
+    ],
+)
+def test_what_the_output_is_taken_for_is_decided_for_the_whole_job(job, head, score, output, likely) -> None:
+    model = models.Classifier(
+        nn.Sequential(tiny.network(), head), name="headed", class_names=tiny.CLASSES, input_size=tiny.SIZE
+    ).eval()
+    planned = job(model=model, methods=["leave_one_out"], method_options={}, metrics=["deletion"], score=score, shard_size=1)
+    assert planned.manifest["model"]["output"] == output
+    planned.run(engine="inline")
+    rows = rows_of(planned.out, "leave_one_out")
+    table = model(images_of(planned)).detach().double()
+    top = likely(table).amax(1)
+    assert no_further(rows["probability"].to_numpy(), top)
+    assert no_further(rows["score"].to_numpy(), table.amax(1) if score == "raw" else top)
+    assert rows["fault"].null_count == len(rows)
+    assert resume(planned.out, model=model).manifest["model"]["output"] == output
 
 
 def test_engines_workers_and_order_give_the_same_bytes(job) -> None:
