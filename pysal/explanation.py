@@ -28,7 +28,7 @@ from pysal.engine.attribution import check_options, default_of
 from pysal.engine.plan import Model
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.score import OUTPUTS, Output, ScoreKind, noun, saturation, settled, unit
-from pysal.engine.target import Target
+from pysal.engine.target import Target, of_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -192,7 +192,7 @@ class Explanation:
                 over the number of steps; "deletion_insertion", the score while important pixels are replaced, or shown.
             methods: names out of `results`, in the order to show them; None = all that the kind is about.
             model: what was explained; "convergence" and "deletion_insertion" run it again.
-            target: what was explained, where it was a function; the same two ask for it.
+            target: what was explained, where it was no class; the same two ask for it. That of all images or of each.
             options: those of `pysal.metrics.agreement`, of `pysal.plots.converge` or of `pysal.metrics.deletion` and
                 `insertion`: {"absolute": True}, {"steps": (10, 20, 50), "reference": 200}, {"substrate": "blur"}.
             path: also write the figure there; the ending says how (.png, .pdf, .svg ...).
@@ -293,7 +293,8 @@ class Explanation:
         if target is None:
             target = int(self.target[image])
             if target < 0:
-                refuse(f"{WHERE}.plot", "target", "be the function that was explained, which is not kept", "None")
+                refuse(f"{WHERE}.plot", "target", "be what was explained, which is not kept where it is no class", "None")
+        target = of_image(target, image, len(self))
         photo = self.images[image : image + 1].to(_device_of(model))
         if kind == "deletion_insertion":
             return self._curves(image, names, subtitle, model, photo, target, given)

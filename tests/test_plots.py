@@ -324,7 +324,7 @@ def test_a_function_that_was_explained_is_asked_for():
     explanation = pysal.explain(square, IMAGE, ["integrated_gradients"], lambda y: y)
     with pytest.raises(ValueError) as caught:
         explanation.plot(kind="convergence", model=square)
-    message = "pysal.Explanation.plot: target must be the function that was explained, which is not kept, got None"
+    message = "pysal.Explanation.plot: target must be what was explained, which is not kept where it is no class, got None"
     assert str(caught.value) == message
     options = {"steps": (1, 2, 4), "reference": 5}
     figure = explanation.plot(kind="convergence", model=square, target=lambda y: y, options=options)

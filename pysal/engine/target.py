@@ -437,6 +437,21 @@ def _check_kind(where: str, kind: object) -> None:
         refuse(where, "score", f"be one of {', '.join(map(repr, SCORE_KINDS))}", repr(kind))
 
 
+def of_image(target: Target, image: int, images: int) -> Target:
+    """Return the target of one image out of a call of several, for a call of that image alone."""
+    if isinstance(target, RowTarget):
+        return RowTarget(lambda output, rows: target(output, rows + image))
+    if isinstance(target, Margin):
+        return Margin(of_image(target.a, image, images), of_image(target.b, image, images))
+    if isinstance(target, (Tensor, np.ndarray)):
+        return target[image : image + 1] if target.ndim == 1 and len(target) == images else target
+    if isinstance(target, Sequence) and not isinstance(target, str) and len(target) == images:
+        one: Any = target[image]
+        own: Any = of_image(one, image, images) if isinstance(one, RowTarget) else one
+        return [own]
+    return target
+
+
 class _Finder:
     """Finds classes by name, and remembers that it was asked."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.target import RowTarget, class_scores
+from pysal.engine.target import RowTarget, class_scores, of_image
 from tests.methods.calls import CALLS, VARIANTS, request, row_by_row
 from tests.methods.networks import images, linear, weights
 
@@ -491,3 +491,25 @@ def test_detections_are_rows_of_a_list() -> None:
     torch.testing.assert_close(pysal.gradient(model, INPUTS, best), WEIGHTS[[1, 1]])
     with pytest.raises(ValueError, match="by that row alone"):
         pysal.gradient(model, INPUTS, lambda out: torch.stack([one["scores"][i] for i, one in enumerate(out)]))
+
+
+OF_ALL: dict[str, Any] = {
+    "a class": 1,
+    "classes": [3, 1, 0, 2],
+    "a tensor": torch.tensor([3, 1, 0, 2]),
+    "a margin": pysal.Margin([3, 1, 0, 2], [0, 2, 1, 3]),
+    "a margin to one class": pysal.Margin(torch.tensor([3, 1, 1, 2]), 0),
+    "margins": [pysal.Margin(3, 0), pysal.Margin(1, 2), pysal.Margin(0, 1), pysal.Margin(2, 3)],
+    "a callable": margin,
+    "callables": [lambda out, c=c: out[:, c] for c in range(4)],
+    "a row target": RowTarget(lambda out, rows: out.gather(1, rows[:, None])[:, 0]),
+    "row targets": [RowTarget(lambda out, rows: out.gather(1, rows[:, None])[:, 0])] * 4,
+}
+
+
+@pytest.mark.parametrize("target", OF_ALL)
+def test_the_target_of_one_image_alone(target: str) -> None:
+    together = pysal.gradient(LINEAR, FOUR, OF_ALL[target])
+    for image in range(4):
+        alone = pysal.gradient(LINEAR, FOUR[image : image + 1], of_image(OF_ALL[target], image, 4))
+        torch.testing.assert_close(alone, together[image : image + 1])
