@@ -17,8 +17,8 @@ from torch.nn.parameter import is_lazy
 
 # Values of each tensor that are compared; all of them would take as long as a forward pass.
 SAMPLES = 64
-# Of what hangs on modules' attributes, objects inside objects, so many containers at most are followed.
-MOST_CONTAINERS = 20_000
+# Objects inside objects on modules' attributes are followed so deep, and not without end: a trainer, say, may hang on a model.
+DEEPEST, MOST_CONTAINERS = 4, 5_000
 # Hooks that take part in a forward or a backward pass; those around state dicts do not.
 HOOKS = tuple("_forward_pre_hooks _forward_hooks _backward_pre_hooks _backward_hooks".split())
 _HOOK_OPTIONS = tuple(f"_forward_{name}" for name in ("hooks_with_kwargs", "hooks_always_called", "pre_hooks_with_kwargs"))
@@ -88,28 +88,29 @@ class ModelState:
 
     def _follow(self, name: str, value: Any) -> list[tuple[str, nn.Module]]:
         """Hold what an attribute's value contains, and return the modules in it."""
-        pending, found = [(name, value)], []
-        while pending and len(self._live) < MOST_CONTAINERS:
-            name, value = pending.pop()
+        pending, found = [(name, value, 0)], []
+        while pending:
+            name, value, depth = pending.pop()
             if isinstance(value, nn.Module):
                 found.append((name, value))
             elif isinstance(value, Tensor):
                 self.tensors[name] = value
             elif isinstance(value, _PLAIN) or isinstance(value, _OPAQUE) or id(value) in self._met:
                 continue
-            else:
+            elif depth < DEEPEST and len(self._met) < MOST_CONTAINERS:
                 self._met.add(id(value))
+                depth += 1
                 if isinstance(value, (tuple, frozenset)):
-                    pending += [(f"{name}[{n}]", each) for n, each in enumerate(value)]
+                    pending += [(f"{name}[{n}]", each, depth) for n, each in enumerate(value)]
                 elif isinstance(value, (list, set)):
                     self._hold("attributes", f"{name}.", value)
-                    pending += [(f"{name}[{n}]", each) for n, each in enumerate(list(value))]
+                    pending += [(f"{name}[{n}]", each, depth) for n, each in enumerate(list(value))]
                 elif isinstance(value, dict):
                     self._hold("attributes", f"{name}.", value)
-                    pending += [(f"{name}[{key!r}]", each) for key, each in list(value.items())]
+                    pending += [(f"{name}[{key!r}]", each, depth) for key, each in list(value.items())]
                 elif isinstance(getattr(value, "__dict__", None), dict):
                     self._hold("attributes", f"{name}.", value.__dict__)
-                    pending += [(f"{name}.{key}", each) for key, each in list(value.__dict__.items())]
+                    pending += [(f"{name}.{key}", each, depth) for key, each in list(value.__dict__.items())]
         return found
 
     def remember_values(self) -> None:

@@ -227,3 +227,14 @@ def test_a_module_with_a_forward_method_of_its_own_runs_as_it_is() -> None:
     assert fast.report().splitlines()[0] == expected
     twice = copy.deepcopy(model)
     torch.testing.assert_close(pysal.gradient(fast, x, 1), pysal.gradient(twice, x, 1))
+
+
+def test_what_hangs_on_a_model_from_afar_is_not_followed_without_end() -> None:
+    model, x = switches(), torch.rand(1, 3, 8, 8)
+    rest: list[Any] = []
+    for _ in range(50):
+        rest = [rest]
+    model.rest, model.itself = rest, [model]  # type: ignore[assignment]
+    fast = pysal.prepare(model, x, batch_size=1)
+    assert fast.fused
+    pysal.gradient(fast, x, 1)
