@@ -269,7 +269,7 @@ class Explanation:
         if self._unit_of(self.score_kind) == "output":
             about.append(f"{noun(self.score_kind, self.output)} = {viz.number(float(self.scores[image]))}")
         elif likely is None or self._unit_of(self.score_kind) != "probability":
-            about.append(f"{self._unit_of(self.score_kind)} {viz.number(float(self.scores[image]))}")
+            about.append(f"{self._word(image)} {viz.number(float(self.scores[image]))}")
         if self.output not in ("", "logits"):
             about.append(f"output taken for {OUTPUTS[self.output]}")
         if len(self) > 1:
@@ -408,6 +408,11 @@ class Explanation:
         """Return the unit of a kind of score in a word; explanations that do not say what the output is were of logits."""
         return unit(kind, self.output or "logits")
 
+    def _word(self, image: int) -> str:
+        """Return what the score is called; a margin of two columns is a difference of theirs."""
+        margin = self.output and int(self.target[image]) < 0
+        return f"difference of {self._unit_of(self.score_kind)}" if margin else self._unit_of(self.score_kind)
+
     def _again(self, kind: str) -> ScoreKind:
         """Return the kind of score that says the same of one image, whose output alone could be taken for something else."""
         if kind == "callable" or not self.output:
@@ -504,7 +509,7 @@ class Explanation:
         if self.probabilities is not None:
             verdict += f", {viz.percent(float(self.probabilities[image]))}"
         if self.probabilities is None or word != "probability":
-            verdict += f", {word} {float(self.scores[image]):.4g}"
+            verdict += f", {self._word(image)} {float(self.scores[image]):.4g}"
         return verdict
 
     def _rows(self, image: int) -> list[tuple[str, ...]]:

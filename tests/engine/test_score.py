@@ -328,6 +328,16 @@ def test_words_of_an_explanation(head: str, kind: Any, words: str, verdict: str,
     assert before == pytest.approx(float(plan.clean_scores()[0][1]))
 
 
+def test_words_of_a_margin() -> None:
+    model = headed(*HEADS["class logits"][:2])
+    options = {"leave_one_out": {"segments": pysal.Grid(2, 2)}}
+    for kind, unit in ((None, "probability"), ("logit", "logit"), ("log_softmax", "log probability")):
+        found = pysal.explain(model, INPUTS, "leave_one_out", pysal.Margin(1, 2), method_options=options, score=kind)
+        line = f"image 0: class 1 minus class 2, difference of {unit} {float(found.scores[0]):.4g}"
+        assert line in found.table().splitlines()
+        assert "where little changes it" not in found.table()
+
+
 @pytest.mark.parametrize("head", ["class logits", "sigmoid of each", "regression"])
 def test_an_explanation_is_written_with_what_the_output_was_taken_for(head: str, tmp_path: Any) -> None:
     found = explained(head)
