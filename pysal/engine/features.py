@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
+from pysal.engine.not_applicable import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Features:
         """Return the gradient of the score at the activation.
 
         Raises:
-            ValueError: there is none.
+            NotApplicable: there is none.
         """
         if gradient is None:
-            requirement = "must lead to the score, got one that the score does not depend on"
-            raise ValueError(f"{self.where}: layer {self.layer.label!r} {requirement}")
+            requirement = "must lead to the score, got one that the score does not depend on through torch"
+            raise NotApplicable(f"{self.where}: layer {self.layer.label!r} {requirement}")
         return gradient
 
 

@@ -130,7 +130,7 @@ def test_sentences_about_layers_that_cannot_be_captured(method: Callable[..., Te
     model.after = lambda value: F.relu(value) + 0 * model.unused(value.detach()).sum().item()
     with pytest.raises(ValueError) as error:
         method(model, INPUTS, 1, layer="unused")
-    detail = "must lead to the score, got one that the score does not depend on"
+    detail = "must lead to the score, got one that the score does not depend on through torch"
     assert str(error.value) == f"{where}: layer 'unused' {detail}"
 
 

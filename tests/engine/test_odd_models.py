@@ -121,6 +121,15 @@ def test_models_without_gradients_keep_leave_one_out(around: Callable[[], Any]) 
         assert {"gradient", "integrated_gradients"} <= set(found.skipped)
 
 
+def test_an_int8_layer_at_the_end_keeps_leave_one_out() -> None:
+    class Rounded(Net):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs).mul(127).to(torch.int8).float()
+
+    found = pysal.explain(seeded(Rounded).float(), INPUTS, target=1, method_options=GRADIENTLESS)
+    assert list(found.results) == ["leave_one_out"]
+
+
 class Named(Mapping[Any, Any]):
     """Results as OpenVINO returns them: by objects that know their names."""
 
