@@ -27,6 +27,7 @@ from pysal.audit.model import PERMISSIONS, ModelSource, architecture_sha256, fun
 from pysal.audit.shard import Setup, Worker, one_thread, stored_map
 from pysal.engine.attribution import check_options
 from pysal.engine.chunks import fast_rows
+from pysal.engine.class_names import names_of
 from pysal.engine.precision import PRECISIONS, Precision
 from pysal.engine.prepared import check_eval
 from pysal.engine.score import SCORE_KINDS
@@ -99,7 +100,7 @@ class Job:
         metrics: names out of `pysal.metrics.PER_IMAGE` that need no masks: figures of each image and method.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`; what JSON can say, segments
             as "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
-        target: "predicted", "label", a class index, or a class name of a `pysal.models.Classifier`.
+        target: "predicted", "label", a class index, or the name of a class where the model carries names.
         score: what all methods explain, by the words of `pysal.gradient`; None = each its own, as in `pysal.explain`. What the
             model's output is taken for is found out on noise and plain images, the same for every shard, and stands in the
             manifest; an image whose output is none of that kind is recorded as a fault.
@@ -163,12 +164,14 @@ class Job:
         loaded = self._model.load(WHERE, device)
         check_eval(WHERE, loaded)
         classifier = loaded if isinstance(loaded, Classifier) else None
+        named: int | None = None
         if isinstance(target, str) and target not in ("predicted", "label"):
-            if classifier is None:
+            known = names_of(loaded)
+            if known is None:
                 refuse(
                     WHERE, "target", "be 'predicted', 'label' or a class index for a model without class names", repr(target)
                 )
-            target = classifier.class_index(target)
+            named, target = len(known), known.find(WHERE, "target", target)
         if size is None and classifier is None:
             refuse(WHERE, "size", "be given for a model that is no pysal.models.Classifier", "None")
         if size is not None and classifier is not None and tuple(size) != classifier.input_size:
@@ -223,6 +226,8 @@ class Job:
         classes = self._try_out()
         names_known = classifier.class_index if classifier is not None else None
         found = data.find(WHERE, str(source), labels, shard_size, names_known, classes)
+        if named is not None and named != classes:
+            refuse(WHERE, "target", f"be a class index where the model names {named} classes and answers {classes}", "a name")
         if isinstance(target, int) and target >= classes:
             refuse(WHERE, "target", f"be below the model's {classes} classes", target)
         if target == "label" and found.plan["label"].null_count == len(found.plan):

@@ -181,6 +181,19 @@ def test_a_label_is_explained_where_it_is_the_target(job) -> None:
     assert frogs.manifest["target"] == 2
 
 
+def test_a_target_by_name_of_a_model_that_is_no_classifier(job) -> None:
+    model = tiny.network()
+    model.class_names = tiny.CLASSES
+    assert job(model=model, size=tiny.SIZE, target="tree").manifest["target"] == 2
+    model.class_names = [*tiny.CLASSES, "cow"]
+    with pytest.raises(
+        ValueError, match=r"target must be a class index where the model names 4 classes and answers 3, got a name$"
+    ):
+        job(model=model, size=tiny.SIZE, target="tree", out="four")
+    with pytest.raises(ValueError, match=r"target must name a class, got 'tere' \(close: tree frog \(2\)\)$"):
+        job(target="tere", out="near")
+
+
 def test_an_object_is_a_model_too(job) -> None:
     model = tiny.classifier()
     planned = job(model=model, out="object")
