@@ -188,3 +188,24 @@ def check_seed(where: str, seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         refuse(where, "seed", "be a whole number in [-2^63, 2^63)", repr(seed))
     return seed
+
+
+# The furthest that positions in images and maps go: in tensors of indices they are int32.
+MOST_REACH = 2**31 - 1
+
+
+def check_reach(where: str, sides: str, *spaced: tuple[int, int]) -> None:
+    """Refuse regions that reach further than positions can say.
+
+    Args:
+        where: the function that was called.
+        sides: "rows" or "columns".
+        spaced: (how many, how far apart), one within the other: of lines and of a kernel's taps.
+
+    Raises:
+        ValueError: they reach 2**31 or more.
+    """
+    if all(type(number) is int for pair in spaced for number in pair):  # not so while torch traces a symbolic size
+        if sum(max(count - 1, 0) * step for count, step in spaced) > MOST_REACH:
+            shown = " and ".join(f"{count} at steps of {step}" for count, step in spaced)
+            refuse(where, f"the {sides} of a region", "reach less than 2**31", shown)

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -54,16 +55,37 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+// What `make` returns, a new tensor whose sizes are known to be right: all that can fail is the allocation. What
+// torch's allocators say of it does not come through the stable ABI; pysal/engine/chunks.py knows these words.
+template <class Make>
+Tensor allocated(int64_t elements, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    PYSAL_CHECK(false, "pysal: out of memory: no room for a tensor of ", elements, " elements");
+    throw;
+  }
+}
+
 // The tensor itself where it is already dense in that order: asking the dispatcher costs microseconds.
 inline Tensor dense(const Tensor& t, bool channels_last = false) {
   if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
-  return torch::stable::contiguous(t, memory_format(channels_last));
+  return allocated(t.numel(), [&] { return torch::stable::contiguous(t, memory_format(channels_last)); });
 }
 
 // An uninitialised tensor of that shape on the device of `like`, in its dtype unless another is given.
 inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                     std::optional<ScalarType> dtype = std::nullopt, bool channels_last = false) {
-  return torch::stable::empty(sizes, dtype.value_or(like.scalar_type()), std::nullopt, like.device(), std::nullopt,
-                              memory_format(channels_last));
+  constexpr int64_t most = int64_t{1} << 60;
+  int64_t elements = 1;  // of all sizes but those that are 0: torch multiplies them for strides, too
+  for (const int64_t size : sizes) {
+    PYSAL_CHECK(size >= 0 && size <= most / elements,
+                "pysal: sizes of a tensor must be at least 0 and have a product below 2^60");
+    elements *= std::max<int64_t>(size, 1);
+  }
+  return allocated(elements, [&] {
+    return torch::stable::empty(sizes, dtype.value_or(like.scalar_type()), std::nullopt, like.device(), std::nullopt,
+                                memory_format(channels_last));
+  });
 }
 }  // namespace pysal

@@ -7,9 +7,11 @@
 // is at most five runs of memory, a convolved line reads its taps through one pointer per input pixel.
 #include <cstring>
 
+#include "../common/checked.h"
 #include "../common/torch_stable.h"
 #include "images.h"
 #include "indices.h"
+#include "parallel.h"
 #include "simd/box_regions_kernels.h"
 #include "simd/level.h"
 
@@ -99,6 +101,8 @@ Tensor box_regions_cpu(const Tensor& map, const Tensor& boxes, const Tensor& ori
   const Tensor corner = int32_values("box_regions", "corners", corners, 2 * count);
   PYSAL_CHECK(height >= 0 && width >= 0 && row_step >= 1 && column_step >= 1,
               "pysal::box_regions: sizes must be at least 0 and steps at least 1");
+  reach("pysal::box_regions", "rows", {{height, row_step}});
+  reach("pysal::box_regions", "columns", {{width, column_step}});
   Tensor out = empty(map, {count, channels, height, width}, std::nullopt, true);
   if (out.numel() == 0) return out;
   const int32_t* first = corner.const_data_ptr<int32_t>();
@@ -108,7 +112,7 @@ Tensor box_regions_cpu(const Tensor& map, const Tensor& boxes, const Tensor& ori
     const scalar_t beyond = static_cast<scalar_t>(outside);
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
     const int64_t line_size = width * channels;
-    torch::stable::parallel_for(0, count * height, 1 + kTaskElements / line_size, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count * height, 1 + kTaskElements / line_size, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / height, y = first[2 * n] + task % height * row_step, x0 = first[2 * n + 1];
         scalar_t* const to = target + task * line_size;
@@ -172,38 +176,48 @@ Tensor box_regions_depthwise_cpu(const Tensor& map, const Tensor& boxes, const T
                   weight.scalar_type() == map.scalar_type() && bias.dim() == 1 && bias.size(0) == channels &&
                   bias.is_cpu() && bias.scalar_type() == map.scalar_type(),
               "pysal::", op, ": weight must be (kh, kw, C) and bias (C,) with the dtype and device of map");
+  const int64_t kernel_height = weight.size(0), kernel_width = weight.size(1);
+  reach("pysal::box_regions_depthwise", "rows", {{height, row_step}, {kernel_height, row_dilation}});
+  const int64_t across =
+      reach("pysal::box_regions_depthwise", "columns", {{width, column_step}, {kernel_width, column_dilation}}) + 1;
   Tensor out = empty(map, {count, channels, height, width}, std::nullopt, true);
   if (out.numel() == 0) return out;
   const Tensor weights = dense(weight), biases = dense(bias);
   const int32_t* first = corner.const_data_ptr<int32_t>();
-  const DepthwiseLine line{width, channels, weight.size(0), weight.size(1), column_step, column_dilation, lower, upper};
+  // where few of the pixels across are read, only those have pointers
+  const bool few = width * kernel_width < across;
+  const int64_t pointers = few ? width * kernel_width : across;
+  const DepthwiseLine line{
+      width, channels, kernel_height, kernel_width, few ? kernel_width : column_step, few ? 1 : column_dilation,
+      lower, upper};
+  const int64_t line_work =
+      product("pysal::box_regions_depthwise", "work on a line", {width, channels, kernel_height, kernel_width});
+  product("pysal::box_regions_depthwise", "pointers to pixels", {pointers, kernel_height});
   PYSAL_DISPATCH_FLOATING(map.scalar_type(), "box_regions_depthwise", [&] {
     const Images<scalar_t> images = images_of<scalar_t>(checked);
     const Shape shape = images.shape;
     const scalar_t* values = weights.const_data_ptr<scalar_t>();
     const scalar_t* shift = biases.const_data_ptr<scalar_t>();
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
-    const int64_t across = (width - 1) * column_step + (line.kernel_width - 1) * column_dilation + 1;
-    const int64_t line_work = width * channels * line.kernel_height * line.kernel_width;
-    torch::stable::parallel_for(0, count * height, 1 + kTaskElements / line_work, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count * height, 1 + kTaskElements / line_work, [&](int64_t begin, int64_t end) {
       const std::vector<scalar_t> zeros(channels, static_cast<scalar_t>(0.0f));
-      std::vector<const scalar_t*> taps(line.kernel_height * across);
+      std::vector<const scalar_t*> taps(kernel_height * pointers);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / height, y0 = first[2 * n] + task % height * row_step, x0 = first[2 * n + 1];
-        for (int64_t p = 0; p < line.kernel_height; ++p) {
+        for (int64_t p = 0; p < kernel_height; ++p) {
           const int64_t y = y0 + p * row_dilation;
-          const scalar_t** const at = taps.data() + p * across;
+          const scalar_t** const at = taps.data() + p * pointers;
           if (y < 0 || y >= shape.height) {
-            std::fill(at, at + across, zeros.data());
+            std::fill(at, at + pointers, zeros.data());
             continue;
           }
           const auto source = images.line(n, y);
-          for (int64_t i = 0; i < across; ++i) {
-            const int64_t x = x0 + i;
+          for (int64_t i = 0; i < pointers; ++i) {
+            const int64_t x = x0 + (few ? i / kernel_width * column_step + i % kernel_width * column_dilation : i);
             at[i] = x < 0 || x >= shape.width ? zeros.data() : images.pixel(source, x);
           }
         }
-        convolve_line(taps.data(), across, line, values, shift, target + task * width * channels);
+        convolve_line(taps.data(), pointers, line, values, shift, target + task * width * channels);
       }
     });
   });
@@ -220,7 +234,7 @@ Tensor box_regions_sums_cpu(const Tensor& map, const Tensor& boxes, const Tensor
     const Images<scalar_t> images = images_of<scalar_t>(checked);
     const Shape shape = images.shape;
     const int64_t work = channels * (1 + images.height * images.width);
-    torch::stable::parallel_for(0, count, 1 + kTaskElements / work, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count, 1 + kTaskElements / work, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         double* const sums = target + n * channels;
         std::fill(sums, sums + channels, 0.0);

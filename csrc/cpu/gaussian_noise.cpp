@@ -6,18 +6,21 @@
 // band of an image's pixels, all channels, for one n. Written 1 element, read 1 from cache.
 #include "simd/gaussian_noise_kernels.h"
 
+#include "../common/checked.h"
 #include "../common/torch_stable.h"
 #include "images.h"
 #include "indices.h"
 #include "pages.h"
+#include "parallel.h"
 #include "simd/level.h"
 
 #include <cmath>
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kBandElements = 4096;   // of all channels: noise and image of a band stay in L1
-constexpr int64_t kTaskElements = 16384;  // a thread's least work, some 20 us
+constexpr int64_t kBandElements = 4096;             // of all channels: noise and image of a band stay in L1
+constexpr int64_t kMaxElements = int64_t(1) << 34;  // of an image: the counter's first word is element / 4
+constexpr int64_t kTaskElements = 16384;            // a thread's least work, some 20 us
 
 NoiseStream stream_of(int64_t seed, int64_t sample, int64_t id) {
   const auto low = [](int64_t value) { return static_cast<uint32_t>(value); };
@@ -64,7 +67,7 @@ void add_noise(Image<const Source> images, const Draws& draws, Shape shape, Imag
   // the normals of one channel of a band, and up to a quad more at its start and 16 at its end
   const int64_t room = band + 4 * (kNoiseQuads + 2);
   const int64_t grain = 1 + kTaskElements / (band * channels);
-  torch::stable::parallel_for(0, draws.count * bands, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, draws.count * bands, grain, [&](int64_t begin, int64_t end) {
     std::vector<A> image(band * channels), normals(room);
     std::vector<uint32_t> words;
     for (int64_t task = begin; task < end; ++task) {
@@ -116,6 +119,8 @@ Tensor gaussian_noise_cpu(const Tensor& images, const Tensor& scales, int64_t se
   const bool source_last = is_channels_last(images);
   const Tensor source = dense(images, source_last);
   const Shape shape{images.size(1), images.size(2), images.size(3)};
+  PYSAL_CHECK(product("pysal::gaussian_noise", "images", {shape.channels, shape.height, shape.width}) < kMaxElements,
+              "pysal::gaussian_noise: images must have fewer than 2^34 elements each, got ", shape.size());
   const Tensor out = empty(source, {count, shape.channels, shape.height, shape.width}, dtype, channels_last);
   if (out.numel() == 0) return out;
   prefer_large_pages(out);
@@ -135,7 +140,8 @@ Tensor gaussian_noise_cpu(const Tensor& images, const Tensor& scales, int64_t se
 
 Tensor gaussian_noise_bits_cpu(int64_t seed, const Tensor& image_ids, const Tensor& samples, int64_t elements) {
   const char* op = "gaussian_noise_bits";
-  PYSAL_CHECK(elements >= 0, "pysal::gaussian_noise_bits: elements must not be negative, got ", elements);
+  PYSAL_CHECK(elements >= 0 && elements < kMaxElements,
+              "pysal::gaussian_noise_bits: elements must be in [0, 2^34), got ", elements);
   const int64_t count = image_ids.numel();
   const Tensor id = int64_values(op, "image_ids", image_ids, count),
                sample = int64_values(op, "samples", samples, count);
@@ -143,7 +149,7 @@ Tensor gaussian_noise_bits_cpu(int64_t seed, const Tensor& image_ids, const Tens
   const int64_t *ids = id.const_data_ptr<int64_t>(), *draws = sample.const_data_ptr<int64_t>();
   int64_t* bits = out.mutable_data_ptr<int64_t>();
   const int64_t quads = (elements + 4 * kNoiseQuads - 1) / (4 * kNoiseQuads) * kNoiseQuads;
-  torch::stable::parallel_for(0, count, 1 + kTaskElements / (elements + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, 1 + kTaskElements / (elements + 1), [&](int64_t begin, int64_t end) {
     std::vector<uint32_t> words(4 * quads);
     for (int64_t n = begin; n < end; ++n) {
       PYSAL_PICK(gaussian_noise).words(stream_of(seed, draws[n], ids[n]), 0, quads, words.data());

@@ -12,6 +12,7 @@
 
 #include "../common/torch_stable.h"
 #include "pages.h"
+#include "parallel.h"
 #include "simd/level.h"
 
 #include <atomic>
@@ -231,7 +232,7 @@ void share(int64_t items, int64_t multiplications, int64_t scratch_size, const B
   const int64_t batch = std::max<int64_t>(1, kMultiplications / multiplications);
   const int64_t tasks = std::min<int64_t>(torch::stable::get_num_threads(), (items + batch - 1) / batch);
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
+  parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
     std::vector<T> scratch(scratch_size);
     for (int64_t begin = next.fetch_add(batch); begin < items; begin = next.fetch_add(batch))
       for (int64_t item = begin; item < std::min(begin + batch, items); ++item) body(item, scratch.data());
@@ -291,7 +292,7 @@ void blur_folded(const Batch<T>& batch, const std::vector<int64_t>& rows) {
   for (const int64_t n : rows) {
     if (n == rows[0] || !batch.repeated) {
       const T* image = batch.images + (batch.repeated ? 0 : n * channels * batch.pixels());
-      torch::stable::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
         for (int64_t channel = begin; channel < end; ++channel)
           fold(image + channel * batch.pixels(), height, width, folded.get() + channel * pixels);
       });

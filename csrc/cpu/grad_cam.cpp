@@ -5,8 +5,10 @@
 // number of threads does not show. Reads activations and gradients once.
 #include "simd/grad_cam_kernels.h"
 
+#include "../common/checked.h"
 #include "../common/torch_stable.h"
 #include "images.h"
+#include "parallel.h"
 #include "simd/level.h"
 
 namespace pysal::cpu {
@@ -50,7 +52,7 @@ template <class T>
 void mean_gradients(const T* gradients, bool channels_last, int64_t batch, Shape shape, double* weights) {
   const int64_t channels = shape.channels, pixels = shape.pixels(), per_image = blocks(channels);
   const int64_t grain = tasks_per_thread(pixels * std::min(kBlock, channels));
-  torch::stable::parallel_for(0, batch * per_image, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * per_image, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / per_image, k0 = task % per_image * kBlock, k1 = std::min(k0 + kBlock, channels);
       const T* image = gradients + b * shape.size();
@@ -71,7 +73,7 @@ void weigh_activations(const T* activations, bool channels_last, int64_t batch, 
                        bool relu, double* cams) {
   const int64_t channels = shape.channels, pixels = shape.pixels(), per_image = blocks(pixels);
   const int64_t grain = tasks_per_thread(channels * std::min(kBlock, pixels));
-  torch::stable::parallel_for(0, batch * per_image, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * per_image, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / per_image, p0 = task % per_image * kBlock, p1 = std::min(p0 + kBlock, pixels);
       const T* image = activations + b * shape.size();
@@ -113,7 +115,7 @@ std::vector<Tap> taps(int64_t from, int64_t to) {
 template <class T>
 void resize(const double* cams, int64_t batch, Shape shape, int64_t height, int64_t width, T* out) {
   const std::vector<Tap> rows = taps(shape.height, height), columns = taps(shape.width, width);
-  torch::stable::parallel_for(0, batch * height, tasks_per_thread(width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * height, tasks_per_thread(width), [&](int64_t begin, int64_t end) {
     std::vector<double> buffer(2 * width);
     double* lines[2] = {buffer.data(), buffer.data() + width};  // resized, the upper one first
     int64_t held[2] = {-1, -1};                                 // which lines of all maps they are
@@ -157,6 +159,9 @@ Tensor grad_cam_cpu(const Tensor& activations, const Tensor& gradients, int64_t 
                dense_gradients = dense(gradients, gradients_last);
   Tensor out = empty(activations, {batch, 1, height, width});
   if (out.numel() == 0) return out;
+  product("pysal::grad_cam", "maps", {batch, shape.height, shape.width});
+  product("pysal::grad_cam", "rows", {2 * height + 1, shape.height});
+  product("pysal::grad_cam", "columns", {2 * width + 1, shape.width});
   std::vector<double> weights(batch * shape.channels), cams(batch * shape.pixels());
   PYSAL_DISPATCH_FLOATING(activations.scalar_type(), "grad_cam", [&] {
     mean_gradients(dense_gradients.const_data_ptr<scalar_t>(), gradients_last, batch, shape, weights.data());

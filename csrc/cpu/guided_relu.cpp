@@ -1,5 +1,6 @@
 // guided_relu: output = min(max(x, 0), upper) with the gate 1[0 < x < upper] kept as bits; its backward under a rule
-// (0 plain: gate g; 1 guided: gate 1[g > 0] g; 2 deconvnet: 1[g > 0] g), after Springenberg et al. 2014.
+// (0 plain: gate g; 1 guided: gate 1[g > 0] g; 2 deconvnet: 1[g > 0] g), after Springenberg et al. 2014. NaN is neither
+// at most 0 nor at least upper, so it opens gates and passes as a gradient; at +infinity a gate without upper is open.
 // Tensors are taken in memory order, contiguous or channels_last; bit i % 8 of byte i // 8 is element i.
 // Work split: threads own whole bytes of gates, so that no two write to one.
 // The loops are in simd/guided_relu.cpp, one set per instruction set.
@@ -8,6 +9,7 @@
 #include <limits>
 
 #include "../common/torch_stable.h"
+#include "parallel.h"
 #include "simd/level.h"
 
 namespace pysal::cpu {
@@ -31,7 +33,8 @@ void forward(const Half* input, float upper, Half* output, uint8_t* gates, int64
   const int16_t bits = static_cast<int16_t>(rounded.x);
   const auto infinity = static_cast<int16_t>(std::numeric_limits<Half>::infinity().x);
   const auto below = static_cast<int16_t>(static_cast<float>(rounded) > upper ? bits - 1 : bits);
-  const auto above = static_cast<int16_t>(static_cast<float>(rounded) < upper ? bits + 1 : bits);
+  const bool over = static_cast<float>(rounded) < upper || upper == std::numeric_limits<float>::infinity();
+  const auto above = static_cast<int16_t>(over ? bits + 1 : bits);
   const HalfUpper top{below, above, bits, infinity};
   const auto* const in = reinterpret_cast<const int16_t*>(input);
   const GuidedReluKernels& kernels = PYSAL_PICK(guided_relu);
@@ -62,7 +65,7 @@ Tensor gates_of(const Tensor& source, double upper, Tensor* output) {
     const scalar_t* in = source.const_data_ptr<scalar_t>();
     scalar_t* out = output ? output->mutable_data_ptr<scalar_t>() : nullptr;
     const auto top = static_cast<arithmetic_t<scalar_t>>(upper);
-    torch::stable::parallel_for(0, bytes, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, bytes, kGrain, [&](int64_t begin, int64_t end) {
       const int64_t first = 8 * begin, length = std::min(8 * end, count) - first;
       forward(in + first, top, out ? out + first : nullptr, bits + begin, length);
     });
@@ -101,7 +104,7 @@ void mask(const Tensor& source, const Tensor& gates, int64_t rule, const Tensor&
   PYSAL_DISPATCH_FLOATING(source.scalar_type(), "guided_relu_backward", [&] {
     const scalar_t* in = source.const_data_ptr<scalar_t>();
     scalar_t* out = target.mutable_data_ptr<scalar_t>();
-    torch::stable::parallel_for(0, (count + 7) / 8, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, (count + 7) / 8, kGrain, [&](int64_t begin, int64_t end) {
       const int64_t first = 8 * begin, length = std::min(8 * end, count) - first;
       backward(in + first, bits + begin, static_cast<int>(rule), out + first, length);
     });

@@ -12,6 +12,7 @@
 #include "images.h"
 #include "indices.h"
 #include "pages.h"
+#include "parallel.h"
 
 namespace pysal::cpu {
 namespace {
@@ -95,7 +96,7 @@ void write_images(const Source* images, const Source* fills, bool source_last, c
   const int64_t bands = (shape.height + lines - 1) / lines, runs = (count + kRunRows - 1) / kRunRows;
   const int64_t task_bytes = lines * line_size * sizeof(Target) * std::min(count, kRunRows);
   const bool as_it_is = std::is_same_v<Source, Target> && source_last == target_last;
-  torch::stable::parallel_for(0, runs * bands, 1 + kTaskBytes / task_bytes, [&](int64_t begin, int64_t end) {
+  parallel_for(0, runs * bands, 1 + kTaskBytes / task_bytes, [&](int64_t begin, int64_t end) {
     std::vector<Target> staged(as_it_is ? 0 : lines * line_size);
     Segments segments = all_segments;
     for (int64_t task = begin; task < end; ++task) {
@@ -144,7 +145,7 @@ Tensor normalised(const Tensor& images, const Tensor& mean, const Tensor& std, S
     PYSAL_DISPATCH_FLOATING(dtype, "occlusion_masks", [&] {
       scalar_t* to = out.mutable_data_ptr<scalar_t>();
       const auto work = 1 + kTaskBytes / (1 + pixels * static_cast<int64_t>(sizeof(scalar_t)));
-      torch::stable::parallel_for(0, batch * channels, work, [&](int64_t begin, int64_t end) {
+      parallel_for(0, batch * channels, work, [&](int64_t begin, int64_t end) {
         for (int64_t plane = begin; plane < end; ++plane) {
           const int64_t image = plane / channels * channels * pixels, c = plane % channels;
           const A centre = static_cast<A>(means[c]), scale = static_cast<A>(stds[c]);
@@ -239,7 +240,7 @@ Tensor occlusion_masks_map_cpu(const Tensor& scores, const Tensor& labels) {
     const scalar_t* value = score.const_data_ptr<scalar_t>();
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
     // a task is one map of one class: its scores fit a cache, labels and map stream
-    torch::stable::parallel_for(0, batch * classes, 1 + (1 << 14) / pixels, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch * classes, 1 + (1 << 14) / pixels, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int32_t* labels_of = label + task / classes * pixels;
         const scalar_t* scores_of = value + task * segments;
@@ -307,7 +308,7 @@ Tensor occlusion_masks_boxes_map_cpu(const Tensor& scores, const Tensor& boxes, 
     const scalar_t* values = score.const_data_ptr<scalar_t>();
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
     const int64_t tasks = planes * rows.count(), work = 1 + (additions + height * width) / rows.count();
-    torch::stable::parallel_for(0, tasks, 1 + (1 << 15) / work, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tasks, 1 + (1 << 15) / work, [&](int64_t begin, int64_t end) {
       std::vector<double> sums(across);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / rows.count(), line = task % rows.count();

@@ -10,6 +10,7 @@
 #include "images.h"
 #include "indices.h"
 #include "pages.h"
+#include "parallel.h"
 
 namespace pysal::cpu {
 namespace {
@@ -38,7 +39,7 @@ void write_points(const Source* inputs, const Source* baselines, bool source_las
   const int64_t lines = std::clamp<int64_t>(kPieceBytes / (line_size * sizeof(A)), 1, shape.height);
   const int64_t bands = (shape.height + lines - 1) / lines, runs = (count + kRunRows - 1) / kRunRows;
   const int64_t task_bytes = lines * line_size * sizeof(A) * std::min(count, kRunRows);
-  torch::stable::parallel_for(0, runs * bands, 1 + kTaskBytes / task_bytes, [&](int64_t begin, int64_t end) {
+  parallel_for(0, runs * bands, 1 + kTaskBytes / task_bytes, [&](int64_t begin, int64_t end) {
     std::vector<A> origin(lines * line_size), path(lines * line_size);  // b and x - b of the band
     for (int64_t task = begin; task < end; ++task) {
       const int64_t y0 = task % bands * lines, y1 = std::min(y0 + lines, shape.height);
@@ -183,7 +184,7 @@ void accumulate(A* totals, bool totals_last, const T* gradients, bool gradients_
   const Shape shape = pieces.shape;
   const int64_t piece_size = pieces.length * shape.channels;
   const int64_t work = rows_count * piece_size * static_cast<int64_t>(sizeof(A));
-  torch::stable::parallel_for(0, pieces.count, 1 + kTaskBytes / work, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces.count, 1 + kTaskBytes / work, [&](int64_t begin, int64_t end) {
     std::vector<A> gradient_buffer(kGroup * piece_size), factor_buffer(factors ? kGroup * piece_size : 0);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t first = piece * pieces.length, pixels = std::min(pieces.length, shape.pixels() - first);
@@ -260,7 +261,7 @@ void take_moments(A* means, A* squares, bool totals_last, const T* samples, bool
   const Shape shape = pieces.shape;
   const int64_t rows_count = static_cast<int64_t>(taken.size());
   const int64_t work = rows_count * pieces.length * shape.channels * static_cast<int64_t>(sizeof(A));
-  torch::stable::parallel_for(0, pieces.count, 1 + kTaskBytes / work, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces.count, 1 + kTaskBytes / work, [&](int64_t begin, int64_t end) {
     std::vector<A> buffer(pieces.length * shape.channels);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t first = piece * pieces.length, pixels = std::min(pieces.length, shape.pixels() - first);
@@ -323,7 +324,7 @@ void path_integral_moments_cpu(const Tensor& mean, const Tensor& squares, const 
 
 template <class A, class T>
 void multiply(const T* inputs, const T* baselines, const A* accumulator, A* out, int64_t count) {
-  torch::stable::parallel_for(0, count, kTaskBytes / static_cast<int64_t>(sizeof(A)), [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, kTaskBytes / static_cast<int64_t>(sizeof(A)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       out[i] = (static_cast<A>(inputs[i]) - static_cast<A>(baselines[i])) * accumulator[i];
   });

@@ -1,6 +1,7 @@
 // Torch glue of the CUDA kernels of box_regions; box_regions.cu says what they compute.
 #include "box_regions.h"
 
+#include "../common/checked.h"
 #include "arguments.h"
 
 namespace pysal::cuda {
@@ -39,6 +40,8 @@ Tensor box_regions_cuda(const Tensor& map, const Tensor& boxes, const Tensor& or
   const Tensor corner = values_on_device("box_regions", "corners", corners, 2 * count, ScalarType::Int, map);
   PYSAL_CHECK(height >= 0 && width >= 0 && row_step >= 1 && column_step >= 1,
               "pysal::box_regions: sizes must be at least 0 and steps at least 1");
+  reach("pysal::box_regions", "rows", {{height, row_step}});
+  reach("pysal::box_regions", "columns", {{width, column_step}});
   Tensor out = empty(map, {count, map.size(1), height, width}, std::nullopt, true);
   launch_box_regions(dtype,
                      {checked.images(), corner.const_data_ptr<int32_t>(), out.mutable_data_ptr(), height, width,
@@ -62,6 +65,8 @@ Tensor box_regions_depthwise_cuda(const Tensor& map, const Tensor& boxes, const 
       "pysal::", op, ": sizes must be at least 0, steps and dilations at least 1");
   PYSAL_CHECK(weight.dim() == 3 && weight.size(2) == channels && weight.numel() > 0 && bias.dim() == 1, "pysal::", op,
               ": weight must be (kh, kw, C) and bias (C,)");
+  reach("pysal::box_regions_depthwise", "rows", {{height, row_step}, {weight.size(0), row_dilation}});
+  reach("pysal::box_regions_depthwise", "columns", {{width, column_step}, {weight.size(1), column_dilation}});
   const Tensor weights = values_on_device(op, "weight", weight, weight.numel(), map.scalar_type(), map);
   const Tensor biases = values_on_device(op, "bias", bias, channels, map.scalar_type(), map);
   Tensor out = empty(map, {count, channels, height, width}, std::nullopt, true);

@@ -1,10 +1,13 @@
 // guided_relu: output = min(max(x, 0), upper), gate 1[0 < x < upper] kept as one bit; its backward under a rule
-// (0 plain: gate g; 1 guided: gate 1[g > 0] g; 2 deconvnet: 1[g > 0] g), after Springenberg et al. 2014.
+// (0 plain: gate g; 1 guided: gate 1[g > 0] g; 2 deconvnet: 1[g > 0] g), after Springenberg et al. 2014. NaN is neither
+// at most 0 nor at least upper, so it opens gates and passes as a gradient; at +infinity a gate without upper is open.
 // Layout: dense arrays in the memory order of output; bit i % 8 of byte i // 8 is element i.
 // Work split: a thread owns eight elements and their byte, so no two threads write one byte and no ballot is needed.
 // Bytes per element of size s: forward reads s, writes s + 1/8, or 1/8 for the gates alone; backward reads s + 1/8
 // (deconvnet s), writes s.
 #include "guided_relu.h"
+
+#include <cmath>
 
 #include "cuda_lang.h"
 
@@ -14,21 +17,24 @@ constexpr int kBlock = 256;
 constexpr int kPerThread = 8;
 constexpr int kPlain = 0, kGuided = 1, kDeconvnet = 2;
 
+// A gate is closed at most 0 and from `bound`, which is NaN where upper is infinite: comparisons with it are false.
 template <class A>
 struct Forward {
-  A upper;
+  A upper, bound;
   __device__ __forceinline__ A output(A x) const {
     const A floored = x < A(0) ? A(0) : x;  // comparisons with NaN are false, so it comes through
     return floored > upper ? upper : floored;
   }
-  __device__ __forceinline__ bool gate(A x) const { return x > A(0) && x < upper; }
+  __device__ __forceinline__ bool gate(A x) const { return !(x <= A(0)) && !(x >= bound); }
 };
 
 template <class A, int kRule>
 struct Backward {
   static constexpr bool kGated = kRule != kDeconvnet;
   static constexpr bool kPositive = kRule != kPlain;
-  __device__ __forceinline__ bool passes(A g, bool gate) const { return (!kGated || gate) && (!kPositive || g > A(0)); }
+  __device__ __forceinline__ bool passes(A g, bool gate) const {
+    return (!kGated || gate) && (!kPositive || !(g <= A(0)));
+  }
 };
 
 template <class T, bool kAligned, bool kStores>
@@ -36,7 +42,8 @@ __global__ void __launch_bounds__(kBlock) guided_relu_kernel(const GuidedReluPar
   using A = arithmetic_t<T>;
   const T* __restrict__ const input = static_cast<const T*>(params.input);
   T* __restrict__ const output = static_cast<T*>(params.output);
-  const Forward<A> forward{static_cast<A>(params.upper)};
+  const A upper = static_cast<A>(params.upper);
+  const Forward<A> forward{upper, upper == static_cast<A>(INFINITY) ? static_cast<A>(NAN) : upper};
   const int64_t whole = params.count / kPerThread, stride = int64_t(gridDim.x) * blockDim.x;
 
   int64_t byte = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -20,6 +20,8 @@ from pysal.ops.guided_relu import RULES
 LEAST_CHANNELS = 64
 # Multiplications per number moved from which the unit gains.
 LEAST_WORK = 50
+# The largest kernel, stride, dilation and padding that the kernel takes.
+MOST_STEP = 512
 # Gates are written and read for so many channels at a time.
 GATED_CHANNELS = 16
 
@@ -48,6 +50,9 @@ class MatrixConvolution:
         """Say whether a convolution gains, with at least so many output channels."""
         weight = convolution.weight
         if convolution.groups != 1 or weight.dtype != torch.float32 or weight.device.type != "cpu" or not available():
+            return False
+        reach = [side * dilation for side, dilation in zip(weight.shape[2:], convolution.dilation, strict=True)]
+        if max(*reach, *convolution.stride, *convolution.padding) > MOST_STEP:
             return False
         outputs, inputs = weight.shape[:2]
         return outputs >= least_outputs and inputs >= LEAST_CHANNELS and work(weight) >= LEAST_WORK

@@ -38,6 +38,7 @@ def _fake(
     column_step: int,
     outside: float,
 ) -> Tensor:
+    _check_regions("pysal::box_regions", (height, row_step), (width, column_step))
     return _new(boxes, height, width)
 
 
@@ -57,6 +58,8 @@ def _fake_depthwise(
     lower: float,
     upper: float,
 ) -> Tensor:
+    where = "pysal::box_regions_depthwise"
+    _check_regions(where, (height, row_step), (width, column_step), weight, (row_dilation, column_dilation))
     return _new(boxes, height, width)
 
 
@@ -102,7 +105,8 @@ def box_regions(
 
     Raises:
         TypeError: not a tensor, or a dtype other than the above.
-        ValueError: another rank or shape, tensors on several devices, a size below 0 or a step below 1.
+        ValueError: another rank or shape, tensors on several devices, a size below 0 or a step below 1, or regions that reach
+            2**31 rows or columns.
 
     Source:
         Nakandala, Kumar and Papakonstantinou 2019, https://doi.org/10.1145/3299869.3319874, section 4.
@@ -127,6 +131,7 @@ def box_regions(
         ("column_step", column_step, 1),
     ):
         _check_at_least(where, argument, value, least)
+    _check_regions(where, (height, row_step), (width, column_step))
     regions: Tensor = torch.ops.pysal.box_regions(map, boxes, origins, corners, height, width, row_step, column_step, outside)
     return regions
 
@@ -174,7 +179,8 @@ def box_regions_depthwise(
 
     Raises:
         TypeError: not a tensor, or a dtype other than the above.
-        ValueError: another rank or shape, tensors on several devices, a size below 0, a step or dilation below 1.
+        ValueError: another rank or shape, tensors on several devices, a size below 0, a step or dilation below 1, or regions
+            that reach 2**31 rows or columns.
 
     Source:
         Nakandala, Kumar and Papakonstantinou 2019, https://doi.org/10.1145/3299869.3319874, section 4.
@@ -208,6 +214,7 @@ def box_regions_depthwise(
         ("column_dilation", column_dilation, 1),
     ):
         _check_at_least(where, argument, value, least)
+    _check_regions(where, (height, row_step), (width, column_step), weight, (row_dilation, column_dilation))
     regions: Tensor = torch.ops.pysal.box_regions_depthwise(
         map,
         boxes,
@@ -276,6 +283,18 @@ def _check_places(where: str, argument: str, places: Tensor, boxes: Tensor) -> T
     if places.shape != (len(boxes), 2):
         _checks.refuse(where, argument, f"have shape ({len(boxes)}, 2)", f"shape {tuple(places.shape)}")
     return places
+
+
+def _check_regions(
+    where: str,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    weight: Tensor | None = None,
+    dilations: tuple[int, int] = (1, 1),
+) -> None:
+    taps = (1, 1) if weight is None else weight.shape[:2]
+    _checks.check_reach(where, "rows", rows, (taps[0], dilations[0]))
+    _checks.check_reach(where, "columns", columns, (taps[1], dilations[1]))
 
 
 def _check_at_least(where: str, argument: str, value: int, least: int) -> None:

@@ -78,10 +78,12 @@ def guided_relu(input: Tensor, upper: float = float("inf"), rule: str = "guided"
 
     The gradient of `output` with respect to `input` follows the rule, g being the gradient of `output`: "plain" is
     1[0 < input < upper] g, "guided" is 1[0 < input < upper] 1[g > 0] g, "deconvnet" is 1[g > 0] g. A factor of 0
-    selects 0, also where g is NaN or infinite.
+    selects 0, also where g is NaN or infinite. Of a NaN neither `input <= 0` nor `g <= 0` is true, so it passes: what a model
+    cannot compute is to be seen in its map.
 
     Args:
-        input: any shape; float32, float64, float16 or bfloat16. NaN gives NaN, with gate 0.
+        input: any shape; float32, float64, float16 or bfloat16. NaN gives NaN, with gate 1; infinity has gate 1 where `upper`
+            is infinite, as in torch.
         upper: where the output saturates, > 0: infinity for ReLU, 6 for ReLU6.
         rule: "plain", "guided" or "deconvnet".
 
@@ -121,7 +123,8 @@ def guided_relu_gates(input: Tensor, upper: float = float("inf")) -> Tensor:
     provided that `upper` is a number of its dtype, as 6 and infinity are of every one.
 
     Args:
-        input: any shape; float32, float64, float16 or bfloat16. NaN has gate 0.
+        input: any shape; float32, float64, float16 or bfloat16. NaN has gate 1, and infinity where `upper` is
+            infinite.
         upper: where the output saturates, > 0: infinity for ReLU, 6 for ReLU6.
 
     Returns:

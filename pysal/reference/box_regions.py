@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysal._checks import check_reach
+
 
 def box_regions(
     map: Tensor,
@@ -17,6 +19,8 @@ def box_regions(
     outside: float,
 ) -> Tensor:
     """Return pixel corners[n] + (i row_step, j column_step) of image n at (i, j), (N, C, height, width), channels_last."""
+    check_reach("pysal::box_regions", "rows", (height, row_step))
+    check_reach("pysal::box_regions", "columns", (width, column_step))
     count, channels = boxes.shape[:2]
     y = (corners[:, :1].long() + torch.arange(height, device=map.device) * row_step)[:, :, None]
     x = (corners[:, 1:].long() + torch.arange(width, device=map.device) * column_step)[:, None]
@@ -53,6 +57,8 @@ def box_regions_depthwise(
     upper: float,
 ) -> Tensor:
     """Return the depthwise convolution, clamped to [lower, upper], whose first tap of output 0 is at corners[n]."""
+    check_reach("pysal::box_regions_depthwise", "rows", (height, row_step), (weight.shape[0], row_dilation))
+    check_reach("pysal::box_regions_depthwise", "columns", (width, column_step), (weight.shape[1], column_dilation))
     compute = torch.promote_types(map.dtype, torch.float32)
     rows = (height - 1) * row_step + (weight.shape[0] - 1) * row_dilation + 1
     columns = (width - 1) * column_step + (weight.shape[1] - 1) * column_dilation + 1

@@ -14,10 +14,11 @@ def guided_relu(input: Tensor, upper: float, rule: int) -> tuple[Tensor, Tensor]
 
 
 def guided_relu_gates(input: Tensor, upper: float) -> Tensor:
-    """Return 1[0 < input < upper] packed eight to a byte, in memory order."""
+    """Return 1[0 < input < upper], and 1 for NaN and for infinity below no upper, packed eight to a byte, in memory order."""
     memory_format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     x = in_memory_order(input.to(torch.promote_types(input.dtype, torch.float32)), memory_format)
-    gates = ((x > 0) & (x < upper)).to(torch.uint8)
+    closed = (x <= 0) | ((x >= upper) & (upper != float("inf")))
+    gates = (~closed).to(torch.uint8)
     padded = torch.nn.functional.pad(gates, (0, -gates.numel() % 8)).reshape(-1, 8)
     return (padded << torch.arange(8, device=input.device)).sum(1, dtype=torch.uint8)
 
@@ -27,7 +28,8 @@ def guided_relu_backward(grad_output: Tensor, gates: Tensor, rule: int, channels
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     g = in_memory_order(grad_output, memory_format)
     gate = ((gates[:, None] >> torch.arange(8, device=gates.device)) & 1).flatten()[: g.numel()] == 1
-    passes = {PLAIN: gate, GUIDED: gate & (g > 0), DECONVNET: g > 0}[rule]
+    positive = ~(g <= 0)  # or NaN, which is to be seen
+    passes = {PLAIN: gate, GUIDED: gate & positive, DECONVNET: positive}[rule]
     grad = torch.where(passes, g, torch.zeros_like(g))
     if not channels_last:
         return grad.reshape(grad_output.shape)

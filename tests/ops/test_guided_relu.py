@@ -182,12 +182,19 @@ def test_empty_and_extremes(backend, dtype):
         torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(backend.op("guided_relu_gates")(many.to(backend.device), 6.0), gates)
         open_gates = [bool(gates[i // 8] >> i % 8 & 1) for i in range(len(many))]
-        assert open_gates == [value == tiny for value in many.tolist()]
+        assert open_gates == [value == tiny or value != value for value in many.tolist()]
+        endless = backend.op("guided_relu_gates")(many.to(backend.device), torch.inf).cpu()
+        assert torch.equal(endless, reference.guided_relu_gates(many, torch.inf))
+        assert [bool(endless[i // 8] >> i % 8 & 1) for i in range(10)] == [1, 1, 0, 0, 0, 1, 0, 1, 0, 1]
         for rule, name in enumerate(RULES):
             grad = backend.op("guided_relu_backward")(many.to(backend.device), gates, rule, False)
-            gate, positive = torch.tensor(open_gates), many > 0  # NaN is not positive
+            gate, positive = torch.tensor(open_gates), ~(many <= 0)  # a NaN must not become 0
             passes = {"plain": gate, "guided": gate & positive, "deconvnet": positive}[name]
-            assert torch.equal(grad.cpu(), torch.where(passes, many, torch.zeros_like(many))), name
+            expected = torch.where(passes, many, torch.zeros_like(many))
+            torch.testing.assert_close(grad.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+            in_place = many.to(backend.device, copy=True)
+            backend.op("guided_relu_backward_")(in_place, gates, rule, False)
+            torch.testing.assert_close(in_place.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow

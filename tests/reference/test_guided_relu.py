@@ -9,7 +9,7 @@ from pysal.testing import sample
 
 # both edges, both signs of zero, what lies next to the edges, and what is not a number
 EDGES = [-1.0, -0.0, 0.0, 5e-324, 3.0, 6.0 - 2**-50, 6.0, 6.0 + 2**-50, torch.inf, -torch.inf, torch.nan]
-EDGE_GATES = [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+EDGE_GATES = [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("upper", "relu"), [(torch.inf, torch.nn.functional.relu), (6.0, torch.nn.functional.relu6)])
@@ -20,6 +20,18 @@ def test_plain_rule_is_torch_relu(upper, relu):
     (expected,) = torch.autograd.grad(relu(x), x, g)
     assert torch.equal(output, relu(x))
     assert torch.equal(guided_relu_backward(g, gates, 0, False), expected)
+
+
+@pytest.mark.parametrize(("upper", "relu"), [(torch.inf, torch.nn.functional.relu), (6.0, torch.nn.functional.relu6)])
+def test_plain_rule_is_torch_relu_where_numbers_end(upper, relu):
+    """A gradient passes at NaN, at infinity where there is no upper, and a NaN that passes stays one."""
+    # torch's ReLU6 says of NaN one thing in vectors and another in what is left of them
+    edges = EDGES if upper == torch.inf else EDGES[:-1]
+    x = torch.tensor(edges, dtype=torch.float64).repeat(3).requires_grad_()
+    g = torch.tensor([2.0, torch.nan, torch.inf], dtype=torch.float64).repeat_interleave(len(edges))
+    _, gates = guided_relu(x.detach(), upper, 0)
+    (expected,) = torch.autograd.grad(relu(x), x, g)
+    assert torch.equal(guided_relu_backward(g, gates, 0, False).nan_to_num(7.0, 8.0), expected.nan_to_num(7.0, 8.0))
 
 
 def test_gates_are_packed_from_the_lowest_bit():

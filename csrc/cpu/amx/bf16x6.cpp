@@ -214,8 +214,10 @@ struct Finished {
     value = _mm512_max_ps(_mm512_set1_ps(c.lower), value);  // the second operand where one is NaN
     value = _mm512_min_ps(upper, value);
     if (c.gates) {
-      const __mmask16 positive = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_GT_OQ);
-      const __mmask16 open = _mm512_mask_cmp_ps_mask(positive, value, upper, _CMP_LT_OQ);
+      // as guided_relu has it: NaN opens a gate, and so does infinity where upper is that
+      const __mmask16 positive = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_NLE_UQ);
+      const __mmask16 below = _mm512_mask_cmp_ps_mask(positive, value, upper, _CMP_NGE_UQ);
+      const __mmask16 open = c.upper == __builtin_inff() ? positive : below;
       memcpy(c.gates + place / 8, &open, 2);
     }
     if (c.rule != Bf16x6Rule::none) {
@@ -224,7 +226,7 @@ struct Finished {
         const int64_t own = pixel < c.mask_pixels ? pixel : pixel % c.mask_pixels;
         memcpy(&open, c.mask + (own * c.out_channels + first) / 8, 2);
       }
-      if (c.rule != Bf16x6Rule::plain) open = _mm512_mask_cmp_ps_mask(open, value, _mm512_setzero_ps(), _CMP_GT_OQ);
+      if (c.rule != Bf16x6Rule::plain) open = _mm512_mask_cmp_ps_mask(open, value, _mm512_setzero_ps(), _CMP_NLE_UQ);
       value = _mm512_maskz_mov_ps(open, value);
     }
     _mm512_mask_storeu_ps(c.output + place, inside, value);

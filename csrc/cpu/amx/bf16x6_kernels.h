@@ -7,6 +7,10 @@ namespace pysal::cpu {
 // where g > 0 alone.
 enum class Bf16x6Rule : int64_t { none = -1, plain = 0, guided = 1, deconvnet = 2 };
 
+// The largest kernel, stride, dilation and padding: larger ones are nobody's, and what a task computes in grows with
+// them.
+constexpr int64_t kMostBf16x6Step = 512;
+
 // All maps are channels_last: input (images, height, width, channels), output and shortcut (images, out_height,
 // out_width, out_channels).
 struct Bf16x6Convolution {

@@ -7,7 +7,9 @@
 // of 32 input channels, 3 parts, 16 pairs of input channels, 16 output channels and 2 of a pair), bf16, zero beyond the
 // channels.
 // Work split: a task is some rows of some images, all channels.
+#include "../../common/checked.h"
 #include "../../common/torch_stable.h"
+#include "../parallel.h"
 #include "../scratch.h"
 #include "bf16x6_kernels.h"
 
@@ -32,6 +34,11 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
   PYSAL_CHECK(
       row_stride >= 1 && column_stride >= 1 && row_dilation >= 1 && column_dilation >= 1 && top >= 0 && left >= 0, op,
       ": strides and dilations must be at least 1, padding at least 0");
+  const int64_t kernel_height = weight.size(1), kernel_width = weight.size(2);
+  for (const int64_t number :
+       {kernel_height, kernel_width, row_stride, column_stride, row_dilation, column_dilation, top, left})
+    PYSAL_CHECK(number <= kMostBf16x6Step, op, ": kernel, strides, dilations and padding must be at most ",
+                kMostBf16x6Step, ", got ", number);
   const auto like_output = [&](const Tensor& map) {
     return map.is_cpu() && map.scalar_type() == ScalarType::Float && map.dim() == 4 && map.size(0) == input.size(0) &&
            map.size(1) == out_channels && map.size(2) == output.size(2) && map.size(3) == output.size(3);
@@ -54,6 +61,13 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
               op,
               ": mask must be uint8, a bit per element of output or of its first images, whose number divides theirs");
   if (output.numel() == 0) return;
+  // what a task at most splits: every position that any tap reaches, for each phase, three parts of 32 channels of 2
+  // bytes
+  const int64_t high = output.size(2) + kernel_height * row_dilation + top + 2,
+                wide = input.size(3) + output.size(3) + kernel_width * column_dilation + left + 2;
+  product(op, "what is split at once",
+          {high, wide, input.size(0), std::min(row_stride, kernel_height) * std::min(column_stride, kernel_width),
+           weight.size(3), 3 * 64});
   const Tensor from = dense(input, true), parts = dense(weight), shift = dense(bias);
   const std::optional<Tensor> added = shortcut ? std::optional(dense(*shortcut, true)) : std::nullopt;
   const std::optional<Tensor> through = mask ? std::optional(dense(*mask)) : std::nullopt;
@@ -87,7 +101,7 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
   const Bf16x6Task like = bf16x6_task(convolution, torch::stable::get_num_threads());
   const int64_t across = (height + like.rows - 1) / like.rows;
   const int64_t tasks = (input.size(0) + like.images - 1) / like.images * across;
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / across * like.images, row = i % across * like.rows;
       const Bf16x6Task task{image, std::min(like.images, input.size(0) - image), row,

@@ -6,7 +6,9 @@
 // threads.
 #include "../simd/inverted_residual_kernels.h"
 
+#include "../../common/checked.h"
 #include "../../common/torch_stable.h"
+#include "../parallel.h"
 #include "../scratch.h"
 #include "../simd/level.h"
 
@@ -55,7 +57,7 @@ void run(const InvertedResidual& block, int64_t images, bool forward) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = std::min(images >= threads ? 1 : threads, block.out_height);  // of an image
   const int64_t floats = kernels.scratch_floats(block, forward);
-  torch::stable::parallel_for(0, images * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, images * parts, 1, [&](int64_t begin, int64_t end) {
     float* const scratch = static_cast<float*>(scratch_of(floats * sizeof(float)));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts;
@@ -98,9 +100,10 @@ std::tuple<Tensor, Tensor, Tensor> inverted_residual(const Tensor& input, const 
   const Tensor from = dense(input, true);
   const std::optional<Tensor> added = shortcut ? std::optional(dense(*shortcut, true)) : std::nullopt;
   Tensor output = empty(input, {images, out_channels, height, width}, std::nullopt, true);
-  const int64_t expanded = expand ? images * in_height * in_width * channels : 0;
+  const int64_t expanded = expand ? product(op, "gates", {images, in_height, in_width, channels}) : 0;
+  const int64_t combined = product(op, "gates", {images, height, width, channels});
   Tensor expand_gates = empty(input, {expanded / 8}, ScalarType::Byte);
-  Tensor depthwise_gates = empty(input, {images * height * width * channels / 8}, ScalarType::Byte);
+  Tensor depthwise_gates = empty(input, {combined / 8}, ScalarType::Byte);
   InvertedResidual block{};
   block.in_channels = in_channels, block.in_height = in_height, block.in_width = in_width;
   block.channels = channels;
@@ -141,8 +144,9 @@ Tensor inverted_residual_backward(const Tensor& grad, const std::optional<Tensor
   check_panels(op, "project", project, grad.size(1), channels);
   if (expand) check_panels(op, "expand", *expand, channels, in_channels);
   PYSAL_CHECK(expand.has_value() == expand_gates.has_value(), op, ": expand and its gates belong together");
-  if (expand) check_gates(op, "expand_gates", *expand_gates, images * in_height * in_width * channels);
-  check_gates(op, "depthwise_gates", depthwise_gates, images * height * width * channels);
+  if (expand)
+    check_gates(op, "expand_gates", *expand_gates, product(op, "gates", {images, in_height, in_width, channels}));
+  check_gates(op, "depthwise_gates", depthwise_gates, product(op, "gates", {images, height, width, channels}));
   if (added)
     PYSAL_CHECK(is_floats(*added, 4) && added->size(0) == rows && added->size(1) == in_channels &&
                     added->size(2) == in_height && added->size(3) == in_width,

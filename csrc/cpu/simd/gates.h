@@ -32,24 +32,32 @@ PYSAL_INLINE Mask lanes_of(unsigned bits) {
   return (lane_bit & static_cast<Lane>(bits)) != 0;
 }
 
-// Bit k says whether lane k lies between 0 and upper.
-[[maybe_unused]] PYSAL_INLINE unsigned gates_of(vfloat x, vfloat upper) {
+// What a gate is closed from: upper, or nothing where that is infinite, as comparisons with NaN are false.
+template <class T>
+PYSAL_INLINE T gate_bound(T upper) {
+  return upper == static_cast<T>(__builtin_inff()) ? static_cast<T>(__builtin_nanf("")) : upper;
+}
+
+// Bit k is 0 where lane k is at most 0, or at least the bound: 1 where it is NaN, whose gradient torch lets through,
+// too.
+[[maybe_unused]] PYSAL_INLINE unsigned gates_of(vfloat x, vfloat bound) {
 #if PYSAL_VECTOR_BYTES == 64  // what the compiler makes of the other goes from masks to vectors and back
-  const __mmask16 positive = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OS);
-  return _mm512_mask_cmp_ps_mask(positive, (__m512)x, (__m512)upper, _CMP_LT_OS);
+  const __mmask16 positive = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NLE_UQ);
+  return _mm512_mask_cmp_ps_mask(positive, (__m512)x, (__m512)bound, _CMP_NGE_UQ);
 #else
-  return bits_of((x > vfloat{}) & (x < upper));
+  return bits_of(~((x <= vfloat{}) | (x >= bound)));
 #endif
 }
 
-// The lanes whose bit is set in `open`, and which are positive or any sign will do (-1; 0: it will not); 0 elsewhere.
+// The lanes whose bit is set in `open`, and which are not at most 0 or any sign will do (-1; 0: it will not); 0
+// elsewhere.
 [[maybe_unused]] PYSAL_INLINE vfloat passed(vfloat x, unsigned open, int any_sign) {
 #if PYSAL_VECTOR_BYTES == 64
-  const unsigned positive = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OS);
+  const unsigned positive = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NLE_UQ);
   const auto passes = static_cast<__mmask16>(open & (positive | static_cast<unsigned>(any_sign)));
   return (vfloat)_mm512_maskz_mov_ps(passes, (__m512)x);
 #else
-  const vint passes = lanes_of<vint, int32_t, kLanes>(open) & ((x > vfloat{}) | any_sign);
+  const vint passes = lanes_of<vint, int32_t, kLanes>(open) & (~(x <= vfloat{}) | any_sign);
   return passes ? x : vfloat{};
 #endif
 }

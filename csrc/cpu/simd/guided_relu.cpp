@@ -40,20 +40,21 @@ PYSAL_INLINE unsigned bits_of(vshort lanes) {
 #endif
 }
 
-// One vector of each type: forward gives the output and the gate's bits, positive compares with 0.
+// One vector of each type: forward gives the output and the gate's bits, positive says what is not at most 0, so NaN,
+// too.
 struct Float {
   typedef float T;
   typedef vfloat Vector;
   typedef vint Mask;
   static constexpr int kCount = static_cast<int>(kLanes);
-  vfloat top;
-  explicit PYSAL_INLINE Float(float upper) : top(broadcast(upper)) {}
+  vfloat top, bound;
+  explicit PYSAL_INLINE Float(float upper) : top(broadcast(upper)), bound(broadcast(gate_bound(upper))) {}
   PYSAL_INLINE vfloat output(vfloat x) const {
     const vfloat zero = {}, floored = x < zero ? zero : x;  // comparisons with NaN are false, so it comes through
     return floored > top ? top : floored;
   }
-  PYSAL_INLINE vint gate(vfloat x) const { return (x > vfloat{}) & (x < top); }
-  PYSAL_INLINE vint positive(vfloat x) const { return x > vfloat{}; }
+  PYSAL_INLINE vint gate(vfloat x) const { return ~((x <= vfloat{}) | (x >= bound)); }
+  PYSAL_INLINE vint positive(vfloat x) const { return ~(x <= vfloat{}); }
   static PYSAL_INLINE vint lanes(unsigned bits) { return lanes_of<vint, int32_t, kCount>(bits); }
 };
 
@@ -62,14 +63,14 @@ struct Double {
   typedef vdouble Vector;
   typedef vlong Mask;
   static constexpr int kCount = static_cast<int>(kDoubleLanes);
-  vdouble top;
-  explicit PYSAL_INLINE Double(double upper) : top(broadcast(upper)) {}
+  vdouble top, bound;
+  explicit PYSAL_INLINE Double(double upper) : top(broadcast(upper)), bound(broadcast(gate_bound(upper))) {}
   PYSAL_INLINE vdouble output(vdouble x) const {
     const vdouble zero = {}, floored = x < zero ? zero : x;
     return floored > top ? top : floored;
   }
-  PYSAL_INLINE vlong gate(vdouble x) const { return (x > vdouble{}) & (x < top); }
-  PYSAL_INLINE vlong positive(vdouble x) const { return x > vdouble{}; }
+  PYSAL_INLINE vlong gate(vdouble x) const { return ~((x <= vdouble{}) | (x >= bound)); }
+  PYSAL_INLINE vlong positive(vdouble x) const { return ~(x <= vdouble{}); }
   static PYSAL_INLINE vlong lanes(unsigned bits) { return lanes_of<vlong, int64_t, kCount>(bits); }
 };
 
@@ -80,13 +81,13 @@ struct Half {  // the bits of a float16 or bfloat16
   static constexpr int kCount = 8;
   HalfUpper upper;
   explicit PYSAL_INLINE Half(HalfUpper upper_) : upper(upper_) {}
-  PYSAL_INLINE vshort positive(vshort x) const { return (x > 0) & (x <= upper.infinity); }
+  PYSAL_INLINE vshort is_nan(vshort x) const { return (x & static_cast<int16_t>(0x7fff)) > upper.infinity; }
+  PYSAL_INLINE vshort positive(vshort x) const { return (x > 0) | is_nan(x); }
   PYSAL_INLINE vshort output(vshort x) const {
-    const vshort is_nan = (x & static_cast<int16_t>(0x7fff)) > upper.infinity, is_positive = positive(x);
-    const vshort floored = x & (is_positive | is_nan), capped = is_positive & (x > upper.below);
+    const vshort floored = x & positive(x), capped = (x > upper.below) & ~is_nan(x);
     return (floored & ~capped) | (capped & upper.rounded);
   }
-  PYSAL_INLINE vshort gate(vshort x) const { return positive(x) & (x < upper.above); }
+  PYSAL_INLINE vshort gate(vshort x) const { return ((x > 0) & (x < upper.above)) | is_nan(x); }
   static PYSAL_INLINE vshort lanes(unsigned bits) { return lanes_of<vshort, int16_t, kCount>(bits); }
 };
 

@@ -7,7 +7,7 @@ namespace pysal::cpu {
 // integers.
 struct HalfUpper {
   int16_t below;     // the largest number <= upper
-  int16_t above;     // the smallest number >= upper
+  int16_t above;     // the smallest number whose gate is closed: >= upper, or above infinity where that is upper
   int16_t rounded;   // upper, rounded
   int16_t infinity;  // larger ones are NaN
 };

@@ -22,7 +22,7 @@ PYSAL_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // the output and channel `column`; each is `next` channels further.
 struct Gate {  // forward: min(max(sum + bias, 0), upper), and its gates
   const float* bias;
-  vfloat upper;
+  vfloat upper, bound;
   float* out;
   uint8_t* gates;
   int64_t pitch;  // from one pixel to the next
@@ -34,7 +34,7 @@ struct Gate {  // forward: min(max(sum + bias, 0), upper), and its gates
       const vfloat zero = {}, x = sums[v] + load(bias + column + v * kLanes);
       const vfloat floored = zero > x ? zero : x;  // comparisons with NaN are false, so it comes through
       store(out + at + v * kLanes, floored > upper ? upper : floored);
-      bits |= gates_of(x, upper) << (v * kLanes);
+      bits |= gates_of(x, bound) << (v * kLanes);
     }
     __builtin_memcpy(gates + (at >> 3), &bits, kCount * kLanes / 8);
   }
@@ -253,7 +253,8 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
       multiply(source, b.in_width, b.in_channels, b.enter, channels, mask);
     } else if (b.expands) {
       uint8_t* const gates = row >= own_begin && row < own_end ? b.enter_gates + at : unwanted;
-      const Gate gate{b.enter_bias, broadcast(b.enter_upper), target, gates, channels};
+      const Gate gate{b.enter_bias, broadcast(b.enter_upper), broadcast(gate_bound(b.enter_upper)), target, gates,
+                      channels};
       multiply(source, b.in_width, b.in_channels, b.enter, channels, gate);
     } else {
       __builtin_memcpy(target, source, sizeof(float) * b.in_width * channels);
@@ -282,7 +283,8 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
         }
       }
       if (kForward) {
-        const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), row_buffer, b.depthwise_gates + at, channels};
+        const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), broadcast(gate_bound(b.depthwise_upper)),
+                        row_buffer,       b.depthwise_gates + at,       channels};
         combine(taps, count, channels, b.column_stride * channels, b.out_width, gate);
         continue;
       }
