@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,14 +79,11 @@ def define_derivative(name: str, backward: Callable[..., Any], setup_context: Ca
     torch.library.register_autograd(f"{NAMESPACE}::{name}", in_own_dtype, setup_context=setup_context)
 
 
-@contextlib.contextmanager
-def without_autocast(device_type: str) -> Iterator[None]:
-    """Run the block in the dtypes that are written there, also inside the caller's `torch.autocast`."""
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context that runs in the dtypes that are written there, also inside the caller's `torch.autocast`."""
     if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def has_kernel(name: str, device_type: str, namespace: str = NAMESPACE) -> bool:

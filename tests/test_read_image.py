@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from fractions import Fraction
@@ -576,3 +578,66 @@ def test_warning_filters_are_left_as_they_were(write, tmp_path) -> None:
     read_image(path)
     refused(tmp_path / "none.png", FileNotFoundError)
     assert warnings.filters == before
+
+
+KINDS_OF_ARRAY = {
+    "np.matrix": lambda pixels: pixels[..., 0].view(np.matrix),
+    "a masked array with no mask": np.ma.array,
+    "big-endian": lambda pixels: (pixels / 255).astype(">f4"),
+    "big-endian whole numbers": lambda pixels: (pixels.astype(np.uint16) * 257).astype(">u2"),
+    "negative strides": lambda pixels: pixels[::-1, ::-1][::-1, ::-1],
+    "every other pixel": lambda pixels: pixels.repeat(2, 0).repeat(2, 1)[::2, ::2],
+    "channels first in memory": lambda pixels: np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "read-only": lambda pixels: np.broadcast_to(pixels, pixels.shape),
+    "a subclass": lambda pixels: pixels.view(type("Mine", (np.ndarray,), {"__getitem__": lambda *_: 1 / 0})),
+    "long double": lambda pixels: (pixels / 255).astype(np.longdouble),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARRAY)
+@pytest.mark.parametrize("size", [None, 5])
+def test_every_kind_of_array_is_read_as_its_values(kind: str, size: int | None) -> None:
+    pixels = RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    array = KINDS_OF_ARRAY[kind](pixels)
+    plain = np.array(array, subok=False, dtype=array.dtype.newbyteorder("="), order="C")
+    assert torch.equal(read_image(array, size=size), read_image(plain, size=size))
+    exact = pixels[..., :1] if kind == "np.matrix" else pixels
+    if size is None:
+        assert (read_image(array) - exactly(exact)).abs().max() <= torch.finfo(torch.float32).eps
+
+
+def test_a_memory_map_is_read(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "photo.npy", pixels)
+    assert torch.equal(read_image(np.load(tmp_path / "photo.npy", mmap_mode="r")), exactly(pixels))
+
+
+@pytest.mark.parametrize(
+    ("array", "error", "message"),
+    [
+        (np.ma.array(np.zeros((4, 4)), mask=np.eye(4)), ValueError, r"have no masked values, got an array \(4, 4\) of float64"),
+        (np.zeros((4, 4), dtype=object), TypeError, r"have dtype uint8, uint16 or floating, got an array \(4, 4\) of object"),
+        (np.zeros((4, 4), dtype=[("r", "u1")]).view(np.recarray), TypeError, r"have dtype uint8, uint16 or floating, got .*"),
+        (np.zeros((4, 4), dtype=complex).view(np.matrix), TypeError, r"have dtype uint8, uint16 or floating, got .*"),
+    ],
+)  # fmt: skip
+def test_what_an_array_must_not_be(array: np.ndarray, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"^pysal.read_image: source must {message}$"):
+        read_image(array)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB"])
+def test_a_large_photo_takes_a_few_copies_and_no_more(mode: str, tmp_path: Path) -> None:
+    """The blending of transparency in float32, of a whole photo at once, took 50 bytes a pixel; Pillow holds 4."""
+    Image.new(mode, (3000, 3000)).save(tmp_path / "large.png")
+    script = (
+        "import resource, sys, pysal, torch\n"
+        "pysal.read_image(sys.argv[1], size=8)\n"  # what is loaded on the way is no matter of memory
+        "used = next(int(line.split()[1]) << 10 for line in open('/proc/self/status') if line.startswith('VmSize'))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 16 * 3000 * 3000, resource.RLIM_INFINITY))\n"
+        "assert pysal.read_image(sys.argv[1], size=64).shape == (1, 3, 64, 64)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "large.png")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ from pysal.engine.class_names import names_of
 from pysal.engine.precision import PRECISIONS, Precision
 from pysal.engine.prepared import check_eval
 from pysal.engine.score import SCORE_KINDS
+from pysal.engine.states import restoring
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS
 from pysal.models import Classifier
@@ -255,6 +256,7 @@ class Job:
         """Whether going on with the job runs code that makes its model, which is permitted each time."""
         return self._model.spec is not None and is_code(self._model.spec)
 
+    @restoring
     def _try_out(self) -> int:
         """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps."""
         worker, methods = self._worker, self.manifest["methods"]

@@ -22,10 +22,11 @@ from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
 from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import is_out_of_memory
+from pysal.engine.chunks import is_out_of_memory, says_out_of_memory
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel, prepare
 from pysal.engine.score import Output, ScoreKind, follows, probabilities, settled, taken_for
+from pysal.engine.states import Restored, restoring
 from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS, per_image
@@ -91,6 +92,7 @@ class Worker:
     What it returns for a shard depends on the manifest, the images and the kind of processor alone: not on what it did before.
     """
 
+    @restoring
     def __init__(self, setup: Setup, device: str, model: nn.Module | None = None) -> None:
         self.setup, self.device = setup, device
         manifest = setup.manifest
@@ -118,6 +120,7 @@ class Worker:
         )
         return torch.cat([noise, plain]).to(self.device)
 
+    @restoring
     def explain(self, shard: int, items: Sequence[Item]) -> Files:
         """Return the files of a shard.
 
@@ -183,7 +186,7 @@ class Worker:
         except Exception as error:
             out_of_memory = is_out_of_memory(error)
             if len(items) == 1:
-                if out_of_memory:
+                if says_out_of_memory(error):
                     raise MemoryError(
                         f"{WHERE}: {items[0].path} alone does not fit into the memory of {self.device}"
                     ) from error
@@ -398,14 +401,14 @@ def _finite(row: Mapping[str, Any], map_is_finite: bool) -> dict[str, Any]:
     return kept
 
 
-@contextlib.contextmanager
-def one_thread(device: str) -> Iterator[None]:
+class one_thread(Restored):
     """Compute with one thread: how many there are decides in which order torch adds numbers, so results would differ."""
-    threads = torch.get_num_threads()
-    if device == "cpu" and threads != 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        """Note how many there are."""
+        super().__enter__()
+        if self.device == "cpu" and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)

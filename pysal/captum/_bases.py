@@ -1,6 +1,5 @@
 """The classes that captum's own wrappers ask for, shared with captum where it is installed."""
 
-import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.captum import _request
 from pysal.captum._request import Inputs, Target
+from pysal.engine.states import restoring
 from pysal.methods import gradient
 
 Parameters = ParamSpec("Parameters")
@@ -45,13 +45,8 @@ else:
 
 
 def entry(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Give a method the `__wrapped__` that captum's NoiseTunnel and other wrappers call."""
-
-    @functools.wraps(method)
-    def attribute(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return method(*args, **kwargs)
-
-    return attribute
+    """Give a method the `__wrapped__` that captum's NoiseTunnel and other wrappers call, and the state back afterwards."""
+    return restoring(method)
 
 
 class Attribution(_Attribution):

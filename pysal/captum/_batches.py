@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pysal.engine.chunks import fast_rows, is_out_of_memory
 from pysal.engine.precision import precision_mode
 from pysal.engine.prepared import PreparedModel
+from pysal.engine.states import keep_random_numbers, restoring
 from pysal.engine.training import training_part
 
 # Times what runs fast in one pass that is not worth cutting: finding out whether rows are independent takes a pass, too.
@@ -54,6 +55,7 @@ def of_rows(further: Sequence[Any], rows: Tensor, examples: int) -> tuple[Any, .
     return tuple(one[rows.to(one.device)] if goes_along(one, examples) else one for one in further)
 
 
+@restoring
 def independent(
     forward: Callable[..., Any],
     points: Callable[[Tensor, Tensor], Inputs],
@@ -89,7 +91,8 @@ def independent(
     ]
     passes.append((torch.cat(ends), torch.cat([copy for _, copy in passes])))
     tables = []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+    keep_random_numbers(device)
+    with torch.no_grad():
         try:
             for own, copy in passes:
                 output = call(forward, points(own, copy), of_rows(further, own, examples))

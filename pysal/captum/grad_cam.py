@@ -14,6 +14,7 @@ from pysal.engine.features import Layer
 from pysal.engine.plan import Plan
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import ReluRules
+from pysal.engine.states import Hooks, restoring
 from pysal.engine.sweeps import taped
 from pysal.methods.guided_backprop import make_rules
 
@@ -154,18 +155,17 @@ class _Watched:
         self.layer = Layer(name, module, "last", at_input, index)
         self.tensors = 0
 
-    def __enter__(self) -> None:
+    def watch(self) -> None:
+        """Count, until the state is put back."""
+
         def count(_module: nn.Module, args: Any, output: Any = None) -> None:
             found = args if self.layer.at_input else output
             self.tensors = len(found) if isinstance(found, (tuple, list)) else 1
 
-        register = "register_forward_pre_hook" if self.layer.at_input else "register_forward_hook"
-        self._handle = getattr(self.layer.module, register)(count)
-
-    def __exit__(self, *_error: object) -> None:
-        self._handle.remove()
+        Hooks().add(self.layer.module, count, before=self.layer.at_input)
 
 
+@restoring
 def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return a layer's activation, the gradient there and, with `rules`, the gradient of the packed inputs under them."""
 
@@ -183,13 +183,13 @@ def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[
         activations, gradients, guided = zip(*parts, strict=True)
         return torch.cat(activations), torch.cat(gradients), None if rules is None else torch.cat(guided)
 
-    with watched:
-        try:
-            return request.run(work)
-        except ValueError as error:
-            if watched.tensors:
-                raise
-            raise AssertionError(str(error)) from error
+    watched.watch()
+    try:
+        return request.run(work)
+    except ValueError as error:
+        if watched.tensors:
+            raise
+        raise AssertionError(str(error)) from error
 
 
 def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool) -> Tensor:

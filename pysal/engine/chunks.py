@@ -1,6 +1,7 @@
 """One queue for every method: consecutive chunks under a memory budget, halved when memory runs out."""
 
 import contextlib
+import errno
 import os
 import threading
 from bisect import bisect_right
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pysal.engine.states import DispatchMode, kept, restoring
 
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -32,6 +34,39 @@ GENEROUS_BYTES_PER_INPUT_BYTE = 1000
 MEMORY_SHARE = 0.5
 
 
+# What libraries say, in lower case, when memory has run out: torch on a CPU, CUDA, HIP, MPS and this package, the C++ library,
+# the operating system, MKL, and NVIDIA's libraries by the names of their statuses.
+_MEANS_IT = (
+    "out of memory",
+    "defaultcpuallocator",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "memory allocation failed",
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "status_alloc_failed",
+    "cufft_alloc_failed",
+    "cuda_error_out_of_memory",
+    "unable to find an engine",
+    "unable to find a valid cudnn algorithm",
+)
+# What oneDNN, cuDNN and torch's stable ABI say then, and for other reasons, too.
+_MAY_MEAN_IT = (
+    "could not create a primitive",
+    "could not create a memory",
+    "could not execute a primitive",
+    "could not append",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
+    "API call failed",
+)
+
+
 class Cancelled(RuntimeError):
     """The computation was stopped through the `cancel` event of `pysal.progress`."""
 
@@ -43,7 +78,7 @@ class _Reporting:
     outermost: bool = True
 
 
-_reporting: ContextVar[_Reporting] = ContextVar("pysal_reporting")
+_reporting: ContextVar[_Reporting] = kept(ContextVar("pysal_reporting", default=_Reporting()))  # noqa: B039, it is frozen
 
 
 @contextlib.contextmanager
@@ -91,6 +126,7 @@ def _tqdm_callback() -> ProgressCallback:
     return report
 
 
+@restoring
 def run_chunks(
     total: int,
     body: Callable[[int, int], None],
@@ -119,44 +155,42 @@ def run_chunks(
         Cancelled: the `cancel` event of `progress` was set.
         MemoryError: one row alone does not fit.
     """
-    reporting = _reporting.get(_Reporting())
-    inner = _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
-    try:
-        done, size = 0, chunk_rows(total if not ends else 0, batch_size or fast_rows(device, row_bytes), device)
-        first = min(size, total)
-        measure = batch_size is None and total > 1
-        measure = measure and (
-            first * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
-            or (first > UNMEASURED_ROWS and device.type == "cpu")
-        )
-        while done < total:
-            if reporting.cancel is not None and reporting.cancel.is_set():
-                raise Cancelled(f"pysal: cancelled after {done} of {total} rows of {label}")
-            stop = min([total, done + (1 if measure else size), *ends[bisect_right(ends, done) :][:1]])
-            try:
-                with _AllocationMeter() if measure else contextlib.nullcontext() as meter:
-                    body(done, stop)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if stop - done == 1:
-                    raise MemoryError(f"pysal: one row of {label} does not fit into the memory of {device}") from error
-                size, measure = (stop - done) // 2, False
-                failed = True
-            else:
-                failed = False
-            if failed:  # outside the except block, where the traceback still holds the tensors of the failed chunk
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            if meter is not None:
-                size = max(1, min(size, int(MEMORY_SHARE * free_memory(device) / max(meter.bytes, 1))))
-                measure = False
-            done = stop
-            if reporting.outermost and reporting.callback is not None:
-                reporting.callback(label, done, total)
-    finally:
-        _reporting.reset(inner)
+    reporting = _reporting.get()
+    _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
+    done, size = 0, chunk_rows(total if not ends else 0, batch_size or fast_rows(device, row_bytes), device)
+    first = min(size, total)
+    measure = batch_size is None and total > 1
+    measure = measure and (
+        first * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
+        or (first > UNMEASURED_ROWS and device.type == "cpu")
+    )
+    while done < total:
+        if reporting.cancel is not None and reporting.cancel.is_set():
+            raise Cancelled(f"pysal: cancelled after {done} of {total} rows of {label}")
+        stop = min([total, done + (1 if measure else size), *ends[bisect_right(ends, done) :][:1]])
+        try:
+            with _AllocationMeter() if measure else contextlib.nullcontext() as meter:
+                body(done, stop)
+        except (RuntimeError, MemoryError, OSError) as error:
+            # a single row that fails for a reason that need not be memory fails in its own words
+            if not (says_out_of_memory(error) if stop - done == 1 else is_out_of_memory(error)):
+                raise
+            if stop - done == 1:
+                raise MemoryError(f"pysal: one row of {label} does not fit into the memory of {device}") from error
+            size, measure = (stop - done) // 2, False
+            failed = True
+        else:
+            failed = False
+        if failed:  # outside the except block, where the traceback still holds the tensors of the failed chunk
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        if meter is not None:
+            size = max(1, min(size, int(MEMORY_SHARE * free_memory(device) / max(meter.bytes, 1))))
+            measure = False
+        done = stop
+        if reporting.outermost and reporting.callback is not None:
+            reporting.callback(label, done, total)
 
 
 def chunk_rows(total: int, most: int, device: torch.device) -> int:
@@ -199,29 +233,36 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception means that memory ran out, on a GPU, in torch's CPU allocator or in NumPy."""
+    """Say whether an exception means, or may mean, that memory ran out, in whichever library."""
+    return says_out_of_memory(error) or (isinstance(error, RuntimeError) and any(words in str(error) for words in _MAY_MEAN_IT))
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception, or the one it came from, can mean nothing but that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    return "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    if isinstance(error, RuntimeError) and any(words in text for words in _MEANS_IT):
+        return True
+    return error.__cause__ is not None and says_out_of_memory(error.__cause__)
 
 
-class _AllocationMeter(TorchDispatchMode):
+class _AllocationMeter(DispatchMode):
     """Adds up the bytes of every new tensor, memory used again counted once: an upper bound of what one row needs at once."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._sizes: dict[int, int] = {}
 
     @property
     def bytes(self) -> int:
         return sum(self._sizes.values())
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def see(self, result: Any) -> None:
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
                 storage = leaf.untyped_storage()
                 address = storage.data_ptr()
                 self._sizes[address] = max(self._sizes.get(address, 0), storage.nbytes())
-        return result

@@ -1,8 +1,6 @@
 """The layer that Grad-CAM looks at unless told: the last map of the images on the way to the score that is asked for."""
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from pysal.engine.features import Layer
 from pysal.engine.lineage import Lineage, alike, tensors_in
 from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
 from pysal.engine.spatial import Reading, reading
+from pysal.engine.states import Hooks, leave_inference_mode, outside_inference, restoring
 from pysal.engine.token_rows import TokenRows
 
 # Values whose gradients are asked for together, from the last on: mostly the first few decide.
@@ -99,8 +98,8 @@ def default_layer(where: str, model: object, look: Callable[[], Look]) -> Choice
     if not isinstance(model, nn.Module):
         requirement = "be an nn.Module, whose layers can be captured"
         refuse(where, "model", requirement, type(model).__name__, NotApplicable)
-    with torch.inference_mode(False), differentiating(where):
-        return _chosen(where, model, *_seen(model, look))
+    with differentiating(where):
+        return outside_inference(lambda: _chosen(where, model, *_seen(model, look)))
 
 
 def _chosen(where: str, model: nn.Module, seen: list[_Seen], runs: dict[str, int], found: Look) -> Choice:
@@ -141,35 +140,37 @@ def _works_on_tokens(module: nn.Module) -> bool:
     )
 
 
+@restoring
 def reading_of(where: str, model: nn.Module, layer: Layer, look: Callable[[], Look]) -> Reading | None:
     """Return how to read the tokens that a layer returned, which was asked for; None where it returned none.
 
     Raises:
         ValueError: that run had nothing to do with the image, or its tokens are no cells of it.
     """
-    with torch.inference_mode(False):
-        seen, runs, found = _seen(model, look)
-        lineage = Lineage(found.score, found.image)
-        run = 0 if layer.run is None else runs.get(layer.name, 0) - 1 if layer.run == "last" else layer.run
-        own = {one.run: one for one in seen if one.name == layer.name}
-        if not lineage.complete or run not in own or (layer.run is None and runs[layer.name] > 1):
-            return None  # which the pass that captures the layer will say
-        asked = own[run]
-        if not lineage.reaches(asked.edge.node):
-            others = [f"{layer.name}[{one.run}]" for one in own.values() if lineage.reaches(one.edge.node)]
-            hint = f" (did you mean {', '.join(map(repr, others[-3:]))}?)" if others else ""
-            requirement = f"run on the images that are explained{hint}"
-            refuse(where, f"layer {layer.label!r}", requirement, "a run on other inputs alone")
-        if len(asked.shape) != 3 or asked.edge.node not in lineage.nodes:
-            return None
-        size = (found.image.shape[2], found.image.shape[3])
-        how = TokenRows(lineage, size).reading(asked.edge.node)
-        if how is None:
-            requirement = "return tokens that are cells of the image, or be read with tokens='vit' or a callable"
-            refuse(where, f"layer {layer.label!r}", requirement, f"shape {asked.shape} of one image")
-        return how
+    leave_inference_mode()
+    seen, runs, found = _seen(model, look)
+    lineage = Lineage(found.score, found.image)
+    run = 0 if layer.run is None else runs.get(layer.name, 0) - 1 if layer.run == "last" else layer.run
+    own = {one.run: one for one in seen if one.name == layer.name}
+    if not lineage.complete or run not in own or (layer.run is None and runs[layer.name] > 1):
+        return None  # which the pass that captures the layer will say
+    asked = own[run]
+    if not lineage.reaches(asked.edge.node):
+        others = [f"{layer.name}[{one.run}]" for one in own.values() if lineage.reaches(one.edge.node)]
+        hint = f" (did you mean {', '.join(map(repr, others[-3:]))}?)" if others else ""
+        requirement = f"run on the images that are explained{hint}"
+        refuse(where, f"layer {layer.label!r}", requirement, "a run on other inputs alone")
+    if len(asked.shape) != 3 or asked.edge.node not in lineage.nodes:
+        return None
+    size = (found.image.shape[2], found.image.shape[3])
+    how = TokenRows(lineage, size).reading(asked.edge.node)
+    if how is None:
+        requirement = "return tokens that are cells of the image, or be read with tokens='vit' or a callable"
+        refuse(where, f"layer {layer.label!r}", requirement, f"shape {asked.shape} of one image")
+    return how
 
 
+@restoring
 def _seen(model: nn.Module, look: Callable[[], Look]) -> tuple[list[_Seen], dict[str, int], Look]:
     """Return what modules returned, in the order in which they did, how often each module ran, and the pass."""
     runs: dict[str, int] = {}
@@ -189,9 +190,8 @@ def _seen(model: nn.Module, look: Callable[[], Look]) -> tuple[list[_Seen], dict
             edge = GradientEdge(value.grad_fn, value.output_nr)
             seen.append(_Seen(name, module, run, edge, shape, shape[2] in rows))
 
-    with _watched(model, note):
-        found = look()
-    return seen, runs, found
+    _watch(model, note)
+    return seen, runs, look()
 
 
 class _Maps:
@@ -276,24 +276,13 @@ class _Maps:
         return self._moving[one.edge]
 
 
-@contextlib.contextmanager
-def _watched(model: nn.Module, note: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Call `note(name, module, output)` whenever a module of the model has run in this thread."""
-    thread = threading.get_ident()  # the model may run in others at the same time
+def _watch(model: nn.Module, note: Callable[[str, nn.Module, Any], None]) -> None:
+    """Have `note(name, module, output)` called whenever a module of the model has run, in a `restoring` function."""
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            if threading.get_ident() == thread:
-                note(name, module, output)
+        return lambda module, _args, output: note(name, module, output)
 
-        return hook
-
-    modules = [
-        (name, module) for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
-    ]
-    handles = [module.register_forward_hook(watch(name)) for name, module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = Hooks()
+    for name, module in model.named_modules():
+        if name and not isinstance(module, torch.jit.ScriptModule):
+            hooks.add(module, watch(name))

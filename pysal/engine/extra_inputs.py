@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.engine.rows import map_entries, row_tensors, take_rows
+from pysal.engine.states import outside_inference
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +134,7 @@ def _per_image(where: str, argument: str, value: Any, images: int) -> Pick:
 
 
 def _whole(value: Any) -> Pick:
-    with torch.inference_mode(False):
-        kept = _ordinary_inside(value)
+    kept = outside_inference(lambda: _ordinary_inside(value))
     return lambda rows: kept
 
 

@@ -1,10 +1,7 @@
 """Captures the activation of one layer, by module or by name, without keeping the graph below it."""
 
-import contextlib
 import difflib
 import re
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.states import Hooks
 
 
 @dataclass(frozen=True)
@@ -102,28 +100,24 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
 
 
-@contextlib.contextmanager
-def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
-    """Capture a layer's output (or input) in the forward pass that runs inside the block.
+def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
+    """Return what captures a layer's output (or input) in the next forward pass.
 
     Args:
         where: the public name of the method, for errors.
         layer: what to capture.
-        cut: start the autograd graph at this layer: the pass runs without gradients up to it and with gradients after,
-            so nothing below it is kept. Otherwise the activation stays part of the graph from the inputs.
+        hooks: of the pass.
+        cut: start the autograd graph at this layer: the pass, which begins without gradients, goes on with them from here, so
+            nothing below is kept. Otherwise the activation stays part of the graph from the inputs.
 
     Raises:
-        ValueError: the layer ran more than once where its only run was meant, or returned no tensor.
+        ValueError: in the pass, where the layer ran more than once and its only run was meant, or returned no tensor.
     """
     features = Features(where, layer)
-    marked: list[Tensor] = []
     runs = 0
-    thread = threading.get_ident()  # the model may run in others at the same time
 
     def hook(_module: nn.Module, args: Any, output: Any = None) -> Any:
         nonlocal runs
-        if threading.get_ident() != thread:
-            return None
         runs += 1
         if layer.run is None and runs > 1:
             raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
@@ -136,11 +130,10 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
             verb = "be given" if layer.at_input else "return"
             raise ValueError(f"{where}: layer {layer.name!r} must {verb} a tensor, got {type(value).__name__}")
         if cut:
-            torch.set_grad_enabled(True)  # undone by the no_grad block around the whole pass
+            torch.set_grad_enabled(True)
             tensor = tensor.detach().requires_grad_()
         elif not tensor.requires_grad:
-            tensor.requires_grad_()  # a layer that the images do not reach
-            marked.append(tensor)
+            hooks.mark(tensor)  # a layer that the images do not reach
         features.activation = tensor
         passed = tensor.clone()  # a ReLU that works in place after the layer must not overwrite what was captured
         if not sequence:
@@ -148,12 +141,5 @@ def capture(where: str, layer: Layer, *, cut: bool) -> Iterator[Features]:
         rest = (*value[: layer.index], passed, *value[layer.index + 1 :])
         return type(value)(*rest) if hasattr(value, "_fields") else type(value)(rest)
 
-    register = layer.module.register_forward_pre_hook if layer.at_input else layer.module.register_forward_hook
-    handle = register(hook)
-    try:
-        with torch.no_grad() if cut else contextlib.nullcontext():
-            yield features
-    finally:
-        handle.remove()
-        for tensor in marked:
-            tensor.requires_grad_(False)
+    hooks.add(layer.module, hook, before=layer.at_input)
+    return features

@@ -6,6 +6,7 @@ model is changed. What is not recognised stays as it was traced.
 
 import contextlib
 import copy
+import functools
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal.engine.model_state import ModelState
+from pysal.engine.states import restoring, undo_later
 
 _CONVOLUTIONS = (torch.conv2d, F.conv2d)
 _DIVISIONS = (operator.truediv, torch.div, torch.true_divide)
@@ -96,6 +99,7 @@ def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     return graph.eval()
 
 
+@restoring
 def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
     """Return the graph of a copy of a model in eval mode, and what its forward pass writes: (module's name, attribute).
 
@@ -109,6 +113,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
             raise NotTraceable(f"it cannot be copied: {_first_line(error)}") from error
         state = ModelState(snapshot)
         tracer = _Tracer()
+        undo_later(functools.partial(_unpatch, getattr(_symbolic_trace, "_is_fx_tracing_flag", False)))
         try:
             with tracer.custom_functions():
                 graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
@@ -145,6 +150,18 @@ def detached(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
 
 
+def _unpatch(tracing: bool) -> None:
+    """Take away what a trace that did not end puts in the place of nn.Module's own methods and of functions."""
+    patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
+    if patcher is not None and not tracing:
+        for patch in reversed(patcher.patches_made):
+            with contextlib.suppress(KeyError):  # of a name that is gone already
+                patch.revert()
+        patcher.patches_made.clear()
+    if hasattr(_symbolic_trace, "_is_fx_tracing_flag"):
+        _symbolic_trace._is_fx_tracing_flag = tracing
+
+
 class _Tracer(fx.Tracer):
     """Sees a batch norm under another class name for what it is, and notes in `meta["layers"]` what each module returned.
 
@@ -172,6 +189,7 @@ class _Tracer(fx.Tracer):
         """Make a node of every custom autograd function that is given something unknown."""
         function = torch.autograd.Function
         apply = function.__dict__["apply"]
+        undo_later(functools.partial(setattr, function, "apply", apply))
 
         def recorded(cls: Any, *args: Any, **kwargs: Any) -> Any:
             own = apply.__get__(None, cls)

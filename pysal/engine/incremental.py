@@ -27,6 +27,7 @@ from pysal import ops  # noqa: F401  defines torch.ops.pysal.box_regions
 from pysal.engine.chunks import to_device
 from pysal.engine.fold import module_of
 from pysal.engine.lowered import FusedConvolution
+from pysal.engine.states import leave_inference_mode, restoring
 
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
@@ -260,12 +261,14 @@ class Incremental:
 
     # ---- the graph
 
+    @restoring
     def _run_clean(self, image: Tensor, check: bool = False) -> dict[fx.Node, Any]:
         """Return the value of every node for an image; with `check`, refuse what is changed in place under a reader."""
         values: dict[fx.Node, Any] = {}
         versions: dict[fx.Node, int] = {}
         order = {node: position for position, node in enumerate(self.graph.graph.nodes)}
-        with torch.inference_mode(False), torch.no_grad():
+        leave_inference_mode()
+        with torch.no_grad():
             image = image.clone(memory_format=torch.channels_last)
             for node in self.graph.graph.nodes:
                 values[node] = self._value(node, values, image)

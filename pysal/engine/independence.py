@@ -21,11 +21,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pysal.engine.chunks import is_out_of_memory
 from pysal.engine.prepared import PreparedModel
+from pysal.engine.states import DispatchMode
 
 # What a plan's passes hold. "checked": any rows, once it is known that they do not depend on each other; a pass of exactly the
 # caller's images needs no check, since it is what the caller would have run. "whole": the caller's images, all of them, in
@@ -148,19 +148,17 @@ def _shape(answers: Tensor) -> int:
     return answers[0].numel() if len(answers) else 0
 
 
-class _Arithmetic(TorchDispatchMode):
+class _Arithmetic(DispatchMode):
     """Notes the coarsest floating-point numbers that a pass makes: a model may have an autocast of its own."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.roundoff = 0.0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def see(self, result: Any) -> None:
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 self.roundoff = max(self.roundoff, torch.finfo(leaf.dtype).eps / 2)
-        return result
 
 
 def roundoff_of(precision: str, dtype: torch.dtype, device: torch.device) -> float:

@@ -1,8 +1,9 @@
 """A validated request: the model, the images, the target, and how the model is run on them."""
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -40,6 +41,7 @@ from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.prepared import PreparedModel, check_eval
 from pysal.engine.relu_rules import ReluRules
 from pysal.engine.score import FOUND_OUT, Output, ScoreKind
+from pysal.engine.states import leave_inference_mode, outside_inference, restoring, undo_later
 from pysal.engine.sweeps import Found, Sweep, Swept, sweep
 from pysal.engine.target import Score, Target
 
@@ -233,23 +235,15 @@ class Plan:
         """The model with its own layers: neither compiled nor prepared."""
         return self.model.original if isinstance(self.model, PreparedModel) else self.eager_model
 
-    @contextlib.contextmanager
-    def modes(self, *, grad: bool) -> Iterator[None]:
-        """Set what autograd and arithmetic a model pass needs.
+    def modes(self, *, grad: bool) -> precision_mode:
+        """Return the context that sets what autograd and arithmetic a model pass needs, in a `restoring` function.
 
         Raises:
             NotApplicable: gradients are wanted of a model that was made in inference mode.
         """
         if grad:
             self._check_gradients()
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(grad),
-            _unoptimised_scripts() if grad else contextlib.nullcontext(),
-            precision_mode(self.precision, self.device, backward=grad),
-            torch.backends.cudnn.flags(enabled=False) if grad and self.root.without_cudnn else contextlib.nullcontext(),
-        ):
-            yield
+        return _Modes(self.precision, self.device, backward=grad, without_cudnn=grad and self.root.without_cudnn)
 
     def differentiated(self, passes: Callable[[], Shared]) -> Shared:
         """Return `passes()`, which run forward and backward; again without cuDNN where its RNNs are in eval mode.
@@ -408,6 +402,7 @@ class Plan:
         classes = self.score.scaled(clean.table)
         return self.score.pick(classes, self.origin), classes
 
+    @restoring
     def look(self, image: int) -> Look:
         """Run the model with gradients on one of the images, for whoever watches its layers."""
         rows = torch.tensor([image], device=self.device)
@@ -457,6 +452,7 @@ class Plan:
             return
         self.check_independence(len(rows), again="many" in self.root._shared and self.device.type == "cpu")
 
+    @restoring
     def check_independence(self, number: int = 2, *, again: bool = False) -> None:
         """Refuse a model whose rows depend on each other, by passes of two rows and of one.
 
@@ -515,6 +511,7 @@ class Plan:
         # what failed once need not be the rows' doing
         return self._works(model, torch.arange(root.images, device=root.device)) and not self._works(model, self.origin[rows])
 
+    @restoring
     def _works(self, model: Model, images: Tensor) -> bool:
         """Whether a model runs on some of the caller's images (N,)."""
         try:
@@ -571,6 +568,7 @@ class Plan:
             self._sweep_images(missing, required=True)
         return [made[self.score.kind, one] for one in wanted]
 
+    @restoring
     def _sweep_images(self, wanted: Sequence[Sweep], *, required: bool) -> None:
         """Make sweeps over the unchanged images, which also tell the clean scores; what is not required may be left out."""
         found: dict[int, Swept] = {}
@@ -601,15 +599,21 @@ def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
     return Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat(scores))
 
 
-@contextlib.contextmanager
-def _unoptimised_scripts() -> Iterator[None]:
-    """Keep TorchScript from optimising a backward pass, which it does for good after some runs, hidden from ReLU rules."""
-    before = torch._C._get_graph_executor_optimize()
-    torch._C._set_graph_executor_optimize(False)
-    try:
-        yield
-    finally:
-        torch._C._set_graph_executor_optimize(before)
+class _Modes(precision_mode):
+    def __init__(self, precision: Precision, device: torch.device, *, backward: bool, without_cudnn: bool) -> None:
+        super().__init__(precision, device, backward=backward)
+        self.without_cudnn = without_cudnn
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        leave_inference_mode()
+        torch._C._set_grad_enabled(self.backward)
+        if self.backward:
+            # TorchScript optimises a backward pass after some runs, for good, which hides it from ReLU rules
+            torch._C._set_graph_executor_optimize(False)
+        if self.without_cudnn:
+            undo_later(functools.partial(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled()))
+            torch._C._set_cudnn_enabled(False)
 
 
 class _ModelUsed(Exception):
@@ -659,8 +663,7 @@ def _checked_inputs(where: str, inputs: object, *, finite: bool) -> Tensor:
         rows = finite_rows(tensor)
         if not bool(rows.all()):
             refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(rows.long().argmin())}")
-    with torch.inference_mode(False):
-        return ordinary(tensor.detach())
+    return outside_inference(lambda: ordinary(tensor.detach()))
 
 
 def _check_model(where: str, model: object, inputs: Tensor) -> None:

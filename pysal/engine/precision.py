@@ -1,55 +1,55 @@
 """What arithmetic the model runs in: float32, TF32, bf16, or a float32 forward with a bf16 backward."""
 
-import contextlib
-from collections.abc import Iterator
+import functools
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
-from torch.overrides import TorchFunctionMode
 
 from pysal._library import without_autocast
+from pysal.engine.states import FunctionMode, Restored, undo_later
 
 Precision: TypeAlias = Literal["float32", "tf32", "mixed", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
-@contextlib.contextmanager
-def precision_mode(precision: Precision, device: torch.device, *, backward: bool) -> Iterator[None]:
+class precision_mode(Restored):
     """Run the block in the given precision, whatever autocast the caller is in; the settings are as before afterwards.
 
     "mixed" is the one that keeps a ReLU network's gates exact while its backward pass, which is linear once the gates are
     fixed, runs on bf16 matrix units. "bf16" also decides the gates in bf16 and moves many of them.
     """
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(_tf32(precision in ("tf32", "mixed")))
-        if precision == "bf16":
-            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+
+    def __init__(self, precision: Precision, device: torch.device, *, backward: bool) -> None:
+        self.precision, self.device, self.backward = precision, device, backward
+
+    def __enter__(self) -> None:
+        """Note what was, and set what is asked for."""
+        super().__enter__()
+        if self.device.type == "cuda":
+            undo_later(functools.partial(_allow_tf32, *_tf32_allowed()))
+            _allow_tf32(*[self.precision in ("tf32", "mixed")] * 2)
+        if self.precision == "bf16":
+            torch.autocast(self.device.type, dtype=torch.bfloat16).__enter__()
         else:
-            stack.enter_context(without_autocast(device.type))
-        if precision == "mixed" and backward:
-            stack.enter_context(_Bfloat16Backward())
-        yield
+            without_autocast(self.device.type).__enter__()
+        if self.precision == "mixed" and self.backward:
+            _Bfloat16Backward().__enter__()
 
 
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+def _tf32_allowed() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
-class _Bfloat16Backward(TorchFunctionMode):
+def _allow_tf32(matmul: bool, cudnn: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+class _Bfloat16Backward(FunctionMode):
     """Replaces the input gradient of convolutions and linear layers by one computed in bf16."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def replaced(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in (torch.conv2d, torch.nn.functional.conv2d):
             return _conv2d(*args, **kwargs)
         if func is torch.nn.functional.linear:

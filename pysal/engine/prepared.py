@@ -21,6 +21,7 @@ from pysal.engine.lowered import FusedConvolution, lower
 from pysal.engine.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
 from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
+from pysal.engine.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape import Program, Recorded
 from pysal.engine.training import training_part
 
@@ -180,6 +181,7 @@ def _again(original: nn.Module, example: Tensor, precision: Precision, rows: int
     return prepared
 
 
+@restoring
 def prepare(
     model: nn.Module, example: Tensor, *, precision: Precision = "float32", batch_size: int | None = None
 ) -> PreparedModel:
@@ -217,8 +219,9 @@ def prepare(
         refuse(where, "example", "hold at least one image", f"shape {tuple(example.shape)}")
     if precision not in PRECISIONS:
         refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
-    with torch.inference_mode(False), torch.random.fork_rng([example.device.index] if example.is_cuda else []):
-        # what inference mode makes could not be differentiated later
+    leave_inference_mode()  # whose tensors could not be differentiated later
+    keep_random_numbers(example.device)
+    with torch.enable_grad():
         example = example[:1].detach().clone()
         prepared = PreparedModel(model, example, precision)
         try:
@@ -520,7 +523,7 @@ def _seconds(prepared: PreparedModel, batch: Tensor) -> float:
         return clock()
 
     arithmetic = precision_mode(prepared.precision, batch.device, backward=True)
-    with torch.inference_mode(False), torch.enable_grad(), arithmetic:
+    with torch.enable_grad(), arithmetic:
         leaf = batch.detach().requires_grad_()
         started = now()
         if prepared.replays is not None:

@@ -8,17 +8,17 @@ activations a rule does not define. What is not on the way from the images, say 
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.overrides import TorchFunctionMode
 
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.states import FunctionMode, kept
 
 ReluRule: TypeAlias = Literal["plain", "guided", "deconvnet"]
 OtherActivations: TypeAlias = Literal["error", "plain", "generalised"]
@@ -82,12 +82,13 @@ class RecordedPass(Protocol):
         """Return (output, input) of every part that ran under autograd."""
 
 
-_current: ContextVar["ReluRules | None"] = ContextVar("pysal_relu_rules", default=None)
+_current: ContextVar["_Recorder | None"] = kept(ContextVar("pysal_relu_rules", default=None))
 
 
 def current_rules() -> "ReluRules | None":
     """Return the rules of the forward pass that is being recorded, for modules that apply them themselves."""
-    return _current.get()
+    recorder = _current.get()
+    return recorder.rules if recorder is not None and recorder.open else None
 
 
 class ReluRules:
@@ -106,8 +107,8 @@ class ReluRules:
         self.where, self.rule, self.other = where, rule, other
         self._generalised: set[Any] = set()
 
-    def recording(self) -> TorchFunctionMode:
-        """Return the context that replaces ReLU calls while the forward pass runs."""
+    def recording(self) -> FunctionMode:
+        """Return the context that replaces ReLU calls while the forward pass runs, in a `restoring` function."""
         return _Recorder(self)
 
     def relu(self, input: Tensor, upper: float = float("inf")) -> Tensor:
@@ -119,8 +120,8 @@ class ReluRules:
         """Let gradients into the activation `output` pass where they and the output are positive."""
         if output.grad_fn is not None:
             self._generalised.add(output.grad_fn)
-            positive = output.detach() > 0
-            output.register_hook(lambda grad: grad if self.rule == "plain" else grad.clamp_min(0) * positive)
+            closed = output.detach() <= 0
+            output.register_hook(lambda grad: grad if self.rule == "plain" else grad.clamp_min(0).masked_fill(closed, 0))
         return output
 
     def finish(self, score: Tensor, leaf: Tensor) -> None:
@@ -187,10 +188,10 @@ class ReluRules:
 
     def _hook(self, node: Any, name: str) -> None:
         incoming: list[Tensor] = []
-        gate = None
+        closed: Tensor | None = None
         if name.startswith("Clamp"):  # whose own gate is open at its bounds, too
             values, upper = node._saved_self, getattr(node, "_saved_max", None)
-            gate = (values > 0) & (values < (float("inf") if upper is None else upper))
+            closed = values <= 0 if upper is None else (values <= 0) | (values >= upper)
         node.register_prehook(lambda grads: incoming.__setitem__(slice(None), grads))
 
         def apply(grads: tuple[Tensor | None, ...], _: Any) -> Any:
@@ -199,7 +200,7 @@ class ReluRules:
             # guided: the gate has been applied, so only the sign of the gradient is left; deconvnet: the gate is ignored
             source = grads[0] if self.rule == "guided" else incoming[0]
             passed = source.clamp_min(0)
-            return (passed * gate if gate is not None and self.rule == "guided" else passed, *grads[1:])
+            return (passed.masked_fill(closed, 0) if closed is not None and self.rule == "guided" else passed, *grads[1:])
 
         node.register_hook(apply)
 
@@ -221,22 +222,21 @@ class _Relu(torch.autograd.Function):
         return ops.guided_relu_backward(grads[0], gates, ctx.rules.rule, channels_last=ctx.channels_last), None, None
 
 
-class _Recorder(TorchFunctionMode):
+class _Recorder(FunctionMode):
     def __init__(self, rules: ReluRules) -> None:
         super().__init__()
         self.rules = rules
 
-    def __enter__(self) -> "_Recorder":
-        self._token = _current.set(self.rules)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
+    def __enter__(self) -> Self:
+        self._before = _current.get()
+        _current.set(self)
+        return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _current.reset(self._token)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        _current.set(self._before)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def replaced(self, func: Any, args: Any, kwargs: Any) -> Any:
         handler = _HANDLERS.get(func)
         if handler is not None and torch.is_grad_enabled():
             replaced = handler(self.rules, *args, **kwargs)

@@ -16,6 +16,7 @@ from pysal.engine.features import Features, Layer, capture
 from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
+from pysal.engine.states import Hooks, restoring
 from pysal.engine.tape import Place, Program, Tape
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Swept:
     found: dict[Sweep, Found]
 
 
+@restoring
 def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, required: bool = True) -> Swept:
     """Run the model once on rows of a plan's images and sweep back as often as asked.
 
@@ -101,6 +103,7 @@ def _sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], req
     return Swept(results[0].table, results[0].scores, found)
 
 
+@restoring
 def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *, at_once: int) -> Tensor:
     """Return the gradients (N, T, C, H, W) of the scores of T classes per row from one forward pass.
 
@@ -240,11 +243,10 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
         and all(one.layer is not None for one in wanted)
         and not any(getattr(layer, "at_input", False) for layer in layers)
     )
-    with contextlib.ExitStack() as stack:
-        features = {layer: stack.enter_context(capture(where, layer, cut=cut)) for layer, where in layers.items()}
+    hooks = Hooks()  # gone, as what they change, when the state is put back
+    with torch.set_grad_enabled(not cut), differentiating(plan.where), _reaching_all(plan, rules):
+        features = {layer: capture(where, layer, hooks, cut=cut) for layer, where in layers.items()}
         leaf = _leaf(batch).requires_grad_(not cut)
-        stack.enter_context(differentiating(plan.where))
-        stack.enter_context(_reaching_all(plan, rules))
         with rules.recording() if rules else contextlib.nullcontext():
             model = plan.layered_model if layers else plan.eager_model if rules else plan.model
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)

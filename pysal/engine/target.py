@@ -1,6 +1,7 @@
 """Which number of a model's output is explained: one score per image."""
 
 import copy
+import functools
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pysal.engine.chunks import is_out_of_memory
 from pysal.engine.class_names import ClassNames
 from pysal.engine.rows import map_rows, row_tensors, take_rows
 from pysal.engine.score import SCORE_KINDS, Look, Output, ScoreKind, how, scaled
+from pysal.engine.states import outside_inference
 
 
 class RowTarget:
@@ -161,9 +163,9 @@ class Score:
             classes = _classes(where, target, images, self.find)
         self._largest = max(max(classes[0]), max(classes[1] or [-1]))
         self._rows_looked_at = [0]  # shared by all names of this target
-        with torch.inference_mode(False):
-            self.index = torch.tensor(classes[0], dtype=torch.int64, device=device)
-            self.minus = None if classes[1] is None else torch.tensor(classes[1], dtype=torch.int64, device=device)
+        made = functools.partial(torch.tensor, dtype=torch.int64, device=device)
+        self.index: Tensor = outside_inference(lambda: made(classes[0]))
+        self.minus: Tensor | None = None if classes[1] is None else outside_inference(lambda: made(classes[1]))
 
     @property
     def fixed(self) -> Target:

@@ -14,6 +14,7 @@ from pysal.engine.extra_inputs import ExtraInputs
 from pysal.engine.plan import Model, Plan
 from pysal.engine.precision import Precision
 from pysal.engine.score import ScoreKind
+from pysal.engine.states import outside_inference
 from pysal.engine.sweeps import Sweep
 from pysal.engine.target import Class, Target, shown
 
@@ -153,19 +154,18 @@ def _classes(plan: Plan, classes: object) -> Tensor:
     indices = _by_index(plan, classes)
     if isinstance(indices, Tensor):
         check_dense(plan.where, "classes", indices)
+    device = indices.device if isinstance(indices, Tensor) else "cpu"
     try:
-        with torch.inference_mode(False):  # autograd keeps them
-            if not isinstance(indices, Tensor):
-                indices = torch.as_tensor(indices, device="cpu")
-            given = indices.to(plan.device, copy=True)
+        given = outside_inference(
+            lambda: torch.as_tensor(indices, device=device).to(plan.device, copy=True)
+        )  # autograd keeps them
     except (TypeError, ValueError, RuntimeError, OverflowError):
         refuse(plan.where, "classes", requirement, shown(classes), TypeError)
     if given.ndim not in (1, 2) or given.numel() == 0 or (given.ndim == 2 and len(given) != plan.images):
         refuse(plan.where, "classes", f"have shape (T,) or ({plan.images}, T), T of 1 or more", f"shape {tuple(given.shape)}")
     if given.dtype.is_floating_point or given.dtype.is_complex or given.dtype == torch.bool:
         refuse(plan.where, "classes", "be whole numbers", str(given.dtype).removeprefix("torch."), TypeError)
-    with torch.inference_mode(False):
-        given = given.long().expand(plan.images, -1)
+    given = outside_inference(lambda: given.long().expand(plan.images, -1))
     if int(given.min()) < 0:
         refuse(plan.where, "classes", "be 0 or more", int(given.min()))
     return given

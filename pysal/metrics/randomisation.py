@@ -18,6 +18,7 @@ from pysal.engine.plan import Plan
 from pysal.engine.precision import Precision
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.score import Output, ScoreKind
+from pysal.engine.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.target import Target
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import per_pixel
@@ -173,10 +174,8 @@ def _randomised(model: nn.Module, names: Sequence[str], order: str, seed: int) -
     for name in names:
         module = cascade if order == "cascading" else _copied(model)
         devices = [parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"]
-        with torch.random.fork_rng(devices=list(dict.fromkeys(devices))), torch.inference_mode(False), torch.no_grad():
-            # a layer gets the same numbers in either order, and whatever other layers are chosen beside it
-            torch.manual_seed(_layer_seed(seed, name))
-            _make_random(module.get_submodule(name))
+        # a layer gets the same numbers in either order, and whatever other layers are chosen beside it
+        _make_random(module.get_submodule(name), _layer_seed(seed, name), list(dict.fromkeys(devices)))
         yield module.eval()
 
 
@@ -190,8 +189,13 @@ def _layer_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed % 2**64, *name.encode()]).generate_state(1)[0])
 
 
-def _make_random(layer: nn.Module) -> None:
+@restoring
+def _make_random(layer: nn.Module, seed: int, devices: Sequence[torch.device]) -> None:
     """Give a layer's own parameters, and what it counts beside them, the values of an untrained layer."""
+    keep_random_numbers(*devices)
+    torch.manual_seed(seed)
+    leave_inference_mode()
+    torch._C._set_grad_enabled(False)
     reset = getattr(layer, "reset_parameters", None)
     if callable(reset):
         reset()

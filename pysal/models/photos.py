@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pysal._checks import refuse
@@ -55,14 +55,18 @@ def read_image(source: Source, model: Classifier | None = None, *, size: int | t
     target = model.input_size if model is not None and size is None else checked_size(_READ, size)
     fraction = model.crop_fraction if model is not None else 1.0
     pixels, shown = _decode(source)
-    height, width = pixels.shape[:2]
+    height, width = (pixels.height, pixels.width) if isinstance(pixels, Image.Image) else pixels.shape[:2]
     if min(height, width) < 2:
         refuse(_READ, "source", "be an image of at least 2 x 2 pixels", f"{shown} ({width} x {height} pixels)")
     if target is None:
-        return _to_tensor(_colours(pixels))
+        return _to_tensor(np.asarray(_on_white(pixels)) if isinstance(pixels, Image.Image) else _colours(pixels))
     top, left, bottom, right = _centre_box((height, width), target, fraction)
     resample = Image.Resampling[(model.resample if model is not None else "bicubic").upper()]
-    return _to_tensor(_resize(_colours(pixels[top:bottom, left:right]), target, resample))
+    if not isinstance(pixels, Image.Image):
+        return _to_tensor(_resize(_colours(pixels[top:bottom, left:right]), target, resample))
+    if (bottom - top, right - left) != (height, width):
+        pixels = pixels.crop((left, top, right, bottom))
+    return _to_tensor(np.asarray(_on_white(pixels).resize((target[1], target[0]), resample)))
 
 
 def read_images(
@@ -113,8 +117,12 @@ def _centre_box(shape: tuple[int, int], target: tuple[int, int], fraction: float
     return top, left, top + height, left + width
 
 
-def _decode(source: Source) -> tuple[NDArray[Any], str]:
-    """Return the pixels (H, W, 1 to 4), uint8, uint16 or floats in [0, 1], and what to call the source in a message."""
+def _decode(source: Source) -> tuple[NDArray[Any] | Image.Image, str]:
+    """Return the pixels and what to call the source in a message.
+
+    Pixels of 8 bits are a picture of mode L, LA, RGB or RGBA, as Pillow holds them: a copy of a large photo for each step
+    would take gigabytes. Others are an array (H, W, 1 to 4) of uint16 or floats in [0, 1].
+    """
     shown = _describe(source)
     if isinstance(source, str | Path):
         return _decode_file(Path(source), shown), shown
@@ -140,7 +148,7 @@ def _describe(source: object) -> str:
     return f"an array {source.shape} of {source.dtype}" if isinstance(source, np.ndarray) else type(source).__name__
 
 
-def _decode_file(path: Path, shown: str) -> NDArray[Any]:
+def _decode_file(path: Path, shown: str) -> NDArray[Any] | Image.Image:
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "a directory")
@@ -157,7 +165,7 @@ def _decode_file(path: Path, shown: str) -> NDArray[Any]:
         _refuse_file(shown, "no such file" if kind is FileNotFoundError else reason.lower(), kind)
 
 
-def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any]:
+def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
     if not file.read(1):
         _refuse_file(shown, "the file is empty")
     file.seek(0)
@@ -177,7 +185,7 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any]:
         _refuse_file(shown, "not an image that Pillow can read")
 
 
-def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any]:
+def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Image:
     try:
         picture.load()
     except MemoryError:
@@ -186,7 +194,8 @@ def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any]:
         _refuse_file(shown, f"damaged or cut off: {_first_line(error)}")
     with warnings.catch_warnings(), contextlib.suppress(Exception):  # an orientation nobody can read turns nothing
         warnings.simplefilter("ignore")
-        picture = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         return np.asarray(picture)[..., None].astype(np.uint16)
     if picture.mode == "I":
@@ -197,10 +206,9 @@ def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any]:
     if picture.has_transparency_data and wanted in ("L", "RGB"):
         wanted = "LA" if wanted == "L" else "RGBA"
     try:
-        pixels = np.asarray(picture.convert(wanted))
+        return picture if picture.mode == wanted else picture.convert(wanted)
     except (ValueError, OSError) as error:
         _refuse_file(shown, f"mode {picture.mode}: {_first_line(error)}")
-    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _sixteen_bits(values: NDArray[Any], shown: str) -> NDArray[Any]:
@@ -210,7 +218,10 @@ def _sixteen_bits(values: NDArray[Any], shown: str) -> NDArray[Any]:
     return values[..., None].astype(np.uint16)
 
 
-def _checked_array(array: NDArray[Any], shown: str) -> NDArray[Any]:
+def _checked_array(given: NDArray[Any], shown: str) -> NDArray[Any]:
+    if np.ma.is_masked(given):
+        refuse(_READ, "source", "have no masked values", shown)
+    array = np.asarray(given)  # no subclass, whose indexing may mean something else, as that of np.matrix does
     if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not np.issubdtype(array.dtype, np.floating):
         refuse(_READ, "source", "have dtype uint8, uint16 or floating", shown, TypeError)
     pixels = array[..., None] if array.ndim == 2 else array
@@ -227,17 +238,27 @@ def _checked_array(array: NDArray[Any], shown: str) -> NDArray[Any]:
 
 def _colours(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return (H, W, 1 or 3), uint8 as it came or else float32 in [0, 1], for (H, W, 1 to 4): transparency put on white."""
-    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
-        return pixels
+    if pixels.dtype == np.uint8:
+        if pixels.shape[2] in (1, 3):
+            return pixels
+        blended = np.asarray(_on_white(Image.fromarray(np.ascontiguousarray(pixels))))
+        return blended if blended.ndim == 3 else blended[..., None]
     values = pixels.astype(np.float32)
     if np.issubdtype(pixels.dtype, np.integer):
         values /= np.float32(np.iinfo(pixels.dtype).max)
     if values.shape[2] in (2, 4):
         alpha = values[..., -1:]
         values = values[..., :-1] * alpha + (1 - alpha)
-    if pixels.dtype == np.uint8:
-        values = (values * 255).round().astype(np.uint8)
     return values
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Return a picture without transparency: 255 - a + x a / 255, rounded to the nearest, in one more copy."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    white = Image.new(picture.mode.removesuffix("A"), picture.size, "white")
+    white.paste(picture, mask=picture)
+    return white
 
 
 def _resize(colours: NDArray[Any], target: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
@@ -250,7 +271,9 @@ def _resize(colours: NDArray[Any], target: tuple[int, int], resample: Image.Resa
 
 
 def _to_tensor(colours: NDArray[Any]) -> Tensor:
-    """Return (1, 3, H, W) in [0, 1]; grey is resized once and becomes three channels here."""
+    """Return (1, 3, H, W) in [0, 1] of (H, W, 1 or 3) or (H, W); grey is resized once and becomes three channels here."""
+    if colours.ndim == 2:
+        colours = colours[..., None]
     values = torch.from_numpy(colours.transpose(2, 0, 1)[None].astype(np.float32, order="C"))
     if colours.dtype == np.uint8:
         values /= 255

@@ -1,5 +1,6 @@
 """The one queue: what it hands out, how it meets the end of memory, what it reports, how it is stopped."""
 
+import errno
 import itertools
 import math
 import random
@@ -24,6 +25,11 @@ OUT_OF_MEMORY: dict[str, Callable[[], Exception]] = {
     ),
     "cuBLAS": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "NumPy": lambda: MemoryError("Unable to allocate 2.00 GiB for an array"),
+    "CUDA, asynchronously": lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    "cuDNN": lambda: RuntimeError("GET was unable to find an engine to execute this computation"),
+    "this package": lambda: RuntimeError("pysal: out of memory: no room for a tensor of 4096 elements"),
+    "the C++ library": lambda: RuntimeError("std::bad_alloc"),
+    "the operating system": lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
 }
 
 
@@ -400,3 +406,20 @@ def test_a_gpu_gets_chunks_of_one_size(total: int, most: int, ends: tuple[int, .
     given: dict[str, Any] = {"label": "rows", "row_bytes": 1, "batch_size": most, "device": torch.device(device)}
     chunks.run_chunks(total, body, **given, ends=ends)
     assert [stop - start for start, stop in body.tried] == expected
+
+
+@pytest.mark.parametrize("words", ["could not create a primitive", 'torch_call_dispatcher("aten::to", ...) API call failed'])
+def test_an_error_that_may_mean_memory_halves_and_at_last_speaks_for_itself(words: str) -> None:
+    fits = Body(lambda start, stop: RuntimeError(words) if stop - start > 2 else None)
+    run(7, fits, 8)
+    assert fits.done == list(range(7))
+    with pytest.raises(RuntimeError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        run(7, Body(lambda start, stop: RuntimeError(words)), 8)
+
+
+def test_an_error_made_of_an_end_of_memory_is_one() -> None:
+    error = RuntimeError("the model failed")
+    error.__cause__ = MemoryError()
+    assert chunks.is_out_of_memory(error)
+    assert not chunks.is_out_of_memory(RuntimeError("the model failed"))
+    assert not chunks.is_out_of_memory(ValueError("out of memory"))  # which a model says for a reason of its own

@@ -1,0 +1,48 @@
+"""An interrupt, wherever it comes, leaves the process as it was: calls are interrupted in a process of its own, which tells."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ATTACK = bool(os.environ.get("PYSAL_ATTACK"))  # set by `make attack`: every place, not some
+
+# how many places the quick run goes on from one interrupt to the next, each call of each kind of state in its turn
+EVERY = {
+    "guided_backprop": 13,
+    "guided_grad_cam, prepared": 29,
+    "grad_cam": 29,
+    "integrated_gradients, measured": 71,
+    "integrated_gradients, mixed": 71,
+    "leave_one_out": 71,
+    "prepare": 101,
+    "in inference_mode": 29,
+    "in autocast": 29,
+    "captum": 71,
+    "gradient": 37,
+    "guided_backprop, prepared": 37,
+    "guided_grad_cam": 71,
+    "class_gradients": 37,
+    "integrated_gradients, bf16": 101,
+    "blur_integrated_gradients": 101,
+    "smooth_grad": 101,
+    "explain": 151,
+    "captum, ablation": 151,
+    "in no_grad, prepared": 71,
+    "prepare in inference_mode": 211,
+}
+
+
+def test_an_interrupt_leaves_nothing_behind() -> None:
+    """No mode on torch's stacks, no hook, mark or patch, no setting, and the same gradients afterwards."""
+    calls = [f"{name}:{1 if ATTACK else every}:{1 if ATTACK else 1 + every // 2}" for name, every in EVERY.items()]
+    command = [sys.executable, str(Path(__file__).with_name("interrupts.py")), *calls]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line for line in done.stdout.splitlines() if "LEFT" in line] == []
+    interrupted = dict(re.findall(r"^(.+): (\d+) interrupted$", done.stdout, re.MULTILINE))
+    assert set(interrupted) == set(EVERY)
+    assert min(map(int, interrupted.values())) > 5
