@@ -600,6 +600,8 @@ def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
 
 
 class _Modes(precision_mode):
+    sets_grad = True
+
     def __init__(self, precision: Precision, device: torch.device, *, backward: bool, without_cudnn: bool) -> None:
         super().__init__(precision, device, backward=backward)
         self.without_cudnn = without_cudnn

@@ -21,6 +21,8 @@ class precision_mode(Restored):
     fixed, runs on bf16 matrix units. "bf16" also decides the gates in bf16 and moves many of them.
     """
 
+    sets_grad = False  # whether a subclass sets the grad mode, too
+
     def __init__(self, precision: Precision, device: torch.device, *, backward: bool) -> None:
         self.precision, self.device, self.backward = precision, device, backward
 
@@ -36,6 +38,12 @@ class precision_mode(Restored):
             without_autocast(self.device.type).__enter__()
         if self.precision == "mixed" and self.backward:
             _Bfloat16Backward().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        """Put back what was; the grad mode stays as the block left it, where a captured layer may have begun a graph."""
+        if not self.sets_grad:
+            self._before.grad = torch.is_grad_enabled()
+        super().__exit__(*error)
 
 
 def _tf32_allowed() -> tuple[bool, bool]:

@@ -65,7 +65,7 @@ class State:
         self._modes = [mode for mode in _get_current_function_mode_stack() if not _is_over(mode)]
         self._dispatch_modes = torch._C._len_torch_dispatch_stack()
         self._dispatch_flags = [getattr(_python_dispatch, name, False) for name in _DISPATCH_FLAGS]
-        self._grad = torch.is_grad_enabled()
+        self.grad = torch.is_grad_enabled()
         self._autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _AUTOCAST_DEVICES]
         self._cache, self._nesting = torch.is_autocast_cache_enabled(), _autocast_nesting()
         self._optimise = torch._C._get_graph_executor_optimize()
@@ -80,8 +80,8 @@ class State:
             undo()
         del _undoings.held[self._undoings :]
         self._put_back_modes()
-        if torch.is_grad_enabled() != self._grad:
-            torch._C._set_grad_enabled(self._grad)
+        if torch.is_grad_enabled() != self.grad:
+            torch._C._set_grad_enabled(self.grad)
         for kind, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self._autocast, strict=True):
             if torch.is_autocast_enabled(kind) != enabled:
                 torch.set_autocast_enabled(kind, enabled)

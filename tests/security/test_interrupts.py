@@ -29,7 +29,7 @@ EVERY = {
     "blur_integrated_gradients": 101,
     "smooth_grad": 101,
     "explain": 151,
-    "captum, ablation": 151,
+    "captum, ablation": 41,
     "in no_grad, prepared": 71,
     "prepare in inference_mode": 211,
 }
@@ -45,4 +45,4 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     assert [line for line in done.stdout.splitlines() if "LEFT" in line] == []
     interrupted = dict(re.findall(r"^(.+): (\d+) interrupted$", done.stdout, re.MULTILINE))
     assert set(interrupted) == set(EVERY)
-    assert min(map(int, interrupted.values())) > 5
+    assert min(map(int, interrupted.values())) > 2
