@@ -27,7 +27,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu sanitize cuda-check cuda-table mutate gpu bench docs gallery figures clean distclean
+.PHONY: help setup explain test lint lint-cxx format test-emu sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -105,6 +105,11 @@ cuda-check: setup ## compile the CUDA kernels for every architecture; warnings a
 
 cuda-table: setup ## write what each CUDA kernel takes into docs/cuda_kernels.md
 	PYTHON=$(python) bash tests/cuda_check.sh --write
+
+# SEED=n is another run
+SEED ?= 1
+attack: setup ## what tests/security attacks, for longer (30 minutes): every place of an interrupt, thousands of calls of each op
+	PYSAL_ATTACK=$(SEED) PYSAL_REQUIRE=cpu,emulated $(python) -m pytest tests/security $(ARGS)
 
 mutate: setup ## seed faults into the CUDA kernels: which check sees each (an hour on two cores); into docs/mutations.md
 	$(python) tests/emu/mutate.py $(ARGS)
