@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def map_entries(value: Any, change: Callable[[Any, Any], Any]) -> Any:
@@ -37,8 +37,8 @@ def map_entries(value: Any, change: Callable[[Any, Any], Any]) -> Any:
 def map_rows(value: Any, count: int, change: Callable[[Any], Any]) -> Any:
     """Return a value in which `change` has been made to every tensor or array whose first dimension is `count`.
 
-    Containers are copied, not changed, one inside the other. A list of `count` mappings, as detectors return them, is one
-    entry per row, which `change` gets as an array of objects.
+    Containers, and objects of classes of their own, are copied, not changed, one inside the other. A list of `count`
+    mappings, as detectors return them, is one entry per row, which `change` gets as an array of objects.
     """
     if isinstance(value, (Tensor, np.ndarray)):
         return change(value) if value.ndim > 0 and len(value) == count else value
@@ -46,7 +46,21 @@ def map_rows(value: Any, count: int, change: Callable[[Any], Any]) -> Any:
         entries = np.empty(count, dtype=object)
         entries[:] = value
         return type(value)(change(entries))
+    if _is_plain(value):
+        instance = copy.copy(value)
+        for name, entry in vars(value).items():
+            if not _is_plain(entry):  # which may lead back to where it came from
+                object.__setattr__(instance, name, map_rows(entry, count, change))
+        return instance
     return map_entries(value, lambda _, entry: map_rows(entry, count, change))
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value is an object of a model's own class; torch's own hold more than their attributes say."""
+    kind = type(value)
+    own = not kind.__module__.startswith(("builtins", "torch.", "numpy")) and "__reduce_ex__" not in vars(kind)
+    known = isinstance(value, (Mapping, list, tuple, nn.Module, types.SimpleNamespace)) or dataclasses.is_dataclass(value)
+    return own and not known and not callable(value) and hasattr(value, "__dict__")
 
 
 def row_tensors(value: Any, count: int) -> list[Tensor]:

@@ -87,6 +87,13 @@ class Output:
     logits: Tensor
 
 
+class Own:
+    """As people write them: neither a mapping nor a dataclass."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.me, self.text = logits, self, "text"
+
+
 class ModelOutput(collections.OrderedDict[str, Any]):
     """As Hugging Face's: a mapping whose entries are attributes and integer indices, too."""
 
@@ -111,6 +118,7 @@ CONTAINERS: dict[str, Callable[[Tensor], Any]] = {
     "dict of one tensor": lambda scores: {"anything": scores, "name": "text"},
     "ModelOutput": lambda scores: ModelOutput(loss=None, logits=scores, hidden_states=(scores,)),
     "dataclass": lambda scores: Output(-scores, scores),
+    "own class": lambda scores: Own(scores),
 }
 
 
