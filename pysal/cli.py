@@ -189,18 +189,20 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
             default="efficientnet-lite0",
             metavar="SOURCE",
             show_default=True,
-            help="A classifier: torchvision:NAME, timm:NAME, transformers:NAME, FILE.pt, .pt2, .onnx or FILE.py:FUNCTION.",
+            help="Model to load: torchvision:NAME, timm:NAME, transformers:NAME, FILE.pt, .pt2, .onnx or FILE.py:FUNCTION.",
         ),
-        click.option("--weights", metavar="FILE|random", help="Its weights. [default: the published ones]"),
-        click.option("--size", metavar="N|HxW", help="Of its images, in pixels. [default: as the model says]"),
+        click.option("--weights", metavar="FILE|random", help="Weights file, or random. [default: the published weights]"),
+        click.option("--size", metavar="N|HxW", help="Input size of the model, in pixels. [default: the model's own]"),
         click.option(
             "--normalize",
             metavar="imagenet|none|MEAN/STD",
-            help="How it wants its pixels; needed for a file. [default: as the model says]",
+            help="Normalisation of the model's input; required for model files. [default: the model's own]",
         ),
-        click.option("--classes", metavar="imagenet|FILE", help="Their names, one per line. [default: as the model says]"),
-        click.option("--download", is_flag=True, help="Fetch weights that are not on this machine."),
-        click.option("--allow-code", is_flag=True, help="Run a Python file, or code that comes with a model."),
+        click.option(
+            "--classes", metavar="imagenet|FILE", help="File of class names, one per line. [default: the model's own]"
+        ),
+        click.option("--download", is_flag=True, help="Download weights that are not on this machine."),
+        click.option("--allow-code", is_flag=True, help="Permit to run a Python file, or code inside a model file."),
     )
     for option in reversed(options):
         with_choice = option(with_choice)
@@ -213,8 +215,7 @@ def score_option(command: Callable[..., None]) -> Callable[..., None]:
         "--score",
         type=click.Choice(SCORE_NAMES),
         metavar="KIND",
-        help=f"What of the output is explained: {', '.join(SCORE_NAMES)}. [default: the probability for leave_one_out, where "
-        "the output tells one, the output as it is for the others]",
+        help=f"Number to explain: {', '.join(SCORE_NAMES)}. [default: auto for leave_one_out, logit for the other methods]",
     )(command)
 
 
@@ -230,28 +231,37 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
 
     options = (
         click.option(
-            "--segments", metavar="SPEC", help="For leave_one_out: grid:3x3, window:16/8 or slic:100. [default: slic:100]"
+            "--segments",
+            metavar="SPEC",
+            help="For leave_one_out: shape of the segments, grid:3x3, window:16/8 or slic:100. [default: slic:100]",
         ),
         click.option(
             "--approximate",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="SHARE",
-            help="For leave_one_out: recompute at most this share of a map's side for a segment, and report the error. "
-            "[default: exact]",
+            help="For leave_one_out: at each layer recompute at most this fraction of the map's height and width. Smaller is "
+            "faster and less exact; the error is reported. [default: exact]",
         ),
-        click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the two integrated gradients."),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of steps of integrated_gradients and blur_integrated_gradients.",
+        ),
         click.option(
             "--tolerance",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
             metavar="T",
-            help="Instead of --steps: refine until the map's estimated relative error is below T.",
+            help="Instead of --steps: add steps until the estimated relative error of the map is below T.",
         ),
-        click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Noisy copies for smooth_grad. [default: 50]"),
+        click.option(
+            "--samples", type=click.IntRange(min=1), metavar="N", help="Number of noisy copies for smooth_grad. [default: 50]"
+        ),
         click.option(
             "--other-activations",
             type=click.Choice(["plain", "generalised"]),
-            help="For guided_backprop and guided_grad_cam, of activations but ReLU: they have their own gradient or "
-            "the rule by the sign of their output. [default: refuse]",
+            help="For guided_backprop and guided_grad_cam: what to do at activations other than ReLU. plain keeps their "
+            "gradient, generalised applies the guided rule where their output is positive. [default: refuse the model]",
         ),
     )
     for option in reversed(options):
@@ -286,22 +296,24 @@ def main(context: click.Context, debug: bool) -> None:
     type=MethodName(),
     default=["all"],
     metavar="NAME|all",
-    help=f"A method; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
+    help=f"Method to run; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
 )
 @model_options
-@click.option("--target", metavar="NAME|INDEX", help="The class to explain. [default: the one the model answers]")
+@click.option("--target", metavar="NAME|INDEX", help="Class to explain, by name or index. [default: the predicted class]")
 @score_option
 @method_options
-@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of the noise.")
+@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of SmoothGrad's noise.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default="pysal-out",
     metavar="DIR",
     show_default=True,
-    help="Where the pictures (.png) and numbers (.npz) go.",
+    help="Folder for the pictures (.png) and numbers (.npz).",
 )
-@click.option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device", default="auto", metavar="NAME", show_default=True, help="Device to run on: auto, cpu, cuda or cuda:N."
+)
 def explain(
     photos: Sequence[Path],
     methods: Sequence[str],
@@ -368,12 +380,27 @@ def explain(
 
 @main.command(short_help="Explain photos in a browser.")
 @model_options
-@click.option("--also", multiple=True, metavar="SOURCE", help="Another classifier to choose from; may be given several times.")
-@click.option("--host", default="127.0.0.1", metavar="ADDRESS", show_default=True, help="0.0.0.0 lets other machines in.")
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, metavar="N", show_default=True, help="0 = a free one.")
-@click.option("--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--also", multiple=True, metavar="SOURCE", help="Another model to offer on the page; may be given several times.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 lets other machines in.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=7860,
+    metavar="N",
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--device", default="auto", metavar="NAME", show_default=True, help="Device to run on: auto, cpu, cuda or cuda:N."
+)
 def demo(model: ModelChoice, also: Sequence[str], host: str, port: int, device: str) -> None:
-    """Show the methods side by side in a browser, on this machine alone unless --host says otherwise.
+    """Show the methods side by side in a browser. Only this machine can open the page, unless --host lets others in.
 
     Needs the extra `demo`: pip install 'pysal-saliency[demo]'.
     """
@@ -406,9 +433,9 @@ def methods() -> None:
         _say(*_columns(rows))
 
 
-@main.command(short_help="Show what was built and what runs.")
+@main.command(short_help="Show versions and which native kernels run.")
 def info() -> None:
-    """Show what was built and what runs: versions, libraries, and the kernel behind each op."""
+    """Show versions, libraries, and for each op whether a native kernel runs."""
     with _errors_as_sentences("pysal info"):
         from pysal import ops  # noqa: F401 (registers the ops)
         from pysal._library import build_info
@@ -424,7 +451,7 @@ def info() -> None:
 
 @main.group(short_help="Explain a whole dataset: a folder of Parquet files.", cls=Commands)
 def audit() -> None:
-    """Explain every image of a dataset, and write maps and figures to a folder of Parquet files."""
+    """Explain every image of a dataset, and write maps and metrics to a folder of Parquet files."""
 
 
 def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -436,12 +463,15 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(["pool", "ray", "inline"]),
                 default="pool",
                 show_default=True,
-                help="Processes of this machine, a Ray cluster, or this process.",
+                help="Where to compute: processes of this machine (pool), a Ray cluster, or this process (inline).",
             ),
             click.option(
-                "--workers", type=click.IntRange(min=1), metavar="N", help="How many. [default: a processor or GPU each]"
+                "--workers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Number of workers. [default: one for each core, or for each GPU]",
             ),
-            click.option("--address", metavar="ADDRESS", help="Of the Ray cluster. [default: one is started here]"),
+            click.option("--address", metavar="ADDRESS", help="Address of the Ray cluster. [default: start one here]"),
         )
     ):
         command = option(command)
@@ -450,45 +480,62 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that permit what the manifest of a folder asks for."""
-    command = click.option("--allow-code", is_flag=True, help="Run the code that makes the model, or comes with it.")(command)
-    return click.option("--download", is_flag=True, help="Fetch weights that are not on this machine.")(command)
+    command = click.option("--allow-code", is_flag=True, help="Permit to run the code that makes the model, or comes with it.")(
+        command
+    )
+    return click.option("--download", is_flag=True, help="Download weights that are not on this machine.")(command)
 
 
-@audit.command("run", short_help="Explain every image of DATA; go on where a job was stopped.")
+@audit.command("run", short_help="Explain every image of DATA, or continue a job that was stopped.")
 @click.argument("source", metavar="DATA")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @click.option(
-    "--methods", "method_list", default="all", metavar="NAMES", show_default=True, help="Methods, separated by commas."
+    "--methods", "method_list", default="all", metavar="NAMES", show_default=True, help="Methods to run, separated by commas."
 )
 @click.option(
-    "--metrics", "metric_list", default="", metavar="NAMES", help="Figures for each map, separated by commas. [default: none]"
+    "--metrics",
+    "metric_list",
+    default="",
+    metavar="NAMES",
+    help="Metrics to compute for each map, separated by commas. [default: none]",
 )
 @click.option(
-    "--target", default="predicted", metavar="WHAT", show_default=True, help="predicted, label, or a class by name or index."
+    "--target",
+    default="predicted",
+    metavar="WHAT",
+    show_default=True,
+    help="Class to explain: predicted, label, or one class by name or index.",
 )
 @click.option(
     "--labels",
     type=click.Choice(["auto", "folder", "none"]),
     default="auto",
     show_default=True,
-    help="Where the right classes stand: in the table or the tars, in the names of folders, or nowhere.",
+    help="Source of the true classes: the table or the tars (auto), the names of folders (folder), or none.",
 )
 @click.option(
     "--maps",
     type=click.Choice(["none", "uint8", "float16"]),
     default="uint8",
     show_default=True,
-    help="How maps are kept.",
+    help="Number format of the stored maps; none stores no maps.",
 )
 @score_option
 @method_options
-@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of noise.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=256, metavar="N", show_default=True, help="Images per file.")
+@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of the noise.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), metavar="N", help="Images handed over together. [default: 16, on a GPU 64]"
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=256,
+    metavar="N",
+    show_default=True,
+    help="Number of images per shard file.",
 )
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where models run."
+    "--batch", type=click.IntRange(min=1), metavar="N", help="Number of images computed together. [default: 16, on a GPU 64]"
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on."
 )
 @model_options
 @_engine_options
@@ -508,7 +555,7 @@ def audit_run(
     """Explain every image of DATA and write what is found to a folder.
 
     DATA is a folder, a glob, a table (.csv, .tsv or .parquet) with the column path and maybe label, or WebDataset tars. What
-    is in the folder already is kept: the same command goes on where it was stopped.
+    is in the folder already is kept: the same command continues where it was stopped.
 
     --model also takes MODULE:FUNCTION, a function of an importable module that returns an nn.Module of images in [0, 1]; it
     needs --size.
@@ -540,14 +587,14 @@ def audit_run(
         _run_audit("pysal audit run", job, engine, workers, address)
 
 
-@audit.command("resume", short_help="Go on with a job that was stopped.")
+@audit.command("resume", short_help="Continue a job that was stopped.")
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
 @_permissions
 @_engine_options
 def audit_resume(out: Path, download: bool, allow_code: bool, engine: str, workers: int | None, address: str | None) -> None:
-    """Go on with the job of DIR, if model, data and versions are what they were.
+    """Continue the job of DIR, if model, data and versions have not changed.
 
-    What `run` was permitted is permitted again here or not at all: DIR may be somebody else's.
+    DIR may come from somebody else, so permissions given to `run` do not carry over: give --allow-code and --download again.
     """
     with _errors_as_sentences("pysal audit resume"):
         from pysal.audit import resume
@@ -556,31 +603,31 @@ def audit_resume(out: Path, download: bool, allow_code: bool, engine: str, worke
         _run_audit("pysal audit resume", job, engine, workers, address)
 
 
-@audit.command("status", short_help="Say how far a job is.")
+@audit.command("status", short_help="Show the progress of a job.")
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
 def audit_status(out: Path) -> None:
-    """Say how far the job of DIR is, also while it runs."""
+    """Show the progress of the job of DIR, also while it runs."""
     with _errors_as_sentences("pysal audit status"):
         from pysal.audit import status
 
         _say(*str(status(out)).splitlines())
 
 
-@audit.command("verify", short_help="Read everything again and check it.")
+@audit.command("verify", short_help="Read all files of a job again and check them.")
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--images", is_flag=True, help="Also read the images, and compare their hashes.")
+@click.option("--images", is_flag=True, help="Also read the images again and compare their hashes.")
 @click.option(
     "--recompute",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also compute N shards again, and compare their bytes.",
+    help="Also compute N shards again and compare their bytes.",
 )
 @_permissions
 def audit_verify(out: Path, images: bool, recompute: int, download: bool, allow_code: bool) -> None:
     """Read all files of DIR again and check them against the plan and against each other.
 
-    The exit code is 1 where something is wrong.
+    The exit code is 1 if a file is missing, damaged or contradicts another.
     """
     with _errors_as_sentences("pysal audit verify"):
         from pysal.audit import status, verify
@@ -595,8 +642,8 @@ def audit_verify(out: Path, images: bool, recompute: int, download: bool, allow_
 
 @audit.command("report", short_help="Write what was found as one HTML file.")
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="The file to write. [default: DIR/report.html]")
-@click.option("--images", default=6, show_default=True, metavar="N", help="Photos on each contact sheet, 1 to 24.")
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="File to write. [default: DIR/report.html]")
+@click.option("--images", default=6, show_default=True, metavar="N", help="Number of photos on each contact sheet, 1 to 24.")
 def audit_report(out: Path, to: Path | None, images: int) -> None:
     """Write a report of the finished shards of DIR: one HTML file that needs no network."""
     with _errors_as_sentences("pysal audit report"):
