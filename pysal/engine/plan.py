@@ -24,6 +24,7 @@ from pysal.engine.class_names import names_of
 from pysal.engine.default_layer import Look
 from pysal.engine.extra_inputs import ExtraArguments, ExtraInputs, ordinary
 from pysal.engine.features import Layer
+from pysal.engine.gradient_layouts import lay_out
 from pysal.engine.independence import (
     MANY_ROWS,
     Company,
@@ -409,7 +410,9 @@ class Plan:
         with self.modes(grad=True):
             leaf = self.inputs[image : image + 1].clone().requires_grad_()
             output = self.forward(self.layered_model, leaf.clone(), rows)
-            return Look(leaf, output, self._preview(output, rows))
+            score = self._preview(output, rows)
+            lay_out(score, 1)
+            return Look(leaf, output, score)
 
     def _preview(self, output: Any, rows: Tensor) -> Tensor:
         return self.score.preview(output, rows)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pysal.engine.distance import distance
+from pysal.engine.gradient_layouts import lay_out
 
 # The same ops in the same order give the same bits on a CPU; a GPU may add in another order, which moves no gate before it.
 TRACED = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -54,6 +55,7 @@ def run(function: Callable[[Tensor], Any], images: Tensor) -> Pass:
         output = function(leaf.clone())
         if not isinstance(output, Tensor) or not output.requires_grad or not output.is_floating_point():
             return Pass(output, None)
+        lay_out(output, len(images))
         (gradient,) = torch.autograd.grad(output, leaf, seed_of(output), allow_unused=True)
         return Pass(output.detach(), gradient)
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from pysal._checks import refuse
 from pysal.engine.features import Features, Layer, capture
+from pysal.engine.gradient_layouts import lay_out
 from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
 from pysal.engine.prepared import PreparedModel
 from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
@@ -140,6 +141,7 @@ def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, a
         scores = plan.score.scaled(table).gather(1, classes).sum(0)  # of each class, over the images
         if not scores.requires_grad:
             raise not_differentiable(plan.where)
+        lay_out(scores, len(rows))
         pulled = (torch.autograd.grad(scores[t], leaf, retain_graph=True, allow_unused=True)[0] for t in columns)
         if program is None:
             found = [_found(plan, one) for one in pulled]
@@ -250,6 +252,7 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
         with rules.recording() if rules else contextlib.nullcontext():
             model = plan.layered_model if layers else plan.eager_model if rules else plan.model
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
+        lay_out(scores, len(rows))
         if rules is not None and _has_checkpoint(scores):
             raise NotApplicable(f"{plan.where}: {UNREACHED}, {CHECKPOINTED}")
         activations = {layer: features[layer].captured() for layer in layers}

@@ -317,13 +317,19 @@ class _OtherStep:
             return
         parts = []
         for some in zip(*(grad.split(len(output)) for grad, output in zip(grads, reached, strict=True)), strict=True):
-            cast = [grad.to(output.dtype) for grad, output in zip(some, reached, strict=True)]
+            cast = [_as_autograd_expects(grad, output) for grad, output in zip(some, reached, strict=True)]
             parts.append(torch.autograd.grad(reached, list(leaves.values()), cast, retain_graph=True, allow_unused=True))
         for (source, position), found in zip(leaves, zip(*parts, strict=True), strict=True):
             if found[0] is not None:
                 whole = found[0] if len(found) == 1 else torch.cat(found)
                 whole = whole if whole.is_complex() else whole.to(gradients.dtype)
                 gradients.add(source, whole, owned=len(found) > 1, position=position)
+
+
+def _as_autograd_expects(grad: Tensor, output: Tensor) -> Tensor:
+    """Return a gradient in its output's dtype and, for a single image, in its order of memory: see engine.gradient_layouts."""
+    single = output.shape[:1] == (1,) and output.is_contiguous()
+    return grad.to(output.dtype, memory_format=torch.contiguous_format if single else torch.preserve_format)
 
 
 class Program:

@@ -1,0 +1,30 @@
+"""Gradients meet torch's batch norm in an order of memory that its backward pass reads right.
+
+`F.instance_norm` runs batch norm on a view of its input. For one image that view has the image's own shape, so a gradient whose
+channels come last arrives at batch norm as it is, beside an input whose channels come first, and torch 2.13 mixes the two up:
+the result is another gradient altogether. Channels come last wherever weights do, in prepared models, say. Several images are
+not concerned, for their gradients are copied on the way.
+"""
+
+from torch import Tensor
+
+_MIXED_UP = "NativeBatchNormBackward0"
+
+
+def lay_out(score: Tensor, rows: int) -> None:
+    """Have gradients of a score, of a pass of so many rows, made contiguous ahead of batch norm."""
+    if rows > 1 or score.grad_fn is None:
+        return
+    seen, left = {score.grad_fn}, [score.grad_fn]
+    while left:
+        node = left.pop()
+        if node.name() == _MIXED_UP:
+            node.register_prehook(_contiguous)
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                left.append(before)
+
+
+def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(one if one is None else one.contiguous() for one in gradients)
