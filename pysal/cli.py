@@ -108,6 +108,19 @@ class MethodName(click.Choice[str]):
         return super().convert(str(value).replace("-", "_"), param, ctx)
 
 
+class Folder(click.Path):
+    """A folder to write; an empty name, as of a variable that is not set, is not the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the folder as a path."""
+        if value == "":
+            self.fail("it must name a folder, got ''", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """What the options about a model say: the arguments of `pysal.models.load`."""
@@ -305,7 +318,7 @@ def main(context: click.Context, debug: bool) -> None:
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of SmoothGrad's noise.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Folder(),
     default="pysal-out",
     metavar="DIR",
     show_default=True,
@@ -488,7 +501,7 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @audit.command("run", short_help="Explain every image of DATA, or continue a job that was stopped.")
 @click.argument("source", metavar="DATA")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
+@click.option("--out", required=True, type=Folder(), metavar="DIR", help="Folder for the results.")
 @click.option(
     "--methods", "method_list", default="all", metavar="NAMES", show_default=True, help="Methods to run, separated by commas."
 )

@@ -1,8 +1,10 @@
 """The images of an audit: found in a folder, a table or tars, sorted, numbered, cut into shards, and read one by one."""
 
+import fnmatch
 import glob
 import hashlib
 import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.models import Classifier, read_image
+from pysal.models.photos import PHOTO_SUFFIXES
 
 Labels = Literal["auto", "folder", "none"]
 
@@ -162,7 +164,11 @@ def _look(where: str, source: str, labels: Labels) -> tuple[str, Path, Iterable[
     path = Path(source)
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
-        if tars and not any(True for _ in _photos(path)):
+        loose = next(_photos(path), None)
+        if tars and loose is not None:
+            got = f"{len(tars)} tar{'s' * (len(tars) > 1)} beside {loose.name} in {path}"
+            refuse(where, "data", "be photos or tars, not both (name one kind by a glob, as in 'DIR/*.tar')", got)
+        if tars:
             return "tars", path.absolute(), _in_tars(where, path, tars)
         return "folder", path.absolute(), _files(path, _photos(path), labels)
     if path.is_file():
@@ -176,26 +182,75 @@ def _look(where: str, source: str, labels: Labels) -> tuple[str, Path, Iterable[
     parts = path.parts
     fixed = next(n for n, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
-    matches = [Path(match) for match in glob.iglob(source, recursive=True)]
+    matches = list(_matches(root, parts[fixed:]))
     if matches and all(match.suffix == ".tar" for match in matches):
         return "tars", root.absolute(), _in_tars(where, root, sorted(matches))
     return "glob", root.absolute(), _files(root, (match for match in matches if not match.is_dir()), labels)
 
 
 def _photos(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder, and of those below, whose names end as an image's; hidden ones are left out."""
-    Image.init()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in Image.EXTENSION:
-                yield Path(place, name)
+    """Yield the photos of a folder and of those below, by the ends of their names; hidden ones are left out."""
+    for path in _below(folder):
+        if path.suffix.lower() in PHOTO_SUFFIXES:
+            yield path
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of those below, each folder once, however many links lead to it."""
+    seen = {_identity(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        entered = []
+        for name in sorted(folders):
+            identity = _identity(Path(place, name))
+            if not name.startswith(".") and identity not in seen:
+                seen.add(identity)
+                entered.append(name)
+        folders[:] = entered
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _identity(folder: Path) -> tuple[int, int] | Path:
+    try:
+        found = folder.stat()
+    except OSError:
+        return folder
+    return found.st_dev, found.st_ino
+
+
+def _matches(root: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield the files below a folder whose paths match a glob's parts; links that lead in circles end."""
+    if "**" not in parts:
+        yield from (Path(match) for match in glob.iglob(str(Path(root, *parts))))
+        return
+    yield from (path for path in _below(root) if _fits(path.relative_to(root).parts, parts))
+
+
+def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Say whether the names of a path match the parts of a glob, of which ** stands for any number of folders."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return _fits(names, parts[1:]) or (bool(names) and _fits(names[1:], parts))
+    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
 def _files(root: Path, paths: Iterable[Path], labels: Labels) -> Iterator[_Found]:
     for path in paths:
-        label = path.absolute().parent.name if labels == "folder" else None
-        yield _Found(path.relative_to(root).as_posix(), label, None, None, _size(path))
+        label = _shown(path.absolute().parent.name) if labels == "folder" else None
+        yield _Found(_shown(path.relative_to(root).as_posix()), label, None, None, _size(path))
+
+
+def _shown(name: str) -> str:
+    """Return a file's name as text; `_place` turns the escapes back in which bytes that are not UTF-8 stand."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _place(root: Path, name: str) -> Path:
+    """Return the file of a name in the plan."""
+    place = root / name
+    if "\\x" not in name or place.exists():
+        return place
+    return root / os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode()))
 
 
 def _size(path: Path) -> int:
@@ -215,50 +270,64 @@ def _in_table(where: str, path: Path, labels: Labels) -> Iterator[_Found]:
             delimiter = "\t" if path.suffix == ".tsv" else ","
             convert = csv.ConvertOptions(column_types={"path": pa.string(), "label": pa.string()}, strings_can_be_null=True)
             table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=convert)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names  # decoded only now
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         refuse(where, "data", "be a readable table", f"{path} ({str(error).splitlines()[0]})")
-    if "path" not in table.column_names:
-        refuse(where, "data", "have a column 'path'", f"{path} with {', '.join(table.column_names)}")
+    for name in ("path", "label"):
+        if names.count(name) > 1:
+            refuse(where, "data", f"have one column {name!r}", f"{names.count(name)} in {path}")
+    if "path" not in names:
+        refuse(where, "data", "have a column 'path'", f"{path} with {', '.join(names)}")
     paths = table["path"].to_pylist()
-    given = table["label"].to_pylist() if "label" in table.column_names and labels == "auto" else [None] * len(paths)
+    given = table["label"].to_pylist() if "label" in names and labels == "auto" else [None] * len(paths)
     for n, (name, label) in enumerate(zip(paths, given, strict=True)):
         if not isinstance(name, str) or not name:
             refuse(where, "data", "have a path in each row", f"{name!r} in row {n} of {path}")
+        if "\0" in name:
+            refuse(where, "data", "have paths without a zero byte", f"{name[:80]!r} in row {n} of {path}")
         place = path.parent / name
         yield _Found(name, place.absolute().parent.name if labels == "folder" else label, None, None, _size(place))
 
 
 def _in_tars(where: str, root: Path, tars: Sequence[Path]) -> Iterator[_Found]:
     """Yield the images of WebDataset tars: members that share a name up to its first dot are one sample."""
-    Image.init()
     for tar in tars:
-        archive = tar.relative_to(root).as_posix()
+        archive = _shown(tar.relative_to(root).as_posix())
         images: list[tuple[str, tarfile.TarInfo]] = []
         classes: dict[str, str] = {}
+        places: dict[str, tarfile.TarInfo] = {}
         try:
             with tarfile.open(tar, "r:") as members:
                 for member in members:
                     folder, _, name = member.name.rpartition("/")
                     stem, _, ending = name.partition(".")
                     key = f"{folder}/{stem}"
-                    if not member.isfile() or name.startswith("."):
+                    if member.isreg():
+                        places[posixpath.normpath(member.name)] = member
+                    if not (member.isreg() or member.islnk() or member.issym()) or name.startswith("."):
                         continue
-                    if ending == "cls":
+                    if ending == "cls" and member.isreg():
                         content = members.extractfile(member)
                         classes[key] = content.read(1000).decode("utf-8", "replace").strip() if content else ""
-                    elif os.path.splitext(name)[1].lower() in Image.EXTENSION:
+                    elif os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES:
                         images.append((key, member))
-        except (tarfile.TarError, OSError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             refuse(where, "data", "be readable, uncompressed tars", f"{tar} ({str(error) or type(error).__name__})")
         for key, member in images:
-            label = classes.get(key)
-            yield _Found(f"{archive}/{member.name}", label, archive, member.offset_data, member.size)
+            # a link stands for the member it leads to; one that leads nowhere has its row among the errors
+            target = member.linkname if member.islnk() else posixpath.join(posixpath.dirname(member.name), member.linkname)
+            data = member if member.isreg() else places.get(posixpath.normpath(target))
+            name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            offset, size = (data.offset_data, data.size) if data is not None else (0, -1)
+            yield _Found(f"{archive}/{name}", classes.get(key), archive, offset, size)
 
 
 def _label(where: str, item: _Found, class_index: Callable[[str], int] | None, classes: int | None) -> int | None:
     text = str(item.label).strip()
     if not text:
         return None
+    if re.fullmatch(r"\d{19,}", text):  # Python itself refuses to read thousands of digits
+        refuse(where, "labels", "be class indices", f"{text[:20]}... of {len(text)} digits of {item.path}")
     if re.fullmatch(r"\d+", text):
         index = int(text)
     elif class_index is None:
@@ -279,8 +348,10 @@ def read_bytes(root: Path, item: Item) -> bytes:
     Raises:
         Unreadable: it cannot be read, or is too large to be an image.
     """
-    place = root / (item.path if item.archive is None else item.archive)
+    place = _place(root, item.path if item.archive is None else item.archive)
     try:
+        if item.archive is not None and item.size < 0:
+            raise Unreadable("not a whole member of its tar")
         if item.archive is None and place.is_file():
             item = item._replace(size=place.stat().st_size)
         if item.archive is None and place.exists() and not place.is_file():
@@ -317,7 +388,9 @@ def _unreadable(sentence: str) -> Unreadable:
     inner = re.search(r"\((.*)\)$", got)
     detail = inner[1] if inner else None
     if requirement != "be a readable image file" or detail is None:
-        return Unreadable(f"must {requirement}" if requirement else sentence, detail)
+        if not requirement:  # of no sentence of ours: a decoder's own
+            return Unreadable(DAMAGED, without_addresses(sentence))
+        return Unreadable(f"must {requirement}", detail)
     if detail in ("not an image that Pillow can read", "the file is empty"):
         return Unreadable(detail)
     return Unreadable(DAMAGED, without_addresses(detail.removeprefix(f"{DAMAGED}: ")))

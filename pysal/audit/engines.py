@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,15 @@ from pysal._checks import refuse
 from pysal.audit import files
 from pysal.audit.data import Item
 from pysal.audit.shard import WHERE, Files, Setup, Worker
+from pysal.engine.chunks import progress
 
 ENGINES = ("pool", "inline", "ray")
-# How often a shard may take its worker with it before it is given up: once may be anybody's kill, thrice is the shard.
-ATTEMPTS = 3
+# How often a shard may take its worker with it before it is set aside: once may be anybody's kill, twice is the shard.
+ATTEMPTS = 2
+# How often a worker may die before its first shard.
+BIRTHS = 3
+# Seconds in which a worker must finish a pass of its model, whatever it computes; one that does not hangs.
+PATIENCE = 600.0
 # Ray starts a task where this much of a processor is free. Below 1, so that a cluster whose processors are all promised to
 # others still has room for the tasks that hand data on (ray-project/ray issue 44687).
 RAY_CPUS = 0.9
@@ -91,9 +97,37 @@ def keep_freed_memory() -> None:
 
 
 def inline(todo: Sequence[Shard], out: Path, worker: Worker) -> Generator[Done]:
-    """Compute the shards here, one after the other."""
+    """Compute the shards here, one after the other.
+
+    Raises:
+        Stopped: at the end, where shards went wrong.
+        files.DiskFault: the files of a shard could not be written.
+    """
+    aside: list[str] = []
     for shard in todo:
-        yield commit(out, shard.number, worker.explain(shard.number, shard.items))
+        try:
+            found = worker.explain(shard.number, shard.items)
+        except Exception as error:
+            aside.append(f"{_named(shard)} went wrong ({_reason(error)})")
+            continue
+        yield commit(out, shard.number, found)
+    _stop_for(aside, len(todo))
+
+
+def _named(shard: Shard) -> str:
+    first, last = shard.items[0], shard.items[-1]
+    images = (
+        f"image {first.id}, {first.path}" if first is last else f"images {first.id} to {last.id}, {first.path} to {last.path}"
+    )
+    return f"shard {shard.number} ({images})"
+
+
+def _stop_for(aside: Sequence[str], shards: int) -> None:
+    """Say which shards were set aside, once all others are done."""
+    if aside:
+        more = f"; and {len(aside) - 3} more" if len(aside) > 3 else ""
+        rest = ", the others are done" if len(aside) < shards else ""
+        raise Stopped(f"pysal.audit: {'; '.join(aside[:3])}{more}{rest}; going on with the job tries again")
 
 
 # In a pool of processes -----------------------------------------------------------------------------------------------------
@@ -107,42 +141,61 @@ class _Hand:
     process: process.BaseProcess
     pipe: connection.Connection
     shard: Shard | None = None
+    heard: float = 0.0
+    hung: bool = False
 
 
 def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) -> Generator[Done]:
-    """Compute the shards in processes, one for each device in `places`; a process that dies is replaced.
+    """Compute the shards in processes, one for each device in `places`; a process that dies or hangs is replaced.
 
     Raises:
-        Stopped: a shard has killed its worker three times, or went wrong in another way.
+        Stopped: workers die before their first shard; or, once all others are done, shards that killed or hung their worker
+            twice, or went wrong in another way.
         files.DiskFault: a worker could not write its files.
     """
     waiting, attempts, unborn = deque(todo), dict.fromkeys((shard.number for shard in todo), 0), 0
     hands: list[_Hand] = []
+    aside: list[str] = []
     try:
         hands.extend(_hire(setup, out, place) for place in places[: len(todo)])
         while hands:
-            ready = connection.wait([hand.pipe for hand in hands])
+            ready = connection.wait([hand.pipe for hand in hands], timeout=PATIENCE / 10)
+            for hand in hands:
+                if hand.shard is not None and hand.pipe not in ready and time.monotonic() - hand.heard > PATIENCE:
+                    hand.hung = True
+                    hand.process.kill()  # its pipe ends with it
             for hand in [hand for hand in hands if hand.pipe in ready]:
+                hand.heard = time.monotonic()
                 try:
                     kind, *said = hand.pipe.recv()
                 except (EOFError, OSError):
                     kind, said = "dead", []
+                if kind == "alive":
+                    continue
                 if kind == "dead":
                     hand.process.join()
+                    hand.pipe.close()
                     hands.remove(hand)
                     if hand.shard is None:
                         unborn += 1
+                        if unborn >= BIRTHS:
+                            raise Stopped(f"pysal.audit: a worker died {BIRTHS} times before its first shard ({_how(hand)})")
                     else:
                         attempts[hand.shard.number] += 1
                         if attempts[hand.shard.number] < ATTEMPTS:
                             waiting.appendleft(hand.shard)
-                    if unborn >= ATTEMPTS or (hand.shard is not None and attempts[hand.shard.number] >= ATTEMPTS):
-                        raise Stopped(_obituary(hand))
+                        else:
+                            verb = "hung" if hand.hung else "killed"
+                            aside.append(f"{_named(hand.shard)} {verb} its worker {ATTEMPTS} times ({_how(hand)})")
                     if waiting:
                         hands.append(_hire(setup, out, hand.device))
                     continue
                 if kind == "failed":
-                    raise files.DiskFault(said[0]) if said[1] else Stopped(said[0])
+                    if said[1]:
+                        raise files.DiskFault(said[0])
+                    if hand.shard is None:
+                        raise Stopped(said[0])
+                    aside.append(f"{_named(hand.shard)} went wrong ({said[0]})")
                 unborn, hand.shard = 0, None
                 if waiting:
                     hand.shard = waiting.popleft()
@@ -153,8 +206,7 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
                     hand.pipe.close()
                 if kind == "done":
                     yield said[0]
-                if not waiting and not hands:
-                    break
+        _stop_for(aside, len(todo))
     finally:
         for hand in hands:
             hand.process.terminate()
@@ -172,14 +224,13 @@ def _hire(setup: Setup, out: Path, device: str) -> _Hand:
     return _Hand(device, worker, ours)
 
 
-def _obituary(hand: _Hand) -> str:
+def _how(hand: _Hand) -> str:
+    """Return how a worker ended."""
+    if hand.hung:
+        return f"no pass of its model ended within {PATIENCE:g} s"
     code = hand.process.exitcode or 0
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    if hand.shard is None:
-        return f"pysal.audit: a worker died {ATTEMPTS} times before its first shard ({how})"
-    images = f"images {hand.shard.items[0].id} to {hand.shard.items[-1].id}"
-    hint = ", which is what a full memory looks like: fewer workers or a smaller batch may help" if code == -9 else ""
-    return f"pysal.audit: shard {hand.shard.number} ({images}) killed its worker {ATTEMPTS} times ({how}{hint})"
+    return how + (", which is what a full memory looks like: fewer workers or a smaller batch may help" if code == -9 else "")
 
 
 def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str) -> None:
@@ -191,9 +242,23 @@ def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str) ->
     try:
         worker = Worker(setup, device)
         pipe.send(("ready",))
+        told = time.monotonic()
+
+        def alive(*_: object) -> None:
+            nonlocal told
+            if time.monotonic() - told > 1:
+                told = time.monotonic()
+                pipe.send(("alive",))
+
         while True:
             shard = pipe.recv()
-            pipe.send(("done", commit(out, shard.number, worker.explain(shard.number, shard.items))))
+            try:
+                with progress(alive):
+                    found = worker.explain(shard.number, shard.items)
+            except Exception as error:
+                pipe.send(("failed", _reason(error), False))
+                continue
+            pipe.send(("done", commit(out, shard.number, found)))
     except EOFError:
         return
     except Exception as error:
@@ -205,6 +270,11 @@ def _die_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says, without the name of whoever says it."""
+    return sentence(error).removeprefix(f"{WHERE}: ")
 
 
 def sentence(error: BaseException) -> str:
@@ -224,7 +294,7 @@ def on_ray(setup: Setup, todo: Sequence[Shard], out: Path, workers: int | None, 
     Images and model must be found under the same paths on every node, and pysal be installed there.
 
     Raises:
-        Stopped: a task went wrong; those whose node died are made again first.
+        Stopped: at the end, where tasks went wrong; those whose node died are made again first.
     """
     try:
         import ray
@@ -237,14 +307,18 @@ def on_ray(setup: Setup, todo: Sequence[Shard], out: Path, workers: int | None, 
         _check_reachable(address)
         cpus = None if address else (workers or len(os.sched_getaffinity(0)))
         # "local": without it Ray would join a cluster that it finds on this machine
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address=address or "local", num_cpus=cpus, include_dashboard=None if address else False, log_to_driver=False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray takes it, and ends the process without a word
     try:
         task = ray.remote(num_cpus=RAY_CPUS, num_gpus=1 if cuda else 0, max_retries=ATTEMPTS)(_on_node)
         setup_there = ray.put(setup)
         key = f"{os.getpid()} {id(setup)} {setup.manifest['created']['time']}"
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         at_once = workers or max(1, int(resources.get("GPU" if cuda else "CPU", 1)))
-        waiting = deque(todo)
+        waiting, shards = deque(todo), {shard.number: shard for shard in todo}
+        aside: list[str] = []
         running: dict[Any, int] = {}
         while waiting or running:
             while waiting and len(running) < 2 * at_once:
@@ -255,10 +329,13 @@ def on_ray(setup: Setup, todo: Sequence[Shard], out: Path, workers: int | None, 
             try:
                 found = ray.get(first)
             except ray.exceptions.RayTaskError as error:
-                raise Stopped(sentence(error.cause or error)) from error
+                aside.append(f"{_named(shards[number])} went wrong ({_reason(error.cause or error)})")
+                continue
             except ray.exceptions.RayError as error:
-                raise Stopped(f"pysal.audit: Ray gave up shard {number} ({type(error).__name__})") from error
+                aside.append(f"{_named(shards[number])} was given up by Ray ({type(error).__name__})")
+                continue
             yield commit(out, number, found)
+        _stop_for(aside, len(todo))
     finally:
         if started_here:
             ray.shutdown()

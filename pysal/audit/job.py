@@ -157,6 +157,8 @@ class Job:
                 check_count(WHERE, name, value)
         if not isinstance(target, (str, int)) or isinstance(target, bool) or (isinstance(target, int) and target < 0):
             refuse(WHERE, "target", "be 'predicted', 'label', a class index or a class name", repr(target))
+        if not str(out):
+            refuse(WHERE, "out", "name a folder", repr(str(out)))
         self.out = Path(out)
         metric_names = _metrics(metrics)
         if device == "auto":
@@ -226,7 +228,7 @@ class Job:
         self._worker = Worker(Setup(self.manifest, self._model, Path()), device, loaded)
         classes = self._try_out()
         names_known = classifier.class_index if classifier is not None else None
-        found = data.find(WHERE, str(source), labels, shard_size, names_known, classes)
+        found = self._with_the_vanished(data.find(WHERE, str(source), labels, shard_size, names_known, classes))
         if named is not None and named != classes:
             refuse(WHERE, "target", f"be a class index where the model names {named} classes and answers {classes}", "a name")
         if isinstance(target, int) and target >= classes:
@@ -250,6 +252,20 @@ class Job:
         self._worker.setup = self._setup
         if (self.out / "manifest.json").exists():
             self._refuse_another_job()
+
+    def _with_the_vanished(self, found: data.Data) -> data.Data:
+        """Return the images that the folder's plan has, where all that are found are among them.
+
+        Images that were taken away since, damaged ones perhaps, then have their rows among the errors, and the job goes on.
+        """
+        try:
+            before = pq.read_table(self.out / "plan.parquet", schema=data.PLAN)
+        except (OSError, pa.ArrowException):
+            return found
+        columns = ["path", "label", "archive", "offset", "size"]
+        planned = set(zip(*(before[name].to_pylist() for name in columns), strict=True))
+        there = set(zip(*(found.plan[name].to_pylist() for name in columns), strict=True))
+        return data.Data(found.kind, found.root, before, data.fingerprint(before)) if there < planned else found
 
     @property
     def needs_code(self) -> bool:
@@ -348,11 +364,16 @@ class Job:
     def _begin(self) -> None:
         if (self.out / "manifest.json").exists():
             self._refuse_another_job()  # which may have begun since this one was planned
+            if not (self.out / "plan.parquet").exists():  # lost; the images are those of the manifest, so it is the same
+                self._write_plan()
             return
+        self._write_plan()
+        manifest.write(self.out, self.manifest)
+
+    def _write_plan(self) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(self.plan, sink, compression="zstd")
         files.write(self.out / "plan.parquet", sink.getvalue().to_pybytes())
-        manifest.write(self.out, self.manifest)
 
     def _computed(self, engine: str, todo: list[Shard], workers: int | None, address: str | None) -> Iterator[engines.Done]:
         if not todo:

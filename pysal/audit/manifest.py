@@ -3,7 +3,8 @@
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -19,6 +20,56 @@ FORMAT = 1
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "pyarrow")
 # Said of a job, not compared when it is resumed: who began it, and how long the plan's file is follows from the data.
 NOT_COMPARED = ("created",)
+
+# What every manifest holds, and of which kind; nobody's file is taken at its word.
+NUMBER, TEXT_OR_NONE = (int, float), (str, type(None))
+KEYS: dict[str, Any] = {
+    "model": {
+        "spec": TEXT_OR_NONE,
+        "options": Mapping,
+        "name": str,
+        "architecture_sha256": str,
+        "weights_sha256": str,
+        "input_size": list,
+        "class_names": (list, type(None)),
+        "crop_fraction": (*NUMBER, type(None)),
+        "resample": TEXT_OR_NONE,
+        "output": TEXT_OR_NONE,
+    },
+    "methods": Mapping,
+    "metrics": list,
+    "target": (str, int),
+    "maps": str,
+    "boxes": (list, type(None)),
+    "seed": int,
+    "precision": str,
+    "batch": int,
+    "rows": int,
+    "prepared": bool,
+    "device": str,
+    "data": {
+        "source": str,
+        "kind": str,
+        "root": str,
+        "labels": str,
+        "images": int,
+        "labelled": int,
+        "shards": int,
+        "shard_size": int,
+        "sha256": str,
+    },
+    "versions": Mapping,
+    "created": {"time": str, "host": str, "processor": str, "simd": str},
+}
+METHOD_KEYS: dict[str, Any] = {
+    "title": str,
+    "options": Mapping,
+    "score": str,
+    "reduction": str,
+    "signed": bool,
+    "map_shape": (list, type(None)),
+    "layer": TEXT_OR_NONE,
+}
 
 
 def versions() -> dict[str, str]:
@@ -68,7 +119,53 @@ def read(where: str, out: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         refuse(where, "out", f"be of format {FORMAT}", f"{out} of format {found}")
+    fault = _fault(manifest)
+    if fault is not None:
+        refuse(where, "out", "have a whole manifest.json (from a copy of the folder, or run the audit anew)", f"{out}, {fault}")
     return manifest
+
+
+def _fault(manifest: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a manifest as it was read."""
+    found = _mismatch(manifest, KEYS, "")
+    if found is not None:
+        return found
+    for name, method in manifest["methods"].items():
+        if not isinstance(method, Mapping):
+            return f"where 'methods.{name}' is {_short(method)}"
+        found = _mismatch(method, METHOD_KEYS, f"methods.{name}.")
+        if found is None and not _are(method["map_shape"] or (), int):
+            found = f"where 'methods.{name}.map_shape' is {_short(method['map_shape'])}"
+        if found is not None:
+            return found
+    try:
+        datetime.fromisoformat(manifest["created"]["time"])
+    except ValueError:
+        return f"where 'created.time' is {_short(manifest['created']['time'])}"
+    least = min(manifest["data"][key] for key in ("images", "shards", "shard_size"))
+    sizes, metrics = manifest["model"]["input_size"], manifest["metrics"]
+    if not manifest["methods"] or least < 1 or len(sizes) != 2 or not _are(sizes, int) or not _are(metrics, str):
+        return "where methods, metrics, sizes or numbers of images cannot be"
+    return None
+
+
+def _mismatch(value: Mapping[str, Any], keys: Mapping[str, Any], place: str) -> str | None:
+    """Return the first key that is missing in a mapping, or is not of its kind."""
+    for key, kind in keys.items():
+        if key not in value:
+            return f"without '{place}{key}'"
+        found, other = value[key], f"where '{place}{key}' is {_short(value[key])}"
+        if isinstance(kind, Mapping):
+            inner = _mismatch(found, kind, f"{place}{key}.") if isinstance(found, Mapping) else other
+            if inner is not None:
+                return inner
+        elif not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):  # True is an int to Python
+            return other
+    return None
+
+
+def _are(values: Iterable[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.audit import files
 from pysal.audit import manifest as manifests
-from pysal.audit.data import Item, Unreadable, decode, read_bytes
+from pysal.audit.data import PLAN, Item, Unreadable, decode, read_bytes
 from pysal.metrics import METRICS
 from pysal.models import Classifier
 
@@ -83,7 +83,7 @@ class Results:
     """
 
     def __init__(self, where: str, out: Path) -> None:
-        self.out = out
+        self.out, self._where = out, where
         self.manifest = manifests.read(where, out)
         self.shards = sorted(files.finished(out))
         if not self.shards:
@@ -97,7 +97,16 @@ class Results:
     @cached_property
     def plan(self) -> pa.Table:
         """All images of the audit, row n with id n."""
-        return pq.read_table(self.out / "plan.parquet")
+        try:
+            return pq.read_table(self.out / "plan.parquet", schema=PLAN)
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            refuse(
+                self._where,
+                "out",
+                "have a readable plan.parquet (pysal audit resume writes a lost one)",
+                f"{self.out} ({reason})",
+            )
 
     @cached_property
     def planned(self) -> int:

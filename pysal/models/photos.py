@@ -29,6 +29,18 @@ def example_photo() -> Path:
     return DATA / "chelsea.jpg"
 
 
+# Formats that photos come in. Pillow knows some forty: of the others one starts a program that runs what the file says (EPS),
+# and most have decoders that nobody has tried damaged files on.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO")
+PHOTO_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "heif", "heic", "gif", "bmp", "dib"),
+        *("tif", "tiff", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "ppm", "pgm", "pbm", "pnm", "pfm", "tga", "ico"),
+    )
+)
+
+
 def read_image(source: Source, model: Classifier | None = None, *, size: int | tuple[int, int] | None = None) -> Tensor:
     """Return a photo as (1, 3, H, W), float32 in [0, 1], on the CPU: as `model` wants it, or at its own size.
 
@@ -173,9 +185,8 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata that is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            Image.init()
-            # EPS is left out: Pillow hands it to Ghostscript, a program that would run what the file says.
-            with Image.open(file, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
+            Image.init()  # which also finds the formats of plugins, HEIF's for one
+            with Image.open(file, formats=[kind for kind in PHOTO_FORMATS if kind in Image.ID]) as picture:
                 return _decode_picture(picture, shown)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         found = re.search(r"\d+ pixels", str(error))
@@ -183,6 +194,13 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
         refuse(_READ, "source", limit, f"{shown} ({found[0] if found else 'more than that'})")
     except UnidentifiedImageError:
         _refuse_file(shown, "not an image that Pillow can read")
+    except MemoryError:
+        raise
+    except Exception as error:
+        if str(error).startswith(_READ):  # what is refused further down, in its own words
+            raise
+        # a decoder that trips while it looks at the file's head raises anything at all
+        _refuse_file(shown, f"damaged or cut off: {_first_line(error)}")
 
 
 def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Image:

@@ -106,8 +106,8 @@ def test_workers_killed_at_random_moments_are_replaced(job) -> None:
             shutil.rmtree(planned.out)
         try:
             assert planned.run(workers=2, progress=kill).complete
-        except Stopped as stopped:  # the same shard three times, by chance
-            assert "killed its worker 3 times (signal SIGKILL" in str(stopped)  # noqa: PT017
+        except Stopped as stopped:  # the same shard twice, by chance
+            assert "killed its worker 2 times (signal SIGKILL" in str(stopped)  # noqa: PT017
             planned.run(workers=1)
         assert contents(planned.out) == contents(undisturbed.out)
 
@@ -149,18 +149,55 @@ def test_a_job_with_workers_killed_at_random_moments_goes_on(job) -> None:
 
 
 @pytest.mark.slow
-def test_a_shard_that_kills_its_workers_stops_the_job(job, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("ARMED", str(tmp_path / "armed"))
-    planned = job(model="tests.audit.tiny:deadly", prepared=False)
-    (tmp_path / "armed").touch()
+def test_a_shard_that_kills_its_workers_is_set_aside_and_the_rest_is_done(job, photos, tmp_path) -> None:
+    green(photos_with(photos, tmp_path) / "cat" / "03.png")  # the deadly classifier dies of it
+    planned = job(source=tmp_path / "photos", model="tests.audit.tiny:deadly", prepared=False)
     with pytest.raises(Stopped) as caught:
         planned.run(workers=1)
     assert str(caught.value) == (
-        "pysal.audit: shard 0 (images 0 to 2) killed its worker 3 times (signal SIGKILL, which is what a full memory looks "
-        "like: fewer workers or a smaller batch may help)"
+        "pysal.audit: shard 0 (images 0 to 2, cat/01.png to cat/05.png) killed its worker 2 times (signal SIGKILL, which is "
+        "what a full memory looks like: fewer workers or a smaller batch may help), the others are done; "
+        "going on with the job tries again"
     )
-    (tmp_path / "armed").unlink()
+    assert files.finished(planned.out) == {1, 2, 3}
+    write_photo(tmp_path / "photos" / "cat" / "03.png", 3)
     assert planned.run(engine="inline").complete
+
+
+@pytest.mark.slow
+def test_a_shard_that_hangs_its_workers_is_set_aside(job, photos, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(engines, "PATIENCE", 3.0)
+    green(photos_with(photos, tmp_path) / "cat" / "03.png")
+    planned = job(source=tmp_path / "photos", model="tests.audit.tiny:hanging", prepared=False)
+    with pytest.raises(Stopped) as caught:
+        planned.run(workers=1)
+    assert str(caught.value) == (
+        "pysal.audit: shard 0 (images 0 to 2, cat/01.png to cat/05.png) hung its worker 2 times (no pass of its model ended "
+        "within 3 s), the others are done; going on with the job tries again"
+    )
+    assert files.finished(planned.out) == {1, 2, 3}
+
+
+def test_images_that_were_taken_away_have_reasons_and_the_job_goes_on(job, photos, tmp_path) -> None:
+    folder = photos_with(photos, tmp_path)
+    planned = job(source=folder)
+    planned.run(engine="inline")
+    (planned.out / "shards" / "00000.parquet").unlink()
+    (folder / "cat" / "03.png").unlink()
+    assert resume(planned.out, allow_code=True).run(engine="inline").failed == 1
+    (reason,) = pq.read_table(planned.out / "errors" / "00000.parquet").to_pylist()
+    assert (reason["path"], reason["reason"]) == ("cat/03.png", "no such file or directory")
+    assert verify(planned.out) == []
+
+
+def photos_with(photos: Path, tmp_path: Path) -> Path:
+    """Return a copy of the photos, to be changed."""
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+def green(path: Path) -> None:
+    """Write what two classifiers of `tiny` cannot bear."""
+    Image.new("RGB", (24, 24), (0, 255, 0)).save(path)
 
 
 # --- bad files
@@ -390,11 +427,17 @@ def test_a_model_with_little_memory_runs_fewer_rows(job) -> None:
     assert np.abs(np.subtract(found, expected)).max() <= 64 * np.finfo(np.float32).eps * np.abs(expected).max()
 
 
-def test_one_image_that_does_not_fit_stops_the_job(job, monkeypatch) -> None:
+def test_shards_with_an_image_that_does_not_fit_are_set_aside(job, monkeypatch) -> None:
     planned = job()
     monkeypatch.setattr(Worker, "batch", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
-    with pytest.raises(MemoryError, match=r"^pysal.audit: cat/01.png alone does not fit into the memory of cpu$"):
+    with pytest.raises(Stopped) as stopped:
         planned.run(engine="inline")
+    assert str(stopped.value) == (
+        "pysal.audit: shard 0 (images 0 to 2, cat/01.png to cat/05.png) went wrong (cat/01.png alone does not fit into the "
+        "memory of cpu); shard 1 (images 3 to 5, cat/07.png to dog/00.png) went wrong (cat/07.png alone does not fit into the "
+        "memory of cpu); shard 2 (images 6 to 8, dog/02.png to dog/06.png) went wrong (dog/02.png alone does not fit into the "
+        "memory of cpu); and 1 more; going on with the job tries again"
+    )
 
 
 # --- two jobs

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -136,9 +137,27 @@ def _run_out_of_memory() -> None:
     raise MemoryError("none left")
 
 
+class Touchy(nn.Module):
+    """Does something bad when it sees a green image; cannot be traced."""
+
+    def __init__(self, strike: Callable[[], None]) -> None:
+        super().__init__()
+        self.inner, self.strike = network(), strike
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) and bool((images.flatten(2).mean(2) == torch.tensor([0.0, 1.0, 0.0])).all(1).any()):
+            self.strike()
+        return self.inner(images)
+
+
 def deadly() -> Classifier:
-    """Return a classifier that kills its process while it is armed."""
-    return Classifier(Armed(_kill_this_process), name="deadly", class_names=CLASSES, input_size=SIZE).eval()
+    """Return a classifier that kills its process at a green image."""
+    return Classifier(Touchy(_kill_this_process), name="deadly", class_names=CLASSES, input_size=SIZE).eval()
+
+
+def hanging() -> Classifier:
+    """Return a classifier that never comes back from a green image."""
+    return Classifier(Touchy(partial(time.sleep, 10**6)), name="hanging", class_names=CLASSES, input_size=SIZE).eval()
 
 
 def starving() -> Classifier:
