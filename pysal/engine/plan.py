@@ -42,7 +42,7 @@ from pysal.engine.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.prepared import PreparedModel, check_eval
 from pysal.engine.relu_rules import ReluRules
 from pysal.engine.score import FOUND_OUT, Output, ScoreKind
-from pysal.engine.states import leave_inference_mode, outside_inference, restoring, undo_later
+from pysal.engine.states import leave_inference_mode, outside_inference, restoring, undo_later, without_hooks
 from pysal.engine.sweeps import Found, Sweep, Swept, sweep
 from pysal.engine.target import Score, Target
 
@@ -517,6 +517,7 @@ class Plan:
     @restoring
     def _works(self, model: Model, images: Tensor) -> bool:
         """Whether a model runs on some of the caller's images (N,)."""
+        without_hooks()
         try:
             with self.modes(grad=False):
                 self.root._forward(model, self.root.inputs[images], images)

@@ -177,6 +177,14 @@ class Restored:
         self._before.restore()
 
 
+_unwatched: ContextVar[bool] = kept(ContextVar("pysal_unwatched", default=False))
+
+
+def without_hooks() -> None:
+    """Have `Hooks` do nothing until the state is put back: the pass that they watch failed, and others ask why."""
+    _unwatched.set(True)
+
+
 def leave_inference_mode() -> None:
     """End torch.inference_mode, until the state is put back."""
     if torch.is_inference_mode_enabled():
@@ -264,7 +272,7 @@ class Hooks:
         thread = threading.get_ident()
 
         def hook(*args: Any) -> Any:
-            return function(*args) if self.open and threading.get_ident() == thread else None
+            return function(*args) if self.open and threading.get_ident() == thread and not _unwatched.get() else None
 
         self._held.append((module, hook))
         (module.register_forward_pre_hook if before else module.register_forward_hook)(hook)

@@ -146,6 +146,21 @@ def test_the_whole_batch_refines_no_image_further_than_alone() -> None:
     assert close(whole, pysal.integrated_gradients(model, batch, 1, batch_size=1, **options))
 
 
+@pytest.mark.parametrize("method", ["guided_grad_cam", "gradient"])
+def test_an_error_that_does_not_come_again_is_said_in_its_own_words(method: str) -> None:
+    """Looking for its reason must not count as a run of the layer that the failed pass captured."""
+    passes: list[int] = []
+
+    def before(batch: Tensor) -> None:
+        passes.extend([1] * (len(batch) == 1 and torch.is_grad_enabled()))
+        if sum(passes) == 2 and torch.is_grad_enabled():
+            raise ArithmeticError("once")
+
+    call = {"layer": "model.second"} if method == "guided_grad_cam" else {}
+    with pytest.raises(ArithmeticError, match=r"^once$"):
+        getattr(pysal, method)(Watched(row_by_row(), before), images(3, 3, 8, 8), 1, batch_size=1, **call)
+
+
 def test_chance_is_called_by_its_name() -> None:
     model = seeded(lambda: Coupled(lambda model, x: F.dropout(x, 0.5, training=bool(len(x)))))  # type: ignore[arg-type, call-arg, misc]
     with torch.random.fork_rng():

@@ -83,7 +83,7 @@ def test_settings_are_given_back(method: str, precision: str, outer: str) -> Non
 
     def before(batch: Tensor) -> None:
         inside.append(state())
-        if len(inside) == 2:
+        if len(inside) >= 2:  # and whenever it is asked again why
             raise ArithmeticError("in mid-run")
 
     with OUTER[outer]():

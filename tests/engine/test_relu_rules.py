@@ -373,6 +373,7 @@ def test_mixed_precision_is_no_activation() -> None:
     assert float(torch.corrcoef(torch.stack([mixed.flatten(), exact.flatten()]))[0, 1]) > 0.999
 
 
+@pytest.mark.usefixtures("independence_is_known")
 @pytest.mark.parametrize("options", [{}, {"other_activations": "generalised"}])
 @pytest.mark.parametrize("activation", [F.relu, lambda v: v.clamp(0, 6), F.gelu, torch.ops.aten.relu])
 def test_nothing_of_a_pass_outlives_it(activation: Activation, options: dict[str, str]) -> None:
