@@ -3,6 +3,7 @@
 A block that is not run here says so in the line above it: `<!-- not run: why -->`, or `<!-- run by tests/...py -->`.
 """
 
+import ast
 import doctest
 import re
 import shlex
@@ -150,3 +151,18 @@ def test_every_method_page_has_its_parts() -> None:
             assert [one for one in found if one in parts] == parts, page.name
             failures = page.read_text().split("## Known failures")[1].split("\n## ")[0]
             assert "](../figures/" in failures, f"{page.name} shows no failure"
+
+
+def test_troubleshooting_quotes_what_pysal_says() -> None:
+    """Each quotation is found in one string of the package, so that an error that is reworded is reworded there, too."""
+    said = set()
+    for path in (ROOT / "pysal").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+    elsewhere = ("module 'pysal' has no attribute 'explain'", "out of memory", "(no space left on device)")  # of others
+    page = re.sub(r"`[^`\n]*`", "", FENCE.sub("", (ROOT / "docs/troubleshooting.md").read_text()))
+    quotations = re.findall(r'"([^"\n]+)"', page)
+    assert quotations
+    for piece in (piece.strip() for quotation in quotations for piece in quotation.split("...")):
+        assert piece in elsewhere or any(piece in one for one in said), f"no message of pysal has the words {piece!r}"

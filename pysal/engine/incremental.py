@@ -45,7 +45,7 @@ WORTH_A_SPLIT = 0.05
 PAYING_SHARE = 0.9
 # Boxes on maps of at most this side are not limited: few pixels are saved, and much of what an occlusion changes is lost.
 SMALL_SIDE = 8
-# Of a pixel, in lengths that are no whole numbers.
+# Tolerance in pixels when fractional lengths are rounded: 0.29 x 100 is 29.
 ROUNDING = 1e-9
 
 _POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
@@ -276,7 +276,7 @@ class Incremental:
                     continue
                 for other, version in versions.items():
                     if values[other]._version != version:
-                        # who read it before has read it as it is kept; who reads it later would read it changed
+                        # earlier readers saw the value we keep; later ones would see the modified one
                         if other.op == "get_attr" or any(order[user] > order[node] for user in other.users):
                             raise NotIncremental(f"{node.name} changes in place what others read")
                         versions[other] = values[other]._version

@@ -48,7 +48,7 @@ class InvertedResidual:
 
     @classmethod
     def suited(cls, expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
-        """Say whether three convolutions, or two, are such a block, and gain from being one (docs/performance.md)."""
+        """Say whether two or three convolutions are such a block, and gain by it (docs/inside/inverted_residual.md)."""
         if not available() or not cls.fits(expand, depthwise, project):
             return False
         height, width = depthwise.input_shape[1:]

@@ -72,7 +72,7 @@ class Plan:
         batch_size: most rows in one model pass; None = as many as memory allows.
         precision: the arithmetic of the model passes; see `engine.precision`.
         dtype: of the result; None = float32, or float64 for float64 inputs.
-        report: whether to find out what only `explain` tells beside the map, where that takes passes of its own.
+        report: whether to compute details that need extra passes (the residual); only `explain` reports them.
         company: which rows a pass may hold; see `engine.independence`. "checked" is "whole" where `batch_size` is B.
         output: what the model's output is taken for, where that was decided before; None = what the images say.
     """
@@ -328,7 +328,7 @@ class Plan:
             return None
         kind = announced[0][0]
         together = self.renamed(self.where, kind)
-        with contextlib.suppress(NotApplicable):  # which whoever asked for it will say in its own name
+        with contextlib.suppress(NotApplicable):  # the method that asked raises this later, under its own name
             together._sweep_images(list(dict.fromkeys(one for other, one in announced if other == kind)), required=False)
         return together._clean
 

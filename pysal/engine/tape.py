@@ -530,7 +530,7 @@ class Recorded(torch.autograd.Function):
         ctx.tape, ctx.rules = program.record(images), current_rules()
         ctx.is_relu = ctx.tape.relus
         output: Tensor = ctx.tape.output
-        del ctx.tape.output  # which will hold the node that holds the tape
+        del ctx.tape.output  # breaks a cycle: the output's grad_fn is this node, which owns the tape
         return output
 
     @staticmethod

@@ -51,13 +51,14 @@ def leave_one_out(
             per image (B, H, W) or a list of them; negative labels belong to no segment.
         fill: what a segment is filled with: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur" or an
             image.
-        approximate: None, for exact drops, or the largest share in (0, 1] of a map's side that is computed anew for a segment,
-            however far it reaches, for a prepared model (`Incremental.limited` in pysal.engine has the rule). `explain` reports
-            the error as "approximation_error". 1 is exact; the smaller, the faster and the less exact.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        approximate: None for exact drops. A number in (0, 1]: at each layer recompute at most this fraction of the map's
+            height and width. Smaller is faster and less exact, 1 is exact. Needs a prepared model. `explain` reports the error
+            as "approximation_error".
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `gradient`.
         batch_size: most rows (image, segment) per model pass; see `gradient`.
         precision: see `gradient`.
@@ -112,7 +113,8 @@ def attribute(
     concerns are then left out exactly, too: those with the largest drops, and as many spread evenly over the others. They keep
     their exact drops.
 
-    Passes counts the images whose score was computed, also where that was less work than a pass, and the image kept.
+    `passes` counts each scored image as one pass, even if only part was recomputed, plus one per image whose activations
+    were kept.
 
     Details: "drops", a list of B tensors (S_b,); "class_drops", for class targets, a list of (K, S_b); "boxes" (S, 4) or
     "labels" (B, H, W). With `approximate`, "approximation_error" (B,): the largest difference between approximate and exact
