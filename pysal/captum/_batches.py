@@ -28,8 +28,8 @@ Inputs = tuple[Tensor, ...]
 
 
 def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequence[Any]) -> Any:
-    """Return the forward function's output in the arithmetic that all methods use; a function of no arguments gets none."""
-    with precision_mode("float32", inputs[0].device, backward=False):
+    """Return the forward function's output in the arithmetic of all methods here; a function of no arguments gets none."""
+    with precision_mode("as set", inputs[0].device, backward=False):
         if not isinstance(forward, (nn.Module, PreparedModel)) and not inspect.signature(forward).parameters:
             return forward()
         return forward(*inputs, *further)

@@ -320,7 +320,7 @@ class Request:
             score="logit",
             extra_inputs=[self._with_rows(one) for one in self.further],
             batch_size=None if prepared else self.rows(None),
-            precision="float32",
+            precision="as set",
             dtype=images.dtype,
             company="checked" if prepared else "given",
         )

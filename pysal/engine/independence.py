@@ -166,7 +166,7 @@ def roundoff_of(precision: str, dtype: torch.dtype, device: torch.device) -> flo
     found = torch.finfo(dtype).eps / 2
     if precision == "bf16":
         return max(found, torch.finfo(torch.bfloat16).eps / 2)
-    if precision in ("tf32", "mixed") and device.type == "cuda":
+    if precision in ("tf32", "mixed", "as set") and device.type == "cuda":
         return max(found, _TF32_ROUNDOFF)
     return found
 

@@ -38,7 +38,7 @@ from pysal.engine.independence import (
     unlike,
 )
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.precision import PRECISIONS, Precision, precision_mode
+from pysal.engine.precision import PRECISIONS, Arithmetic, precision_mode
 from pysal.engine.prepared import PreparedModel, check_eval
 from pysal.engine.relu_rules import ReluRules
 from pysal.engine.score import FOUND_OUT, Output, ScoreKind
@@ -87,7 +87,7 @@ class Plan:
         score: ScoreKind,
         extra_inputs: ExtraInputs,
         batch_size: int | None,
-        precision: Precision,
+        precision: Arithmetic,
         dtype: torch.dtype | None,
         report: bool = True,
         company: Company = "checked",
@@ -98,7 +98,7 @@ class Plan:
         _check_model(where, model, self.inputs)
         if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
             refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
-        if precision not in PRECISIONS:
+        if precision not in (*PRECISIONS, "as set"):
             refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
         if dtype is not None and dtype not in FLOATING:
             refuse(where, "dtype", "be a floating-point torch.dtype or None", dtype, TypeError)
@@ -108,7 +108,7 @@ class Plan:
         self.asked_batch_size = batch_size
         self.company: Company = "whole" if company == "checked" and batch_size == len(self.inputs) else company
         if isinstance(model, PreparedModel):
-            if precision not in ("float32", model.precision):
+            if precision not in ("as set", "float32", model.precision):
                 refuse(where, "precision", f"be that of the prepared model, {model.precision!r}", repr(precision))
             self.batch_size, self.precision = batch_size or model.rows_for(self.inputs), model.precision
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
@@ -606,7 +606,7 @@ def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
 class _Modes(precision_mode):
     sets_grad = True
 
-    def __init__(self, precision: Precision, device: torch.device, *, backward: bool, without_cudnn: bool) -> None:
+    def __init__(self, precision: Arithmetic, device: torch.device, *, backward: bool, without_cudnn: bool) -> None:
         super().__init__(precision, device, backward=backward)
         self.without_cudnn = without_cudnn
 

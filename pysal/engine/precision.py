@@ -1,6 +1,5 @@
 """What arithmetic the model runs in: float32, TF32, bf16, or a float32 forward with a bf16 backward."""
 
-import functools
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -8,10 +7,14 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from pysal._library import without_autocast
-from pysal.engine.states import FunctionMode, Restored, undo_later
+from pysal.engine.states import FunctionMode, Restored
+from pysal.engine.tf32 import KEPT, allow_tf32
 
 Precision: TypeAlias = Literal["float32", "tf32", "mixed", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+Arithmetic: TypeAlias = Precision | Literal["as set"]
+"""What a plan runs in: "as set" is float32 with torch's TF32 settings as the caller has them, as in the packages whose calls
+`pysal.captum` and `pysal.pair` take."""
 
 
 class precision_mode(Restored):
@@ -19,19 +22,20 @@ class precision_mode(Restored):
 
     "mixed" is the one that keeps a ReLU network's gates exact while its backward pass, which is linear once the gates are
     fixed, runs on bf16 matrix units. "bf16" also decides the gates in bf16 and moves many of them.
+
+    On a GPU other threads' passes share the TF32 settings: those in other arithmetic take turns.
     """
 
     sets_grad = False  # whether a subclass sets the grad mode, too
 
-    def __init__(self, precision: Precision, device: torch.device, *, backward: bool) -> None:
+    def __init__(self, precision: Arithmetic, device: torch.device, *, backward: bool) -> None:
         self.precision, self.device, self.backward = precision, device, backward
 
     def __enter__(self) -> None:
         """Note what was, and set what is asked for."""
         super().__enter__()
         if self.device.type == "cuda":
-            undo_later(functools.partial(_allow_tf32, *_tf32_allowed()))
-            _allow_tf32(*[self.precision in ("tf32", "mixed")] * 2)
+            allow_tf32(KEPT if self.precision == "as set" else self.precision in ("tf32", "mixed"))
         if self.precision == "bf16":
             torch.autocast(self.device.type, dtype=torch.bfloat16).__enter__()
         else:
@@ -44,14 +48,6 @@ class precision_mode(Restored):
         if not self.sets_grad:
             self._before.grad = torch.is_grad_enabled()
         super().__exit__(*error)
-
-
-def _tf32_allowed() -> tuple[bool, bool]:
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-
-def _allow_tf32(matmul: bool, cudnn: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
 class _Bfloat16Backward(FunctionMode):

@@ -86,7 +86,7 @@ class TorchModel:
             score=self.score,
             extra_inputs=self.extra_inputs,
             batch_size=batch_size,
-            precision="float32",
+            precision="as set",
             dtype=None,
         )
         return plan.derive(images, torch.zeros(len(images), dtype=torch.int64, device=images.device)) if versions else plan
