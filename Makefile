@@ -55,7 +55,7 @@ $(VENV)/stamp-no-deps: requirements/no-deps.txt $(VENV)/stamp-dev
 # Tests also want the CUDA kernels compiled for their emulation on the CPU; `make explain` does without.
 EMU ?= $(if $(filter explain,$(MAKECMDGOALS)),OFF,ON)
 # The libraries lie beside the Python sources; should they be gone, or built without emulation, the stamp is worth nothing.
-ifeq ($(and $(wildcard pysal/_C.*.so),$(or $(filter OFF,$(EMU)),$(wildcard pysal/_C_emu.so))),)
+ifeq ($(and $(wildcard pysal/_C.*.so),$(wildcard pysal/_C_cpu.so),$(or $(filter OFF,$(EMU)),$(wildcard pysal/_C_emu.so))),)
 .PHONY: $(VENV)/stamp-built
 endif
 # pip compiles in a temporary folder, from nothing; once it has installed, changed sources alone are compiled again.

@@ -32,11 +32,11 @@ class CMakeBuild(build_ext):
                 "pysal is compiled against the installed torch: install torch>=2.11, "
                 "then use pip install --no-build-isolation ."
             )
-        destination = ROOT if self.inplace else Path(self.build_lib).resolve()
+        destination = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "pysal"
         build = Path(self.build_temp).resolve() / sys.implementation.cache_tag
         configure = [
             *("cmake", "-S", os.fspath(ROOT), "-B", os.fspath(build)),
-            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPYSAL_PYTHON={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={destination}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPYSAL_VERSION={self.distribution.get_version()}",

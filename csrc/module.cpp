@@ -1,15 +1,16 @@
-// pysal._C. Importing it runs the static initialisers of csrc/cpu/*.cpp, which register the CPU kernels; the module
-// itself answers what was built. It must not see torch's headers: torch bundles a pybind11 that refuses, in some
-// versions, to be included where TORCH_TARGET_VERSION is defined.
+// pysal._C, the one library that knows Python, so the one that is compiled for each version of it. It answers what
+// _C_cpu.so, which holds the ops, was built with. It must not see torch's headers: torch bundles a pybind11 that
+// refuses, in some versions, to be included where TORCH_TARGET_VERSION is defined.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "cpu/amx/bf16x6_kernels.h"
-#include "cpu/simd/level.h"
+#include "build_info.h"
 
 namespace {
 std::vector<std::string> split(const std::string& commas) {
@@ -20,27 +21,27 @@ std::vector<std::string> split(const std::string& commas) {
 }
 
 pybind11::dict build_info() {
+  const PysalBuildInfo of_ops = pysal_build_info();
+  if (of_ops.simd == nullptr)
+    throw std::runtime_error(std::string("pysal: PYSAL_SIMD must be baseline, avx2 or avx512, got ") +
+                             std::getenv("PYSAL_SIMD"));
   pybind11::dict info;
-  info["compiler"] = __VERSION__;
-  info["build_type"] = PYSAL_BUILD_TYPE;
-  info["sanitizer"] = PYSAL_SANITIZER;
-  info["version_built"] = PYSAL_VERSION;
-  info["torch_built_with"] = PYSAL_TORCH_BUILT_WITH;
-  info["torch_target"] = PYSAL_TORCH_TARGET_VERSION;
-  info["simd"] = pysal::cpu::name(pysal::cpu::level());
-  info["simd_compiled"] = pysal::cpu::compiled_levels();
-#if defined(PYSAL_AMX)
-  info["matrix_unit"] = pysal::cpu::level() == pysal::cpu::Level::avx512 && pysal::cpu::bf16x6_available();
-#else
-  info["matrix_unit"] = false;
-#endif
-  info["cuda_archs"] = split(PYSAL_CUDA_ARCH_LIST);
-  info["cuda_version"] = PYSAL_CUDA_COMPILER_VERSION;
+  info["compiler"] = of_ops.compiler;
+  info["build_type"] = of_ops.build_type;
+  info["sanitizer"] = of_ops.sanitizer;
+  info["version_built"] = of_ops.version;
+  info["torch_built_with"] = of_ops.torch_built_with;
+  info["torch_target"] = of_ops.torch_target;
+  info["simd"] = of_ops.simd;
+  info["simd_compiled"] = split(of_ops.simd_compiled);
+  info["matrix_unit"] = of_ops.matrix_unit;
+  info["cuda_archs"] = split(of_ops.cuda_archs);
+  info["cuda_version"] = of_ops.cuda_version;
   return info;
 }
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "CPU kernels of pysal and what they were built with.";
+  module.doc() = "What the native libraries of pysal were built with.";
   module.def("build_info", &build_info);
 }

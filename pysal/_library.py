@@ -1,7 +1,8 @@
 """Loads the native libraries, registers ops and says what was built.
 
 An op is declared once, in `pysal/ops/<stem>.py`, by `define(name, schema, reference)`. The reference becomes the op's
-default kernel, so every op works on every device; `pysal._C` and `_C_cuda.so` add native kernels beside it.
+default kernel, so every op works on every device; `_C_cpu.so` and `_C_cuda.so` add native kernels beside it. They know
+nothing of Python; `pysal._C`, which does, answers what they were built with.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -21,12 +23,14 @@ import torch
 DISTRIBUTION = "pysal-saliency"
 NAMESPACE = "pysal"
 HERE = Path(__file__).resolve().parent
+CPU_OPS = "_C_cpu.so"
 
 # name -> schema, in order of definition; what build_info() reports and tests/test_registration.py walks over
 SCHEMAS: dict[str, str] = {}
 REFERENCES: dict[str, Callable[..., Any]] = {}
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+_compiled = False
 _native: ModuleType | None = None
 _cuda_status = "not compiled"
 _fell_back: dict[str, set[str]] = {}
@@ -101,16 +105,16 @@ def build_info() -> dict[str, Any]:
     """Return what was compiled and what runs.
 
     Returns:
-        A dict with `version`, `torch` (running), `compiled` (whether pysal._C is there), `cuda` (state of the CUDA
+        A dict with `version`, `torch` (running), `compiled` (whether `_C_cpu.so` is there), `cuda` (state of the CUDA
         library), `kernels` (op -> device type -> "native" or "reference"), `fell_back` (op -> device types on which the
-        reference ran although native libraries are present) and, where compiled, `simd` (instruction set in use),
-        `simd_compiled`, `matrix_unit` (whether convolutions can run on that of x86), `compiler`, `build_type`, `sanitizer`,
-        `version_built`, `torch_built_with`, `torch_target`, `cuda_archs`, `cuda_version`.
+        reference ran although native libraries are present) and, where pysal._C is compiled for this Python, `simd`
+        (instruction set in use), `simd_compiled`, `matrix_unit` (whether convolutions can run on that of x86), `compiler`,
+        `build_type`, `sanitizer`, `version_built`, `torch_built_with`, `torch_target`, `cuda_archs`, `cuda_version`.
     """
     info: dict[str, Any] = {
         "version": version(),
         "torch": torch.__version__,
-        "compiled": _native is not None,
+        "compiled": _compiled,
         "cuda": _cuda_status,
         "kernels": {
             name: {device: "native" if has_kernel(name, device) else "reference" for device in ("cpu", "cuda")}
@@ -146,7 +150,24 @@ def load_cuda(force: bool = False) -> str:
     return _cuda_status
 
 
+def _load_ops() -> bool:
+    """Load `_C_cpu.so`, whose static initialisers register the CPU kernels; return whether it is there.
+
+    Raises:
+        ImportError: it is there, and this torch or this system cannot load it.
+    """
+    path = HERE / CPU_OPS
+    if not path.exists():
+        return False
+    try:
+        torch.ops.load_library(os.fspath(path))
+    except OSError as error:
+        raise ImportError(f"pysal: {path} must load beside torch {torch.__version__}, got: {error}") from error
+    return True
+
+
 def _load_native() -> ModuleType | None:
+    """Return `pysal._C`, or None where it is not compiled for this version of Python."""
     try:
         return importlib.import_module("pysal._C")
     except ModuleNotFoundError as error:
@@ -155,13 +176,26 @@ def _load_native() -> ModuleType | None:
         return None
 
 
+def _why_not_compiled() -> str:
+    """Return what runs, why it is slow, and the command that ends it."""
+    slow = f"pysal is not compiled in {HERE}, so every op runs its slower PyTorch reference"
+    root = HERE.parent
+    sources = (root / "setup.py").exists()
+    build = f"pip install --no-build-isolation --editable {root if sources else 'FOLDER_OF_THE_SOURCES'}"
+    for hidden in (Path(folder) / "pysal" for folder in sys.path):
+        if (hidden / CPU_OPS).exists() and hidden.resolve() != HERE:
+            leave = f"run Python from another folder than {root}"
+            return f"{slow}. It hides the compiled one in {hidden}: {leave}, or compile this one as well with {build}"
+    return f"{slow}: compile it with {build}" if sources else f"{slow}: compile its sources with {build}"
+
+
 def _device_type(args: tuple[Any, ...]) -> str:
     return next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
 
 
 def _warn_fallback(name: str, args: tuple[Any, ...]) -> None:
     """Warn once per op and device type that the oracle runs although native libraries are there."""
-    if _native is None:
+    if not _compiled:
         return
     device = _device_type(args)
     if device == "meta" or device in _fell_back.get(name, ()):
@@ -173,12 +207,8 @@ def _warn_fallback(name: str, args: tuple[Any, ...]) -> None:
     )
 
 
-_native = _load_native()
-if _native is None:
-    warnings.warn(
-        "pysal is not compiled, so every op runs its slower PyTorch reference: build it with "
-        "pip install --no-build-isolation .",
-        stacklevel=2,
-    )
-else:
+if _compiled := _load_ops():
+    _native = _load_native()
     load_cuda()
+else:
+    warnings.warn(_why_not_compiled(), stacklevel=2)

@@ -451,11 +451,17 @@ def info() -> None:
     """Show versions, libraries, and for each op whether a native kernel runs."""
     with _errors_as_sentences("pysal info"):
         from pysal import ops  # noqa: F401 (registers the ops)
-        from pysal._library import build_info
+        from pysal._library import HERE, build_info
 
         build = build_info()
         kernels = build.pop("kernels")
-        facts = {"version": build.pop("version"), "python": platform.python_version(), **build}
+        facts = {
+            "version": build.pop("version"),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "folder": os.fspath(HERE),
+        }
+        facts |= build
         _say(*_columns((name.replace("_", " "), _readable(value)) for name, value in facts.items()), "")
         devices = list(dict.fromkeys(device for kinds in kernels.values() for device in kinds))
         table = [("op", *devices), *((name, *(kinds[device] for device in devices)) for name, kinds in kernels.items())]

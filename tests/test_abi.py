@@ -14,7 +14,8 @@ import pysal
 from pysal import _library
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = sorted(_library.HERE.glob("_C*.so"))
+LIBRARIES = sorted(_library.HERE.glob("_C_*.so"))  # of ops
+MODULES = sorted(_library.HERE.glob("_C.*.so"))  # of Python
 # torch 2.11's exported C shims: nm -D --defined-only libtorch_cpu.so, names starting with torch_ or aoti_torch_
 STABLE = frozenset((ROOT / "tests/data/torch-2.11-stable-symbols.txt").read_text().split())
 LEVELS = ["baseline", "avx2", "avx512"]
@@ -50,6 +51,28 @@ def test_links_libtorch_cpu_alone_and_by_name(library):
 
 @needs_build
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_knows_nothing_of_python(library):
+    """So that one build serves every version of it."""
+    undefined = [line.split()[-1] for line in output_of("nm", "-D", "--undefined-only", library).splitlines()]
+    assert not [name for name in undefined if name.lstrip("_").startswith("Py")]
+
+
+@needs_build
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
+def test_the_python_module_needs_the_ops_library_beside_it_and_no_torch(module):
+    dynamic = output_of("readelf", "-d", module)
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "_C_cpu.so" in needed
+    assert not [name for name in needed if re.match(r"libtorch|libc10|libpython", name)]
+    assert re.findall(r"R(?:UN)?PATH.*\[(.*)\]", dynamic) == ["$ORIGIN"]
+    # in a process that has loaded nothing of torch's, it finds its neighbour and fails on torch's library alone
+    code = f"import ctypes; ctypes.CDLL({os.fspath(module)!r})"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert "libtorch_cpu" in failed.stderr
+
+
+@needs_build
+@pytest.mark.parametrize("library", [*LIBRARIES, *MODULES], ids=lambda path: path.name)
 def test_holds_no_path_of_the_build(library):
     assert os.fsencode(ROOT) not in library.read_bytes()
 

@@ -611,7 +611,7 @@ def test_info_table() -> None:
     assert table["torch"] == torch.__version__
     assert table["compiled"] == ("yes" if info["compiled"] else "no")
     assert table["cuda"] == info["cuda"]
-    assert {key.replace("_", " ") for key in info if key != "kernels"} | {"python"} == set(table)
+    assert {key.replace("_", " ") for key in info if key != "kernels"} | {"python", "system", "folder"} == set(table)
     rows = [line.split() for line in kernels.splitlines()]
     assert rows[0] == ["op", "cpu", "cuda"]
     assert {name: {"cpu": cpu, "cuda": cuda} for name, cpu, cuda in rows[1:]} == info["kernels"]

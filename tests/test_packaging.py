@@ -70,7 +70,41 @@ assert info["kernels"]["guided_relu"] == {"cpu": "reference", "cuda": "reference
 """
     printed = run(code, "-W", "always", path=checkout).stderr
     assert printed.count("UserWarning") == 1
-    assert "pysal is not compiled, so every op runs its slower PyTorch reference: build it with" in printed
+    slow = f"pysal is not compiled in {checkout}/pysal, so every op runs its slower PyTorch reference"
+    assert f"{slow}: compile it with pip install --no-build-isolation --editable {checkout}\n" in printed
+
+
+@pytest.mark.skipif(not _library.build_info()["compiled"], reason="pysal is not compiled")
+def test_an_uncompiled_checkout_that_hides_a_compiled_package_says_so(checkout, tmp_path):
+    """Which happens to whoever installs and then runs Python in the folder of the sources."""
+    shutil.copytree(_library.HERE, tmp_path / "pysal", ignore=shutil.ignore_patterns("*.jpg", "__pycache__"))
+    code = f"import sys; sys.path.append({os.fspath(tmp_path)!r}); import pysal; pysal.ops"
+    printed = run(code, "-W", "always", path=checkout).stderr
+    assert printed.count("UserWarning") == 1
+    assert f"It hides the compiled one in {tmp_path}/pysal: run Python from another folder than {checkout}, or" in printed
+    assert (
+        "UserWarning"
+        not in run(f"import sys; sys.path[:0] = [{os.fspath(tmp_path)!r}]; import pysal; pysal.ops", path=checkout).stderr
+    )
+
+
+def test_a_library_that_does_not_load_is_an_error_and_not_slow(checkout, tmp_path):
+    shutil.copytree(checkout / "pysal", tmp_path / "pysal", ignore=shutil.ignore_patterns("*.jpg"))
+    (tmp_path / "pysal/_C_cpu.so").write_bytes(b"of another system")
+    printed = run("import pysal\ntry: pysal.ops\nexcept ImportError as error: print(error)", path=tmp_path).stdout
+    assert printed.startswith(f"pysal: {tmp_path}/pysal/_C_cpu.so must load beside torch ")
+
+
+@pytest.mark.skipif(not _library.build_info()["compiled"], reason="pysal is not compiled")
+def test_ops_are_native_in_a_python_that_the_module_is_not_compiled_for(tmp_path):
+    without = shutil.ignore_patterns("*.jpg", "__pycache__", "_C.*.so")
+    shutil.copytree(_library.HERE, tmp_path / "pysal", ignore=without)
+    code = """
+import pysal
+info = pysal.build_info()
+print(info["compiled"], info["kernels"]["guided_relu"]["cpu"], "simd" in info)
+"""
+    assert run(code, "-W", "error", path=tmp_path).stdout.split() == ["True", "native", "False"]
 
 
 def build(checkout, hook, target):
@@ -107,7 +141,8 @@ def test_wheel_from_the_sdist_runs(sdist, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
-    assert [name for name in names if name.endswith(".so")] == [n for n in names if n.startswith("pysal/_C.cpython")]
+    libraries = sorted(name for name in names if name.endswith(".so"))
+    assert libraries == ["pysal/_C" + sysconfig.get_config_var("EXT_SUFFIX"), "pysal/_C_cpu.so"]
     assert {"pysal/py.typed", "pysal/_C.pyi", f"pysal_saliency-{VERSION}.dist-info/licenses/LICENSE"} <= set(names)
     assert not [name for name in names if name.startswith(("csrc", "tests", "benchmarks"))]
     assert "none-any" not in wheel.name
@@ -127,6 +162,7 @@ def test_editable_install_compiles_in_place(checkout, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     assert list(checkout.glob("pysal/_C.cpython-*.so"))
+    assert (checkout / "pysal/_C_cpu.so").exists()
     code = f"""
 import site; site.addsitedir({os.fspath(tmp_path / "installed")!r})
 import pysal

@@ -36,11 +36,11 @@ Level level() {
 
 const char* name(Level level) { return level == Level::avx512 ? "avx512" : level == Level::avx2 ? "avx2" : "baseline"; }
 
-std::vector<const char*> compiled_levels() {
+const char* compiled_levels() {
 #if defined(PYSAL_X86)
-  return {"baseline", "avx2", "avx512"};
+  return "baseline,avx2,avx512";
 #else
-  return {"baseline"};
+  return "baseline";
 #endif
 }
 }  // namespace pysal::cpu

@@ -1,12 +1,11 @@
 // The instruction set the CPU kernels run on, chosen once: what the CPU has, capped by PYSAL_SIMD.
 #pragma once
-#include <vector>
 
 namespace pysal::cpu {
 enum class Level { baseline, avx2, avx512 };
 Level level();                  // throws std::runtime_error where PYSAL_SIMD names no level
 const char* name(Level level);  // "baseline" (SSE2 on x86-64), "avx2", "avx512"
-std::vector<const char*> compiled_levels();
+const char* compiled_levels();  // separated by commas
 }  // namespace pysal::cpu
 
 // In <stem>_kernels.h: declares the table of every compiled ISA.
