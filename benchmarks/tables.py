@@ -94,7 +94,7 @@ def where_and_when(result: Mapping[str, Any], *, threads: bool = True) -> str:
 
 
 def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
-    """README's tables: how many times as long as ours others take."""
+    """README's tables: our time, and the others' times divided by it."""
     lines = [BEGIN, ""]
     for result in results:
         lines += [
@@ -114,9 +114,9 @@ def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
         lines += ["Nothing has been measured for this version.", ""]
     else:
         lines += [
-            "The other columns are multiples of the first, medians of alternating runs: above 1 is slower, **bold** is",
-            "faster; ✗ is not the method's map, - has no such method. Settings, spreads, memory and overhead are in",
-            "[docs/speed.md](docs/speed.md).",
+            "The first column is a time. The others are ratios, that tool's time divided by the first column's: 9.5 means 9.5",
+            "times as long as pysal prepared. **Bold**: that tool is faster. ✗: its result is not this method's map. -: it has",
+            "no such method. Medians of alternating runs; settings, spreads and memory: [Speed](docs/speed.md).",
             "",
         ]
     return "\n".join([*lines, END])
@@ -134,7 +134,7 @@ def docs_section(results: Sequence[Mapping[str, Any]], on_gpu: Sequence[Mapping[
             if OURS not in rows:
                 continue
             lines += [f"### {title[0].upper()}{title[1:]}", ""]
-            head = ["candidate", "setting", "runs", "median", "times ours (IQR)", "peak memory", "difference"]
+            head = ["candidate", "setting", "runs", "median", "time / pysal prepared (IQR)", "peak memory", "difference"]
             lines += [*table(head, [docs_line(row, rows[OURS]) for row in rows.values()]), ""]
         lines += ["### Claims", ""]
         claims = [
@@ -153,10 +153,10 @@ def gpu_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if not results:
         return [*lines, "Nothing has been measured on a GPU yet; `make gpu` on a machine that has one writes this section.", ""]
     lines += [
-        "Wall clock between two points where the device has done all it was given; medians of alternating rounds, of the whole",
+        "Wall clock between two points where the device has finished all its work; medians of alternating rounds, of the whole",
         "batch. **error**: relative l2 distance of our map, or of a peer's without noise of its own, from ours in float64, of",
-        "the first and the last image; **outside**: share of the time that is not forward and input gradient of the bare",
-        "engine in the same chunks, which is to be 5 % at most; **peak**: memory above what was held before, graphs counted.",
+        "the first and the last image; **outside**: share of the time outside forward and input gradient of the bare engine in",
+        "the same chunks (aim: at most 5 %); **peak**: memory above what was held before, CUDA graphs included.",
         "Peers run with the TF32 flags that pysal sets for itself, for matrix products and cuDNN: off for float32, on for",
         "tf32. A map that is further away than rounding explains is marked ✗; outside float32 that is half its size.",
         "",
@@ -180,7 +180,7 @@ def gpu_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 "setting",
                 "runs",
                 "median",
-                "times ours (IQR)",
+                "time / pysal prepared (IQR)",
                 "outside",
                 "error",
                 "peak",
@@ -218,7 +218,7 @@ def gpu_line(row: Row) -> list[str]:
 
 
 def faces_section(results: Sequence[Mapping[str, Any]]) -> str:
-    """docs/migrating.md's table: how much faster each class is than the one it stands in for."""
+    """docs/migrating.md's table: the time of each peer's class divided by that of the class that replaces it."""
     lines = [BEGIN, ""]
     for result in results:
         names = [name for name in dict.fromkeys(row["method"] for row in result["rows"]) if "." in name]
@@ -229,7 +229,7 @@ def faces_section(results: Sequence[Mapping[str, Any]]) -> str:
             body.append([f"`{name}`", seconds(peer["median_s"]), times(peer, same), times(peer, fast)])
         if body:
             measured = dict(result, rows=[row for row in result["rows"] if row["method"] in names])
-            head = ["class", "the peer's time", "faster by the import", "and with a prepared model"]
+            head = ["class", "captum's or PAIR's time", "divided by pysal's", "divided by pysal's, model prepared"]
             lines += [f"{NETWORKS[result['rows'][0]['network']]}, defaults of each class ({where_and_when(measured)}):", ""]
             lines += [*table(head, body), ""]
     return "\n".join([*lines, END])
@@ -249,26 +249,26 @@ def audit_section(results: Sequence[Mapping[str, Any]]) -> str:
         for workers in dict.fromkeys(row["workers"] for row in rows):
             own = [row for row in rows if row["workers"] == workers]
             head = ["method", "the engine alone", "pool of 1", f"{workers} engines side by side", f"pool of {workers}"]
-            head += [f"of {workers} x the engine", f"of {workers} side by side", f"of {workers} x a pool of 1"]
+            head += [f"pool / {workers} x the engine", f"pool / {workers} side by side", f"pool / {workers} x a pool of 1"]
             head += ["read and write a photo", f"Ray, {workers} workers"]
             lines += ["Images per second:", "", *table(head, [audit_line(row, workers) for row in own]), ""]
             head = ["method", *(f"{images:,} images, {who}" for images in DATASETS for who in (f"{workers} cores", "64 cores"))]
             head += ["maps as uint8, 1,000,000 images"]
             body = [estimate_line(row, workers) for row in own]
             lines += [
-                f"Worked out from the pool of {workers}; 64 cores as so many times {workers}, if memory keeps up:",
+                f"Estimated from the pool of {workers}; 64 cores count as {64 // workers} such pools, if memory keeps up:",
                 "",
                 *table(head, body),
                 "",
             ]
         if result.get("metrics"):
             body = [[f"`{row['metric']}`", f"{row['seconds']:.2f} s", f"{1 / row['seconds']:.2f}"] for row in result["metrics"]]
-            lines += ["Figures of one map:", "", *table(["figure", "one core", "images per second"], body), ""]
+            lines += ["Metrics of one map:", "", *table(["metric", "one core", "images per second"], body), ""]
         if result.get("growth"):
             head = ["images", "to plan", "to run", "images per second", "memory of the job", "of a worker", "on disk"]
             body = [growth_line(row) for row in sorted(result["growth"], key=lambda row: row["images"])]
-            lines += ["Growth, with a model that takes no time, gradient, no maps:", "", *table(head, body), ""]
-        lines += ["No rate on a GPU has been measured yet, so none is worked out.", ""]
+            lines += ["Growth with the dataset (gradient, no maps, a model that takes no time):", "", *table(head, body), ""]
+        lines += ["No rate on a GPU has been measured yet, so none is estimated.", ""]
     if not results:
         lines += ["Nothing has been measured for this version.", ""]
     return "\n".join([*lines, END])
