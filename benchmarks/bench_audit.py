@@ -25,7 +25,7 @@ import pysal
 from benchmarks.common import ROOT, device_name, memory_now, metadata
 from pysal.audit import Job
 from pysal.audit.engines import keep_freed_memory
-from pysal.engine.chunks import CPU_ROWS
+from pysal.engine.running.chunks import CPU_ROWS
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS
 

@@ -20,9 +20,9 @@ from benchmarks.bench_methods import BLUR_STEPS, METHODS, OURS, SAMPLES, STEPS, 
 from benchmarks.common import DeviceRow, clock, git, median_and_iqr, peak_memory, seconds_of
 from benchmarks.conftest import DeviceReport
 from benchmarks.networks import NETWORKS, PHOTOS, photo
-from pysal.engine.chunks import chunk_rows
-from pysal.engine.precision import PRECISIONS, precision_mode
-from pysal.engine.prepared import PreparedModel
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.running.chunks import chunk_rows
+from pysal.engine.running.precision import PRECISIONS, precision_mode
 
 BATCHES = (1, 32)
 # What the peers run in: the flags of torch.backends that allow TF32 are set alike for them and for ours.

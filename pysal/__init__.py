@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pysal import audit, captum, metrics, models, ops, pair, reference, segments, viz
-    from pysal.engine.black_box import numpy_model
-    from pysal.engine.chunks import Cancelled, progress
-    from pysal.engine.extra_inputs import PerImage, Shared
+    from pysal.engine.model.black_box import numpy_model
     from pysal.engine.not_applicable import NotApplicable
-    from pysal.engine.prepared import PreparedModel, prepare
-    from pysal.engine.target import Margin, RowTarget
+    from pysal.engine.prepared.model import PreparedModel, prepare
+    from pysal.engine.request.extra_inputs import PerImage, Shared
+    from pysal.engine.request.target import Margin, RowTarget
+    from pysal.engine.running.chunks import Cancelled, progress
     from pysal.explain import explain
     from pysal.explanation import Explanation
     from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
@@ -40,22 +40,22 @@ if _STRANGERS := [name for name in ("base.py", "explore", "lib", "model", "viz")
     )
 
 _HOMES = {
-    "Cancelled": "pysal.engine.chunks",
+    "Cancelled": "pysal.engine.running.chunks",
     "Explanation": "pysal.explanation",
     "Grid": "pysal.segments",
-    "Margin": "pysal.engine.target",
+    "Margin": "pysal.engine.request.target",
     "Normalized": "pysal.models",
     "NotApplicable": "pysal.engine.not_applicable",
-    "RowTarget": "pysal.engine.target",
-    "Shared": "pysal.engine.extra_inputs",
+    "RowTarget": "pysal.engine.request.target",
+    "Shared": "pysal.engine.request.extra_inputs",
     "Slic": "pysal.segments",
     "Window": "pysal.segments",
     "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
-    "PerImage": "pysal.engine.extra_inputs",
-    "PreparedModel": "pysal.engine.prepared",
+    "PerImage": "pysal.engine.request.extra_inputs",
+    "PreparedModel": "pysal.engine.prepared.model",
     "build_info": "pysal.ops",
     "class_gradients": "pysal.methods.gradient",
-    "prepare": "pysal.engine.prepared",
+    "prepare": "pysal.engine.prepared.model",
     "explain": "pysal.explain",
     "grad_cam": "pysal.methods.grad_cam",
     "gradient": "pysal.methods.gradient",
@@ -63,8 +63,8 @@ _HOMES = {
     "guided_grad_cam": "pysal.methods.grad_cam",
     "integrated_gradients": "pysal.methods.integrated_gradients",
     "leave_one_out": "pysal.methods.leave_one_out",
-    "numpy_model": "pysal.engine.black_box",
-    "progress": "pysal.engine.chunks",
+    "numpy_model": "pysal.engine.model.black_box",
+    "progress": "pysal.engine.running.chunks",
     "read_image": "pysal.models",
     "read_images": "pysal.models",
     "smooth_grad": "pysal.methods.smooth_grad",

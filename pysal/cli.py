@@ -35,7 +35,7 @@ METHOD_NAMES = (
     "integrated_gradients",
     "blur_integrated_gradients",
 )
-# The kinds of pysal.engine.score, likewise.
+# The kinds of pysal.engine.request.score, likewise.
 SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid", "log_sigmoid")
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
@@ -351,8 +351,8 @@ def explain(
     written: list[Path] = []
     with _errors_as_sentences("pysal explain", written), _writable(out):
         from pysal import models
-        from pysal.engine.chunks import fast_rows, progress
-        from pysal.engine.prepared import prepare
+        from pysal.engine.prepared.model import prepare
+        from pysal.engine.running.chunks import fast_rows, progress
         from pysal.explain import explain as run
         from pysal.segments import parse
 

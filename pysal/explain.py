@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pysal._checks import refuse
 from pysal._library import build_info
-from pysal.engine.attribution import check_options
-from pysal.engine.class_names import names_of
-from pysal.engine.extra_inputs import ExtraInputs
+from pysal.engine.model.class_names import names_of
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.score import Output, ScoreKind, noun, probabilities, taken_for
-from pysal.engine.target import Target
+from pysal.engine.request.attribution import check_options
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import Output, ScoreKind, noun, probabilities, taken_for
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS
 

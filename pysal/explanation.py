@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pysal._checks import check_tensor, refuse
-from pysal.engine.attribution import check_options, default_of
-from pysal.engine.plan import Model
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.score import OUTPUTS, Output, ScoreKind, noun, saturation, settled, unit
-from pysal.engine.target import Target, of_image
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.attribution import check_options, default_of
+from pysal.engine.request.plan import Model
+from pysal.engine.request.score import OUTPUTS, Output, ScoreKind, noun, saturation, settled, unit
+from pysal.engine.request.target import Target, of_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

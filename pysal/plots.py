@@ -23,11 +23,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pysal._checks import check_tensor, refuse
-from pysal.engine.attribution import check_options
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Model, Plan
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.request.attribution import check_options
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
 from pysal.methods.registry import METHODS
 from pysal.viz import (
     FAMILY,

@@ -8,7 +8,7 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # an uncompiled checkout says so; PYSAL_REQUIRE=cpu makes it fail
     import pysal._library
-    from pysal.engine.plan import Plan
+    from pysal.engine.request.plan import Plan
 
 
 def pytest_report_header() -> str:

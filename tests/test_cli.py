@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 
 from pysal import cli, models
-from pysal.engine import chunks
-from pysal.engine.prepared import prepare
-from pysal.engine.score import SCORE_KINDS
+from pysal.engine.prepared.model import prepare
+from pysal.engine.request.score import SCORE_KINDS
+from pysal.engine.running import chunks
 from pysal.explain import explain
 from pysal.explanation import Explanation
 from pysal.methods.guided_backprop import guided_backprop

@@ -20,8 +20,8 @@ import pysal.methods
 import pysal.metrics
 from pysal import audit, cli
 from pysal.demo import server
-from pysal.engine.attribution import Attribution, default_of, with_defaults
-from pysal.engine.plan import Plan
+from pysal.engine.request.attribution import Attribution, default_of, with_defaults
+from pysal.engine.request.plan import Plan
 from pysal.methods.registry import METHODS
 from pysal.metrics.registry import METRICS
 

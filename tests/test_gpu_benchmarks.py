@@ -20,8 +20,8 @@ from benchmarks import __main__, bench_gpu, bench_methods, by_hand, peers, table
 from benchmarks.bench_gpu import DeviceSubject
 from benchmarks.bench_methods import Candidate, Comparison, TooLong, tried
 from benchmarks.conftest import DeviceReport
-from pysal.engine.cuda_graphs import Replays
-from pysal.engine.tape import Program
+from pysal.engine.tape.cuda_graphs import Replays
+from pysal.engine.tape.tape import Program
 from tests.engine.test_cuda_graphs import again
 
 CPU = torch.device("cpu")

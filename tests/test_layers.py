@@ -102,7 +102,7 @@ def test_every_module_has_a_layer(path: Path) -> None:
         ("from ..ops.grad_cam import grad_cam", "pysal.reference.grad_cam", ["pysal.ops.grad_cam"]),
         ("from .. import explain", "pysal.reference.grad_cam", ["pysal.explain"]),
         ("from pysal import gradient", "pysal.viz", ["pysal"]),
-        ("def f():\n    from pysal import cli", "pysal.engine.plan", ["pysal.cli"]),
+        ("def f():\n    from pysal import cli", "pysal.engine.request.plan", ["pysal.cli"]),
         ("if True:\n    from pysal.cli import main", "pysal.ops.grad_cam", ["pysal.cli"]),
         ("from pysal.models import load", "pysal.viz", ["pysal.models"]),
         ("from pysal.reference.grad_cam import grad_cam", "pysal.ops.grad_cam", []),

@@ -22,7 +22,7 @@ from pysal._checks import refuse
 from pysal.audit import files
 from pysal.audit.data import Item
 from pysal.audit.shard import WHERE, Files, Setup, Worker
-from pysal.engine.chunks import progress
+from pysal.engine.running.chunks import progress
 
 ENGINES = ("pool", "inline", "ray")
 # How often a shard may take its worker with it before it is set aside: once may be anybody's kill, twice is the shard.

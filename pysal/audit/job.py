@@ -25,13 +25,13 @@ from pysal.audit.data import Labels
 from pysal.audit.engines import ENGINES, Shard
 from pysal.audit.model import PERMISSIONS, ModelSource, architecture_sha256, function_of, is_code, weights_sha256
 from pysal.audit.shard import Setup, Worker, one_thread, stored_map
-from pysal.engine.attribution import check_options
-from pysal.engine.chunks import fast_rows
-from pysal.engine.class_names import names_of
-from pysal.engine.precision import PRECISIONS, Precision
-from pysal.engine.prepared import check_eval
-from pysal.engine.score import SCORE_KINDS
-from pysal.engine.states import restoring
+from pysal.engine.model.class_names import names_of
+from pysal.engine.prepared.model import check_eval
+from pysal.engine.request.attribution import check_options
+from pysal.engine.request.score import SCORE_KINDS
+from pysal.engine.running.chunks import fast_rows
+from pysal.engine.running.precision import PRECISIONS, Precision
+from pysal.engine.running.states import restoring
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS
 from pysal.models import Classifier

@@ -21,13 +21,13 @@ from pysal._checks import finite_rows
 from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
-from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import is_out_of_memory, says_out_of_memory
-from pysal.engine.plan import Plan
-from pysal.engine.prepared import PreparedModel, prepare
-from pysal.engine.score import Output, ScoreKind, follows, probabilities, settled, taken_for
-from pysal.engine.states import Restored, restoring
-from pysal.engine.target import Target
+from pysal.engine.prepared.model import PreparedModel, prepare
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.score import Output, ScoreKind, follows, probabilities, settled, taken_for
+from pysal.engine.request.target import Target
+from pysal.engine.running.chunks import is_out_of_memory, says_out_of_memory
+from pysal.engine.running.states import Restored, restoring
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS, per_image
 from pysal.segments import parse

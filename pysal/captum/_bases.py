@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.captum import _request
 from pysal.captum._request import Inputs, Target
-from pysal.engine.states import restoring
+from pysal.engine.running.states import restoring
 from pysal.methods import gradient
 
 Parameters = ParamSpec("Parameters")

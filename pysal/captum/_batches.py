@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysal.engine.chunks import fast_rows, is_out_of_memory
-from pysal.engine.precision import precision_mode
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.states import keep_random_numbers, restoring
-from pysal.engine.training import training_part
+from pysal.engine.model.training import training_part
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.running.chunks import fast_rows, is_out_of_memory
+from pysal.engine.running.precision import precision_mode
+from pysal.engine.running.states import keep_random_numbers, restoring
 
 # Times what runs fast in one pass that is not worth cutting: finding out whether rows are independent takes a pass, too.
 WORTH_CUTTING = 4

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pysal._checks import FLOATING, INTEGER, finite_rows, refuse
 from pysal.captum._batches import call, copies_per_pass, independent
-from pysal.engine.extra_inputs import PerImage, Shared
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.plan import Plan
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.target import RowTarget
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.extra_inputs import PerImage, Shared
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.target import RowTarget
 from pysal.methods import gradient
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]

@@ -10,12 +10,12 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import GradientAttribution, LayerAttribution, check_interpolation, entry, where
 from pysal.captum._request import Inputs, Request, Target
-from pysal.engine.features import Layer
-from pysal.engine.plan import Plan
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.relu_rules import ReluRules
-from pysal.engine.states import Hooks, restoring
-from pysal.engine.sweeps import taped
+from pysal.engine.layers.features import Layer
+from pysal.engine.model.relu_rules import ReluRules
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.sweeps import taped
+from pysal.engine.running.states import Hooks, restoring
 from pysal.methods.guided_backprop import make_rules
 
 # What torch.autograd.grad may be told that changes nothing here.

@@ -7,8 +7,8 @@ from torch import nn
 from pysal._checks import refuse
 from pysal.captum._bases import GradientAttribution, entry, where
 from pysal.captum._request import Inputs, Target
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.relu_rules import OtherActivations
+from pysal.engine.model.relu_rules import OtherActivations
+from pysal.engine.prepared.model import PreparedModel
 from pysal.methods import guided_backprop
 
 

@@ -12,8 +12,8 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._request import Inputs, Request, Target, floating, spread
-from pysal.engine.plan import Plan
-from pysal.engine.quadrature import Quadrature, Rule, rule
+from pysal.engine.paths.quadrature import Quadrature, Rule, rule
+from pysal.engine.request.plan import Plan
 
 QUADRATURES: dict[str, Quadrature] = {
     "riemann_left": "left",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pysal.demo import article, pictures
 from pysal.demo.session import COLLAGE, Answer, Found, Options, Told, Workspace, photos, watch
-from pysal.engine.chunks import Cancelled
+from pysal.engine.running.chunks import Cancelled
 from pysal.explanation import Explanation
 from pysal.methods.registry import METHODS
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from pysal import models
 from pysal._checks import refuse
 from pysal.demo.turns import Turns
-from pysal.engine.attribution import default_of
-from pysal.engine.chunks import Cancelled, fast_rows, progress
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.prepared import PreparedModel, prepare
-from pysal.engine.score import Look, probabilities
-from pysal.engine.target import class_scores
+from pysal.engine.prepared.model import PreparedModel, prepare
+from pysal.engine.request.attribution import default_of
+from pysal.engine.request.score import Look, probabilities
+from pysal.engine.request.target import class_scores
+from pysal.engine.running.chunks import Cancelled, fast_rows, progress
 from pysal.explain import explain
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.blur_integrated_gradients import blur_integrated_gradients

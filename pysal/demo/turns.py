@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-from pysal.engine.chunks import Cancelled
+from pysal.engine.running.chunks import Cancelled
 
 KNOWN = 1000  # readers whose last turn is remembered
 

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.engine.attribution import Attribution
-from pysal.engine.default_layer import Choice, default_layer, needs_a_look, reading_of
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.features import Layer, find_layer
+from pysal.engine.layers.default_layer import Choice, default_layer, needs_a_look, reading_of
+from pysal.engine.layers.features import Layer, find_layer
+from pysal.engine.layers.spatial import Reading, reading
+from pysal.engine.model.relu_rules import OtherActivations
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.relu_rules import OtherActivations
-from pysal.engine.score import ScoreKind
-from pysal.engine.spatial import Reading, reading
-from pysal.engine.sweeps import Sweep
-from pysal.engine.target import Target
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.sweeps import Sweep
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.methods.guided_backprop import ruled
 
 # Images that the default layer is looked for with, until a change of one changes its score.

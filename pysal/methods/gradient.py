@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from pysal._checks import check_dense, refuse
-from pysal.engine import sweeps
-from pysal.engine.attribution import Attribution
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.score import ScoreKind
-from pysal.engine.states import outside_inference
-from pysal.engine.sweeps import Sweep
-from pysal.engine.target import Class, Target, shown
+from pysal.engine.request import sweeps
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.sweeps import Sweep
+from pysal.engine.request.target import Class, Target, shown
+from pysal.engine.running.precision import Precision
+from pysal.engine.running.states import outside_inference
 
 
 def gradient(

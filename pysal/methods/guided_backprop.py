@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from pysal._checks import refuse
-from pysal.engine.attribution import Attribution
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.relu_rules import OtherActivations, ReluRules
-from pysal.engine.score import ScoreKind
-from pysal.engine.sweeps import Sweep
-from pysal.engine.target import Target
+from pysal.engine.model.relu_rules import OtherActivations, ReluRules
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.sweeps import Sweep
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 
 WHERE = "pysal.guided_backprop"
 

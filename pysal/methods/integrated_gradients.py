@@ -10,16 +10,16 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import to_device
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.fills import Fill, resolve_fill
-from pysal.engine.path import Integral, Path, Steps, integrate
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.quadrature import Array, Placement, Quadrature
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.paths.path import Integral, Path, Steps, integrate
+from pysal.engine.paths.quadrature import Array, Placement, Quadrature
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.fills import Fill, resolve_fill
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.chunks import to_device
+from pysal.engine.running.precision import Precision
 
 
 def integrated_gradients(

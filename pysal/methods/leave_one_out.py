@@ -9,16 +9,16 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.engine.attribution import Attribution
-from pysal.engine.chunks import to_device
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.fills import Fill, resolve_fill
-from pysal.engine.incremental import Incremental, Integers, Kept, Truths, group_rows
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.boxes.incremental import Incremental, Integers, Kept, Truths, group_rows
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.fills import Fill, resolve_fill
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.chunks import to_device
+from pysal.engine.running.precision import Precision
 from pysal.segments import Boxes, Labels, Segments, Slic, cut
 
 # Segments of an image that approximate drops are compared on with exact ones: half of them those with the largest drops.
@@ -106,7 +106,7 @@ def attribute(
 ) -> Attribution:
     """Leave out every segment of every image of a plan.
 
-    A prepared model whose layers are known to be local runs only what each segment reaches (engine.incremental): the boxes that
+    A prepared model whose layers are known to be local runs only what each segment reaches (engine.boxes): the boxes that
     hold the segments, grouped by size and place, `batch_size` of them at most in one pass.
 
     With `approximate` the boxes are limited to that share of a map's side. Of every image `SAMPLE` of the segments that this

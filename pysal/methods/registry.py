@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from pysal.engine.attribution import Attribution, default_of, with_defaults
-from pysal.engine.score import ScoreKind
+from pysal.engine.request.attribution import Attribution, default_of, with_defaults
+from pysal.engine.request.score import ScoreKind
 from pysal.methods import (
     blur_integrated_gradients,
     grad_cam,

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, check_ids, check_seed, refuse
-from pysal.engine.attribution import Attribution, check_options, with_defaults
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.request.attribution import Attribution, check_options, with_defaults
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.methods import (
     blur_integrated_gradients,
     grad_cam,

@@ -12,12 +12,12 @@ from torch.nn.functional import conv2d, pad
 from pysal import ops
 from pysal._checks import check_count, finite_rows, refuse
 from pysal._library import without_autocast
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.fills import Fill, check_units, resolve_fill
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.fills import Fill, check_units, resolve_fill
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.metrics._maps import Reduction, check_maps, per_pixel
 
 Substrate: TypeAlias = Fill

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
-from pysal.engine.attribution import check_options
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.request.attribution import check_options
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import check_maps, uniform
 

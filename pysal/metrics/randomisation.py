@@ -12,14 +12,14 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from pysal._checks import check_seed, refuse
-from pysal.engine.attribution import check_options
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Plan
-from pysal.engine.precision import Precision
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.score import Output, ScoreKind
-from pysal.engine.states import keep_random_numbers, leave_inference_mode, restoring
-from pysal.engine.target import Target
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.attribution import check_options
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.score import Output, ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
+from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import correlation, ranks_of, reduction_of

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pysal._checks import refuse
-from pysal.engine.attribution import default_of, with_defaults
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.plan import Model, Plan
-from pysal.engine.precision import Precision
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.request.attribution import default_of, with_defaults
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.methods.registry import METHODS
 from pysal.metrics._maps import check_maps
 from pysal.metrics.agreement import reduction_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
-from pysal.engine.class_names import ClassNames
+from pysal.engine.model.class_names import ClassNames
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
-from pysal.engine.black_box import numpy_model
+from pysal.engine.model.black_box import numpy_model
 from pysal.models.classifier import Classifier
 from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, needed, refuse_file
 

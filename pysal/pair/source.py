@@ -10,14 +10,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pysal._checks import refuse
-from pysal.engine.chunks import run_chunks
-from pysal.engine.default_layer import default_layer
-from pysal.engine.extra_inputs import ExtraInputs
-from pysal.engine.features import find_layer
-from pysal.engine.plan import Plan
-from pysal.engine.score import ScoreKind
-from pysal.engine.spatial import Reading, reading
-from pysal.engine.target import Target
+from pysal.engine.layers.default_layer import default_layer
+from pysal.engine.layers.features import find_layer
+from pysal.engine.layers.spatial import Reading, reading
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.running.chunks import run_chunks
 from pysal.pair.base import (
     CONVOLUTION_LAYER_VALUES,
     CONVOLUTION_OUTPUT_GRADIENTS,

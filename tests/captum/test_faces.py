@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pysal.captum
-from pysal.engine.plan import Plan
+from pysal.engine.request.plan import Plan
 from tests.captum.networks import NETWORKS
 from tests.captum.peer import IGNORED, difference, peers
 

@@ -13,7 +13,7 @@ from torch import nn
 from pysal import models
 from pysal.demo import session
 from pysal.demo.session import Options, Told, Workspace, agreement, photos, watch
-from pysal.engine.chunks import Cancelled
+from pysal.engine.running.chunks import Cancelled
 from pysal.explain import explain
 from pysal.methods.registry import METHODS
 from pysal.segments import Grid, Slic, Window

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from pysal.demo.turns import Turns
-from pysal.engine.chunks import Cancelled
+from pysal.engine.running.chunks import Cancelled
 
 
 class Line:

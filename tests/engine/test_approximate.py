@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import Grid, Slic, Window
-from pysal.engine import incremental
+from pysal.engine.boxes import incremental
 from pysal.methods import leave_one_out
 from tests.engine.test_incremental import (
     ROUNDINGS,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pysal
-from pysal.engine import chunks
+from pysal.engine.running import chunks
 from tests.methods.calls import VARIANTS, Watched, row_by_row
 from tests.methods.networks import images
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine import prepared as preparation
-from pysal.engine.cuda_graphs import MOST_SEEN, MOST_SHAPES, MOST_SWEEPS, Replays, capture
-from pysal.engine.features import Layer
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.tape import Program, Tape
+from pysal.engine.layers.features import Layer
+from pysal.engine.prepared import model as preparation
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.tape.cuda_graphs import MOST_SEEN, MOST_SHAPES, MOST_SWEEPS, Replays, capture
+from pysal.engine.tape.tape import Program, Tape
 from pysal.testing import required
 
 DEVICES = [

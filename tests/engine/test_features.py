@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.features import Layer
+from pysal.engine.layers.features import Layer
 from tests.methods.calls import request
 from tests.methods.networks import images, seeded
 
@@ -249,7 +249,7 @@ def test_a_pass_of_another_thread_is_not_captured() -> None:
 def test_layer_gradients_are_those_of_plain_autograd() -> None:
     model = layered()
     plan = request(model, INPUTS, 1)
-    from pysal.engine.features import find_layer
+    from pysal.engine.layers.features import find_layer
 
     rows = torch.arange(2)
     activation, gradient, ruled = plan.layer_gradients(INPUTS, rows, find_layer("pysal.grad_cam", model, "block.conv"))

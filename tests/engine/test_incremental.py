@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import Slic, Window
-from pysal.engine import incremental
-from pysal.engine.fold import fold
-from pysal.engine.incremental import Incremental, NotIncremental, Reach
-from pysal.engine.lowered import lower
+from pysal.engine.boxes import incremental
+from pysal.engine.boxes.incremental import Incremental, NotIncremental, Reach
+from pysal.engine.graph.fold import fold
+from pysal.engine.graph.lowered import lower
 
 PROPERTY = settings(
     derandomize=True,
@@ -468,13 +468,13 @@ def test_leave_one_out_is_that_of_the_model(segments: Any, dtype: torch.dtype) -
 def whole_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many whole images each pass of a prepared graph took."""
     seen: list[int] = []
-    original = pysal.engine.prepared.PreparedModel.__call__
+    original = pysal.engine.prepared.model.PreparedModel.__call__
 
     def counted(self: Any, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(len(images))
         return original(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(pysal.engine.prepared.PreparedModel, "__call__", counted)
+    monkeypatch.setattr(pysal.engine.prepared.model.PreparedModel, "__call__", counted)
     return seen
 
 

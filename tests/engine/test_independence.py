@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import ops
-from pysal.engine.plan import Plan
+from pysal.engine.request.plan import Plan
 from tests.methods.calls import Watched, row_by_row
 from tests.methods.networks import images, seeded
 

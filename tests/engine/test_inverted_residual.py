@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import ops
-from pysal.engine.features import Layer
-from pysal.engine.fold import Convolution
-from pysal.engine.inverted_residual import InvertedResidual, available, panels
-from pysal.engine.lowered import FusedConvolution
-from pysal.engine.relu_rules import ReluRule
-from pysal.engine.tape import Program
+from pysal.engine.graph.fold import Convolution
+from pysal.engine.graph.inverted_residual import InvertedResidual, available, panels
+from pysal.engine.graph.lowered import FusedConvolution
+from pysal.engine.layers.features import Layer
+from pysal.engine.model.relu_rules import ReluRule
+from pysal.engine.tape.tape import Program
 from pysal.testing import assert_no_worse, required, sample
 
 RULES: tuple[ReluRule, ...] = ("plain", "guided", "deconvnet")

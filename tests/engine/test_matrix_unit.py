@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import ops
-from pysal.engine.fold import Convolution
-from pysal.engine.lowered import FusedConvolution
-from pysal.engine.matrix_unit import MatrixConvolution, arranged, available
-from pysal.engine.relu_rules import ReluRule
+from pysal.engine.graph.fold import Convolution
+from pysal.engine.graph.lowered import FusedConvolution
+from pysal.engine.graph.matrix_unit import MatrixConvolution, arranged, available
+from pysal.engine.model.relu_rules import ReluRule
 from pysal.testing import assert_no_worse, sample
 
 with_unit = pytest.mark.skipif(not available(), reason="this CPU or build has no matrix unit")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.precision import PRECISIONS
+from pysal.engine.running.precision import PRECISIONS
 from tests.methods.calls import CALLS, Watched
 from tests.methods.networks import images, seeded
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.distance import distance
+from pysal.engine.graph.distance import distance
 
 C = 6  # channels everywhere, so that any piece follows any other
 # float64 rounds to 1e-16; a dozen layers, each a sum of some hundred products, multiply that

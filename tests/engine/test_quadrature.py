@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pysal.engine.quadrature import QUADRATURES, Rule, in_panels, placed, refined, rule, steps_per_panel
+from pysal.engine.paths.quadrature import QUADRATURES, Rule, in_panels, placed, refined, rule, steps_per_panel
 
 EPS = np.finfo(np.float64).eps
 STEPS = [1, 2, 3, 8, 50, 257]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine import prepared as preparation
-from pysal.engine.distance import distance
+from pysal.engine.graph.distance import distance
+from pysal.engine.prepared import model as preparation
 
 
 class Reversed(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import metrics, plots, viz
-from pysal.engine.score import OUTPUTS, SCORE_KINDS, Look, how, saturation, settled
+from pysal.engine.request.score import OUTPUTS, SCORE_KINDS, Look, how, saturation, settled
 from tests.methods.calls import CALLS, Watched, request
 from tests.methods.networks import images, linear, seeded
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pysal.engine.spatial import Reading, reading
+from pysal.engine.layers.spatial import Reading, reading
 
 OTHER, LINEAR, NORM, CONV = nn.Identity(), nn.Linear(1, 1), nn.LayerNorm(1), nn.Conv2d(1, 1, 1)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.features import Layer
-from pysal.engine.tape import Place, Program, Tape
+from pysal.engine.layers.features import Layer
+from pysal.engine.tape.tape import Place, Program, Tape
 from tests.engine.test_prepared import GRAPHS, UNFUSED, Functional, build, conv, gradient, network
 
 # A few hundred roundings in each of at most four layers.

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pysal.captum import Saliency
-from pysal.engine import tf32
-from pysal.engine.precision import Arithmetic, precision_mode
-from pysal.engine.states import restoring
+from pysal.engine.running import tf32
+from pysal.engine.running.precision import Arithmetic, precision_mode
+from pysal.engine.running.states import restoring
 from tests.methods.networks import images
 
 CUDA = torch.device("cuda")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.training import training_part
+from pysal.engine.model.training import training_part
 from tests.methods.calls import Watched
 from tests.methods.networks import seeded
 

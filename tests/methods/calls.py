@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.plan import Plan
-from pysal.engine.score import ScoreKind
-from pysal.engine.target import Target
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
 from tests.methods.networks import seeded
 
 CALLS: dict[str, Callable[..., Tensor]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.score import SCORE_KINDS
+from pysal.engine.request.score import SCORE_KINDS
 from tests.methods.calls import CALLS, Watched, row_by_row
 from tests.methods.networks import images
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pysal
 from pysal import metrics
-from pysal.engine.score import SCORE_KINDS
+from pysal.engine.request.score import SCORE_KINDS
 from tests.methods.networks import Counting, assert_rounding, images, linear, rectified, smooth, weights
 
 # sums of 3 * 9 * 8 products, a softmax, and the sum of a curve

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import pysal
 import pysal.captum
-from pysal.engine import chunks, relu_rules
+from pysal.engine.model import relu_rules
+from pysal.engine.running import chunks
 from pysal.segments import Grid
 
 # whose functions change the state of a thread, or are between those that do

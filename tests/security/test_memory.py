@@ -35,7 +35,7 @@ for limit in limits:
     except MemoryError:
         found, outcome = expected, "MemoryError"
     except RuntimeError as error:
-        from pysal.engine.chunks import says_out_of_memory
+        from pysal.engine.running.chunks import says_out_of_memory
         found, outcome = expected, "MemoryError" if says_out_of_memory(error) else f"FAILED {error}"
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

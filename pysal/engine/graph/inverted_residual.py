@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pysal.engine.lowered import FusedConvolution
-from pysal.engine.matrix_unit import work
-from pysal.engine.relu_rules import ReluRule
+from pysal.engine.graph.lowered import FusedConvolution
+from pysal.engine.graph.matrix_unit import work
+from pysal.engine.model.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES
 
 # Pixels of the map in between from which it gains: smaller ones stay in the caches anyway.

@@ -12,7 +12,7 @@ from pysal import ops
 from pysal._checks import refuse, warn
 
 if TYPE_CHECKING:
-    from pysal.engine.plan import Plan
+    from pysal.engine.request.plan import Plan
 
 Fill: TypeAlias = float | tuple[float, ...] | Tensor | str
 NAMED = ("black", "white", "mean", "blur")

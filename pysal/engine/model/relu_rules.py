@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from pysal import ops
 from pysal._checks import refuse
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.states import FunctionMode, kept
+from pysal.engine.running.states import FunctionMode, kept
 
 ReluRule: TypeAlias = Literal["plain", "guided", "deconvnet"]
 OtherActivations: TypeAlias = Literal["error", "plain", "generalised"]
@@ -68,7 +68,7 @@ _HIDDEN = {
     "torch::jit::(anonymous namespace)::DifferentiableGraphBackward": "TorchScript, which has optimised its backward pass",
 }
 # Homes of custom autograd functions that are no activations: the bf16 backward of `precision`, hooks of modules.
-_HARMLESS = ("pysal.engine.precision", "torch.nn.modules._functions")
+_HARMLESS = ("pysal.engine.running.precision", "torch.nn.modules._functions")
 
 
 class RecordedPass(Protocol):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pysal._checks import check_dense, refuse
-from pysal.engine.chunks import is_out_of_memory
-from pysal.engine.class_names import ClassNames
-from pysal.engine.rows import map_rows, row_tensors, take_rows
-from pysal.engine.score import SCORE_KINDS, Look, Output, ScoreKind, how, scaled
-from pysal.engine.states import outside_inference
+from pysal.engine.model.class_names import ClassNames
+from pysal.engine.model.rows import map_rows, row_tensors, take_rows
+from pysal.engine.request.score import SCORE_KINDS, Look, Output, ScoreKind, how, scaled
+from pysal.engine.running.chunks import is_out_of_memory
+from pysal.engine.running.states import outside_inference
 
 
 class RowTarget:
@@ -132,7 +132,7 @@ class Score:
     Args:
         where: the public name of the method, for errors.
         target: None, a class, one per image, a margin or a callable; see `Target`.
-        kind: which number of the output is meant; see `engine.score`.
+        kind: which number of the output is meant; see `engine.request.score`.
         images: number of images B.
         device: where the model runs.
         names: asked for the model's class names where a class is said by name.

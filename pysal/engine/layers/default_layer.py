@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from pysal._checks import refuse
-from pysal.engine.features import Layer
-from pysal.engine.lineage import Lineage, alike, tensors_in
+from pysal.engine.layers.features import Layer
+from pysal.engine.layers.lineage import Lineage, alike, tensors_in
+from pysal.engine.layers.spatial import Reading, reading
+from pysal.engine.layers.token_rows import TokenRows
 from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
-from pysal.engine.spatial import Reading, reading
-from pysal.engine.states import Hooks, leave_inference_mode, outside_inference, restoring
-from pysal.engine.token_rows import TokenRows
+from pysal.engine.running.states import Hooks, leave_inference_mode, outside_inference, restoring
 
 # Values whose gradients are asked for together, from the last on: mostly the first few decide.
 TOGETHER = 4

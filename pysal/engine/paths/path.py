@@ -11,9 +11,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, refuse, warn
-from pysal.engine.chunks import to_device
-from pysal.engine.plan import Plan
-from pysal.engine.quadrature import (
+from pysal.engine.paths.quadrature import (
     PLACEMENTS,
     QUADRATURES,
     Array,
@@ -25,6 +23,8 @@ from pysal.engine.quadrature import (
     refined,
     steps_per_panel,
 )
+from pysal.engine.request.plan import Plan
+from pysal.engine.running.chunks import to_device
 
 # Cells the error-controlled rule starts with, before its first halving.
 FIRST_CELLS = 16

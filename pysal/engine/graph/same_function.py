@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pysal.engine.distance import distance
-from pysal.engine.gradient_layouts import lay_out
+from pysal.engine.graph.distance import distance
+from pysal.engine.model.gradient_layouts import lay_out
 
 # The same ops in the same order give the same bits on a CPU; a GPU may add in another order, which moves no gate before it.
 TRACED = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pysal.engine.chunks import is_out_of_memory
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.states import DispatchMode
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.running.chunks import is_out_of_memory
+from pysal.engine.running.states import DispatchMode
 
 # What a plan's passes hold. "checked": any rows, once it is known that they do not depend on each other; a pass of exactly the
 # caller's images needs no check, since it is what the caller would have run. "whole": the caller's images, all of them, in

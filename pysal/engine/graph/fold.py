@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pysal.engine.model_state import ModelState
-from pysal.engine.states import restoring, undo_later
+from pysal.engine.model.model_state import ModelState
+from pysal.engine.running.states import restoring, undo_later
 
 _CONVOLUTIONS = (torch.conv2d, F.conv2d)
 _DIVISIONS = (operator.truediv, torch.div, torch.true_divide)

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from pysal._checks import refuse
-from pysal.engine.features import Features, Layer, capture
-from pysal.engine.gradient_layouts import lay_out
+from pysal.engine.layers.features import Features, Layer, capture
+from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.relu_rules import OtherActivations, ReluRule, ReluRules
 from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
-from pysal.engine.prepared import PreparedModel
-from pysal.engine.relu_rules import OtherActivations, ReluRule, ReluRules
-from pysal.engine.states import Hooks, restoring
-from pysal.engine.tape import Place, Program, Tape
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.running.states import Hooks, restoring
+from pysal.engine.tape.tape import Place, Program, Tape
 
 if TYPE_CHECKING:
-    from pysal.engine.plan import Plan
+    from pysal.engine.request.plan import Plan
 
 UNREACHED = "the model's activations must run where the rule of ReLUs reaches them"
 CHECKPOINTED = "got some inside torch.utils.checkpoint, which runs them again on the way back: switch checkpointing off"

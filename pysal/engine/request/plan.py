@@ -12,20 +12,15 @@ from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, warn
 from pysal._library import without_autocast
-from pysal.engine.chunks import (
-    GENEROUS_BYTES_PER_INPUT_BYTE,
-    MEMORY_SHARE,
-    fast_rows,
-    free_memory,
-    is_out_of_memory,
-    run_chunks,
-)
-from pysal.engine.class_names import names_of
-from pysal.engine.default_layer import Look
-from pysal.engine.extra_inputs import ExtraArguments, ExtraInputs, ordinary
-from pysal.engine.features import Layer
-from pysal.engine.gradient_layouts import lay_out
-from pysal.engine.independence import (
+from pysal.engine.layers.default_layer import Look
+from pysal.engine.layers.features import Layer
+from pysal.engine.model.class_names import names_of
+from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.relu_rules import ReluRules
+from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.prepared.model import PreparedModel, check_eval
+from pysal.engine.request.extra_inputs import ExtraArguments, ExtraInputs, ordinary
+from pysal.engine.request.independence import (
     MANY_ROWS,
     Company,
     Coupled,
@@ -37,14 +32,19 @@ from pysal.engine.independence import (
     roundoff_of,
     unlike,
 )
-from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.precision import PRECISIONS, Arithmetic, precision_mode
-from pysal.engine.prepared import PreparedModel, check_eval
-from pysal.engine.relu_rules import ReluRules
-from pysal.engine.score import FOUND_OUT, Output, ScoreKind
-from pysal.engine.states import leave_inference_mode, outside_inference, restoring, undo_later, without_hooks
-from pysal.engine.sweeps import Found, Sweep, Swept, sweep
-from pysal.engine.target import Score, Target
+from pysal.engine.request.score import FOUND_OUT, Output, ScoreKind
+from pysal.engine.request.sweeps import Found, Sweep, Swept, sweep
+from pysal.engine.request.target import Score, Target
+from pysal.engine.running.chunks import (
+    GENEROUS_BYTES_PER_INPUT_BYTE,
+    MEMORY_SHARE,
+    fast_rows,
+    free_memory,
+    is_out_of_memory,
+    run_chunks,
+)
+from pysal.engine.running.precision import PRECISIONS, Arithmetic, precision_mode
+from pysal.engine.running.states import leave_inference_mode, outside_inference, restoring, undo_later, without_hooks
 
 Model: TypeAlias = Callable[..., Any]
 Shared = TypeVar("Shared")
@@ -65,15 +65,15 @@ class Plan:
         where: the public name of the method, for errors: "pysal.gradient".
         model: an nn.Module in eval mode, or any callable on tensors.
         inputs: (B, C, H, W), floating point, on the model's device; finite, unless `company` is "given".
-        target: what is explained; see `engine.target`.
-        score: which number of the output is meant; see `engine.score`.
+        target: what is explained; see `engine.request.target`.
+        score: which number of the output is meant; see `engine.request.score`.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping); see
-            `engine.extra_inputs`.
+            `engine.request.extra_inputs`.
         batch_size: most rows in one model pass; None = as many as memory allows.
-        precision: the arithmetic of the model passes; see `engine.precision`.
+        precision: the arithmetic of the model passes; see `engine.running.precision`.
         dtype: of the result; None = float32, or float64 for float64 inputs.
         report: whether to compute details that need extra passes (the residual); only `explain` reports them.
-        company: which rows a pass may hold; see `engine.independence`. "checked" is "whole" where `batch_size` is B.
+        company: which rows a pass may hold; see `engine.request.independence`. "checked" is "whole" where `batch_size` is B.
         output: what the model's output is taken for, where that was decided before; None = what the images say.
     """
 
@@ -201,9 +201,9 @@ class Plan:
 
         Args:
             total: rows in the queue.
-            body: see `engine.chunks.run_chunks`.
+            body: see `engine.running.chunks.run_chunks`.
             batch_size: most rows per chunk where they are no model passes of common size; None = those of the request.
-            ends: see `engine.chunks.run_chunks`.
+            ends: see `engine.running.chunks.run_chunks`.
         """
         if total >= MANY_ROWS:
             self.root._shared["many"] = True

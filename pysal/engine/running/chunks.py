@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pysal.engine.states import DispatchMode, kept, restoring
+from pysal.engine.running.states import DispatchMode, kept, restoring
 
 ProgressCallback = Callable[[str, int, int], None]
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysal import _library
-from pysal.engine.fold import Convolution
-from pysal.engine.relu_rules import ReluRule
+from pysal.engine.graph.fold import Convolution
+from pysal.engine.model.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES
 
 # Below these input and output channels a convolution is bound by memory, and splitting its input costs more than is gained.

@@ -1,7 +1,7 @@
 """Runs a folded model with few passes over memory, and differentiates it with respect to its input only.
 
 A convolution, the addition of a shortcut and the ReLU that follow it become one module, which knows the gradient of its input;
-`engine.tape` puts these together.
+`engine.tape.tape` puts these together.
 """
 
 import math
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pysal import ops
-from pysal.engine.fold import Convolution, fold_division, module_of, replace_by_module
-from pysal.engine.matrix_unit import GATED_CHANNELS, MatrixConvolution
-from pysal.engine.relu_rules import ReluRule
+from pysal.engine.graph.fold import Convolution, fold_division, module_of, replace_by_module
+from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
+from pysal.engine.model.relu_rules import ReluRule
 
 _ADDITIONS = (operator.add, torch.add)
 # Images per pass for which oneDNN arranges the weights; other numbers run too.

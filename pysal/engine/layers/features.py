@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.states import Hooks
+from pysal.engine.running.states import Hooks
 
 
 @dataclass(frozen=True)

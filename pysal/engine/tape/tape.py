@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal import ops
-from pysal.engine.features import Layer
-from pysal.engine.fold import detached, module_of
-from pysal.engine.inverted_residual import InvertedResidual
-from pysal.engine.lowered import FusedConvolution, is_addition, relu_upper
-from pysal.engine.relu_rules import ReluRule, current_rules
+from pysal.engine.graph.fold import detached, module_of
+from pysal.engine.graph.inverted_residual import InvertedResidual
+from pysal.engine.graph.lowered import FusedConvolution, is_addition, relu_upper
+from pysal.engine.layers.features import Layer
+from pysal.engine.model.relu_rules import ReluRule, current_rules
 
 _WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 _MAX_POOLS = (F.max_pool2d, torch.max_pool2d)

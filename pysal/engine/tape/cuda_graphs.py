@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pysal.engine.distance import distance
-from pysal.engine.relu_rules import ReluRule
-from pysal.engine.tape import Place, Program, Tape
+from pysal.engine.graph.distance import distance
+from pysal.engine.model.relu_rules import ReluRule
+from pysal.engine.tape.tape import Place, Program, Tape
 
 T = TypeVar("T")
 Capture = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from pysal._checks import refuse
-from pysal.engine.rows import map_entries, row_tensors, take_rows
-from pysal.engine.states import outside_inference
+from pysal.engine.model.rows import map_entries, row_tensors, take_rows
+from pysal.engine.running.states import outside_inference
 
 
 @dataclass(frozen=True, eq=False)

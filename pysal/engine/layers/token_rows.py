@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from pysal.engine.lineage import Lineage, shape_of
-from pysal.engine.spatial import Reading, is_like
+from pysal.engine.layers.lineage import Lineage, shape_of
+from pysal.engine.layers.spatial import Reading, is_like
 
 # Maps that are tried, the largest and earliest first, until one has become the row; and rows of other lengths.
 TRIED = 8

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from pysal._library import without_autocast
-from pysal.engine.states import FunctionMode, Restored
-from pysal.engine.tf32 import KEPT, allow_tf32
+from pysal.engine.running.states import FunctionMode, Restored
+from pysal.engine.running.tf32 import KEPT, allow_tf32
 
 Precision: TypeAlias = Literal["float32", "tf32", "mixed", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)

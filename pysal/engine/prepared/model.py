@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from pysal._checks import FLOATING, check_tensor, refuse
-from pysal.engine.chunks import fast_rows
-from pysal.engine.cuda_graphs import Replays
-from pysal.engine.default_layer import Choice, Look, default_layer
-from pysal.engine.distance import distance
-from pysal.engine.fold import NotTraceable, fold_graph, trace
-from pysal.engine.incremental import Incremental, NotIncremental
-from pysal.engine.lowered import FusedConvolution, lower
-from pysal.engine.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
-from pysal.engine.precision import PRECISIONS, Precision, precision_mode
-from pysal.engine.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
-from pysal.engine.states import keep_random_numbers, leave_inference_mode, restoring
-from pysal.engine.tape import Program, Recorded
-from pysal.engine.training import training_part
+from pysal.engine.boxes.incremental import Incremental, NotIncremental
+from pysal.engine.graph.distance import distance
+from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
+from pysal.engine.graph.lowered import FusedConvolution, lower
+from pysal.engine.graph.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
+from pysal.engine.layers.default_layer import Choice, Look, default_layer
+from pysal.engine.model.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
+from pysal.engine.model.training import training_part
+from pysal.engine.running.chunks import fast_rows
+from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
+from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
+from pysal.engine.tape.cuda_graphs import Replays
+from pysal.engine.tape.tape import Program, Recorded
 
 # Images per pass that are tried out; the best is kept. More lose on a CPU, unless they are small.
 CPU_CHUNKS = (1, 2, 4, 8)

@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-from pysal.engine.states import undo_later
+from pysal.engine.running.states import undo_later
 
 _Setting = tuple[str, str]
 _ALL: _Setting = ("cuda", "all")
@@ -148,6 +148,6 @@ _shared = _Shared()
 
 
 def allow_tf32(allowed: bool | None) -> None:
-    """Let CUDA use TF32 or not until the state is put back (engine/states.py); None: as the caller has set it."""
+    """Let CUDA use TF32 or not until the state is put back (engine/running/states.py); None: as the caller has set it."""
     undo_later(functools.partial(_shared.leave, _shared.depth()))
     _shared.enter(allowed)

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pysal import ops  # noqa: F401  defines torch.ops.pysal.box_regions
-from pysal.engine.chunks import to_device
-from pysal.engine.fold import module_of
-from pysal.engine.lowered import FusedConvolution
-from pysal.engine.states import leave_inference_mode, restoring
+from pysal.engine.graph.fold import module_of
+from pysal.engine.graph.lowered import FusedConvolution
+from pysal.engine.running.chunks import to_device
+from pysal.engine.running.states import leave_inference_mode, restoring
 
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""What `pysal.prepare` returns."""

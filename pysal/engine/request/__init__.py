@@ -1,0 +1,1 @@
+"""A validated request: images, target, score, and the passes that answer it."""

@@ -1,0 +1,1 @@
+"""A recorded pass: once forward, as often back as asked."""
