@@ -33,6 +33,20 @@ LAYERS = {
     "__init__": 12,
     "__main__": 13,
 }
+# The rooms of `pysal.engine`, and what stands on its ground floor, likewise.
+ROOMS = {
+    "not_applicable": 0,
+    "ablation": 1,
+    "running": 1,
+    "model": 2,
+    "layers": 2,
+    "graph": 3,
+    "tape": 4,
+    "boxes": 4,
+    "prepared": 5,
+    "request": 6,
+    "paths": 7,
+}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 
 
@@ -114,6 +128,36 @@ def test_the_check_sees_each_way_to_import(source: str, module: str, expected: l
     known = {"pysal.ops.grad_cam", "pysal.ops.path_integral", "pysal.methods.gradient", "pysal.models", "pysal.explain"}
     known |= {"pysal.cli", "pysal.reference.grad_cam", "pysal._checks"}
     assert upward(source, module, False, known) == [f"{module} imports {name}" for name in expected]
+
+
+def room(module: str) -> str | None:
+    """pysal.engine.tape.cuda_graphs -> tape; None for what is not in a room of the engine."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["pysal", "engine"] and len(parts) > 2 else None
+
+
+def upstairs(source: str, module: str, is_package: bool, known: set[str]) -> list[str]:
+    """The imports of one module of the engine that go to a room which is not below its own."""
+    here = room(module)
+    return sorted(
+        f"{module} imports {name}"
+        for name in imported(ast.parse(source), module, is_package, known)
+        if here and (there := room(name)) and there != here and ROOMS[there] >= ROOMS[here]
+    )
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "engine").rglob("*.py")), ids=dotted)
+def test_rooms_of_the_engine_import_from_rooms_below(path: Path) -> None:
+    assert room(dotted(path)) in {None, *ROOMS}, "give the new room a floor here and in docs/design.md"
+    assert upstairs(path.read_text(), dotted(path), path.name == "__init__.py", KNOWN) == []
+
+
+def test_the_check_of_rooms_sees_what_goes_up() -> None:
+    known = {"pysal.engine.tape.tape", "pysal.engine.request.plan", "pysal.engine.graph.fold"}
+    source = "from pysal.engine.request import plan\nfrom pysal.engine.graph.fold import fold\nfrom .. import request"
+    assert upstairs(source, "pysal.engine.tape.tape", False, known) == [
+        "pysal.engine.tape.tape imports pysal.engine.request.plan"
+    ]
 
 
 def test_references_import_nothing_native() -> None:
