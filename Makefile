@@ -13,6 +13,8 @@ NETWORK ?=
 THREADS ?= 1
 # what `make test` hands to pytest: TESTS=tests/ops ARGS="-x -k blur"
 TESTS ?= tests
+# A process per processor, at most eight; ARGS=-n0 runs in one, as a debugger needs it.
+parallel := -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
@@ -27,7 +29,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain test lint lint-cxx format test-emu sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures clean distclean
+.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -76,8 +78,14 @@ explain: $(VENV)/stamp-built ## explain a photo in seven ways: a picture and a t
 	@mkdir -p $(OUT)
 	$(VENV)/bin/pysal explain $(PHOTO) --out $(OUT) $(ARGS) | tee $(OUT)/table.txt
 
-test: setup ## the tests
-	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(TESTS) $(ARGS)
+quick: setup ## the core's tests, in two minutes
+	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(parallel) -m core $(TESTS) $(ARGS)
+
+test: setup ## all tests, the core's first
+	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(parallel) $(TESTS) $(ARGS)
+
+test-all: setup ## all tests, every combination of what make test tries in pairs
+	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(parallel) --whole $(TESTS) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, codespell, clang-format
 	ruff check .

@@ -1,14 +1,80 @@
-"""Set-up of the whole suite."""
+"""Set-up of the whole suite: which kind a test is of, in which order and worker it runs, and what all tests share."""
 
+import os
+import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests.browser import address, browser, served
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # an uncompiled checkout says so; PYSAL_REQUIRE=cpu makes it fail
     import pysal._library
     from pysal.engine.request.plan import Plan
+
+__all__ = ["address", "browser", "served"]
+
+HERE = Path(__file__).parent
+# Kind -> its folders and files. Other tests are of no kind; a test that opens the page or a browser is `browser`, too.
+KINDS = {
+    "core": [
+        *("reference", "ops", "engine", "methods", "metrics"),
+        *("test_explain.py", "test_explanation.py", "test_segments.py", "test_layers.py", "test_registration.py"),
+    ],
+    "browser": ["demo/test_page.py"],
+    "process": [
+        *("audit/test_commands.py", "audit/test_faults.py", "audit/test_ray.py", "demo/test_server.py", "security"),
+        *("test_abi.py", "test_cli.py", "test_import.py", "test_packaging.py"),
+    ],
+    "docs": [
+        *("test_documents.py", "test_doctests.py", "test_gallery.py", "test_quadrature_page.py", "test_readme.py"),
+        *("test_site.py", "models/test_page.py"),
+    ],
+    "peer": ["captum", "pair"],
+}
+# The core tells most in least time. Then what runs long in one worker, and what can be split test by test last, so that
+# no worker waits for another.
+ORDER = ["core", "browser", "process", "docs", "", "peer"]
+SPLIT = {"core", "peer"}
+COMPARED: dict[str, tuple[int, float]] = {}  # by the workers: tests/captum/peer.py
+
+
+def kinds_of(path: Path) -> list[str]:
+    """The kinds of the tests of a file."""
+    return [kind for kind, places in KINDS.items() if any(path.is_relative_to(HERE / place) for place in places)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which start later: they share the processors, threads do not
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="every combination where otherwise every pair of values is tried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark and order the tests; what shares a fixture of its file, the page's server or the browser runs in one worker."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    ranks = {}
+    for path, tests in files.items():
+        kinds = kinds_of(path)
+        group = path.name
+        if any({"address", "browser"} & set(getattr(item, "fixturenames", ())) for item in tests):
+            kinds, group = sorted({*kinds, "browser"}), "browser"
+        ranks[path] = min(ORDER.index(kind) for kind in kinds or [""])
+        for item in tests:
+            for kind in kinds:
+                item.add_marker(kind)
+            if not SPLIT & set(kinds):
+                item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 def pytest_report_header() -> str:
@@ -30,3 +96,25 @@ def independence_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make no pass to find out whether the rows of a model depend on each other, for tests that count or keep passes."""
     monkeypatch.setattr(Plan, "check_independence", lambda self, number=2, again=False: None)
     monkeypatch.setattr(Plan, "_works_on_whole", lambda self, model, rows: False)
+
+
+# What was compared with captum is said at the end, whichever worker compared it.
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None and "tests.captum.peer" in sys.modules:
+        output["captum"] = sys.modules["tests.captum.peer"].FOUND
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for name, (count, worst) in getattr(node, "workeroutput", {}).get("captum", {}).items():
+        before, largest = COMPARED.get(name, (0, 0.0))
+        COMPARED[name] = (before + count, max(largest, worst))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    here = getattr(sys.modules.get("tests.captum.peer"), "FOUND", {})
+    for name, (count, worst) in sorted((COMPARED or here).items()):
+        terminalreporter.write_line(f"captum: {name:24} {count:4} cases, largest difference {worst:.1e}")

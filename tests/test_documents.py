@@ -19,7 +19,7 @@ from pysal.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "csrc/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "TESTING.md", "benchmarks/README.md", "csrc/README.md")),
     *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts),
 ]
 FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

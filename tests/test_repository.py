@@ -10,6 +10,7 @@ import torch
 import pysal
 from pysal import _library, ops
 from pysal.methods.registry import METHODS
+from tests.conftest import KINDS, ORDER
 
 ROOT = Path(__file__).resolve().parents[1]
 STEMS = sorted(path.stem for path in (ROOT / "pysal/ops").glob("[!_]*.py"))
@@ -143,11 +144,21 @@ def test_the_licence_is_whole() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+def test_every_kind_of_test_is_there_and_explained() -> None:
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    assert [line.split(":")[0] for line in markers] == ["slow", *KINDS]
+    assert set(ORDER) == {*KINDS, ""}
+    page = (ROOT / "TESTING.md").read_text()
+    for kind, places in KINDS.items():
+        assert f"| `{kind}` |" in page
+        assert [place for place in places if not (ROOT / "tests" / place).exists()] == []
+
+
 def test_make_lists_its_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     assert targets == phony
-    for page in ("README.md", "CONTRIBUTING.md"):
+    for page in ("README.md", "CONTRIBUTING.md", "TESTING.md"):
         for target in re.findall(r"make ([a-z-]+)", (ROOT / page).read_text()):
             assert target in targets, f"{page} says make {target}"

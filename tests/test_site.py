@@ -1,5 +1,6 @@
 """The documentation as a site builds without a warning, and its pages need nothing from elsewhere."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "PYSAL_SITE" in os.environ:  # which was just built, with the same flags
+        return Path(os.environ["PYSAL_SITE"])
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--quiet", "-d", str(out / "doctrees")]
     built = subprocess.run([*command, "docs", str(out / "html")], cwd=ROOT, capture_output=True, text=True)

@@ -1,7 +1,6 @@
 """The report of an audit: its numbers are those of the Parquet files, and a browser shows it without asking for anything."""
 
 import re
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,10 @@ from pysal.audit import Job, report
 from pysal.audit.plots import confidences, distributions
 from pysal.audit.report import moment, number, percent
 from tests.audit.conftest import write_photo
+from tests.browser import PATIENCE
 
 NOTHING = "\N{EN DASH}"
 METHODS = ["leave_one_out", "gradient", "grad_cam", "integrated_gradients"]
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 
 
 @pytest.fixture(scope="module")
@@ -331,56 +326,45 @@ def test_words() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(audited, page, tmp_path, scheme) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_in_a_browser(audited, page, browser, tmp_path, scheme) -> None:
     del page  # it is written
     requests: list[str] = []
     messages: list[str] = []
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-        browser = playwright.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 900}, color_scheme=scheme
-        )
-        try:
-            tab = browser.new_page()
-            tab.on("request", lambda request: requests.append(request.url))
-            tab.on("console", lambda message: messages.append(message.text))
-            tab.on("pageerror", lambda error: messages.append(str(error)))
-            tab.goto((audited / "report.html").as_uri())
-            sizes = tab.evaluate("async () => { for (const i of document.images) await i.decode();"
-                                 " return [...document.images].map(i => [i.naturalWidth, i.naturalHeight]) }")  # fmt: skip
-            assert len(sizes) > 4 * 6
-            assert all(size == [10, 12] for size in sizes)
-            assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
-                "the page is wider than the window"
-            )
-            page_colour, text = (
-                tab.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color")
-            )
-            light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (page_colour, text))
-            assert (light > dark) == (scheme == "light")
-            rows = "[...document.querySelectorAll('.strip')].map(s => new Set([...s.children].map(c => c.offsetTop)).size)"
-            assert set(tab.evaluate(rows)) == {1}, "photo and maps of an image stand side by side"
-            tab.set_viewport_size({"width": 690, "height": 900})  # a sheet of A4 without its margins
-            cut = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth)"
-            cut += ".map(s => s.closest('section').id)"
-            tab.emulate_media(media="print")
-            assert tab.evaluate(cut) == [], "a table is wider than the sheet"
-            tab.emulate_media(media="screen")
-            tab.set_viewport_size({"width": 1280, "height": 900})
-            assert tab.evaluate(cut) == [], "a table is wider than the window"
-            for chart in tab.query_selector_all("svg"):
-                box = chart.bounding_box()
-                assert box is not None
-                assert box["width"] > 200
-                assert box["height"] > 60
-            for link in tab.query_selector_all("nav a"):
-                assert tab.query_selector(link.get_attribute("href")) is not None
-            picture = tab.screenshot(path=tmp_path / "report.png", full_page=True)
-            tab.set_viewport_size({"width": 400, "height": 800})
-            assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide for a phone"
-        finally:
-            browser.close()
+    with browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme) as context:
+        context.set_default_timeout(PATIENCE)
+        tab = context.new_page()
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.goto((audited / "report.html").as_uri())
+        sizes = tab.evaluate("async () => { for (const i of document.images) await i.decode();"
+                             " return [...document.images].map(i => [i.naturalWidth, i.naturalHeight]) }")  # fmt: skip
+        assert len(sizes) > 4 * 6
+        assert all(size == [10, 12] for size in sizes)
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is wider than the window"
+        page_colour, text = (tab.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
+        light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (page_colour, text))
+        assert (light > dark) == (scheme == "light")
+        rows = "[...document.querySelectorAll('.strip')].map(s => new Set([...s.children].map(c => c.offsetTop)).size)"
+        assert set(tab.evaluate(rows)) == {1}, "photo and maps of an image stand side by side"
+        tab.set_viewport_size({"width": 690, "height": 900})  # a sheet of A4 without its margins
+        cut = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth)"
+        cut += ".map(s => s.closest('section').id)"
+        tab.emulate_media(media="print")
+        assert tab.evaluate(cut) == [], "a table is wider than the sheet"
+        tab.emulate_media(media="screen")
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        assert tab.evaluate(cut) == [], "a table is wider than the window"
+        for chart in tab.query_selector_all("svg"):
+            box = chart.bounding_box()
+            assert box is not None
+            assert box["width"] > 200
+            assert box["height"] > 60
+        for link in tab.query_selector_all("nav a"):
+            assert tab.query_selector(link.get_attribute("href")) is not None
+        picture = tab.screenshot(path=tmp_path / "report.png", full_page=True)
+        tab.set_viewport_size({"width": 400, "height": 800})
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide for a phone"
     assert len(picture) > 50_000
     with Image.open(tmp_path / "report.png") as image:
         assert len(image.getcolors(2**24) or ()) > 500  # photos, maps and text, not an empty page

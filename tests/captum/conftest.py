@@ -1,10 +1,16 @@
-"""Reports, after the tests, how far ours was from captum."""
+"""How many combinations of arguments are compared."""
 
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    from tests.captum.peer import FOUND
+from tests.captum.pairwise import pairwise
 
-    for name, (count, worst) in sorted(FOUND.items()):
-        terminalreporter.write_line(f"captum: {name:24} {count:4} cases, largest difference {worst:.1e}")
+
+@pytest.fixture
+def combinations(request: pytest.FixtureRequest) -> Callable[..., Sequence[tuple[Any, ...]]]:
+    """Return the combinations of one value per axis: with --whole all, else those of `pairwise`."""
+    whole = request.config.getoption("--whole")
+    return lambda *axes: list(itertools.product(*axes)) if whole else pairwise(*axes)

@@ -1,6 +1,6 @@
 """The same calls of captum and of pysal.captum, side by side: float64 agreement to 1e-9 wherever captum is right."""
 
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ EXACT = 1e-9  # of the largest value, float64
 SINGLE = 2 * torch.finfo(torch.float32).eps  # what captum rounds to float32, rounded twice
 ALL = list(NETWORKS)
 IMAGES = [name for name, one in NETWORKS.items() if len(one.shapes) == 1 and len(one.shapes[0]) == 3]
+Combinations = Callable[..., list[tuple[Any, ...]]]
 ROWS = (1, 3, 11)  # below, at and beyond one chunk of the queue
 
 
@@ -29,12 +30,11 @@ def asked(name: str, rows: int, dtype: torch.dtype = torch.float64) -> list[tupl
     return [(model, inputs, {"target": target, **options}) for target in network.targets(rows)]
 
 
-@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", ALL)
-def test_saliency(name: str, rows: int) -> None:
-    for model, inputs, options in asked(name, rows):
-        for absolute in (True, False):
-            both("Saliency", peers("Saliency", model), EXACT, inputs, abs=absolute, **options)
+def test_saliency(name: str, combinations: Combinations) -> None:
+    for rows, number, absolute in combinations(ROWS, range(len(asked(name, 1))), (True, False)):
+        model, inputs, options = asked(name, rows)[number]
+        both("Saliency", peers("Saliency", model), EXACT, inputs, abs=absolute, **options)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -46,14 +46,14 @@ def test_guided_backprop(method: str, name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("method", ["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"])
-def test_integrated_gradients(method: str, name: str) -> None:
+def test_integrated_gradients(name: str, combinations: Combinations) -> None:
     """With captum's own nodes and weights the rest of the computation is the same to rounding."""
-    for number, (model, inputs, options) in enumerate(asked(name, 3)):
-        pair = peers("IntegratedGradients", model, number % 2 == 0, exact_captum=True)
-        for steps, size in ((7, None), (12, 9), (5, 3)):
-            choices: dict[str, Any] = {"n_steps": steps, "method": method, "internal_batch_size": size, **options}
-            both("IntegratedGradients", pair, EXACT, inputs, return_convergence_delta=True, **choices)
+    methods = ["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+    axes = (asked(name, 3), methods, ((7, None), (12, 9), (5, 3)), (True, False))
+    for (model, inputs, options), method, (steps, size), local in combinations(*axes):
+        pair = peers("IntegratedGradients", model, local, exact_captum=True)
+        choices: dict[str, Any] = {"n_steps": steps, "method": method, "internal_batch_size": size, **options}
+        both("IntegratedGradients", pair, EXACT, inputs, return_convergence_delta=True, **choices)
 
 
 @pytest.mark.parametrize("name", ["conv", "linear", "two_inputs", "one_feature"])
@@ -80,21 +80,21 @@ def test_integrated_gradients_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_layer_grad_cam(name: str) -> None:
-    for model, inputs, options in asked(name, 3):
-        for layer, at_input in itertools.product(NETWORKS[name].layers, (False, True)):
-            pair = peers("LayerGradCam", model, model.get_submodule(layer))
-            for relu, add_up in itertools.product((False, True), repeat=2):
-                choices = {"relu_attributions": relu, "attr_dim_summation": add_up, "attribute_to_layer_input": at_input}
-                both("LayerGradCam", pair, EXACT, inputs, **choices, **options)
+def test_layer_grad_cam(name: str, combinations: Combinations) -> None:
+    switch = (False, True)
+    axes = (asked(name, 3), NETWORKS[name].layers, switch, switch, switch)
+    for (model, inputs, options), layer, at_input, relu, add_up in combinations(*axes):
+        pair = peers("LayerGradCam", model, model.get_submodule(layer))
+        choices = {"relu_attributions": relu, "attr_dim_summation": add_up, "attribute_to_layer_input": at_input}
+        both("LayerGradCam", pair, EXACT, inputs, **choices, **options)
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if NETWORKS[name].relu_modules])
-def test_guided_grad_cam(name: str) -> None:
-    for model, inputs, options in asked(name, 3):
-        for layer, mode in itertools.product(NETWORKS[name].layers, ("nearest", "bilinear")):
-            pair = peers("GuidedGradCam", model, model.get_submodule(layer))
-            both("GuidedGradCam", pair, EXACT, inputs, interpolate_mode=mode, **options)
+def test_guided_grad_cam(name: str, combinations: Combinations) -> None:
+    axes = (asked(name, 3), NETWORKS[name].layers, ("nearest", "bilinear"))
+    for (model, inputs, options), layer, mode in combinations(*axes):
+        pair = peers("GuidedGradCam", model, model.get_submodule(layer))
+        both("GuidedGradCam", pair, EXACT, inputs, interpolate_mode=mode, **options)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
@@ -242,22 +242,21 @@ INNER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
-@pytest.mark.parametrize("size", [None, 1, 2, 5, 9])
 @pytest.mark.parametrize("name", ["linear", "conv", "two_inputs"])
 @pytest.mark.parametrize("inner", INNER)
-def test_noise_tunnel(inner: str, name: str, size: int | None, kind: str) -> None:
+def test_noise_tunnel(inner: str, name: str, combinations: Combinations) -> None:
     """With captum's noise the results are captum's, whichever of the two is inside."""
     model, inputs, options = asked(name, 2)[4]
-    options |= INNER[inner] | {"nt_type": kind, "nt_samples_batch_size": size, "stdevs": 0.25}
+    options |= INNER[inner] | {"stdevs": 0.25}
     if inner == "FeatureAblation":
         several = inputs if isinstance(inputs, tuple) else (inputs,)
         masks = tuple(torch.arange(one[:1].numel()).reshape(one[:1].shape) % 4 for one in several)
         options["feature_mask"] = masks if isinstance(inputs, tuple) else masks[0]
-    for owner in range(2):
+    for kind, size, owner in combinations(("smoothgrad", "smoothgrad_sq", "vargrad"), (None, 1, 2, 5, 9), range(2)):
         exact = {"exact_captum": True} if inner == "IntegratedGradients" else {}
         method = peers(inner, model, **exact)[owner]
-        both("NoiseTunnel", peers("NoiseTunnel", method, rng="captum"), EXACT, inputs, **options)
+        choices = {"nt_type": kind, "nt_samples_batch_size": size, **options}
+        both("NoiseTunnel", peers("NoiseTunnel", method, rng="captum"), EXACT, inputs, **choices)
 
 
 @pytest.mark.parametrize("size", [None, 2])

@@ -1,75 +1,12 @@
-"""The page of a small classifier in a process of its own, and Debian's Chromium to look at it."""
+"""What a reader sees of the page of a small classifier."""
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 60_000  # milliseconds, on a machine that is busy elsewhere
-
-
-@pytest.fixture(scope="session")
-def served() -> Iterator[Callable[[str], str]]:
-    """Serve the page on an address: its URL."""
-    processes: dict[str, tuple[subprocess.Popen[str], str]] = {}
-
-    def serve(host: str) -> str:
-        if host not in processes:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "tests.demo.small", host]
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-            timer = threading.Timer(120, process.kill)
-            timer.start()
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            timer.cancel()
-            assert address.startswith("http://"), "the page was not served"
-            processes[host] = process, address
-        return processes[host][1]
-
-    yield serve
-    for process, _ in processes.values():
-        process.terminate()
-        process.wait(30)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-@pytest.fixture(scope="session")
-def address(served) -> str:
-    """The page on loopback."""
-    return served("127.0.0.1")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "chromium must be installed (apt-get install chromium)"
-    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        environment = {**os.environ, "HOME": home}
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS, env=environment, timeout=PATIENCE)
-        yield browser
-        browser.close()
+from tests.browser import PATIENCE
 
 
 @dataclass
