@@ -19,6 +19,14 @@ def not_differentiable(where: str) -> NotApplicable:
     )
 
 
+def reentrant(where: str) -> NotApplicable:
+    """Return what to raise where a part of the model has a gradient of its weights alone."""
+    return NotApplicable(
+        f"{where}: model must be differentiable, got torch.utils.checkpoint with use_reentrant=True, which has no gradient "
+        "of an input: pass use_reentrant=False"
+    )
+
+
 @contextlib.contextmanager
 def differentiating(where: str) -> Iterator[None]:
     """Say in one sentence what torch refuses on the way back; `where` is the public name of the method."""
@@ -27,7 +35,4 @@ def differentiating(where: str) -> Iterator[None]:
     except RuntimeError as error:
         if "torch.utils.checkpoint is incompatible with .grad()" not in str(error):
             raise
-        raise NotApplicable(
-            f"{where}: model must be differentiable, got torch.utils.checkpoint with use_reentrant=True, which has no gradient "
-            "of an input: pass use_reentrant=False"
-        ) from error
+        raise reentrant(where) from error

@@ -41,8 +41,9 @@ class Pause(nn.Module):
 
 
 def slow() -> models.Classifier:
-    """Return the same with a pause in every pass."""
+    """Return the same with a pause in every pass, and passes of few rows, between which a run can be stopped."""
     model = classifier()
+    model.rows_per_pass = 4
     model.network = nn.Sequential(Pause(), model.network).eval()
     return model
 

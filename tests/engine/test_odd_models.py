@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pysal
+from pysal.methods.registry import METHODS
 from tests.methods.calls import CALLS
 from tests.methods.networks import images, seeded
 
@@ -37,18 +38,32 @@ def net(around: Callable[..., Any] | None = None) -> Net:
     return seeded(lambda: Net(around)).float()  # type: ignore[return-value]
 
 
-def test_checkpointed_models() -> None:
-    """The rule of guided backprop cannot reach what is run on the way back; everything else is as without checkpoints."""
+ANSWERS: dict[str, Callable[[nn.Module], Tensor]] = {
+    "deconvnet": lambda model: pysal.guided_backprop(model, INPUTS, 1, rule="deconvnet"),
+    "generalised": lambda model: pysal.guided_backprop(model, INPUTS, 1, other_activations="generalised"),
+    "a layer inside": lambda model: pysal.grad_cam(model, INPUTS, 1, layer="second"),
+    "a layer inside, and the rule": lambda model: pysal.guided_grad_cam(model, INPUTS, 1, layer="second"),
+    "a run inside, and the rule": lambda model: pysal.guided_grad_cam(model, INPUTS, 1, layer="relu[1]"),
+}
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Threshold(0, 0), nn.Hardtanh(0, 1)])
+@pytest.mark.parametrize("name", [*CALLS, *ANSWERS])
+def test_checkpointed_models(name: str, activation: nn.Module) -> None:
+    """What runs again on the way back keeps what it kept before, under the rule and with the layers that are captured."""
     saving, plain = net(lambda run, x: checkpoint(run, x, use_reentrant=False)), net()
-    with pytest.raises(pysal.NotApplicable) as error:
-        pysal.guided_backprop(saving, INPUTS, 1)
-    assert str(error.value) == (
-        "pysal.guided_backprop: the model's activations must run where the rule of ReLUs reaches them, got some inside "
-        "torch.utils.checkpoint, which runs them again on the way back: switch checkpointing off"
-    )
-    for name in ("gradient", "smooth_grad", "integrated_gradients", "leave_one_out"):
-        assert torch.equal(CALLS[name](saving, INPUTS, 1), CALLS[name](plain, INPUTS, 1)), name
-    assert "gradient" in pysal.explain(saving, INPUTS, target=1, method_options=GRADIENTLESS).results
+    saving.relu = plain.relu = activation
+    call = ANSWERS.get(name) or (lambda model: CALLS[name](model, INPUTS, 1))
+    expected = call(plain)
+    assert torch.equal(call(saving), expected)
+    assert float(expected.abs().max()) > 0
+
+
+def test_several_methods_of_a_checkpointed_model() -> None:
+    saving, plain = net(lambda run, x: checkpoint(run, x, use_reentrant=False)), net()
+    one, other = (pysal.explain(model, INPUTS, target=1, method_options=GRADIENTLESS) for model in (saving, plain))
+    assert list(one.results) == list(other.results) == list(METHODS)
+    assert all(torch.equal(one[name].map, other[name].map) for name in METHODS)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

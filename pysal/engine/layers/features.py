@@ -43,13 +43,15 @@ class Features:
     def __init__(self, where: str, layer: Layer) -> None:
         self.where, self.layer = where, layer
         self.activation: Tensor | None = None
+        self.over = False  # the forward pass; a checkpoint runs its part of it again on the way back
 
     def captured(self) -> Tensor:
-        """Return the activation.
+        """Return the activation, now that the forward pass is over.
 
         Raises:
             ValueError: the layer did not run.
         """
+        self.over = True
         if self.activation is None:
             raise ValueError(f"{self.where}: layer {self.layer.label!r} must run in the model's forward pass, got no run")
         return self.activation
@@ -118,10 +120,10 @@ def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
 
     def hook(_module: nn.Module, args: Any, output: Any = None) -> Any:
         nonlocal runs
-        runs += 1
+        runs += not features.over
         if layer.run is None and runs > 1:
             raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
-        if layer.run not in (None, "last", runs - 1):
+        if layer.run not in (None, "last", runs - 1) and not features.over:
             return None
         value = args if layer.at_input else output
         sequence = isinstance(value, (tuple, list))
@@ -134,7 +136,8 @@ def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
             tensor = tensor.detach().requires_grad_()
         elif not tensor.requires_grad:
             hooks.mark(tensor)  # a layer that the images do not reach
-        features.activation = tensor
+        if not features.over:
+            features.activation = tensor
         passed = tensor.clone()  # a ReLU that works in place after the layer must not overwrite what was captured
         if not sequence:
             return passed

@@ -6,7 +6,7 @@ that Python never called (inside a TorchScript module, a C++ composite) is found
 activations a rule does not define. What is not on the way from the images, say a text encoder, is no concern of a rule.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
@@ -94,7 +94,7 @@ def current_rules() -> "ReluRules | None":
 class ReluRules:
     """Runs a forward pass so that its backward pass follows a rule, which may still be changed before each backward.
 
-    Use: `with rules.recording(): score = f(model(x))`, then `rules.finish(score, x)`, then differentiate.
+    Use: `with rules.recording(): score = f(model(x))`, then `rules.finish(score, x)`, then `rules.gradients(score, ends)`.
 
     Args:
         where: the public name of the method, for errors.
@@ -106,6 +106,7 @@ class ReluRules:
             refuse(where, "other_activations", f"be one of {', '.join(map(repr, OTHER_ACTIVATIONS))}", repr(other))
         self.where, self.rule, self.other = where, rule, other
         self._generalised: set[Any] = set()
+        self._finished = False
 
     def recording(self) -> FunctionMode:
         """Return the context that replaces ReLU calls while the forward pass runs, in a `restoring` function."""
@@ -118,7 +119,7 @@ class ReluRules:
 
     def generalise(self, output: Tensor) -> Tensor:
         """Let gradients into the activation `output` pass where they and the output are positive."""
-        if output.grad_fn is not None:
+        if output.grad_fn is not None and not self._finished:
             self._generalised.add(output.grad_fn)
             closed = output.detach() <= 0
             output.register_hook(lambda grad: grad if self.rule == "plain" else grad.clamp_min(0).masked_fill(closed, 0))
@@ -138,6 +139,16 @@ class ReluRules:
             nodes += _nodes_of(tape)
         self._check(nodes, 0, reaches=bool(nodes))
 
+    def gradients(self, score: Tensor, ends: Sequence[Tensor], *, retain_graph: bool) -> Sequence[Tensor | None]:
+        """Return the gradients of a score (), None where it does not depend on an end.
+
+        What lies in a checkpoint that is not reentrant runs again on the way back, where it must keep what it kept before:
+        gates in the place of activations. A mode is off while torch works on tensors, not on edges of a graph.
+        """
+        edges = [get_gradient_edge(end) for end in ends]
+        with self.recording():
+            return torch.autograd.grad(get_gradient_edge(score), edges, retain_graph=retain_graph, allow_unused=True)
+
     def finish_tape(self, tape: RecordedPass) -> None:
         """Do the same for a recorded pass.
 
@@ -151,6 +162,7 @@ class ReluRules:
 
         Nothing is refused where the score does not depend on the images, that is, does not reach them.
         """
+        self._finished = True  # what a checkpoint runs again on the way back is looked at no more
         generalised, self._generalised = self._generalised, set()
         undefined: dict[str, None] = {}
         for node in nodes:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointError
 
 from pysal._checks import refuse
 from pysal.engine.layers.features import Features, Layer, capture
 from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.relu_rules import OtherActivations, ReluRule, ReluRules
-from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
+from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable, reentrant
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.states import Hooks, restoring
 from pysal.engine.tape.tape import Place, Program, Tape
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from pysal.engine.request.plan import Plan
 
 UNREACHED = "the model's activations must run where the rule of ReLUs reaches them"
-CHECKPOINTED = "got some inside torch.utils.checkpoint, which runs them again on the way back: switch checkpointing off"
 
 # What a sweep found: the gradient of the images alone, or what `reduce` made of a layer's activation and gradient.
 Found = tuple[Tensor, ...]
@@ -254,10 +252,11 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
         lay_out(scores, len(rows))
         if rules is not None and _has_checkpoint(scores):
-            raise NotApplicable(f"{plan.where}: {UNREACHED}, {CHECKPOINTED}")
+            raise reentrant(plan.where)
         activations = {layer: features[layer].captured() for layer in layers}
         found: dict[Sweep, Found] = {}
-        wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
+        with rules.recording() if rules else contextlib.nullcontext():  # of what a checkpoint runs to show what it kept
+            wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
         kinds = list(dict.fromkeys(one.rule for one in wanted))
         for rule in kinds:
             if rules is not None:
@@ -267,7 +266,11 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
             grads: Sequence[Tensor | None] = [None] * len(ends)
             if scores.requires_grad:
                 again = rule != kinds[-1]
-                grads = torch.autograd.grad(scores.sum(), list(ends.values()), retain_graph=again, allow_unused=True)
+                total, sources = scores.sum(), list(ends.values())
+                if rules is None:
+                    grads = torch.autograd.grad(total, sources, retain_graph=again, allow_unused=True)
+                else:
+                    grads = rules.gradients(total, sources, retain_graph=again)
             at = dict(zip(ends, grads, strict=True))
             for one in some:
                 if one.layer is None:
@@ -286,8 +289,6 @@ def _reaching_all(plan: Plan, rules: ReluRules | None) -> Iterator[None]:
     except RuntimeError as error:
         if rules is None:
             raise
-        if isinstance(error, CheckpointError):
-            raise NotApplicable(f"{plan.where}: {UNREACHED}, {CHECKPOINTED}") from error
         if "functorch transforms" in str(error):
             raise NotApplicable(f"{plan.where}: {UNREACHED}, got some inside torch.func: run the members one by one") from error
         raise
