@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIMITS = range(8, 400, 8) if os.environ.get("PYSAL_ATTACK") else (12, 40, 80, 120, 200)  # MB above what is in use
 
-# Each limit is that of the process alone, and is taken away before the next: what fails does so in an allocator, not in a test.
+# Each limit is that of the process alone, and is taken away before the next: what fails does so in an allocator. The calls
+# are made in a thread, whose stack is there from the beginning: that of the process grows, and the kernel ends it where it cannot.
 SCRIPT = """
-import resource, sys, warnings
+import resource, sys, threading, warnings
 import torch
 from torch import nn
 import pysal
@@ -27,20 +28,25 @@ if prepares:
     model = pysal.prepare(model, images[:1], batch_size=16)
 call = lambda rows: getattr(pysal, method)(model, images, 1, batch_size=rows)
 expected = call(1)
-for limit in limits:
-    used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
-    resource.setrlimit(resource.RLIMIT_AS, (used + (limit << 20), resource.RLIM_INFINITY))
-    try:
-        found, outcome = call(16), "a map"
-    except MemoryError:
-        found, outcome = expected, "MemoryError"
-    except RuntimeError as error:
-        from pysal.engine.running.chunks import says_out_of_memory
-        found, outcome = expected, "MemoryError" if says_out_of_memory(error) else f"FAILED {error}"
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    same = (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-    print(limit, outcome if same else "FAILED another map", flush=True)
+def run():
+    for limit in limits:
+        used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (limit << 20), resource.RLIM_INFINITY))
+        try:
+            found, outcome = call(16), "a map"
+        except MemoryError:
+            found, outcome = expected, "MemoryError"
+        except RuntimeError as error:
+            from pysal.engine.running.chunks import says_out_of_memory
+            found, outcome = expected, "MemoryError" if says_out_of_memory(error) else f"FAILED {error}"
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        same = (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+        print(limit, outcome if same else "FAILED another map", flush=True)
+threading.stack_size(64 << 20)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
 """
 
 
