@@ -18,7 +18,9 @@ from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import Output, ScoreKind, noun, probabilities, taken_for
+from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS
@@ -98,20 +100,22 @@ def explain(
     def request(name: str) -> Plan:
         return plan.renamed(f"pysal.{name}", score or METHODS[name].score)
 
+    works: dict[str, Work] = {}
     for name in names:
         with skipping(name):
-            request(name).rehearse(METHODS[name].attribute, options[name])
-    for name in names:  # nothing will be refused any more: what several methods ask of the images is made in one pass
+            works[name] = METHODS[name].prepare(request(name), **options[name])
+    announced: list[tuple[ScoreKind, Sweep]] = []
+    for name in list(works):  # nothing will be refused any more: what several methods ask of the images is made in one pass
         with skipping(name):
-            request(name).rehearse(METHODS[name].attribute, options[name], announce=True)
-    clean = plan.clean()
+            announced += works[name].announced(plan)
+    clean = plan.clean(announced)
     for name in names:
         method = METHODS[name]
         began = time.perf_counter()
         found = None
         if name not in skipped:
             with skipping(name):
-                found = method.attribute(request(name), **options[name])
+                found = works.pop(name).run(report=True)
         if found is None:
             continue
         if plan.device.type == "cuda":
@@ -178,7 +182,7 @@ def _checked_options(
         argument = f"method_options[{name!r}]"
         if not isinstance(given[name], Mapping):
             refuse(WHERE, argument, "be a mapping of option names to values", repr(given[name]), TypeError)
-        check_options(WHERE, argument, METHODS[name].attribute, given[name])
+        check_options(WHERE, argument, METHODS[name].prepare, given[name])
     options = {name: dict(given.get(name, {})) for name in names}
     if "smooth_grad" in options:
         options["smooth_grad"].setdefault("seed", seed)

@@ -226,7 +226,7 @@ def converge(
     if len(check_tensor(where, "image", image, ndim=4)) != 1:
         refuse(where, "image", "be one image (1, C, H, W)", f"shape {tuple(image.shape)}")
     options = dict(method_options or {})
-    check_options(where, "method_options", METHODS[method].attribute, options)
+    check_options(where, "method_options", METHODS[method].prepare, options)
     for name in ("steps", "tolerance", "max_steps"):
         if name in options:
             refuse(where, "method_options", "leave the number of steps to this function", repr(name))

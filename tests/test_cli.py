@@ -135,7 +135,7 @@ def test_the_static_tables_are_the_registrys() -> None:
     assert list(METHODS) == list(cli.METHOD_NAMES)
     assert SCORE_KINDS == cli.SCORE_NAMES
     for option, names in cli.OPTION_OF.items():
-        takers = [name for name, method in METHODS.items() if option in inspect.signature(method.attribute).parameters]
+        takers = [name for name, method in METHODS.items() if option in inspect.signature(method.prepare).parameters]
         assert list(names) == takers
 
 

@@ -22,6 +22,7 @@ from pysal import audit, cli
 from pysal.demo import server
 from pysal.engine.request.attribution import Attribution, default_of, with_defaults
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.work import Work
 from pysal.methods.registry import METHODS
 from pysal.metrics.registry import METRICS
 
@@ -71,7 +72,7 @@ def test_a_plan_has_no_defaults_of_its_own_for_what_methods_share() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_public_function_has_the_options_of_its_core_and_the_shared_ones(name: str) -> None:
-    public, core = getattr(pysal, name), METHODS[name].attribute
+    public, core = getattr(pysal, name), METHODS[name].prepare
     assert isinstance(core, partial)
     assert keyword_only(public) == [*keyword_only(core.func), *SHARED]
     assert core.keywords == {option: parameters(public)[option].default for option in keyword_only(core.func)}
@@ -107,7 +108,7 @@ def test_other_functions_have_the_defaults_of_the_methods_for_what_they_share() 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     public = getattr(pysal, name)
-    core = METHODS[name].attribute.func  # type: ignore[attr-defined]
+    core = METHODS[name].prepare.func  # type: ignore[attr-defined]
     images, plans = torch.rand(2, 3, 4, 4), []
     seen: dict[str, Any] = {}
 
@@ -115,9 +116,9 @@ def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: 
         def __init__(self, where: str, model: Any, inputs: Tensor, target: Any, **options: Any) -> None:
             plans.append((where, model, inputs, target, options))
 
-    def noted(plan: Plan, **options: Any) -> Attribution:
+    def noted(plan: Plan, **options: Any) -> Work:
         seen.update(options)
-        return Attribution(images, 1)
+        return Work(plan, lambda _report: Attribution(images, 1))
 
     monkeypatch.setitem(public.__globals__, core.__name__, noted)
     monkeypatch.setitem(public.__globals__, "Plan", Noted)
@@ -190,7 +191,7 @@ def test_help_names_the_defaults_of_methods_options() -> None:
     assert default_of(pysal.leave_one_out, "approximate") is None
     assert "[default: exact]" in helps["approximate"]
     assert default_of(pysal.guided_backprop, "other_activations") == "error"
-    assert "[default: refuse]" in helps["other_activations"]
+    assert "[default: refuse the model]" in helps["other_activations"]
 
 
 def test_what_is_handed_over_under_its_own_name_has_one_default() -> None:

@@ -281,8 +281,10 @@ class Job:
             plan = worker.request(images, None)
             item = data.Item(0, "", None, None, None, 0)
             given = {name: worker.options(name, [item]) for name in methods}
-            for name, method in methods.items():
-                plan.renamed(f"pysal.{name}", method["score"]).rehearse(METHODS[name].attribute, given[name])
+            works = {
+                name: METHODS[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **given[name])
+                for name, method in methods.items()
+            }
             table = plan.clean().table
             assert table is not None
             plan.check_independence()  # an image's rows must not say which others were in its batch
@@ -292,8 +294,7 @@ class Job:
             output = self.manifest["model"]["output"] = worker.request(worker.probes(), 0).output
             plan.score.look.output = output
             for name, method in methods.items():
-                request = plan.renamed(f"pysal.{name}", method["score"])
-                found = METHODS[name].attribute(request, **given[name])
+                found = works[name].run(report=True)
                 method["layer"] = found.details.get("layer")
                 if self.manifest["maps"] != "none" and name != "leave_one_out":
                     method["map_shape"] = list(stored_map(found, method["reduction"], name).shape[1:])
@@ -514,7 +515,7 @@ def _options(names: list[str], given: Mapping[str, Mapping[str, Any]]) -> dict[s
             refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
         if not isinstance(options, Mapping):
             refuse(WHERE, argument, "be a mapping of option names to values", repr(options), TypeError)
-        check_options(WHERE, argument, METHODS[name].attribute, options)
+        check_options(WHERE, argument, METHODS[name].prepare, options)
         for reserved in ("seed", "image_ids"):
             if reserved in options:
                 refuse(WHERE, argument, "leave seed and image_ids to the job", repr(reserved))

@@ -26,6 +26,7 @@ from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.score import Output, ScoreKind, follows, probabilities, settled, taken_for
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import announced
 from pysal.engine.running.chunks import is_out_of_memory, says_out_of_memory
 from pysal.engine.running.states import Restored, restoring
 from pysal.methods.registry import METHODS
@@ -211,10 +212,11 @@ class Worker:
         plan = self._plan(images, items)
         options = {name: self.options(name, items) for name in manifest["methods"]}
         with clock.stage("model", len(items)):
-            for name, method in manifest["methods"].items():
-                request = plan.renamed(f"pysal.{name}", method["score"])
-                request.rehearse(METHODS[name].attribute, options[name], announce=True)
-            scores = plan.clean().table
+            works = {
+                name: METHODS[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **options[name])
+                for name, method in manifest["methods"].items()
+            }
+            scores = plan.clean(announced(works, plan)).table
             assert scores is not None
             output: Output = manifest["model"]["output"]
             sound = (finite_rows(scores) & follows(scores, output)).tolist()
@@ -223,10 +225,10 @@ class Worker:
         figures = _model_figures(scores, probabilities(scores, self._taken_for()), plan.score.index)
         found: list[dict[str, dict[str, Any]]] = [{} for _ in items]
         for name in manifest["methods"]:
-            request = plan.renamed(f"pysal.{name}", manifest["methods"][name]["score"])
+            work = works.pop(name)
             with clock.stage(name, len(items)):
-                attribution = METHODS[name].attribute(request, **options[name])
-                explained = request.clean_scores()[0].double().cpu().numpy()
+                attribution = work.run(report=True)
+                explained = work.plan.clean_scores()[0].double().cpu().numpy()
                 details = _details(attribution)
                 map = attribution.map
                 whole = finite_rows(map).tolist()

@@ -100,7 +100,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
         return _request.Request(where(self), self.forward_func, inputs, target, additional_forward_args, **options)
 
     def _gradients(self, request: _request.Request) -> tuple[Tensor, ...]:
-        return request.unpack(request.run(lambda plan: gradient.attribute(plan).map))
+        return request.unpack(request.run(lambda plan: gradient.prepare(plan).run(report=False).map))
 
     @entry
     def compute_convergence_delta(

@@ -452,4 +452,4 @@ def compute_gradients(
 ) -> tuple[Tensor, ...]:
     """Return the gradient of the selected output with respect to each input."""
     request = Request("pysal.captum.compute_gradients", forward_fn, inputs, target_ind, additional_forward_args)
-    return request.unpack(request.run(lambda plan: gradient.attribute(plan).map))
+    return request.unpack(request.run(lambda plan: gradient.prepare(plan).run(report=False).map))

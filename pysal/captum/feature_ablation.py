@@ -188,7 +188,7 @@ class FeatureAblation(PerturbationAttribution):
         plan = plan.derive(plan.inputs, plan.origin, batch_size=rows)
         plan.dtype = plan.accumulator_dtype = torch.float64  # until it is known what the function returns
         with progress(report) if show else nullcontext():
-            found = leave_one_out.attribute(plan, segments=segments, fill=fill, approximate=None)
+            found = leave_one_out.prepare(plan, segments=segments, fill=fill, approximate=None).run(report=False)
         return self._rounded(found.map.expand_as(request.inputs[0]).contiguous(), found.details["drops"][0].dtype)
 
     def _together(self, chunk: int, ablation: Ablation, queue: list[int], additional_forward_args: object) -> int:

@@ -44,7 +44,9 @@ class _ReluRuleAttribution(GradientAttribution):
         """
         request = self._ask(inputs, target, additional_forward_args)
         other = self._other_activations
-        found = request.run(lambda plan: guided_backprop.attribute(plan, rule=self._rule, other_activations=other).map)
+        found = request.run(
+            lambda plan: guided_backprop.prepare(plan, rule=self._rule, other_activations=other).run(report=False).map
+        )
         return request.answer(request.unpack(found))
 
 

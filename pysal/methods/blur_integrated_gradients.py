@@ -1,6 +1,7 @@
 """Blur Integrated Gradients: the path runs through ever blurrier versions of the image."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from pysal.engine.request.fills import check_units
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.chunks import to_device
 from pysal.engine.running.precision import Precision
 from pysal.methods.integrated_gradients import path_details
@@ -93,9 +95,8 @@ def blur_integrated_gradients(
         batch_size=batch_size,
         precision=precision,
         dtype=dtype,
-        report=False,
     )
-    return attribute(
+    work = prepare(
         plan,
         max_sigma=max_sigma,
         steps=steps,
@@ -106,10 +107,11 @@ def blur_integrated_gradients(
         placement=placement,
         tolerance=tolerance,
         max_steps=max_steps,
-    ).map
+    )
+    return work.run(report=False).map
 
 
-def attribute(
+def prepare(
     plan: Plan,
     *,
     max_sigma: float,
@@ -121,8 +123,11 @@ def attribute(
     placement: Placement,
     tolerance: float | None,
     max_steps: int,
-) -> Attribution:
-    """Integrate over the blurs of a plan's images; details: "residual" (B,), "steps" (B,), with a tolerance "error" (B,)."""
+) -> Work:
+    """Return the work that integrates over the blurs of a plan's images.
+
+    Details: "steps" (B,), with a tolerance "error" (B,), where it reports "residual" (B,).
+    """
     how = Steps.check(
         plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
     )
@@ -134,42 +139,60 @@ def attribute(
         refuse(plan.where, "derivative", "be 'difference' or 'analytic'", repr(derivative))
     if boundary == "constant":
         check_units(plan, "boundary='constant'", 0.0)
-    plan.fix_target()
-    images, step = plan.images, STEP if derivative == "difference" else 0.0
-    owners = torch.arange(images, device=plan.device)
+    blur = _Blur(max_sigma, sqrt, boundary, STEP if derivative == "difference" else 0.0)
+    return Work(plan, lambda report: _integrated(plan, blur, how, report))
 
-    def sigma(s: Array) -> Array:
-        return np.sqrt(max_sigma * s) if sqrt else max_sigma * s
 
-    def slope(s: Array) -> Array:
-        if not sqrt:
-            return np.full_like(s, max_sigma)
+@dataclass(frozen=True)
+class _Blur:
+    """The path of blurs: its widest, whether widths grow with the square root, and how L and dL/dsigma are taken."""
+
+    max_sigma: float
+    sqrt: bool
+    boundary: Literal["constant", "reflect"]
+    step: float
+
+    def sigma(self, s: Array) -> Array:
+        """Return the width at s in [0, 1]."""
+        return np.sqrt(self.max_sigma * s) if self.sqrt else self.max_sigma * s
+
+    def slope(self, s: Array) -> Array:
+        """Return dsigma/ds."""
+        if not self.sqrt:
+            return np.full_like(s, self.max_sigma)
         # 0 where it is infinite: there sigma is 0, and so is dL/dsigma, faster than any power of s on a grid of pixels
-        return np.divide(math.sqrt(max_sigma) / 2, np.sqrt(s), out=np.zeros_like(s), where=s > 0)
+        return np.divide(math.sqrt(self.max_sigma) / 2, np.sqrt(s), out=np.zeros_like(s), where=s > 0)
+
+
+def _integrated(plan: Plan, blur: _Blur, how: Steps, report: bool) -> Attribution:
+    plan.fix_target()
+    images = plan.images
+    owners = torch.arange(images, device=plan.device)
 
     def points(paths: NDArray[np.int64], sigmas: Array) -> tuple[Tensor, Tensor]:
         if (paths == paths[0]).all():  # the usual case of one image, many steps: no copies of the image
             chosen = plan.inputs[paths[0] : paths[0] + 1].expand(len(paths), -1, -1, -1)
         else:
             chosen = plan.inputs[to_device(paths, plan.device)]
-        return ops.gaussian_scale_space_derivative(chosen, sigmas.tolist(), step=step, boundary=boundary)
+        return ops.gaussian_scale_space_derivative(chosen, sigmas.tolist(), step=blur.step, boundary=blur.boundary)
 
     def finish(integrals: Tensor, _paths: Tensor) -> Tensor:
         return -integrals
 
-    integral = integrate(plan, Path(owners, points, finish, sigma, slope), how)
+    integral = integrate(plan, Path(owners, points, finish, blur.sigma, blur.slope), how, report)
     result = finish(integral.total, owners)
-    blurriest = float(sigma(np.ones(1))[0])
+    blurriest = float(blur.sigma(np.ones(1))[0])
 
     def first_scores() -> Tensor:
         scores: list[Tensor] = []
 
         def body(start: int, stop: int) -> None:
-            blurred = ops.gaussian_scale_space(plan.inputs[start:stop], [blurriest] * (stop - start), boundary=boundary)
+            blurred = ops.gaussian_scale_space(plan.inputs[start:stop], [blurriest] * (stop - start), boundary=blur.boundary)
             scores.append(plan.scores(blurred, owners[start:stop])[0])
 
         plan.run(images, body)
         return torch.cat(scores)
 
     passes = float(integral.steps.sum()) / images
-    return Attribution(result.to(plan.dtype), passes, path_details(plan, integral, owners, result, first_scores))
+    details = path_details(plan, integral, owners, result, first_scores if report else None)
+    return Attribution(result.to(plan.dtype), passes, details)

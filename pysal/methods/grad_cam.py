@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.engine.layers.default_layer import Choice, default_layer, needs_a_look, reading_of
+from pysal.engine.layers.default_layer import Choice, check_layered, default_layer, needs_a_look, reading_of
 from pysal.engine.layers.features import Layer, find_layer
 from pysal.engine.layers.spatial import Reading, reading
 from pysal.engine.model.relu_rules import OtherActivations
@@ -23,6 +23,7 @@ from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.methods.guided_backprop import ruled
 
@@ -94,7 +95,7 @@ def grad_cam(
         precision=precision,
         dtype=dtype,
     )
-    return attribute(plan, layer=layer, tokens=tokens).map
+    return prepare(plan, layer=layer, tokens=tokens).run(report=False).map
 
 
 def guided_grad_cam(
@@ -150,23 +151,24 @@ def guided_grad_cam(
         precision=precision,
         dtype=dtype,
     )
-    return attribute_guided(plan, layer=layer, tokens=tokens, other_activations=other_activations).map
+    work = prepare_guided(plan, layer=layer, tokens=tokens, other_activations=other_activations)
+    return work.run(report=False).map
 
 
-def attribute(plan: Plan, *, layer: str | nn.Module | None, tokens: Tokens) -> Attribution:
-    """Return Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
-    return _attribute(plan, layer, tokens, None)
+def prepare(plan: Plan, *, layer: str | nn.Module | None, tokens: Tokens) -> Work:
+    """Return the work that finds Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
+    return _prepare(plan, layer, tokens, None)
 
 
-def attribute_guided(
+def prepare_guided(
     plan: Plan,
     *,
     layer: str | nn.Module | None,
     tokens: Tokens,
     other_activations: OtherActivations,
-) -> Attribution:
-    """Return Guided Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
-    return _attribute(plan, layer, tokens, ruled(plan.where, "guided", other_activations))
+) -> Work:
+    """Return the work that finds Guided Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
+    return _prepare(plan, layer, tokens, ruled(plan.where, "guided", other_activations))
 
 
 @dataclass(frozen=True)
@@ -189,17 +191,38 @@ class _Cam:
         return ops.grad_cam(activation, gradient, *size, relu=True), small, gradient.flatten(1).any(1)
 
 
-def _attribute(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: Sweep | None) -> Attribution:
+def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: Sweep | None) -> Work:
     if not (tokens is None or callable(tokens) or (isinstance(tokens, str) and tokens in ("vit", "swin"))):
         refuse(plan.where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
 
-    def swept(chosen: Layer, how: Reading | None) -> list[tuple[Tensor, ...]]:
+    asked = None
+    if layer is None:
+        check_layered(plan.where, plan.layered_model)
+    else:
+        asked = find_layer(plan.where, plan.layered_model, layer)
+
+    def sweeps(chosen: Layer, how: Reading | None) -> list[Sweep]:
         height, width = plan.inputs.shape[2:]
         reduce = _Cam(tokens, how, height, width, plan.where, chosen)
-        return plan.sweeps(Sweep(layer=chosen, reduce=reduce, where=plan.where), *([guided] if guided else []))
+        return [Sweep(layer=chosen, reduce=reduce, where=plan.where), *([guided] if guided else [])]
 
-    if layer is not None:
-        chosen = find_layer(plan.where, plan.layered_model, layer)
+    def wanted() -> list[Sweep]:
+        if asked is not None:
+            return sweeps(asked, _reading_of(plan, asked, tokens))
+        choice = _default(plan)
+        return sweeps(choice.layer, choice.reading)
+
+    return Work(plan, lambda _report: _attribute(plan, asked, tokens, sweeps), wanted)
+
+
+def _attribute(
+    plan: Plan, asked: Layer | None, tokens: Tokens, sweeps: Callable[[Layer, Reading | None], list[Sweep]]
+) -> Attribution:
+    def swept(chosen: Layer, how: Reading | None) -> list[tuple[Tensor, ...]]:
+        return plan.sweeps(*sweeps(chosen, how))
+
+    if asked is not None:
+        chosen = asked
         (result, native, _), *others = swept(chosen, _reading_of(plan, chosen, tokens))
     else:
         choice = _default(plan)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pysal._checks import check_dense, refuse
 from pysal.engine.request import sweeps
-from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Class, Target, shown
+from pysal.engine.request.work import Work, sweeping
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import outside_inference
 
@@ -76,7 +76,7 @@ def gradient(
         precision=precision,
         dtype=dtype,
     )
-    return attribute(plan).map
+    return prepare(plan).run(report=False).map
 
 
 def class_gradients(
@@ -171,7 +171,6 @@ def _classes(plan: Plan, classes: object) -> Tensor:
     return given
 
 
-def attribute(plan: Plan) -> Attribution:
-    """Return the gradient of every image of a plan."""
-    ((result,),) = plan.sweeps(Sweep())
-    return Attribution(result.to(plan.dtype), passes=1)
+def prepare(plan: Plan) -> Work:
+    """Return the work that finds the gradient of every image of a plan."""
+    return sweeping(plan, Sweep())

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from pysal._checks import refuse
 from pysal.engine.model.relu_rules import OtherActivations, ReluRules
-from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work, sweeping
 from pysal.engine.running.precision import Precision
 
 WHERE = "pysal.guided_backprop"
@@ -74,13 +74,12 @@ def guided_backprop(
         precision=precision,
         dtype=dtype,
     )
-    return attribute(plan, rule=rule, other_activations=other_activations).map
+    return prepare(plan, rule=rule, other_activations=other_activations).run(report=False).map
 
 
-def attribute(plan: Plan, *, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> Attribution:
-    """Return the guided gradient of every image of a plan."""
-    ((result,),) = plan.sweeps(ruled(plan.where, rule, other_activations))
-    return Attribution(result.to(plan.dtype), passes=1)
+def prepare(plan: Plan, *, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> Work:
+    """Return the work that finds the guided gradient of every image of a plan."""
+    return sweeping(plan, ruled(plan.where, rule, other_activations))
 
 
 def ruled(where: str, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> Sweep:

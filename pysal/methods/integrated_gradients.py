@@ -1,5 +1,6 @@
 """Integrated Gradients."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from pysal.engine.request.fills import Fill, resolve_fill
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.chunks import to_device
 from pysal.engine.running.precision import Precision
 
@@ -88,9 +90,8 @@ def integrated_gradients(
         batch_size=batch_size,
         precision=precision,
         dtype=dtype,
-        report=False,
     )
-    return attribute(
+    work = prepare(
         plan,
         baseline=baseline,
         steps=steps,
@@ -98,10 +99,11 @@ def integrated_gradients(
         placement=placement,
         tolerance=tolerance,
         max_steps=max_steps,
-    ).map
+    )
+    return work.run(report=False).map
 
 
-def attribute(
+def prepare(
     plan: Plan,
     *,
     baseline: Fill | list[Fill],
@@ -110,12 +112,19 @@ def attribute(
     placement: Placement,
     tolerance: float | None,
     max_steps: int,
-) -> Attribution:
-    """Integrate the gradients of a plan; details: "residual" (B,), "steps" (B,), with a tolerance "error" (B,)."""
+) -> Work:
+    """Return the work that integrates the gradients of a plan.
+
+    Details: "steps" (B,), with a tolerance "error" (B,), where it reports "residual" (B,).
+    """
     how = Steps.check(
         plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
     )
     baselines = _baselines(plan, baseline)
+    return Work(plan, lambda report: _integrated(plan, baselines, how, report))
+
+
+def _integrated(plan: Plan, baselines: Tensor, how: Steps, report: bool) -> Attribution:
     plan.fix_target()
 
     # One path for each image and baseline: path p leads from baselines[p] to image owners[p].
@@ -130,29 +139,30 @@ def attribute(
     def finish(integrals: Tensor, paths: Tensor) -> Tensor:
         return ops.path_integral_product(ends[paths], baselines[paths], integrals)
 
-    integral = integrate(plan, Path(owners, points, finish), how)
+    integral = integrate(plan, Path(owners, points, finish), how, report)
     maps = finish(integral.total, torch.arange(len(owners), device=plan.device))
     result = maps.unflatten(0, (plan.images, many)).mean(1)
     passes = float(integral.steps.sum()) / plan.images
-    details = path_details(plan, integral, owners, maps, lambda: _scores(plan, owners, baselines))
+    first_scores = functools.partial(_scores, plan, owners, baselines) if report else None
+    details = path_details(plan, integral, owners, maps, first_scores)
     return Attribution(result.to(plan.dtype), passes, details)
 
 
 def path_details(
-    plan: Plan, integral: Integral, owners: Tensor, maps: Tensor, first_scores: Callable[[], Tensor]
+    plan: Plan, integral: Integral, owners: Tensor, maps: Tensor, first_scores: Callable[[], Tensor] | None
 ) -> dict[str, Any]:
     """Return what is reported of the paths of each image: means over its baselines, the largest error of them.
 
     Args:
-        plan: of the images; where it reports nothing, the residual, which takes passes of its own, is left out.
+        plan: of the images.
         integral: of the paths.
         owners: (P,) their images.
         maps: (P, C, H, W) of each path.
-        first_scores: f (P,) where each path begins.
+        first_scores: f (P,) where each path begins; None = no residual, which takes passes of its own.
     """
     images = plan.images
     details: dict[str, Any] = {}
-    if plan.report:
+    if first_scores is not None:
         residual = maps.double().flatten(1).sum(1) - (plan.clean_scores()[0][owners] - first_scores())
         details["residual"] = residual.unflatten(0, (images, -1)).mean(1)
     details["steps"] = torch.from_numpy(integral.steps).unflatten(0, (images, -1)).sum(1)

@@ -17,6 +17,7 @@ from pysal.engine.request.fills import Fill, resolve_fill
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.chunks import to_device
 from pysal.engine.running.precision import Precision
 from pysal.segments import Boxes, Labels, Segments, Slic, cut
@@ -94,17 +95,17 @@ def leave_one_out(
         precision=precision,
         dtype=dtype,
     )
-    return attribute(plan, segments=segments, fill=fill, approximate=approximate).map
+    return prepare(plan, segments=segments, fill=fill, approximate=approximate).run(report=False).map
 
 
-def attribute(
+def prepare(
     plan: Plan,
     *,
     segments: Segments,
     fill: Fill,
     approximate: float | None,
-) -> Attribution:
-    """Leave out every segment of every image of a plan.
+) -> Work:
+    """Return the work that leaves out every segment of every image of a plan.
 
     A prepared model whose layers are known to be local runs only what each segment reaches (engine.boxes): the boxes that
     hold the segments, grouped by size and place, `batch_size` of them at most in one pass.
@@ -127,6 +128,10 @@ def attribute(
     regions = plan.shared(("segments", key), lambda root: cut(root.where, segments, root.inputs))
     if isinstance(regions, Labels):
         regions = Labels(regions.labels[plan.origin], tuple(regions.counts[i] for i in plan.origin.tolist()))
+    return Work(plan, lambda _report: _leave_out(plan, fills, regions, approximate))
+
+
+def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: float | None) -> Attribution:
     clean, clean_classes = plan.clean_scores()
     affected = _affected(plan.inputs, fills, regions)
     counts = _counts(regions, plan.images)

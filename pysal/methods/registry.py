@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from pysal.engine.request.attribution import Attribution, default_of, with_defaults
+from pysal.engine.request.plan import Plan
 from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.work import Work
 from pysal.methods import (
     blur_integrated_gradients,
     grad_cam,
@@ -26,7 +28,7 @@ class Method:
     Attributes:
         name: the public function's.
         title: for people.
-        attribute: the core, `attribute(plan, **options) -> Attribution`, with the public function's defaults.
+        prepare: the core, `prepare(plan, **options) -> Work`, with the public function's defaults.
         score: which score it explains unless told.
         reduction: how its channels become one picture: "none" where there is one, "max_abs" or "sum".
         signed: whether that picture has a sign.
@@ -36,15 +38,19 @@ class Method:
 
     name: str
     title: str
-    attribute: Callable[..., Attribution]
+    prepare: Callable[..., Work]
     score: ScoreKind
     reduction: Literal["none", "max_abs", "sum"]
     signed: bool
     summary: str
     cost: str
 
+    def attribute(self, plan: Plan, **options: Any) -> Attribution:
+        """Return what the method finds on a plan's images, with all that it reports."""
+        return self.prepare(plan, **options).run(report=True)
 
-_CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.attribute, smooth_grad.smooth_grad)}
+
+_CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad)}
 
 
 def _method(

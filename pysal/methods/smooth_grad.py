@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.methods import (
     blur_integrated_gradients,
@@ -24,16 +26,16 @@ from pysal.methods import (
     leave_one_out,
 )
 
-BASES: dict[str, Callable[..., Attribution]] = {
+BASES: dict[str, Callable[..., Work]] = {
     public.__name__: with_defaults(core, public)
     for public, core in (
-        (gradient.gradient, gradient.attribute),
-        (guided_backprop.guided_backprop, guided_backprop.attribute),
-        (grad_cam.grad_cam, grad_cam.attribute),
-        (grad_cam.guided_grad_cam, grad_cam.attribute_guided),
-        (integrated_gradients.integrated_gradients, integrated_gradients.attribute),
-        (blur_integrated_gradients.blur_integrated_gradients, blur_integrated_gradients.attribute),
-        (leave_one_out.leave_one_out, leave_one_out.attribute),
+        (gradient.gradient, gradient.prepare),
+        (guided_backprop.guided_backprop, guided_backprop.prepare),
+        (grad_cam.grad_cam, grad_cam.prepare),
+        (grad_cam.guided_grad_cam, grad_cam.prepare_guided),
+        (integrated_gradients.integrated_gradients, integrated_gradients.prepare),
+        (blur_integrated_gradients.blur_integrated_gradients, blur_integrated_gradients.prepare),
+        (leave_one_out.leave_one_out, leave_one_out.prepare),
     )
 }
 
@@ -104,12 +106,13 @@ def smooth_grad(
         precision=precision,
         dtype=dtype,
     )
-    return attribute(
+    work = prepare(
         plan, base=base, base_options=base_options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
-    ).map
+    )
+    return work.run(report=False).map
 
 
-def attribute(
+def prepare(
     plan: Plan,
     *,
     base: str,
@@ -119,8 +122,8 @@ def attribute(
     kind: Literal["mean", "squared", "variance"],
     seed: int,
     image_ids: Sequence[int] | Tensor | None,
-) -> Attribution:
-    """Smooth a method over a plan's images.
+) -> Work:
+    """Return the work that smooths a method over a plan's images.
 
     Details: "base", "kind", "samples", "standard_error" of the map's shape and, where the base has it, "approximation_error"
     (B,), the largest of each image's copies.
@@ -136,10 +139,29 @@ def attribute(
     check_seed(where, seed)
     ids = check_ids(plan.where, "image_ids", image_ids, plan.images, plan.device)
     options = _base_options(where, base, base_options)
-    plan.rehearse(BASES[base], options)
+    BASES[base](plan, **options)  # refuses what it refuses of the clean images
+    smoothing = _Smoothing(base, options, noise, samples, kind, seed, ids)
+    return Work(plan, lambda _report: _smoothed(plan, smoothing))
+
+
+@dataclass(frozen=True)
+class _Smoothing:
+    """The options of SmoothGrad, checked; `ids` (B,) pick the noise of each image."""
+
+    base: str
+    options: Mapping[str, Any]
+    noise: float
+    samples: int
+    kind: Literal["mean", "squared", "variance"]
+    seed: int
+    ids: Tensor
+
+
+def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
     plan.fix_target()
+    base, samples, kind, ids = how.base, how.samples, how.kind, how.ids
     flat = plan.inputs.flatten(1).double()
-    scales = noise * (flat.amax(1) - flat.amin(1))
+    scales = how.noise * (flat.amax(1) - flat.amin(1))
     moments: list[Tensor] = []  # mean and sum of squared deviations: made when the first maps show their shape
     counts = torch.zeros(plan.images, dtype=torch.int64, device=plan.device)
     passes = 0.0
@@ -148,11 +170,10 @@ def attribute(
     def body(start: int, stop: int) -> None:
         nonlocal passes
         rows, draws = plan.places(start, stop, samples)
-        noisy = ops.gaussian_noise(plan.inputs, scales, seed, rows, ids[rows], draws, channels_last=plan.channels_last)
+        noisy = ops.gaussian_noise(plan.inputs, scales, how.seed, rows, ids[rows], draws, channels_last=plan.channels_last)
         copies = plan.derive(noisy, rows)
-        copies.report = False
         copies.dtype = plan.accumulator_dtype  # the maps are rounded to the result's dtype once they are averaged
-        found = BASES[base](copies, **options)
+        found = BASES[base](copies, **how.options).run(report=False)
         maps = found.map.to(plan.accumulator_dtype)
         if not moments:
             shape = (plan.images, *maps.shape[1:])

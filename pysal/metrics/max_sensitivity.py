@@ -115,22 +115,22 @@ def max_sensitivity_of(
 ) -> Tensor:
     """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
     where = plan.where
-    attribute = METHODS[check_method(where, method)].attribute
+    chosen = METHODS[check_method(where, method)]
     if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
         refuse(where, "radius", "be a number above 0", repr(radius))
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
     options = dict(method_options or {})
-    check_options(where, "method_options", attribute, options)
+    check_options(where, "method_options", chosen.prepare, options)
     noise_ids = None
     if method == "smooth_grad":
         given = options.get("image_ids")
         noise_ids = check_ids(where, "ids", given, plan.images, plan.device) if given is not None else own_ids
         options["image_ids"] = noise_ids
-    plan.rehearse(attribute, options)
+    work = chosen.prepare(plan, **options)
     plan.fix_target()
-    clean = attribute(plan, **options).map.double() if maps is None else check_maps(where, maps, plan.inputs)
+    clean = work.run(report=True).map.double() if maps is None else check_maps(where, maps, plan.inputs)
     changes = torch.zeros(plan.images, samples, dtype=torch.float64, device=plan.device)
     elements = plan.inputs[0].numel()
 
@@ -139,7 +139,7 @@ def max_sensitivity_of(
         shifts = radius * (2 * uniform(seed, own_ids[rows], draws, elements) - 1)
         around = (plan.inputs[rows].double() + shifts.view(-1, *plan.inputs.shape[1:])).to(plan.inputs.dtype)
         own = options if noise_ids is None else {**options, "image_ids": noise_ids[rows]}
-        found = attribute(plan.derive(around, rows), **own).map.double()
+        found = chosen.attribute(plan.derive(around, rows), **own).map.double()
         changes[rows, draws] = (found - clean[rows]).flatten(1).norm(dim=1)
 
     plan.run(plan.images * samples, body)

@@ -18,6 +18,7 @@ from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.score import Output, ScoreKind
 from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.methods.registry import METHODS
@@ -115,9 +116,8 @@ def parameter_randomisation(
     if order not in get_args(Order):
         refuse(where, "order", f"be {' or '.join(map(repr, get_args(Order)))}", repr(order))
     check_seed(where, seed)
-    attribute = METHODS[name].attribute
     options = dict(method_options or {})
-    check_options(where, "method_options", attribute, options)
+    check_options(where, "method_options", METHODS[name].prepare, options)
     names = _layers(where, original, layers)
 
     def plan_of(module: nn.Module, explained: Target, output: Output | None = None) -> Plan:
@@ -135,18 +135,19 @@ def parameter_randomisation(
         )
 
     trained = plan_of(original, target)
-    trained.rehearse(attribute, options)
+    work = METHODS[name].prepare(trained, **options)
     trained.fix_target()
     explained = trained.score.fixed
     reduction = reduction_of(name)
 
-    def pixels(plan: Plan) -> Tensor:
-        return per_pixel(where, attribute(plan, **options).map.double(), reduction).cpu()
+    def pixels(work: Work) -> Tensor:
+        return per_pixel(where, work.run(report=True).map.double(), reduction).cpu()
 
-    before = pixels(trained)
+    before = pixels(work)
     found: list[list[NDArray[Any]]] = [[], [], []]
     for module in _randomised(original, names, order, seed):
-        after = pixels(plan_of(module, explained, trained.score.look.output))
+        plan = plan_of(module, explained, trained.score.look.output)
+        after = pixels(METHODS[name].prepare(plan, **options))
         found[0].append(correlation(ranks_of(before), ranks_of(after)))
         found[1].append(correlation(ranks_of(before.abs()), ranks_of(after.abs())))
         found[2].append(_similarity(before, after, METHODS[name].signed))

@@ -95,11 +95,21 @@ def default_layer(where: str, model: object, look: Callable[[], Look]) -> Choice
     Raises:
         NotApplicable: the model is no nn.Module that Python runs, or no map of it counts.
     """
+    module = check_layered(where, model)
+    with differentiating(where):
+        return outside_inference(lambda: _chosen(where, module, *_seen(module, look)))
+
+
+def check_layered(where: str, model: object) -> nn.Module:
+    """Return a model that has layers to look at.
+
+    Raises:
+        NotApplicable: it is no nn.Module.
+    """
     if not isinstance(model, nn.Module):
         requirement = "be an nn.Module, whose layers can be captured"
         refuse(where, "model", requirement, type(model).__name__, NotApplicable)
-    with differentiating(where):
-        return outside_inference(lambda: _chosen(where, model, *_seen(model, look)))
+    return model
 
 
 def _chosen(where: str, model: nn.Module, seen: list[_Seen], runs: dict[str, int], found: Look) -> Choice:

@@ -115,8 +115,8 @@ class Integral:
     error: Array | None
 
 
-def integrate(plan: Plan, path: Path, steps: Steps) -> Integral:
-    """Integrate the gradients along every path of a method."""
+def integrate(plan: Plan, path: Path, steps: Steps, report: bool) -> Integral:
+    """Integrate the gradients along every path of a method; warn of a tolerance that is missed, unless that is reported."""
     number = len(path.owners)
     first = steps.number if steps.tolerance is None else FIRST_CELLS
     cells = [np.array([first])] * number
@@ -131,7 +131,10 @@ def integrate(plan: Plan, path: Path, steps: Steps) -> Integral:
         return rule
 
     if steps.tolerance is not None:
-        return _refine(plan, path, cells, place, steps.tolerance, steps.most)
+        integral = _refine(plan, path, cells, place, steps.tolerance, steps.most)
+        if not report:
+            _warn_of_misses(plan, integral, steps.tolerance, steps.most)
+        return integral
     total = _accumulators(plan, path)
     rules = {index: place(in_panels(steps.quadrature, counts)) for index, counts in enumerate(cells)}
     _add_up(plan, path, total, rules)
@@ -248,10 +251,14 @@ def _refine(
             error[active] = relative.cpu().numpy()
             active = active[error[active] > tolerance]
         level += 1
-    missed = error > tolerance
-    if missed.any() and not plan.report:  # explain reports the errors
+    return Integral(total, steps, error)
+
+
+def _warn_of_misses(plan: Plan, integral: Integral, tolerance: float, most: int) -> None:
+    assert integral.error is not None
+    missed = integral.error > tolerance
+    if missed.any():
         warn(
             f"{plan.where}: the tolerance of {tolerance:g} is not reached in {most} steps, the estimated error of a map is "
-            f"{error[missed].max():.2g}: raise max_steps"
+            f"{integral.error[missed].max():.2g}: raise max_steps"
         )
-    return Integral(total, steps, error)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -72,7 +72,6 @@ class Plan:
         batch_size: most rows in one model pass; None = as many as memory allows.
         precision: the arithmetic of the model passes; see `engine.running.precision`.
         dtype: of the result; None = float32, or float64 for float64 inputs.
-        report: whether to compute details that need extra passes (the residual); only `explain` reports them.
         company: which rows a pass may hold; see `engine.request.independence`. "checked" is "whole" where `batch_size` is B.
         output: what the model's output is taken for, where that was decided before; None = what the images say.
     """
@@ -89,11 +88,10 @@ class Plan:
         batch_size: int | None,
         precision: Arithmetic,
         dtype: torch.dtype | None,
-        report: bool = True,
         company: Company = "checked",
         output: Output | None = None,
     ) -> None:
-        self.where, self.model, self.report = where, model, report
+        self.where, self.model = where, model
         self.inputs = _checked_inputs(where, inputs, finite=company != "given")
         _check_model(where, model, self.inputs)
         if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
@@ -115,10 +113,9 @@ class Plan:
         self.dtype = dtype or self.accumulator_dtype
         named = model.original if isinstance(model, PreparedModel) else model
         self.score = Score(where, target, score, len(inputs), self.device, lambda: names_of(named), output)
-        self.without_cudnn = False
         self._root: Plan | None = None
         self.origin = torch.arange(len(inputs), device=self.device)
-        self._clean: Clean | None = None
+        # what is found out of these images under this target: one for all methods and kinds of score of a call
         self._shared: dict[object, Any] = {}
 
     def derive(self, inputs: Tensor, rows: Tensor, *, batch_size: int | None = None) -> "Plan":
@@ -128,26 +125,15 @@ class Plan:
         derived._root, derived.inputs, derived.origin = self.root, inputs, self.origin[rows]
         derived.batch_size = batch_size or self.batch_size
         derived.asked_batch_size = batch_size or self.asked_batch_size
-        derived._clean, derived._shared = None, {}
+        derived._shared = {}
         return derived
 
     def renamed(self, where: str, score: ScoreKind) -> "Plan":
         """Return this request for another method and kind of score, sharing the clean pass and the target."""
         renamed = self.derive(self.inputs, torch.arange(self.images, device=self.device))
         renamed.where, renamed._root = where, None
-        renamed.score, renamed._shared, renamed._clean = self.score.renamed(where, score), self._shared, self._clean
+        renamed.score, renamed._shared = self.score.renamed(where, score), self._shared
         return renamed
-
-    def rehearse(self, attribute: Callable[..., Any], options: Mapping[str, Any], *, announce: bool = False) -> None:
-        """Run a method's core up to its first use of the model: what it refuses is refused before any work.
-
-        With `announce` the sweeps it asks of the unchanged images are noted, and will be made with the clean pass.
-        """
-        rehearsal = _Rehearsal.__new__(_Rehearsal)
-        rehearsal.__dict__.update(self.__dict__)
-        rehearsal._root, rehearsal.announcing = None, announce
-        with contextlib.suppress(_ModelUsed):
-            attribute(rehearsal, **options)
 
     @property
     def root(self) -> "Plan":
@@ -244,7 +230,7 @@ class Plan:
         """
         if grad:
             self._check_gradients()
-        return _Modes(self.precision, self.device, backward=grad, without_cudnn=grad and self.root.without_cudnn)
+        return _Modes(self.precision, self.device, backward=grad, without_cudnn=grad and "without cuDNN" in self.root._shared)
 
     def differentiated(self, passes: Callable[[], Shared]) -> Shared:
         """Return `passes()`, which run forward and backward; again without cuDNN where its RNNs are in eval mode.
@@ -254,9 +240,9 @@ class Plan:
         try:
             return passes()
         except RuntimeError as error:
-            if self.root.without_cudnn or "cudnn RNN backward" not in str(error):
+            if "without cuDNN" in self.root._shared or "cudnn RNN backward" not in str(error):
                 raise
-        self.root.without_cudnn = True
+        self.root._shared["without cuDNN"] = True
         return passes()
 
     def _check_gradients(self) -> None:
@@ -300,18 +286,28 @@ class Plan:
         by_position, by_name = self.extra_inputs.of(self.origin[rows])
         return model(batch, *by_position, **by_name)
 
-    def clean(self) -> Clean:
-        """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target."""
-        if self._clean is None:
-            self._clean = self._announced() or self._look()
-            self.score.close()
+    def clean(self, announced: Sequence[tuple[ScoreKind, Sweep]] = ()) -> Clean:
+        """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target.
+
+        Args:
+            announced: sweeps that methods will ask for under a kind of score. Those of the first kind are made of that pass.
+        """
+        if "clean" not in self._shared and announced:
+            kind = announced[0][0]
+            wanted = list(dict.fromkeys(one for other, one in announced if other == kind))
+            with contextlib.suppress(NotApplicable):  # the method that asked raises this later, under its own name
+                self.renamed(self.where, kind)._sweep_images(wanted, required=False)
+        if "clean" not in self._shared:
+            self._shared["clean"] = self._look()
+        clean: Clean = self._shared["clean"]
+        self.score.close()
         if self.score.undecided:
             if self.root is self:
-                self.score.look_at(self._clean.table)
+                self.score.look_at(clean.table)
             else:  # what the output is shows on the unchanged images
                 self.root.clean()
         self._warn_of_the_score()
-        return self._clean
+        return clean
 
     @property
     def output(self) -> Output | None:
@@ -320,17 +316,6 @@ class Plan:
         if self.score.look.output is None and table is not None:
             self.score.look_at(table)
         return self.score.look.output
-
-    def _announced(self) -> Clean | None:
-        """Make the sweeps that were announced, all in one pass, and return the clean scores it tells."""
-        announced: list[tuple[ScoreKind, Sweep]] = self._shared.pop("announced", [])
-        if not announced:
-            return None
-        kind = announced[0][0]
-        together = self.renamed(self.where, kind)
-        with contextlib.suppress(NotApplicable):  # the method that asked raises this later, under its own name
-            together._sweep_images(list(dict.fromkeys(one for other, one in announced if other == kind)), required=False)
-        return together._clean
 
     def _look(self) -> Clean:
         """Run the model once per image."""
@@ -594,8 +579,9 @@ class Plan:
                     # a gradient of the images is nobody else's, and of one pass it is whole
                     own = one.layer is None and len(parts) == 1
                     made[self.score.kind, one] = tuple(some[0] if own else torch.cat(some) for some in pieces)
-            if self._clean is None:
-                self._clean = _joined([part.table for part in parts if part.table is not None], [part.scores for part in parts])
+            if "clean" not in self._shared:
+                tables = [part.table for part in parts if part.table is not None]
+                self._shared["clean"] = _joined(tables, [part.scores for part in parts])
 
 
 def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
@@ -620,41 +606,6 @@ class _Modes(precision_mode):
         if self.without_cudnn:
             undo_later(functools.partial(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled()))
             torch._C._set_cudnn_enabled(False)
-
-
-class _ModelUsed(Exception):
-    """A rehearsal has come to the model."""
-
-
-class _Rehearsal(Plan):
-    announcing: bool
-
-    def run(
-        self, total: int, body: Callable[[int, int], None], *, batch_size: int | None = None, ends: Sequence[int] = ()
-    ) -> None:
-        raise _ModelUsed
-
-    def look(self, image: int) -> Look:
-        if not self.announcing or "refused" in self._shared:
-            raise _ModelUsed
-        return super().look(image)
-
-    def _preview(self, output: Any, rows: Tensor) -> Tensor:
-        try:
-            return super()._preview(output, rows)
-        except Exception as error:  # of the target, which the clean pass will refuse in the name of whoever was called
-            self._shared["refused"] = True
-            raise _ModelUsed from error
-
-    def clean(self) -> Clean:
-        if self._clean is None:
-            raise _ModelUsed
-        return self._clean
-
-    def sweeps(self, *wanted: Sweep) -> list[Found]:
-        if self.announcing:
-            self._shared.setdefault("announced", []).extend((self.score.kind, one) for one in wanted)
-        raise _ModelUsed
 
 
 def _checked_inputs(where: str, inputs: object, *, finite: bool) -> Tensor:

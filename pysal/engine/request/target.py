@@ -157,15 +157,20 @@ class Score:
         self.where, self.kind, self._given, self._images = where, kind, target, images
         self.find = _Finder(where, names)
         self.function = _function(where, target, images)
-        self.open = target is None
+        self._open = [target is None]  # shared by all names of this target
         classes: tuple[list[int], list[int] | None] = [-1] * images, None
         if not self.open and self.function is None:
             classes = _classes(where, target, images, self.find)
         self._largest = max(max(classes[0]), max(classes[1] or [-1]))
-        self._rows_looked_at = [0]  # shared by all names of this target
+        self._rows_looked_at = [0]  # likewise
         made = functools.partial(torch.tensor, dtype=torch.int64, device=device)
         self.index: Tensor = outside_inference(lambda: made(classes[0]))
         self.minus: Tensor | None = None if classes[1] is None else outside_inference(lambda: made(classes[1]))
+
+    @property
+    def open(self) -> bool:
+        """Whether the target of some image is still to be found."""
+        return self._open[0]
 
     @property
     def fixed(self) -> Target:
@@ -366,7 +371,7 @@ class Score:
 
     def close(self) -> None:
         """Say that every image's target is known now."""
-        self.open = False
+        self._open[0] = False
 
 
 ADVICE = "what differs from image to image needs one target per image or a pysal.RowTarget, which is told the image of each row"
