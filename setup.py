@@ -1,7 +1,7 @@
 """Drives CMakeLists.txt, which says what is compiled and how.
 
 Environment variables, all there are:
-    PYSAL_CUDA: AUTO (default; CUDA kernels where nvcc is found), ON (fail without nvcc) or OFF.
+    PYSAL_CUDA: AUTO (default; CUDA kernels where nvcc is found, also one that pip installed), ON (fail without nvcc) or OFF.
     PYSAL_CMAKE_ARGS: further arguments for CMake, "-DPYSAL_CUDA_ARCHS=90 -DPYSAL_EMU=ON -DPYSAL_SANITIZE=address".
     PYSAL_SIMD: at run time, caps the instruction set of the CPU kernels: baseline, avx2 or avx512.
     PYSAL_REQUIRE: in tests, the backends that must be there, "cpu,emulated,cuda": one that is absent fails.
@@ -45,8 +45,19 @@ class CMakeBuild(build_ext):
             *shlex.split(os.environ.get("PYSAL_CMAKE_ARGS", "")),
         ]
         environment = dict(os.environ)
-        if (nvcc := find_nvcc()) is not None:
-            environment.setdefault("CUDACXX", nvcc)
+        wanted = environment.get("PYSAL_CUDA", "AUTO")
+        if wanted != "OFF" and "CUDACXX" not in environment:
+            nvcc = find_nvcc()
+            if nvcc is not None:
+                environment["CUDACXX"] = os.fspath(nvcc)
+                # pip's packages have their libraries in lib, and nvcc looks in lib64
+                environment["NVCC_APPEND_FLAGS"] = f"{environment.get('NVCC_APPEND_FLAGS', '')} -L{nvcc.parents[1] / 'lib'}"
+            elif wanted == "AUTO" and has_gpu():
+                print(
+                    "pysal: this machine has a GPU, but no nvcc, so the CUDA kernels are not compiled: README.md says how pip "
+                    "installs one, or set CUDA_HOME",
+                    file=sys.stderr,
+                )
         for command in (configure, ["cmake", "--build", os.fspath(build)], ["cmake", "--install", os.fspath(build)]):
             if subprocess.run(command, env=environment).returncode:
                 raise SystemExit(f"failed: {shlex.join(command)}")
@@ -56,10 +67,21 @@ class CMakeBuild(build_ext):
         return [os.fspath(path) for path in Path(self.build_lib).glob("pysal/_C*.so")]
 
 
-def find_nvcc() -> str | None:
-    """Return the path of nvcc: under CUDA_HOME, in the usual place or on the path."""
+def find_nvcc() -> Path | None:
+    """Return the path of nvcc: under CUDA_HOME, in the usual place, on the path, or where pip's packages have it."""
     nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
-    return os.fspath(nvcc) if nvcc.exists() else shutil.which("nvcc")
+    if nvcc.exists():
+        return nvcc
+    if (on_path := shutil.which("nvcc")) is not None:
+        return Path(on_path)
+    nvidia = importlib.util.find_spec("nvidia")
+    places = [] if nvidia is None else nvidia.submodule_search_locations or []
+    return next((found for place in places for found in sorted(Path(place).glob("cu*/bin/nvcc"), reverse=True)), None)
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU with NVIDIA's driver, also under WSL."""
+    return any(Path(name).exists() for name in ("/proc/driver/nvidia/version", "/dev/dxg"))
 
 
 setup(ext_modules=[Extension("pysal._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

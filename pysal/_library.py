@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from pysal import _gpus
+
 DISTRIBUTION = "pysal-saliency"
 NAMESPACE = "pysal"
 HERE = Path(__file__).resolve().parent
@@ -128,7 +130,9 @@ def build_info() -> dict[str, Any]:
 
 
 def load_cuda(force: bool = False) -> str:
-    """Load `_C_cuda.so` where this torch has CUDA; return what happened, never raise.
+    """Load `_C_cuda.so` where this torch has CUDA and the GPUs run what is in it; return what happened, never raise.
+
+    A kernel that is registered hides the reference, so one that cannot run is not registered.
 
     Args:
         force: load it into a torch without CUDA too, where its kernels register but cannot run. For tests.
@@ -141,6 +145,8 @@ def load_cuda(force: bool = False) -> str:
         _cuda_status = "not compiled"
     elif torch.version.cuda is None and not force:
         _cuda_status = "compiled, not loaded: this torch has no CUDA"
+    elif not force and (reason := _refused_by_gpus()) is not None:
+        _cuda_status = f"compiled, not loaded: {reason}"
     else:
         try:
             torch.ops.load_library(os.fspath(path))
@@ -164,6 +170,27 @@ def _load_ops() -> bool:
     except OSError as error:
         raise ImportError(f"pysal: {path} must load beside torch {torch.__version__}, got: {error}") from error
     return True
+
+
+def _refused_by_gpus() -> str | None:
+    """Return why the CUDA kernels do not run on the GPUs there are; None where they do, or where there is no GPU."""
+    found = None if _native is None else _gpus.machine()
+    if found is None or _native is None:
+        return None
+    built = _native.build_info()
+    return _gpus.refused(found, built["cuda_archs"], built["cuda_version"])
+
+
+def _warn_without_cuda_kernels() -> None:
+    """Say, where there is a GPU, that its kernels are not there."""
+    if _cuda_status == "loaded" or _gpus.machine() is None:
+        return
+    remedy = f": {_gpus.how_to_compile()}, then install pysal again" if _cuda_status == "not compiled" else ""
+    warnings.warn(
+        f"pysal: this machine has a GPU, and the CUDA kernels are {_cuda_status}, so every op on it runs its slower PyTorch "
+        f"reference{remedy}",
+        stacklevel=2,
+    )
 
 
 def _load_native() -> ModuleType | None:
@@ -201,6 +228,8 @@ def _warn_fallback(name: str, args: tuple[Any, ...]) -> None:
     if device == "meta" or device in _fell_back.get(name, ()):
         return
     _fell_back.setdefault(name, set()).add(device)
+    if device == "cuda" and _gpus.machine() is not None and _cuda_status != "loaded":
+        return  # which was said on import
     warnings.warn(
         f"pysal::{name} has no native kernel for {device} tensors, so its slow reference runs: see pysal.build_info()",
         stacklevel=3,
@@ -210,5 +239,6 @@ def _warn_fallback(name: str, args: tuple[Any, ...]) -> None:
 if _compiled := _load_ops():
     _native = _load_native()
     load_cuda()
+    _warn_without_cuda_kernels()
 else:
     warnings.warn(_why_not_compiled(), stacklevel=2)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles every CUDA kernel for every architecture with warnings as errors and reads ptxas's report: no kernel may spill
 # registers or use a stack frame, and the table of docs/cuda_kernels.md must be current; --write makes it anew. Needs nvcc,
-# no GPU. ARCHS="80 90" and PYTHON may be given.
+# no GPU. ARCHS="75 90" and PYTHON may be given.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 nvcc=${CUDACXX:-${CUDA_HOME:-/usr/local/cuda}/bin/nvcc}
@@ -11,7 +11,7 @@ reports=$(mktemp -d)
 trap 'rm -rf "$reports"' EXIT
 
 targets=()
-for arch in ${ARCHS:-80 90 100}; do targets+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
+for arch in ${ARCHS:-75 80 90 100}; do targets+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
 sources=(csrc/cuda/*.cu)
 # two at a time; xargs fails if one of them does
 # shellcheck disable=SC2016  # the inner shell expands them

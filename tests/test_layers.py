@@ -12,6 +12,7 @@ PACKAGE = ROOT / "pysal"
 LAYERS = {
     "_C": 0,
     "_checks": 0,
+    "_gpus": 0,
     "_library": 1,
     "reference": 2,
     "ops": 3,
