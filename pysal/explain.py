@@ -46,14 +46,15 @@ def explain(
     Args:
         model: an nn.Module in eval mode, or any callable; see the methods for what they need.
         images: (B, C, H, W), floating point.
-        methods: names, or "all", which leaves out, and lists in `Explanation.skipped`, what does not apply to this model.
+        methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
         target: see `pysal.gradient`; None = each image's highest class.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
-        seed: of SmoothGrad's noise.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        seed: seed of SmoothGrad's noise.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
             For all methods; None = "auto" for leave-one-out, "logit" for the others. `Explanation.output` and its table say
             what the output was taken for.
         extra_inputs: see `pysal.gradient`.

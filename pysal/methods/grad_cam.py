@@ -64,10 +64,11 @@ def grad_cam(
         tokens: how to read a map out of what the layer returns: "vit" (N, 1 + h w, K) with a class token first, "swin"
             (N, h, w, K), a callable to (N, K, h, w), or None = (N, K, h, w) or (N, h, w, K), as the image's proportions say, or
             rows of tokens, (N, L, K) or (L, N, K), of which those are read that were the cells of a map of the network's own.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `gradient`.
         batch_size: see `gradient`.
         precision: see `gradient`.
@@ -121,10 +122,11 @@ def guided_grad_cam(
         layer: see `grad_cam`.
         tokens: see `grad_cam`.
         other_activations: see `guided_backprop`.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `gradient`.
         batch_size: see `gradient`.
         precision: see `gradient`.

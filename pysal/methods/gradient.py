@@ -35,19 +35,20 @@ def gradient(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: a class by index or, where the model carries names, by name; a `pysal.Margin` of two classes; a callable
-            `output -> (N,)` that scores each row by that row alone; one of these per image; a `pysal.RowTarget`, which is
-            told the image of each row; or None for each image's highest class.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
-        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). What is as long as
-            there are images is `pysal.PerImage(x)`, a row for each image, or `pysal.Shared(x)`, the same for all.
-        batch_size: most images per model pass; None = as many as memory allows. Never changes the result beyond rounding: a
-            model must answer for each row of a pass as if it were alone, which is checked by passes of two rows and of one,
-            unless it is B. Then every pass holds the whole batch in its order, as in a loop over steps, samples or segments.
-        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (moves ReLU gates).
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With
+            `batch_size=B` it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
         dtype: of the result; None = float32, float64 for float64 inputs.
 
     Returns:
@@ -98,10 +99,11 @@ def class_gradients(
         model: see `gradient`.
         inputs: (B, C, H, W), floating point.
         classes: (T,) class indices or names for every image, or (B, T) for each its own.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `gradient`.
         batch_size: most images per forward pass, and most gradients in one sweep; see `gradient`.
         precision: see `gradient`.

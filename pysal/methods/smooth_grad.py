@@ -75,10 +75,11 @@ def smooth_grad(
         kind: "mean" of the maps, of their squares ("squared"), or their "variance" (never negative).
         seed: whole number in [-2^63, 2^63).
         image_ids: one whole number of at least 0 per image, which picks its noise; None = its row in this call.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `gradient`.
         batch_size: most noisy copies at once, and most rows per model pass; see `gradient`.
         precision: see `gradient`.

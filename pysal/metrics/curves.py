@@ -73,10 +73,11 @@ def deletion(
         substrate: what pixels are replaced with: "zero"; "blur", the image under RISE's kernel of 11 x 11 pixels and sigma
             5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W).
         reduction: how a map of C channels ranks pixels: by the "sum" of its channels or their "max_abs".
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; None = as many as memory allows. It changes nothing beyond rounding.
         precision: see `pysal.gradient`.
@@ -141,10 +142,11 @@ def insertion(
         steps: see `deletion`.
         substrate: what the image is shown on; see `deletion`.
         reduction: see `deletion`.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
         extra_inputs: see `deletion`.
         batch_size: see `deletion`.
         precision: see `deletion`.

@@ -181,10 +181,11 @@ def per_image(
         method_options: the options the maps were made with, for "max_sensitivity".
         masks: (B, H, W), bool, for "pointing_game" and "mass_in_mask".
         options: the figure's own options, by the name its function has for them: `{"steps": 28}`.
-        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "probability", its log
-            "log_probability", or "auto", the probability where the output tells one: one column is a plain number, values that
-            all lie in [0, 1] are probabilities already, others class logits (softmax), by the outputs of all images together.
-            "softmax", "log_softmax", "sigmoid" (of independent labels, a binary logit), "log_sigmoid": that, whatever it is.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
             None = "auto", so that methods compare, and for "max_sensitivity" what the method explains.
         extra_inputs: see `pysal.gradient`.
         batch_size: most rows per model pass; None = as many as memory allows.

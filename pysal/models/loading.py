@@ -67,7 +67,7 @@ def load(
             name of published ones; None = those that the source publishes.
         size: (height, width) of the images, or a number for a square; None = as the source says.
         normalize: "imagenet", "none" for a network of images in [0, 1], or (mean, std), each a number or one per channel; None
-            = as the source says. Files do not say it.
+            = as the source says. Required for files, which do not carry it.
         class_names: K names, or "imagenet"; None = as the source says, else ImageNet's for 1000 classes normalised as ImageNet
             is, else "class 0", "class 1", ...
         download: fetch weights that are not on this machine.
