@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.browser import address, browser, served
 
@@ -46,6 +47,11 @@ COMPARED: dict[str, tuple[int, float]] = {}  # by the workers: tests/captum/peer
 def kinds_of(path: Path) -> list[str]:
     """The kinds of the tests of a file."""
     return [kind for kind, places in KINDS.items() if any(path.is_relative_to(HERE / place) for place in places)]
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("patient", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

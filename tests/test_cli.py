@@ -88,7 +88,7 @@ def refused(code: int, *arguments: object) -> str:
 def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, **options)
 
 
 def pysal(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -536,7 +536,7 @@ def test_ctrl_c_in_a_real_process(tmp_path) -> None:
             if line.startswith("wrote") and line.endswith(".png\n"):
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     sentence = errors.strip()
     assert "\n" not in sentence
@@ -571,7 +571,7 @@ def test_full_stdout() -> None:
     environment.pop("PYTHONUNBUFFERED", None)  # what stays in the buffer must not be tried again at the end
     command = [sys.executable, "-W", "ignore", "-m", "pysal", "methods"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=600)
     assert done.stderr == "pysal: the output cannot be written (No space left on device)\n"
     assert done.returncode == 1
 
@@ -581,7 +581,7 @@ def test_reader_that_goes_away() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-W", "ignore", "-m", "pysal", "--help"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=600)
     os.close(writing)
     assert done.stderr == ""
 

@@ -290,7 +290,7 @@ def whole(tmp_path_factory):
     return written(tmp_path_factory.mktemp("whole"), count=1, size=3)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(place=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
 def test_a_flipped_byte_is_refused_or_harmless(whole, place, bits):
     """zip checks every array by its CRC; a byte that no reader looks at (a time stamp) may change."""

@@ -286,7 +286,7 @@ for name, before, after in zip(PLOTS, plain, pixels()):
     assert (before == after).all(), name
 assert "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-W", "error::UserWarning:matplotlib", "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error::UserWarning:matplotlib", "-c", script], check=True, timeout=600)
 
 
 # From an explanation

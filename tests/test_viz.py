@@ -500,4 +500,4 @@ panel = Panel("a", torch.rand(1, 8, 8), "none", True, "b", "c", torch.zeros(8, 8
 draw(torch.rand(3, 8, 8), [panel], title="t", probability=0.5).canvas.draw()
 assert "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-W", "error::UserWarning:matplotlib", "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error::UserWarning:matplotlib", "-c", script], check=True, timeout=600)

@@ -383,7 +383,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path) -> None:
         "u.find_spec = lambda name, *rest: None if name == 'pyarrow' else find(name, *rest)\n"
     )
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import hide, pysal.audit"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert found.stderr.splitlines()[-1] == (
         "ModuleNotFoundError: pysal: import must find the packages of what is imported, got pysal.audit without the package "
         "pyarrow (run: pip install 'pysal-saliency[audit]')"

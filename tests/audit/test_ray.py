@@ -20,7 +20,7 @@ SETTINGS = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     # of Ray itself, about its own future and its own sockets
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -59,7 +59,7 @@ def cluster(tmp_path_factory):
     yield address
     for node in reversed(nodes):
         node.terminate()
-        node.wait(60)
+        node.wait(600)
         node.stdout.close()
 
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 
 from pysal.demo import gate, server
 from pysal.explanation import Explanation
-from tests.demo.conftest import PATIENCE
+from tests.browser import PATIENCE
 from tests.demo.small import classifier
 from tests.demo.test_pictures import explanation, result
 
@@ -32,7 +32,7 @@ def ask(
     address: str, path: str, method: str = "GET", body: bytes | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     host = urlsplit(address)
-    connection = http.client.HTTPConnection(host.hostname, host.port, timeout=60)
+    connection = http.client.HTTPConnection(host.hostname, host.port, timeout=600)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     found = response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
@@ -140,7 +140,7 @@ def test_what_loopback_is(host, loopback) -> None:
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pysal", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_a_port_that_is_taken_is_one_sentence() -> None:
@@ -163,7 +163,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, how) -> None:
         (folder,) = tmp_path.glob("pysal-demo-*")
         assert folder.stat().st_mode & 0o077 == 0, "for this user alone"
         process.send_signal(how)
-        left = process.communicate(timeout=60)
+        left = process.communicate(timeout=600)
     assert (process.returncode, *left) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -184,7 +184,7 @@ def long_run(browser) -> Iterator[tuple[subprocess.Popen[str], str, Page]]:
 def test_the_server_ends_in_the_middle_of_a_run(long_run) -> None:
     process, _, _ = long_run
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[1] == "", "the run would take an hour"
+    assert process.communicate(timeout=600)[1] == "", "the run would take an hour"
     assert process.returncode == 0
 
 

@@ -278,7 +278,7 @@ def test_watching_tells_while_the_work_goes_on() -> None:
 
     def work(report):
         report("half", 0.5)
-        go.wait(20)
+        go.wait(600)
         yield "end"
 
     seen = watch(work, threading.Event(), pause=0.01)
@@ -303,11 +303,11 @@ def test_whoever_stops_watching_stops_the_work() -> None:
 
     def work(report):
         yield 1
-        cancel.wait(20)
+        cancel.wait(600)
         ended.set()
 
     seen = watch(work, cancel)
     next(seen)
     seen.close()
     assert cancel.is_set()
-    assert ended.wait(20)
+    assert ended.wait(600)

@@ -34,7 +34,7 @@ class Line:
 
     def end(self) -> list[str]:
         for thread in self._threads:
-            thread.join(60)
+            thread.join(600)
         return self.order
 
 

@@ -192,7 +192,9 @@ def test_answers_of_numpy_models(answer: Callable[[Any], Any], number: int) -> N
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("answer", [["cat", "dog"], None, [[1.0], [1.0, 2.0]], object()], ids=str)
+@pytest.mark.parametrize(
+    "answer", [["cat", "dog"], None, [[1.0], [1.0, 2.0]], object()], ids=["words", "nothing", "ragged", "an object"]
+)
 def test_answers_that_are_no_numbers(answer: object) -> None:
     with pytest.raises(TypeError, match=r"numpy_model: function must return arrays of numbers, alone, in a list or by name"):
         pysal.leave_one_out(pysal.numpy_model(lambda _: answer), INPUTS, 1, segments=pysal.Grid(2, 2))

@@ -212,7 +212,7 @@ def test_threads_take_turns() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
         sys.setswitchinterval(interval)
         assert sorted(done) == [0, 1, 2, 3], f"threads wait for each other: {done}"
         assert not wrong, wrong[:3]
@@ -223,7 +223,7 @@ def test_threads_take_turns() -> None:
 
 def test_threads_of_one_arithmetic_run_side_by_side() -> None:
     def check() -> None:
-        both = threading.Barrier(2, timeout=60)
+        both = threading.Barrier(2, timeout=600)
         threads = [threading.Thread(target=inside, args=("float32", both.wait)) for _ in range(2)]
         for thread in threads:
             thread.start()

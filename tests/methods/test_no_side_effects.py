@@ -321,7 +321,7 @@ def test_two_threads_explain_the_same_model(method: str) -> None:
 
     def repeat(index: int) -> None:
         try:
-            start.wait(30)
+            start.wait(600)
             for _ in range(3):
                 assert torch.equal(VARIANTS[method](model, *work[index]), expected[index])
         except BaseException as error:

@@ -21,7 +21,7 @@ import pysal
 from pysal.audit import Job, data, manifest, report, resume, status, verify
 from tests.audit.conftest import write_photo
 
-SOME = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 GRADIENT: dict[str, Any] = {"model": "tests.audit.tiny:classifier", "methods": ["gradient"], "shard_size": 3}
 
 

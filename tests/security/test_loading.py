@@ -239,7 +239,7 @@ def test_pickles_among_the_tensors_are_not_run(place, program, mark, tmp_path) -
 
 
 @given(st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_program_with_any_text_replaced_runs_nothing(program, data) -> None:
     """Each text of a program, replaced by code, is refused or harmless: with code in it no file may reach torch."""
     from pysal.models import contents
