@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def refuse(where: str, argument: str, requirement: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
@@ -86,9 +87,11 @@ def check_dense(where: str, argument: str, value: Tensor) -> Tensor:
     """Return a tensor whose numbers lie in memory, each in its place.
 
     Raises:
-        TypeError: a nested, sparse or quantised tensor, one of another library's layout, or one on the meta device.
+        TypeError: a nested, sparse or quantised tensor, one of another library's layout, or one without values: on the meta
+            device, or of torch's FakeTensorMode.
     """
     kinds = {"nested": value.is_nested, "quantised": value.is_quantized, "on the meta device": value.is_meta}
+    kinds["of FakeTensorMode"] = isinstance(value, FakeTensor)
     layout = str(value.layout).removeprefix("torch.")
     kinds |= {f"of layout {layout}": value.layout != torch.strided}
     for kind, found in kinds.items():

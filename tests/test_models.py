@@ -45,6 +45,13 @@ def test_normalized_is_minus_mean_over_std() -> None:
     assert torch.equal(Normalized(nn.Identity(), mean, std)(images), expected)
 
 
+def test_normalized_refuses_images_of_other_channels() -> None:
+    with pytest.raises(ValueError, match=r"^pysal\.Normalized: images must have 2 channels, as mean and std, got 3$"):
+        Normalized(nn.Identity(), [0.5, 0.5], [0.2, 0.2])(torch.rand(1, 3, 4, 4))
+    with pytest.raises(RuntimeError, match="at non-singleton dimension 0"):  # no fault of the channels
+        Normalized(nn.Identity(), [0.5, 0.5], [0.2, 0.2])(torch.rand(3, 4, 4))
+
+
 def test_normalized_passes_extra_inputs_and_any_output_on() -> None:
     class Asked(nn.Module):
         def forward(self, image: torch.Tensor, question: str) -> dict[str, object]:

@@ -537,6 +537,7 @@ def test_other_models() -> None:
     ("size", "expected"),
     [
         (0, "be at least 1 pixel, got 0"),
+        (2**31, "be at most 65535 pixels a side, got 2147483648"),
         ((4, -1), "be at least 1 pixel, got (4, -1)"),
         (2.5, "be a number of pixels or (height, width), got 2.5"),
         ((1, 2, 3), "be a number of pixels or (height, width), got (1, 2, 3)"),

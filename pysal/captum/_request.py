@@ -35,6 +35,16 @@ class PerBatch(Exception):
     """The forward function answers for the whole batch, not row by row, so the batch must not be split."""
 
 
+def check_rows(where: str, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse inputs whose rows are no common examples: captum repeats each by its own, or fails in the model's words.
+
+    Raises:
+        AssertionError: they have different numbers of rows.
+    """
+    if any(len(one) != len(inputs[0]) for one in inputs):
+        refuse(where, "inputs", "have the same number of rows", [tuple(one.shape) for one in inputs], AssertionError)
+
+
 def as_tuple(inputs: object) -> tuple[Tensor, ...]:
     """Return one tensor or a tuple of them as a tuple.
 
@@ -247,9 +257,7 @@ class Request:
         self.inputs = as_tuple(inputs)
         self.further = arguments(additional_forward_args)
         self.examples = len(self.inputs[0])
-        if any(len(one) != self.examples for one in self.inputs):
-            shapes = [tuple(one.shape) for one in self.inputs]
-            refuse(where, "inputs", "have the same number of rows", shapes, AssertionError)
+        check_rows(where, self.inputs)
         if not self.examples:
             refuse(where, "inputs", "hold at least one example", f"shape {tuple(self.inputs[0].shape)}", IndexError)
         check_target(where, target, self.examples)

@@ -11,7 +11,7 @@ from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._batches import copies_per_pass, goes_along, of_rows
-from pysal.captum._request import Inputs, arguments, as_tuple, check_target, floating
+from pysal.captum._request import Inputs, arguments, as_tuple, check_rows, check_target, floating
 from pysal.engine.running.chunks import run_chunks
 
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
@@ -103,6 +103,7 @@ class NoiseTunnel(Attribution):
             refuse(where(self), "nt_samples_batch_size", "be None or a whole number", repr(nt_samples_batch_size), TypeError)
         if not len(several[0]):
             refuse(where(self), "inputs", "hold at least one example", f"shape {tuple(several[0].shape)}", IndexError)
+        check_rows(where(self), several)
         check_target(where(self), kwargs.get("target"), len(several[0]))
         deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
         if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):

@@ -61,7 +61,13 @@ class Normalized(nn.Module):
 
     def forward(self, images: Tensor, *extra_inputs: Any, **named: Any) -> Any:
         """Return `model((images - mean) / std, *extra_inputs, **named)` for images (B, C, H, W) in [0, 1]."""
-        return self.model((images - self.mean) / self.std, *extra_inputs, **named)
+        try:
+            normalised = (images - self.mean) / self.std
+        except RuntimeError:
+            if images.ndim == 4 and images.shape[1] != len(self.mean):
+                refuse("pysal.Normalized", "images", f"have {len(self.mean)} channels, as mean and std", images.shape[1])
+            raise
+        return self.model(normalised, *extra_inputs, **named)
 
 
 def _per_channel(where: str, argument: str, value: object) -> list[float]:

@@ -19,6 +19,8 @@ from pysal._checks import refuse
 from pysal.models.classifier import DATA, Classifier
 
 _READ = "pysal.read_image"
+# Pixels a side that a photo is resized to: more than any model takes, and fewer than Pillow counts in 32 bits.
+LARGEST_SIDE = 65_535
 
 Source = str | Path | bytes | Image.Image | NDArray[Any]
 """What a photo is read from: a file, a file's content, a PIL image or an array (H, W) or (H, W, C)."""
@@ -117,6 +119,8 @@ def checked_size(where: str, size: object) -> tuple[int, int] | None:
         refuse(where, "size", "be a number of pixels or (height, width)", repr(size))
     if min(height, width) < 1:
         refuse(where, "size", "be at least 1 pixel", repr(size))
+    if max(height, width) > LARGEST_SIDE:
+        refuse(where, "size", f"be at most {LARGEST_SIDE} pixels a side", repr(size))
     return height, width
 
 

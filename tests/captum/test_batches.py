@@ -506,3 +506,12 @@ def test_a_model_without_gradients_inside(off: Any) -> None:
             getattr(pysal.captum, name)(model).attribute(images)
     theirs, ours = (one.attribute(images, (3, 2, 2), (3, 2, 2)) for one in peers("Occlusion", model))
     assert difference(theirs, ours) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients", "NoiseTunnel"])
+def test_inputs_of_different_numbers_of_rows(name: str) -> None:
+    """captum adds noise to each input's own rows, and multiplies rows of one with steps of the other."""
+    method = getattr(pysal.captum, "Saliency" if name == "NoiseTunnel" else name)(lambda one, other: one.sum(1) * other.sum())
+    method = pysal.captum.NoiseTunnel(method) if name == "NoiseTunnel" else method
+    with pytest.raises(AssertionError, match=rf"^pysal\.captum\.{name}: inputs must have the same number of rows, got "):
+        method.attribute((torch.rand(4, 5), torch.rand(1, 3)))

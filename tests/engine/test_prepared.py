@@ -488,6 +488,20 @@ def test_every_method_in_every_precision(name: str, precision: str) -> None:
     assert (found - exact).norm() <= bound * exact.norm()
 
 
+@pytest.mark.parametrize(
+    ("example", "error", "sentence"),
+    [
+        (torch.rand(1, 3, 9, 9, dtype=torch.float64), TypeError, "have the model's dtype float32, got float64"),
+        (torch.rand(1, 3, 1, 1), ValueError, "be images of more than one pixel, got shape (1, 3, 1, 1)"),
+        (torch.rand(1, 3, 9, 9, device="meta"), ValueError, "be on the model's device cpu, got meta"),
+    ],
+    ids=["dtype", "one pixel", "device"],
+)
+def test_an_example_that_the_methods_would_refuse_is_refused(example: Tensor, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=re.escape(f"pysal.prepare: example must {sentence}")):
+        pysal.prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), example)
+
+
 def test_errors() -> None:
     model, x = build(network)
     with pytest.raises(TypeError, match=re.escape("pysal.prepare: model must be an nn.Module, got function")):

@@ -428,3 +428,15 @@ def test_two_threads_do_not_share_a_rule() -> None:
     for thread in threads:
         thread.join()
     assert not failed
+
+
+@pytest.mark.filterwarnings("ignore:quantized..linear_dynamic")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("other", ["error", "plain"])
+def test_no_gradient_is_no_map_of_zeros(other: str) -> None:
+    """Weights quantised as they run have no gradient, which is not 0: with the rule, and without it."""
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model = torch.ao.quantization.quantize_dynamic(seeded(lambda: nn.Sequential(*layers)).float(), {nn.Linear})
+    with pytest.raises(pysal.NotApplicable, match=r"^pysal\.guided_backprop: model must be differentiable, got a score that"):
+        pysal.guided_backprop(model, INPUTS[:1].float(), 1, other_activations=other)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pysal
 from pysal.engine.request.score import SCORE_KINDS
@@ -66,6 +67,11 @@ BAD_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "sparse": (INPUTS.to_sparse(), TypeError, "be a dense tensor with values, got one that is of layout sparse_coo"),
     "mkldnn": (INPUTS.to_mkldnn(), TypeError, "be a dense tensor with values, got one that is of layout _mkldnn"),
     "meta": (INPUTS.to("meta"), TypeError, "be a dense tensor with values, got one that is on the meta device"),
+    "fake": (
+        FakeTensorMode(allow_non_fake_inputs=True).from_tensor(INPUTS),
+        TypeError,
+        "be a dense tensor with values, got one that is of FakeTensorMode",
+    ),
     "nested": (
         torch.nested.nested_tensor([INPUTS[0], INPUTS[1]], layout=torch.jagged),
         TypeError,

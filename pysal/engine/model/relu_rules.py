@@ -225,11 +225,14 @@ class _Relu(torch.autograd.Function):
         output, gates = ops.guided_relu(input, upper=upper)
         ctx.save_for_backward(gates)
         ctx.rules, ctx.is_relu = rules, True
+        ctx.set_materialize_grads(False)  # no gradient is none, not zeros: of what torch cannot differentiate
         ctx.channels_last = output.ndim == 4 and not output.is_contiguous()
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        if grads[0] is None:
+            return None, None, None
         (gates,) = ctx.saved_tensors
         return ops.guided_relu_backward(grads[0], gates, ctx.rules.rule, channels_last=ctx.channels_last), None, None
 

@@ -201,8 +201,8 @@ def prepare(
         batch_size: images per pass; None = what is fastest on this machine, measured.
 
     Raises:
-        TypeError: the model is no nn.Module, or the example of a wrong type.
-        ValueError: a model in training mode, an example of a wrong shape, an unknown precision.
+        TypeError: the model is no nn.Module, or the example of a wrong type, or of another than the model's.
+        ValueError: a model in training mode, an example of a wrong shape or on another device, an unknown precision.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
@@ -217,6 +217,9 @@ def prepare(
     check_tensor(where, "example", example, ndim=4, dtypes=FLOATING)
     if example.numel() == 0:
         refuse(where, "example", "hold at least one image", f"shape {tuple(example.shape)}")
+    if example.shape[2] * example.shape[3] < 2:
+        refuse(where, "example", "be images of more than one pixel", f"shape {tuple(example.shape)}")
+    check_fits(where, model, "example", example)
     if precision not in PRECISIONS:
         refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
     leave_inference_mode()  # whose tensors could not be differentiated later
@@ -257,6 +260,23 @@ def check_eval(where: str, model: nn.Module) -> None:
         name, module = found
         part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
         raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
+
+
+def check_fits(where: str, model: nn.Module, argument: str, images: Tensor) -> None:
+    """Refuse images that are not on the device of a model's weights or not of their dtype.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another device.
+    """
+    parameter = next((one for one in model.parameters() if one.dtype.is_floating_point), None)
+    if parameter is None:
+        return
+    if parameter.device != images.device:
+        refuse(where, argument, f"be on the model's device {parameter.device}", images.device)
+    if parameter.dtype != images.dtype:
+        names = [str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, images.dtype)]
+        refuse(where, argument, f"have the model's dtype {names[0]}", names[1], TypeError)
 
 
 def _build(prepared: PreparedModel, example: Tensor) -> None:

@@ -18,7 +18,7 @@ from pysal.engine.model.class_names import names_of
 from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.not_applicable import NotApplicable
-from pysal.engine.prepared.model import PreparedModel, check_eval
+from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
 from pysal.engine.request.extra_inputs import ExtraArguments, ExtraInputs, ordinary
 from pysal.engine.request.independence import (
     MANY_ROWS,
@@ -631,13 +631,5 @@ def _check_model(where: str, model: object, inputs: Tensor) -> None:
         model = model.original
     elif isinstance(model, nn.Module):
         check_eval(where, model)
-    if not isinstance(model, nn.Module):
-        return
-    parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
-    if parameter is None:
-        return
-    if parameter.device != inputs.device:
-        refuse(where, "inputs", f"be on the model's device {parameter.device}", inputs.device)
-    if parameter.dtype != inputs.dtype:
-        names = [str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, inputs.dtype)]
-        refuse(where, "inputs", f"have the model's dtype {names[0]}", names[1], TypeError)
+    if isinstance(model, nn.Module):
+        check_fits(where, model, "inputs", inputs)
