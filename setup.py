@@ -10,6 +10,7 @@ CUDACXX (or CUDA_HOME) and CMAKE_BUILD_PARALLEL_LEVEL mean what they mean everyw
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,8 +19,29 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+
+
+class BuildUnderOwnName(build_py):
+    """Puts the package into `pysal_saliency/`, which imports itself by that name, and `pysal.py` beside it.
+
+    So that no file is one of PySAL's, the spatial analysis library; pysal/_names.py has the rest.
+    """
+
+    def run(self) -> None:
+        """Copy the sources, and let a wheel's be called by their own name."""
+        super().run()
+        if self.editable_mode:
+            return
+        built = Path(self.build_lib)
+        shutil.rmtree(built / "pysal_saliency", ignore_errors=True)
+        (built / "pysal").rename(built / "pysal_saliency")
+        (built / "pysal_saliency.py").rename(built / "pysal.py")
+        for path in (built / "pysal.py", *(built / "pysal_saliency").rglob("*.py")):
+            own = re.sub(r"^(\s*(?:from|import) )pysal\b", r"\1pysal_saliency", path.read_text("utf-8"), flags=re.M)
+            path.write_text(own, "utf-8")
 
 
 class CMakeBuild(build_ext):
@@ -32,7 +54,7 @@ class CMakeBuild(build_ext):
                 "pysal is compiled against the installed torch: install torch>=2.11, "
                 "then use pip install --no-build-isolation ."
             )
-        destination = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "pysal"
+        destination = ROOT / "pysal" if self.inplace else Path(self.build_lib).resolve() / "pysal_saliency"
         build = Path(self.build_temp).resolve() / sys.implementation.cache_tag
         configure = [
             *("cmake", "-S", os.fspath(ROOT), "-B", os.fspath(build)),
@@ -64,7 +86,7 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         """Return the libraries that were installed, for the wheel's record."""
-        return [os.fspath(path) for path in Path(self.build_lib).glob("pysal/_C*.so")]
+        return [os.fspath(path) for path in Path(self.build_lib).glob("pysal_saliency/_C*.so")]
 
 
 def find_nvcc() -> Path | None:
@@ -84,4 +106,4 @@ def has_gpu() -> bool:
     return any(Path(name).exists() for name in ("/proc/driver/nvidia/version", "/dev/dxg"))
 
 
-setup(ext_modules=[Extension("pysal._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(ext_modules=[Extension("pysal._C", sources=[])], cmdclass={"build_py": BuildUnderOwnName, "build_ext": CMakeBuild})

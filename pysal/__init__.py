@@ -5,7 +5,6 @@ Names are imported on first use, so that `import pysal` and `pysal --help` do no
 
 import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,42 +31,36 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# PySAL, the library for spatial analysis, installs into a folder of the same name; its viz/ would hide our viz.py.
-if _STRANGERS := [name for name in ("base.py", "explore", "lib", "model", "viz") if (Path(__file__).parent / name).exists()]:
-    raise ImportError(
-        f"pysal: {Path(__file__).parent} must hold pysal-saliency alone, got {', '.join(_STRANGERS)} of PySAL, the spatial "
-        "analysis library: install the two in different environments (pip uninstall pysal pysal-saliency, then one of them)"
-    )
-
+# module, from this package on
 _HOMES = {
-    "Cancelled": "pysal.engine.running.chunks",
-    "Explanation": "pysal.explanation",
-    "Grid": "pysal.segments",
-    "Margin": "pysal.engine.request.target",
-    "Normalized": "pysal.models",
-    "NotApplicable": "pysal.engine.not_applicable",
-    "RowTarget": "pysal.engine.request.target",
-    "Shared": "pysal.engine.request.extra_inputs",
-    "Slic": "pysal.segments",
-    "Window": "pysal.segments",
-    "blur_integrated_gradients": "pysal.methods.blur_integrated_gradients",
-    "PerImage": "pysal.engine.request.extra_inputs",
-    "PreparedModel": "pysal.engine.prepared.model",
-    "build_info": "pysal.ops",
-    "class_gradients": "pysal.methods.gradient",
-    "prepare": "pysal.engine.prepared.model",
-    "explain": "pysal.explain",
-    "grad_cam": "pysal.methods.grad_cam",
-    "gradient": "pysal.methods.gradient",
-    "guided_backprop": "pysal.methods.guided_backprop",
-    "guided_grad_cam": "pysal.methods.grad_cam",
-    "integrated_gradients": "pysal.methods.integrated_gradients",
-    "leave_one_out": "pysal.methods.leave_one_out",
-    "numpy_model": "pysal.engine.model.black_box",
-    "progress": "pysal.engine.running.chunks",
-    "read_image": "pysal.models",
-    "read_images": "pysal.models",
-    "smooth_grad": "pysal.methods.smooth_grad",
+    "Cancelled": ".engine.running.chunks",
+    "Explanation": ".explanation",
+    "Grid": ".segments",
+    "Margin": ".engine.request.target",
+    "Normalized": ".models",
+    "NotApplicable": ".engine.not_applicable",
+    "RowTarget": ".engine.request.target",
+    "Shared": ".engine.request.extra_inputs",
+    "Slic": ".segments",
+    "Window": ".segments",
+    "blur_integrated_gradients": ".methods.blur_integrated_gradients",
+    "PerImage": ".engine.request.extra_inputs",
+    "PreparedModel": ".engine.prepared.model",
+    "build_info": ".ops",
+    "class_gradients": ".methods.gradient",
+    "prepare": ".engine.prepared.model",
+    "explain": ".explain",
+    "grad_cam": ".methods.grad_cam",
+    "gradient": ".methods.gradient",
+    "guided_backprop": ".methods.guided_backprop",
+    "guided_grad_cam": ".methods.grad_cam",
+    "integrated_gradients": ".methods.integrated_gradients",
+    "leave_one_out": ".methods.leave_one_out",
+    "numpy_model": ".engine.model.black_box",
+    "progress": ".engine.running.chunks",
+    "read_image": ".models",
+    "read_images": ".models",
+    "smooth_grad": ".methods.smooth_grad",
 }
 _MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "reference", "segments", "viz")
 
@@ -115,11 +108,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
     elif name in _MODULES:
-        return importlib.import_module(f"pysal.{name}")
+        return importlib.import_module(f".{name}", __name__)
     elif name == "__version__":
-        value = importlib.import_module("pysal._library").version()
+        value = importlib.import_module("._library", __name__).version()
     else:
         raise AttributeError(f"module 'pysal' has no attribute {name!r}")
     globals()[name] = value
@@ -128,7 +121,7 @@ def __getattr__(name: str) -> Any:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
+        if isinstance(value, ModuleType) and name in _HOMES and value.__name__ == __name__ + _HOMES[name]:
             value = getattr(value, name)  # importing the module pysal.explain must not hide the function pysal.explain
         super().__setattr__(name, value)
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pysal import _gpus
+from pysal._names import PACKAGE
 
 DISTRIBUTION = "pysal-saliency"
 NAMESPACE = "pysal"
@@ -195,10 +196,11 @@ def _warn_without_cuda_kernels() -> None:
 
 def _load_native() -> ModuleType | None:
     """Return `pysal._C`, or None where it is not compiled for this version of Python."""
+    module = f"{PACKAGE}._C"
     try:
-        return importlib.import_module("pysal._C")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "pysal._C":
+        if error.name != module:
             raise
         return None
 
@@ -209,7 +211,7 @@ def _why_not_compiled() -> str:
     root = HERE.parent
     sources = (root / "setup.py").exists()
     build = f"pip install --no-build-isolation --editable {root if sources else 'FOLDER_OF_THE_SOURCES'}"
-    for hidden in (Path(folder) / "pysal" for folder in sys.path):
+    for hidden in (Path(folder) / name for folder in sys.path for name in ("pysal", "pysal_saliency")):
         if (hidden / CPU_OPS).exists() and hidden.resolve() != HERE:
             leave = f"run Python from another folder than {root}"
             return f"{slow}. It hides the compiled one in {hidden}: {leave}, or compile this one as well with {build}"

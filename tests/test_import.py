@@ -43,15 +43,32 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = pysal.weights
 
 
-@pytest.mark.parametrize("stranger", ["base.py", "explore", "lib", "model", "viz"])
-def test_files_of_the_spatial_analysis_library_are_refused(stranger: str, tmp_path: Path) -> None:
+ONE_OF_EACH = """
+import {first}, {second}
+import {second}.captum, {first}.captum, {first}.engine.running.chunks
+from {second}.explain import explain
+assert {first} is {second} and {first}.captum is {second}.captum and explain is {first}.explain
+import sys
+names = {{name.removeprefix("pysal_saliency").removeprefix("pysal") for name in sys.modules if name.startswith("pysal")}}
+twice = [n for n in names if n and "pysal" + n in sys.modules and "pysal_saliency" + n in sys.modules]
+assert all(sys.modules["pysal" + name] is sys.modules["pysal_saliency" + name] for name in twice) and ".captum" in twice
+try:
+    import {second}.nothing
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("first", "second"), [("pysal", "pysal_saliency"), ("pysal_saliency", "pysal")])
+def test_both_names_are_one_package(first: str, second: str) -> None:
+    done = run(ONE_OF_EACH.format(first=first, second=second), PACKAGE.parent)
+    assert done.stdout == f"No module named '{second}.nothing'\n", done.stderr
+
+
+def test_a_checkout_found_after_the_spatial_analysis_library_says_so(tmp_path: Path) -> None:
     (tmp_path / "pysal").mkdir()
-    shutil.copy(PACKAGE / "__init__.py", tmp_path / "pysal")
-    assert run("import pysal", tmp_path).returncode == 0
-    if stranger.endswith(".py"):
-        (tmp_path / "pysal" / stranger).touch()
-    else:
-        (tmp_path / "pysal" / stranger).mkdir()
-    done = run("import pysal", tmp_path)
+    (tmp_path / "pysal" / "__init__.py").write_text("spatial = True")
+    shutil.copy(PACKAGE.parent / "pysal_saliency.py", tmp_path)
+    done = run("import pysal_saliency", tmp_path)
     assert done.returncode == 1
-    assert f"ImportError: pysal: {tmp_path}/pysal must hold pysal-saliency alone, got {stranger} of PySAL" in done.stderr
+    assert "ImportError: pysal_saliency: a checkout must not share an environment with PySAL" in done.stderr

@@ -13,6 +13,7 @@ LAYERS = {
     "_C": 0,
     "_checks": 0,
     "_gpus": 0,
+    "_names": 0,
     "_library": 1,
     "reference": 2,
     "ops": 3,

@@ -107,6 +107,46 @@ print(info["compiled"], info["kernels"]["guided_relu"]["cpu"], "simd" in info)
     assert run(code, "-W", "error", path=tmp_path).stdout.split() == ["True", "native", "False"]
 
 
+def built_sources(checkout, target):
+    """What a wheel holds of the Python sources."""
+    command = ["setup.py", "-q", "build_py", "--build-lib", os.fspath(target)]
+    subprocess.run([sys.executable, *command], cwd=checkout, capture_output=True, text=True, check=True)
+    return target
+
+
+def test_installed_files_are_none_of_the_spatial_analysis_library(checkout, tmp_path):
+    """Both are there, whichever was installed first; `pysal` is PySAL, and nothing of ours asks it for anything."""
+    installed = built_sources(checkout, tmp_path / "installed")
+    assert {path.name for path in installed.iterdir()} == {"pysal.py", "pysal_saliency"}
+    code = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import {name}
+import pysal_saliency.captum, pysal_saliency.pair, pysal_saliency.metrics, pysal_saliency.cli, torch
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(5)).eval()
+model(torch.rand(2, 3, 8, 8))
+found = {name}.explain(model, torch.rand(1, 3, 8, 8))
+print(found.table() and sorted(name for name in sys.modules if name.split(".")[0] == "pysal"))
+"""
+    alone = run(code.format(name="pysal"), path=installed).stdout
+    assert "'pysal'" in alone
+    (installed / "pysal").mkdir()
+    (installed / "pysal" / "__init__.py").write_text("spatial = True")
+    assert run(code.format(name="pysal_saliency"), path=installed).stdout == "[]\n"
+    beside = "import pysal, pysal_saliency; print(pysal.spatial, pysal_saliency.__version__)"
+    assert run(beside, path=installed).stdout.startswith("True ")
+    command = [sys.executable, "-m", "pysal_saliency", "methods"]
+    assert "leave_one_out" in subprocess.run(command, cwd=installed, capture_output=True, text=True, check=True).stdout
+
+
+def test_both_names_of_what_is_installed_are_one_package(checkout, tmp_path):
+    installed = built_sources(checkout, tmp_path)
+    code = "import pysal.captum, pysal_saliency; print(pysal is pysal_saliency, pysal_saliency.captum is pysal.captum)"
+    assert run(code, path=installed).stdout == "True True\n"
+    command = [sys.executable, "-m", "pysal", "methods"]
+    assert "leave_one_out" in subprocess.run(command, cwd=installed, capture_output=True, text=True, check=True).stdout
+
+
 def build(checkout, hook, target):
     """Call a build hook of setuptools in the checkout, without CUDA: that is one more library, not another path."""
     code = f"from setuptools import build_meta; print('BUILT', build_meta.{hook}({os.fspath(target)!r}))"
@@ -142,8 +182,9 @@ def test_wheel_from_the_sdist_runs(sdist, tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
     libraries = sorted(name for name in names if name.endswith(".so"))
-    assert libraries == ["pysal/_C" + sysconfig.get_config_var("EXT_SUFFIX"), "pysal/_C_cpu.so"]
-    assert {"pysal/py.typed", "pysal/_C.pyi", f"pysal_saliency-{VERSION}.dist-info/licenses/LICENSE"} <= set(names)
+    assert libraries == ["pysal_saliency/_C" + sysconfig.get_config_var("EXT_SUFFIX"), "pysal_saliency/_C_cpu.so"]
+    licence = f"pysal_saliency-{VERSION}.dist-info/licenses/LICENSE"
+    assert {"pysal.py", "pysal_saliency/py.typed", "pysal_saliency/_C.pyi", licence} <= set(names)
     assert not [name for name in names if name.startswith(("csrc", "tests", "benchmarks"))]
     assert "none-any" not in wheel.name
     code = """

@@ -69,7 +69,7 @@ def report(out: str | Path, *, to: str | Path | None = None, images: int = 6) ->
     place = Path(out)
     results = Results(WHERE, place)
     environment = Environment(
-        loader=PackageLoader("pysal.audit", "."),
+        loader=PackageLoader(__package__, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -116,7 +116,7 @@ class _Report:
             "errors": self._errors(),
             "faults": self._faults(),
             "stages": self._stages(),
-            "style": (resources("pysal.audit") / "report.css").read_text("utf-8"),
+            "style": (resources(__package__) / "report.css").read_text("utf-8"),
         }
         found["missing_photos"] = len(self.missing_photos)
         found["verdict"] = self._verdict(found["facts"], found["methods"])

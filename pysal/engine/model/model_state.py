@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.nn.parameter import is_lazy
 
+from pysal._names import PACKAGE
+
 # Values of each tensor that are compared; all of them would take as long as a forward pass.
 SAMPLES = 64
 # Objects inside objects on modules' attributes are followed so deep, and not without end: a trainer, say, may hang on a model.
@@ -218,7 +220,7 @@ def parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def own_hooks_apart(hooks: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return hooks without those that pysal puts on for the length of a pass, perhaps in another thread."""
-    return {key: hook for key, hook in hooks.items() if not (getattr(hook, "__module__", "") or "").startswith("pysal.")}
+    return {key: hook for key, hook in hooks.items() if not (getattr(hook, "__module__", "") or "").startswith(f"{PACKAGE}.")}
 
 
 def global_hooks() -> dict[str, dict[int, Any]]:

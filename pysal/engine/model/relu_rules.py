@@ -17,6 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._names import PACKAGE
 from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.running.states import FunctionMode, kept
 
@@ -68,7 +69,7 @@ _HIDDEN = {
     "torch::jit::(anonymous namespace)::DifferentiableGraphBackward": "TorchScript, which has optimised its backward pass",
 }
 # Homes of custom autograd functions that are no activations: the bf16 backward of `precision`, hooks of modules.
-_HARMLESS = ("pysal.engine.running.precision", "torch.nn.modules._functions")
+_HARMLESS = (f"{PACKAGE}.engine.running.precision", "torch.nn.modules._functions")
 
 
 class RecordedPass(Protocol):
