@@ -233,7 +233,7 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
 CUTS: list[Any] = [Window(5, 3), Grid(6, 5), Slic(20), ragged]
 
 
-@pytest.mark.parametrize("segments", CUTS, ids=str)
+@pytest.mark.parametrize("segments", CUTS, ids=lambda cut: str(cut).split(" at 0x")[0])
 def test_the_whole_side_is_exact(segments: Any) -> None:
     _, prepared, images = prepared_network()
     cut = segments(images) if callable(segments) else segments
@@ -256,7 +256,7 @@ def test_what_reaches_less_than_the_share_is_exact() -> None:
     assert less["approximation_error"].item() > 1e-3
 
 
-@pytest.mark.parametrize("segments", CUTS, ids=str)
+@pytest.mark.parametrize("segments", CUTS, ids=lambda cut: str(cut).split(" at 0x")[0])
 def test_the_error_is_that_of_the_sample(segments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, prepared, images = prepared_network()
     cut = segments(images) if callable(segments) else segments
@@ -287,7 +287,7 @@ def test_the_error_is_that_of_the_sample(segments: Any, monkeypatch: pytest.Monk
         assert torch.equal(some["class_drops"][image][1], some["drops"][image])
 
 
-@pytest.mark.parametrize("segments", CUTS, ids=str)
+@pytest.mark.parametrize("segments", CUTS, ids=lambda cut: str(cut).split(" at 0x")[0])
 def test_batch_size_does_not_change_the_result(segments: Any) -> None:
     _, prepared, images = prepared_network()
     cut = segments(images) if callable(segments) else segments

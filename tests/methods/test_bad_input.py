@@ -163,7 +163,7 @@ BAD_TARGETS: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "error", "sentence"), BAD_TARGETS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(("target", "error", "sentence"), BAD_TARGETS, ids=lambda value: repr(value).split(" at 0x")[0][:30])
 @pytest.mark.parametrize("method", METHODS)
 def test_targets(method: str, target: Any, error: type[Exception], sentence: str) -> None:
     watching = Watching()
@@ -209,7 +209,7 @@ BAD_SHARED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ("method", "options", "error", "sentence"),
     # an explanation has no dtype to choose
     [(method, *case) for method in METHODS for case in BAD_SHARED if not ("dtype" in case[0] and "explain" in method)],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: str(value).split(" at 0x")[0][:40],
 )
 def test_options_of_every_method(method: str, options: dict[str, Any], error: type[Exception], sentence: str) -> None:
     watching = Watching()
@@ -399,7 +399,7 @@ def test_every_method_is_here() -> None:
 
 
 @pytest.mark.parametrize("target", [None, 1], ids=["open target", "target"])
-@pytest.mark.parametrize(("method", "options", "error", "sentence"), FLAT, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("method", "options", "error", "sentence"), FLAT, ids=lambda value: str(value).split(" at 0x")[0][:30])
 def test_options_of_a_method(
     method: str, options: dict[str, Any], error: type[Exception], sentence: str, target: int | None
 ) -> None:
@@ -408,7 +408,7 @@ def test_options_of_a_method(
     assert watching.passes == 0
 
 
-@pytest.mark.parametrize(("method", "options", "error", "sentence"), FLAT, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("method", "options", "error", "sentence"), FLAT, ids=lambda value: str(value).split(" at 0x")[0][:30])
 def test_explain_refuses_options_of_any_method_before_the_first_runs(
     method: str, options: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
