@@ -4,8 +4,10 @@ Without a GPU the graph is played by `again`, which computes anew into the tenso
 graph, what is copied when and what is kept, is the same. With one, the same tests run on real graphs.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ import pysal
 from pysal.engine.layers.features import Layer
 from pysal.engine.prepared import model as preparation
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.tape.cuda_graphs import MOST_SEEN, MOST_SHAPES, MOST_SWEEPS, Replays, capture
+from pysal.engine.running.chunks import run_chunks
+from pysal.engine.tape.cuda_graphs import MOST_SEEN, MOST_SHAPES, MOST_SWEEPS, PASSES_BEFORE_ANOTHER_TRY, Pool, Replays
 from pysal.engine.tape.tape import Program, Tape
 from pysal.testing import required
 
@@ -325,12 +328,85 @@ def test_two_at_once_do_not_share_memory() -> None:
     assert_same(found[0], pysal.gradient(plain(fast), photos(2, seed=8), 1))
 
 
+def test_a_capture_that_ran_out_of_memory_is_tried_again() -> None:
+    full = True
+
+    def play(function: Callable[[], Any]) -> Any:
+        if full:
+            raise RuntimeError("CUDA error: out of memory")
+        return again(function)
+
+    fast = prepared("cpu", play)
+    expect = plain(fast)
+    _, replays = parts_of(fast)
+    for seed in range(3):
+        assert_same(pysal.gradient(fast, photos(2, seed=seed), 1), pysal.gradient(expect, photos(2, seed=seed), 1))
+    assert replays.refused is None
+    assert not replays._held
+    full = False
+    for seed in range(PASSES_BEFORE_ANOTHER_TRY + 2):
+        pysal.gradient(fast, photos(2, seed=seed), 1)
+    assert replays._held
+    assert_same(pysal.gradient(fast, photos(2, seed=99), 1), pysal.gradient(expect, photos(2, seed=99), 1))
+
+
+def test_graphs_give_their_memory_back_before_a_chunk_is_halved() -> None:
+    fast = prepared("cpu")
+    _, replays = parts_of(fast)
+    for seed in range(3):
+        pysal.gradient(fast, photos(2, seed=seed), 1)
+    assert replays._held
+    seen: list[tuple[int, bool]] = []
+
+    def body(start: int, stop: int) -> None:
+        seen.append((stop - start, bool(replays._held)))
+        if len(seen) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run_chunks(4, body, label="a test", batch_size=4, device=torch.device("cpu"), row_bytes=1)
+    assert seen == [(4, True), (2, False), (2, False)]
+    assert replays.refused is None
+
+
+def test_graphs_in_use_are_not_given_back() -> None:
+    fast = prepared("cpu")
+    _, replays = parts_of(fast)
+    for seed in range(3):
+        pysal.gradient(fast, photos(2, seed=seed), 1)
+    with replays.recording(photos(2)):
+        held = dict(replays._held)
+        replays.give_back()
+        assert replays._held == held != {}
+
+
+def test_a_graph_is_recorded_in_the_pool_of_its_model_and_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what torch is asked for."""
+    asked: list[Any] = []
+    nothing = contextlib.nullcontext()
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nothing)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _, **options: (asked.append(options), nothing)[1])
+    pool = Pool()
+    pool.capture(lambda: None)
+    pool.capture(lambda: None)
+    pool.renew()
+    pool.capture(lambda: None)
+    assert {options["capture_error_mode"] for options in asked} == {"thread_local"}
+    first, second, third = (options["pool"] for options in asked)
+    assert first is second is not third
+
+
 @pytest.mark.skipif(not torch.cuda.is_available() and "cuda" not in required(), reason="no CUDA device: graphs run on one only")
 def test_a_capture_is_a_graph() -> None:
     held = torch.zeros(3, device="cuda")
-    found, replay = capture(lambda: held + 1)
+    found, replay = Pool().capture(lambda: held + 1)
     held.fill_(4)
     replay()
     torch.cuda.synchronize()
     assert found.tolist() == [5.0] * 3
-    assert parts_of(prepared("cuda"))[1].capture is capture
+    _, replays = parts_of(prepared("cuda"))
+    assert replays.capture == replays._pool.capture

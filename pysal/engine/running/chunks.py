@@ -4,11 +4,12 @@ import contextlib
 import errno
 import os
 import threading
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -65,6 +66,21 @@ _MAY_MEAN_IT = (
     "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
     "API call failed",
 )
+
+
+class Reserve(Protocol):
+    """Holds memory that it can do without."""
+
+    def give_back(self) -> None:
+        """Let go of the memory."""
+
+
+_reserves: "weakref.WeakSet[Reserve]" = weakref.WeakSet()
+
+
+def give_back_when_full(reserve: Reserve) -> None:
+    """Have a reserve give its memory back before a chunk is halved because memory ran out."""
+    _reserves.add(reserve)
 
 
 class Cancelled(RuntimeError):
@@ -182,6 +198,8 @@ def run_chunks(
         else:
             failed = False
         if failed:  # outside the except block, where the traceback still holds the tensors of the failed chunk
+            for one in list(_reserves):
+                one.give_back()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             continue

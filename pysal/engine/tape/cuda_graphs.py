@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pysal.engine.graph.distance import distance
 from pysal.engine.model.relu_rules import ReluRule
+from pysal.engine.running.chunks import give_back_when_full, is_out_of_memory
 from pysal.engine.tape.tape import Place, Program, Tape
 
 T = TypeVar("T")
@@ -25,41 +26,63 @@ Capture = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
 MOST_SHAPES, MOST_SWEEPS = 8, 8
 # Shapes that came once are remembered; the oldest is forgotten.
 MOST_SEEN = 64
+# Passes that run as they are after memory ran out, before a graph is recorded again: what took the memory may be gone by then.
+PASSES_BEFORE_ANOTHER_TRY = 64
 # A replay runs the kernels it was recorded from. Adding in another order, in bf16 too, moves a result by less than this; one
 # that left a tensor unwritten moves it by its own size.
 AGREEMENT = 3e-2
 
 
-def capture(function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-    """Record a function as a CUDA graph; see `Capture`."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()  # what is made at a kernel's first launch, handles and plans, must not be made inside a graph
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = function()
-    return found, graph.replay
+class Pool:
+    """The memory that the graphs of one model share: one shape's lies where another's lay between passes.
+
+    What a graph keeps for its owner is its own. The rest another may write to, so they must not be played at once.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def renew(self) -> None:
+        """Begin anew once no graph is left: torch frees the memory of a pool that none uses, and does not take it up again."""
+        self._handle = None
+
+    def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Record a function as a CUDA graph; see `Capture`."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function()  # what is made at a kernel's first launch, handles and plans, must not be made inside a graph
+        torch.cuda.current_stream().wait_stream(side)
+        if self._handle is None:
+            self._handle = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # what other threads allocate meanwhile is none of the graph's business, nor may it end it
+        with torch.cuda.graph(graph, pool=self._handle, capture_error_mode="thread_local"):
+            found = function()
+        return found, graph.replay
 
 
 class Replays:
     """The graphs of a program.
 
     A shape is captured when it comes for the second time, also if others came in between. Where that fails, or a replay does
-    not give what the program gives, every pass runs as it is from then on.
+    not give what the program gives, every pass runs as it is from then on; where memory ran out, for some passes.
 
     Attributes:
         program: what is recorded.
         refused: why passes are not replayed, None while they are.
     """
 
-    def __init__(self, program: Program, capture: Capture[Any] = capture) -> None:
-        self.program, self.capture = program, capture
+    def __init__(self, program: Program, capture: Capture[Any] | None = None) -> None:
+        self._pool = Pool()
+        self.program, self.capture = program, capture or self._pool.capture
         self._seen: dict[Any, None] = {}
         self._held: dict[Any, _Replay] = {}  # the one that was used last at the end
         self._one_at_a_time = threading.Lock()
+        self._last: torch.cuda.Stream | None = None
+        self._postponed = 0  # passes before the next capture
         self.refused: str | None = None
+        give_back_when_full(self)
 
     @contextlib.contextmanager
     def recording(self, images: Tensor, layers: Sequence[Place] = ()) -> Iterator[Tape]:
@@ -73,19 +96,32 @@ class Replays:
         device = torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext()
         try:
             with device:  # which captures work on, whatever the caller's current one
+                self._take_turn(images)
                 yield self._record(images, layers)
         finally:
             self._one_at_a_time.release()
+
+    def _take_turn(self, images: Tensor) -> None:
+        """Wait, on the GPU, for what another stream has played: graphs share memory."""
+        if images.is_cuda:
+            stream = torch.cuda.current_stream(images.device)
+            if self._last not in (None, stream) and self._held:
+                stream.wait_stream(self._last)
+            self._last = stream
 
     def _record(self, images: Tensor, layers: Sequence[Place]) -> Tape:
         stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
         case = (images.shape, images.stride(), images.dtype, images.device, tuple(layers), stream)
         if self.refused is not None:
             return self.program.record(images, layers)
+        postponed = self._postponed > 0
+        self._postponed -= postponed
         if case in self._held:
             replay = self._held[case] = self._held.pop(case)
             return replay.record(images)
         tape = self.program.record(images, layers)
+        if postponed:
+            return tape
         if case not in self._seen:
             self._seen[case] = None
             if len(self._seen) > MOST_SEEN:
@@ -94,11 +130,14 @@ class Replays:
         del self._seen[case]
         if len(self._held) == MOST_SHAPES:
             del self._held[next(iter(self._held))]
+        if not self._held:
+            self._pool.renew()
         try:
             replay = _Replay(self, images, layers)
             difference = distance(replay.record(images).output, tape.output)
         except Exception as error:  # whatever a graph cannot hold
-            self.refuse(error)
+            self._seen[case] = None
+            self._failed(error)
         else:
             if difference <= AGREEMENT:
                 self._held[case] = replay
@@ -106,9 +145,25 @@ class Replays:
                 self.refuse(f"a replay was {difference:.1e} away from the pass")
         return tape
 
+    def _failed(self, error: Exception) -> None:
+        if is_out_of_memory(error):
+            self._postponed = PASSES_BEFORE_ANOTHER_TRY
+        else:
+            self.refuse(error)
+
+    def give_back(self) -> None:
+        """Give the memory of the graphs back, unless they are in use; they are recorded again, but not at once."""
+        if self._one_at_a_time.acquire(blocking=False):
+            try:
+                self._held.clear()
+                self._postponed = PASSES_BEFORE_ANOTHER_TRY
+            finally:
+                self._one_at_a_time.release()
+
     def clear(self) -> None:
         """Forget every shape, and what was refused, and give the memory of the graphs back."""
         self.refused = None
+        self._postponed = 0
         self._seen.clear()
         self._held.clear()
 
@@ -136,14 +191,14 @@ class _Replay:
         case = (grad.shape, grad.dtype, rule, tuple(layers), to_input)
         if case not in self._sweeps:
             expected = self.tape.sweep(grad, rule, layers=layers, to_input=to_input)
-            if self.owner.refused is None and len(self._sweeps) < MOST_SWEEPS:
+            if self.owner.refused is None and not self.owner._postponed and len(self._sweeps) < MOST_SWEEPS:
                 held = grad.clone(memory_format=torch.contiguous_format)
                 try:
                     found, run = self.owner.capture(lambda: self.tape.sweep(held, rule, layers=layers, to_input=to_input))
                     run()
                     differences = list(map(distance, _tensors(found), _tensors(expected)))
                 except Exception as error:  # whatever a graph cannot hold
-                    self.owner.refuse(error)
+                    self.owner._failed(error)
                 else:
                     self._sweeps[case] = held, found, run
                     if not all(difference <= AGREEMENT for difference in differences):
