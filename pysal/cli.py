@@ -20,29 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pysal.methods.traits import PATHS, TRAITS
+
 if TYPE_CHECKING:
     from pysal.audit import Job
     from pysal.models import Classifier
 
-# The names in pysal.methods.registry, which takes seconds to import; tests/test_cli.py holds the two together.
-METHOD_NAMES = (
-    "leave_one_out",
-    "gradient",
-    "guided_backprop",
-    "grad_cam",
-    "guided_grad_cam",
-    "smooth_grad",
-    "integrated_gradients",
-    "blur_integrated_gradients",
-)
-# The kinds of pysal.engine.request.score, likewise.
+METHOD_NAMES = tuple(TRAITS)
+# The kinds of pysal.engine.request.score, which takes seconds to import; tests/test_cli.py holds the two together.
 SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid", "log_sigmoid")
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
     "segments": ("leave_one_out",),
     "approximate": ("leave_one_out",),
-    "steps": ("integrated_gradients", "blur_integrated_gradients"),
-    "tolerance": ("integrated_gradients", "blur_integrated_gradients"),
+    "steps": PATHS,
+    "tolerance": PATHS,
     "samples": ("smooth_grad",),
     "other_activations": ("guided_backprop", "guided_grad_cam"),
 }

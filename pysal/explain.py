@@ -185,8 +185,9 @@ def _checked_options(
             refuse(WHERE, argument, "be a mapping of option names to values", repr(given[name]), TypeError)
         check_options(WHERE, argument, METHODS[name].prepare, given[name])
     options = {name: dict(given.get(name, {})) for name in names}
-    if "smooth_grad" in options:
-        options["smooth_grad"].setdefault("seed", seed)
+    for name in names:
+        if METHODS[name].noisy:
+            options[name].setdefault("seed", seed)
     return options
 
 

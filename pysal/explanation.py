@@ -29,6 +29,7 @@ from pysal.engine.request.attribution import check_options, default_of
 from pysal.engine.request.plan import Model
 from pysal.engine.request.score import OUTPUTS, Output, ScoreKind, noun, saturation, settled, unit
 from pysal.engine.request.target import Target, of_image
+from pysal.methods.traits import PATHS, TRAITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,16 +42,6 @@ PlotKind: TypeAlias = Literal["maps", "drops", "agreement", "convergence", "dele
 RUN_THE_MODEL, TAKE_OPTIONS = ("convergence", "deletion_insertion"), ("agreement", "convergence", "deletion_insertion")
 Detail = Tensor | list[Tensor] | str | float | int
 
-# What one value of a map means, where `{score}` is the unit of the score that the method explained.
-UNITS = {
-    "leave_one_out": "drop of {score}",
-    "gradient": "|d {score} / d value|",
-    "guided_backprop": "|guided d {score} / d value|",
-    "grad_cam": "weighted activation",
-    "guided_grad_cam": "gradient x activation",
-    "integrated_gradients": "{score} per pixel",
-    "blur_integrated_gradients": "{score} per pixel",
-}
 # Panels of this many images are put into a notebook; a larger batch is looked at with `plot`.
 NOTEBOOK_IMAGES = 4
 
@@ -235,14 +226,12 @@ class Explanation:
 
     def _plotted(self, kind: str, methods: str | Sequence[str] | None) -> list[str]:
         """Return the methods that a plot shows, refusing those that have nothing to show."""
-        from pysal import plots
-
         where = f"{WHERE}.plot"
         fitting = list(self.results)
         if kind == "drops":
             fitting = [name for name, result in self.results.items() if "drops" in result.details]
         elif kind == "convergence":
-            fitting = [name for name in self.results if name in plots.PATH_METHODS]
+            fitting = [name for name in self.results if name in PATHS]
         if methods is None:
             if not fitting and kind != "maps":
                 refuse(where, "methods", f"hold one that kind={kind!r} can show", ", ".join(self.results) or "none")
@@ -399,10 +388,12 @@ class Explanation:
         return result.score_kind or self.score_kind
 
     def _unit(self, result: MethodResult) -> str:
-        if result.name == "smooth_grad" and result.details.get("kind", "mean") != "mean":
-            return ""
-        base = result.details.get("base", "gradient") if result.name == "smooth_grad" else result.name
-        return UNITS.get(str(base), "").format(score=self._unit_of(self._kind(result)))
+        traits = TRAITS.get(result.name)
+        if traits is not None and traits.noisy:
+            if result.details.get("kind", "mean") != "mean":
+                return ""
+            traits = TRAITS.get(str(result.details.get("base", "gradient")))
+        return "" if traits is None else traits.unit.format(score=self._unit_of(self._kind(result)))
 
     def _unit_of(self, kind: str) -> str:
         """Return the unit of a kind of score in a word; explanations that do not say what the output is were of logits."""

@@ -29,6 +29,7 @@ from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.methods.registry import METHODS
+from pysal.methods.traits import PATHS
 from pysal.viz import (
     FAMILY,
     GREY,
@@ -155,8 +156,6 @@ def _on_picture(picture: Axes, mask: Any, word: str) -> None:
 
 # Convergence ---------------------------------------------------------------------------------------------------------
 
-PATH_METHODS = ("integrated_gradients", "blur_integrated_gradients")
-
 
 @dataclass(frozen=True)
 class Convergence:
@@ -218,8 +217,8 @@ def converge(
             method refuses.
     """
     where = "pysal.plots.converge"
-    if method not in PATH_METHODS:
-        refuse(where, "method", f"be {' or '.join(map(repr, PATH_METHODS))}", repr(method))
+    if method not in PATHS:
+        refuse(where, "method", f"be {' or '.join(map(repr, PATHS))}", repr(method))
     ladder = [*steps, reference]
     whole = all(isinstance(step, int) and not isinstance(step, bool) and step > 0 for step in ladder)
     if len(ladder) < 2 or not whole or any(b <= a for a, b in itertools.pairwise(ladder)):

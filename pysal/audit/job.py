@@ -296,9 +296,9 @@ class Job:
             for name, method in methods.items():
                 found = works[name].run(report=True)
                 method["layer"] = found.details.get("layer")
-                if self.manifest["maps"] != "none" and name != "leave_one_out":
+                if self.manifest["maps"] != "none" and METHODS[name].kept != "drops":
                     method["map_shape"] = list(stored_map(found, method["reduction"], name).shape[1:])
-                if name == "leave_one_out" and "boxes" in found.details:
+                if METHODS[name].kept == "drops" and "boxes" in found.details:
                     self.manifest["boxes"] = found.details["boxes"].tolist()
         return int(table.shape[1])
 

@@ -20,6 +20,7 @@ from pysal._checks import refuse
 from pysal.audit import files
 from pysal.audit import manifest as manifests
 from pysal.audit.data import PLAN, Item, Unreadable, decode, read_bytes
+from pysal.methods.traits import keeps_drops
 from pysal.metrics import METRICS
 from pysal.models import Classifier
 
@@ -166,7 +167,7 @@ class Results:
         wanted = sorted(set(images))
         names = set(self._data.schema.names)
         size = tuple(self.manifest["model"]["input_size"])
-        if method == "leave_one_out":
+        if keeps_drops(method):
             columns = ["drops", *(["segments"] if "segments" in names else [])]
             if self.manifest["boxes"] is None and "segments" not in names:
                 return {}
@@ -184,7 +185,7 @@ class Results:
         table = table.filter(pc.is_valid(table[columns[0]]))
         found: dict[int, Tensor] = {}
         for row, image in enumerate(table["id"].to_pylist()):
-            if method == "leave_one_out":
+            if keeps_drops(method):
                 found[image] = self._drops(table, row, size)
             else:
                 values = table[columns[0]][row].as_py()

@@ -291,7 +291,7 @@ class Worker:
             options["segments"] = parse(options["segments"])
         if isinstance(options.get("fill"), list):
             options["fill"] = tuple(options["fill"])
-        if name == "smooth_grad":
+        if METHODS[name].noisy:
             options |= {"seed": self.setup.manifest["seed"], "image_ids": [item.id for item in items]}
         return options
 
@@ -299,7 +299,7 @@ class Worker:
         """Return the columns of each image that hold its map."""
         manifest, details = self.setup.manifest, attribution.details
         maps, method = manifest["maps"], manifest["methods"][name]
-        if name == "leave_one_out":
+        if METHODS[name].kept == "drops":
             columns: list[dict[str, Any]] = [{"drops": drops.float().cpu().numpy()} for drops in details["drops"]]
             if maps != "none" and "labels" in details:
                 for row, labels in zip(columns, details["labels"].cpu().numpy(), strict=True):
@@ -349,7 +349,7 @@ def _error(item: Item, why: Unreadable) -> dict[str, Any]:
 
 def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[np.floating[Any]]:
     """Return the maps (B, h, w) of one channel that are stored: Grad-CAM's at its layer's size."""
-    map = attribution.details["native"] if name == "grad_cam" else attribution.map
+    map = attribution.details["native"] if METHODS[name].kept == "native" else attribution.map
     if reduction == "sum":
         map = map.sum(1)
     elif reduction == "max_abs":

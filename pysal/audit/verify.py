@@ -16,6 +16,7 @@ from pysal._checks import check_count
 from pysal.audit import data, files, manifest, table
 from pysal.audit.data import Item, Unreadable, read_bytes
 from pysal.audit.job import Job, resume
+from pysal.methods.traits import keeps_drops
 
 
 def verify(
@@ -132,7 +133,7 @@ def _of_shard(out: Path, stored: dict[str, Any], number: int, items: list[Item])
         if pc.any(pc.and_(sound, pc.is_null(rows[name]))).as_py():
             yield f"{name} is missing where no fault is named"
     for name, method in stored["methods"].items():
-        column = "drops" if name == "leave_one_out" else f"map_{name}" if method["map_shape"] else None
+        column = "drops" if keeps_drops(name) else f"map_{name}" if method["map_shape"] else None
         if column is not None and methods:
             own = pc.equal(rows["method"], name)
             if pc.any(pc.and_(pc.and_(own, sound), pc.is_null(rows[column]))).as_py():

@@ -30,24 +30,8 @@ from pysal.methods.registry import METHODS
 WRITTEN, LISTED = 3, 8
 # The two views of a map, in the order of everything that comes in pairs.
 KINDS = ("signed", "unsigned")
-# What the summary says of a method's defaults alone, where the page lets its reader choose.
-SAYS = {
-    "smooth_grad": "the mean of the maps of noisy copies",
-    "integrated_gradients": "each pixel's share of the score, counted from a baseline",
-}
 # What the page calls what Python calls so.
 ARGUMENTS = {"name_or_index": "what you typed", "source": "your file"}
-# What a method's own picture cannot say by itself.
-HINTS = {
-    "leave_one_out": "",
-    "gradient": "",
-    "guided_backprop": "Sharp, but much the same for any class.",
-    "grad_cam": "As coarse as the layer it looks at.",
-    "guided_grad_cam": "Guided backprop, where Grad-CAM looks.",
-    "smooth_grad": "",
-    "integrated_gradients": "",
-    "blur_integrated_gradients": "",
-}
 
 
 def escape(text: object) -> str:
@@ -360,18 +344,19 @@ def _cost(found: Explanation, name: str) -> str:
 
 
 def _note(found: Explanation, name: str) -> str:
-    lines = [_sentence(SAYS.get(name, METHODS[name].summary))]
-    if name == "leave_one_out":
+    method = METHODS[name]
+    lines = [_sentence(method.page or method.summary)]
+    if method.kept == "drops":
         apart = label_map(found.panel(name)) is not None
         lines.append("Point at a segment to hide it." if apart else "Windows overlap; a pixel has their mean.")
     if said := completeness(found, name):
         lines.append(f'</span><span class="residual">{escape(said)}')
-    elif name == "smooth_grad":
+    elif method.noisy:
         lines.append(escape(_sentence(found.panel(name).small_print.replace(" · ", ", "))))
-    elif name in ("grad_cam", "guided_grad_cam") and "layer" in found[name].details:
+    elif "layer" in found[name].details:
         lines.append(f"Layer <code>{escape(found[name].details['layer'])}</code>.")
-    elif HINTS[name]:
-        lines.append(HINTS[name])
+    elif method.hint:
+        lines.append(method.hint)
     return f'<p class="note"><span>{" ".join(lines)}</span></p>'
 
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Any
 
 from pysal.engine.request.attribution import Attribution, default_of, with_defaults
 from pysal.engine.request.plan import Plan
@@ -19,125 +17,47 @@ from pysal.methods import (
     leave_one_out,
     smooth_grad,
 )
+from pysal.methods.traits import TRAITS, Traits
+
+_CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad)}
+_PUBLIC = {
+    function.__name__: function
+    for function in (
+        leave_one_out.leave_one_out,
+        gradient.gradient,
+        guided_backprop.guided_backprop,
+        grad_cam.grad_cam,
+        grad_cam.guided_grad_cam,
+        smooth_grad.smooth_grad,
+        integrated_gradients.integrated_gradients,
+        blur_integrated_gradients.blur_integrated_gradients,
+    )
+}
 
 
-@dataclass(frozen=True)
-class Method:
-    """A method as `explain` sees it.
+@dataclass(frozen=True, kw_only=True)
+class Method(Traits):
+    """A method as `explain` sees it: what there is to say of it, and what runs.
 
     Attributes:
-        name: the public function's.
-        title: for people.
         prepare: the core, `prepare(plan, **options) -> Work`, with the public function's defaults.
         score: which score it explains unless told.
-        reduction: how its channels become one picture: "none" where there is one, "max_abs" or "sum".
-        signed: whether that picture has a sign.
-        summary: what the map says, in a line.
-        cost: model passes per image, in words.
     """
 
-    name: str
-    title: str
     prepare: Callable[..., Work]
     score: ScoreKind
-    reduction: Literal["none", "max_abs", "sum"]
-    signed: bool
-    summary: str
-    cost: str
 
     def attribute(self, plan: Plan, **options: Any) -> Attribution:
         """Return what the method finds on a plan's images, with all that it reports."""
         return self.prepare(plan, **options).run(report=True)
 
 
-_CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad)}
+def _method(traits: Traits) -> Method:
+    """Return a method with the defaults of its public function, one of which its cost may be multiplied by."""
+    public = _PUBLIC[traits.name]
+    cost = traits.cost if traits.per is None else f"{traits.cost} ({default_of(public, traits.per)})"
+    words = {**vars(traits), "cost": cost}
+    return Method(**words, prepare=_CORES[traits.name], score=default_of(public, "score"))
 
 
-def _method(
-    public: Callable[..., Tensor],
-    title: str,
-    reduction: Literal["none", "max_abs", "sum"],
-    signed: bool,
-    summary: str,
-    cost: str,
-    per: str | None = None,
-) -> Method:
-    """Return a method by its public function, whose defaults it has; `per` names the option that the cost is multiplied by."""
-    name = public.__name__
-    if per is not None:
-        cost = f"{cost} ({default_of(public, per)})"
-    return Method(name, title, _CORES[name], default_of(public, "score"), reduction, signed, summary, cost)
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        _method(
-            leave_one_out.leave_one_out,
-            "Leave-one-out",
-            "none",
-            True,
-            "how much the score drops when a segment is filled in",
-            "1 forward per segment, + 1",
-        ),
-        _method(
-            gradient.gradient,
-            "Gradient",
-            "max_abs",
-            False,
-            "how strongly the score reacts to each pixel",
-            "1 forward and backward",
-        ),
-        _method(
-            guided_backprop.guided_backprop,
-            "Guided backprop",
-            "max_abs",
-            False,
-            "the gradient through what excites the score only",
-            "1 forward and backward",
-        ),
-        _method(
-            grad_cam.grad_cam,
-            "Grad-CAM",
-            "none",
-            False,
-            "where a layer's features speak for the class",
-            "1 forward, backward to the layer",
-        ),
-        _method(
-            grad_cam.guided_grad_cam,
-            "Guided Grad-CAM",
-            "max_abs",
-            False,
-            "guided backprop where Grad-CAM looks",
-            "1 forward, 2 backward",
-        ),
-        _method(
-            smooth_grad.smooth_grad,
-            "SmoothGrad",
-            "max_abs",
-            False,
-            "the mean gradient over noisy copies",
-            "1 forward and backward per sample",
-            per="samples",
-        ),
-        _method(
-            integrated_gradients.integrated_gradients,
-            "Integrated Gradients",
-            "sum",
-            True,
-            "each pixel's share of the score, from a black image",
-            "1 forward and backward per step",
-            per="steps",
-        ),
-        _method(
-            blur_integrated_gradients.blur_integrated_gradients,
-            "Blur Integrated Gradients",
-            "sum",
-            True,
-            "each pixel's share of the score, from a blurred image",
-            "1 forward and backward per step",
-            per="steps",
-        ),
-    )
-}
+METHODS: dict[str, Method] = {name: _method(traits) for name, traits in TRAITS.items()}

@@ -125,7 +125,7 @@ def max_sensitivity_of(
     options = dict(method_options or {})
     check_options(where, "method_options", chosen.prepare, options)
     noise_ids = None
-    if method == "smooth_grad":
+    if chosen.noisy:
         given = options.get("image_ids")
         noise_ids = check_ids(where, "ids", given, plan.images, plan.device) if given is not None else own_ids
         options["image_ids"] = noise_ids

@@ -23,9 +23,6 @@ from pysal.metrics.max_sensitivity import check_method, max_sensitivity, max_sen
 
 WHERE = "pysal.metrics.per_image"
 
-# Whose maps are slopes of the score, to be multiplied by a change of the pixels; those of the others are shares of it.
-SLOPES = frozenset({"gradient", "guided_backprop", "guided_grad_cam", "smooth_grad"})
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -232,7 +229,7 @@ def per_image(
     if name in _CURVES:
         return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES.get(name, {}), **own}).auc
     if name == "infidelity":
-        meaning = "slopes" if method in SLOPES else "shares"
+        meaning = "slopes" if method in METHODS and METHODS[method].slopes else "shares"
         return _INFIDELITY(plan, maps, seed=seed, ids=ids, **{"meaning": meaning, **own})
     if name == "max_sensitivity":
         assert method is not None
