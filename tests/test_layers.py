@@ -49,6 +49,8 @@ ROOMS = {
     "request": 6,
     "paths": 7,
 }
+# A plan makes sweeps, which are told of the plan.
+CIRCLES = {"pysal.engine.request.plan", "pysal.engine.request.sweeps"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 
 
@@ -160,6 +162,32 @@ def test_the_check_of_rooms_sees_what_goes_up() -> None:
     assert upstairs(source, "pysal.engine.tape.tape", False, known) == [
         "pysal.engine.tape.tape imports pysal.engine.request.plan"
     ]
+
+
+def circles(imports: dict[str, set[str]]) -> set[str]:
+    """The modules that import themselves by way of others."""
+
+    def reached(module: str) -> set[str]:
+        seen: set[str] = set()
+        left = set(imports[module])
+        while left:
+            one = left.pop()
+            if one not in seen:
+                seen.add(one)
+                left |= imports.get(one, set())
+        return seen
+
+    return {module for module in imports if module in reached(module)}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = {
+        dotted(path): imported(ast.parse(path.read_text()), dotted(path), path.name == "__init__.py", KNOWN) - {dotted(path)}
+        for path in modules()
+        if path.name != "__init__.py"  # a package hands on what its modules define
+    }
+    assert circles(imports) == CIRCLES
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == {"a", "b", "c"}
 
 
 def test_references_import_nothing_native() -> None:
