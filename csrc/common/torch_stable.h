@@ -56,7 +56,7 @@ inline bool is_channels_last(const Tensor& t) {
 }
 
 // What `make` returns, a new tensor whose sizes are known to be right: all that can fail is the allocation. What
-// torch's allocators say of it does not come through the stable ABI; pysal/engine/chunks.py knows these words.
+// torch's allocators say of it does not come through the stable ABI; pysal/engine/running/chunks.py knows these words.
 template <class Make>
 Tensor allocated(int64_t elements, const Make& make) {
   try {

@@ -3,7 +3,7 @@
 // sums the six largest are added up, so that the result is as close as that of float32 arithmetic (Henry, Tang and
 // Heinecke 2019, arXiv:1904.06376). The unit multiplies 16 times as fast as AVX-512, so six products still gain.
 // An infinite input gives NaN. It exists on machines with that unit alone, as oneDNN's ops do on those with oneDNN;
-// pysal/engine/matrix_unit.py asks, and arranges weights: (blocks of 16 output channels, kernel height, width, blocks
+// engine/graph/matrix_unit.py asks, and arranges weights: (blocks of 16 output channels, kernel height, width, blocks
 // of 32 input channels, 3 parts, 16 pairs of input channels, 16 output channels and 2 of a pair), bf16, zero beyond the
 // channels.
 // Work split: a task is some rows of some images, all channels.

@@ -1,7 +1,7 @@
 // inverted_residual: the blocks of MobileNetV2 and EfficientNet (Sandler et al. 2018, arXiv:1801.04381) in one pass
 // over memory: 1 x 1 convolution, ReLU, depthwise convolution, ReLU, 1 x 1 convolution and shortcut; and the gradient
 // of its input from the ReLUs' gates, under the rules of guided_relu. float32, channels_last. It is for prepared models
-// alone, so it is no op of the package: pysal/engine/inverted_residual.py arranges the weights and asks for it where it
+// alone, so it is no op of the package: engine/graph/inverted_residual.py arranges the weights and asks for it where it
 // gains. Work split: a task is some rows of one image; an image is split only where there are fewer images than
 // threads.
 #include "../simd/inverted_residual_kernels.h"
