@@ -24,7 +24,7 @@ from pysal.audit import data, engines, files, manifest
 from pysal.audit.data import Labels
 from pysal.audit.engines import ENGINES, Shard
 from pysal.audit.model import PERMISSIONS, ModelSource, architecture_sha256, function_of, is_code, weights_sha256
-from pysal.audit.shard import Setup, Worker, one_thread, stored_map
+from pysal.audit.shard import Setup, Worker, in_one_order, stored_map
 from pysal.engine.model.class_names import names_of
 from pysal.engine.prepared.model import check_eval
 from pysal.engine.request.attribution import check_options
@@ -277,7 +277,7 @@ class Job:
         """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps."""
         worker, methods = self._worker, self.manifest["methods"]
         images = worker.example()
-        with one_thread(worker.device):
+        with in_one_order(worker.device):
             plan = worker.request(images, None)
             item = data.Item(0, "", None, None, None, 0)
             given = {name: worker.options(name, [item]) for name in methods}

@@ -1,6 +1,7 @@
 """One shard of an audit: from the images to the bytes of its Parquet files, a pure function of the plan and the manifest."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import socket
@@ -28,7 +29,7 @@ from pysal.engine.request.score import Output, ScoreKind, follows, probabilities
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import announced
 from pysal.engine.running.chunks import is_out_of_memory, says_out_of_memory
-from pysal.engine.running.states import Restored, restoring
+from pysal.engine.running.states import Restored, restoring, undo_later
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS, per_image
 from pysal.segments import parse
@@ -101,7 +102,7 @@ class Worker:
         self.original = setup.model.load(WHERE, device) if model is None else model
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
-            with one_thread(device):
+            with in_one_order(device):
                 self.model = prepare(
                     self.original, self.example(), precision=manifest["precision"], batch_size=manifest["rows"]
                 )
@@ -128,7 +129,7 @@ class Worker:
         Raises:
             MemoryError: one image alone does not fit.
         """
-        with one_thread(self.device), warnings.catch_warnings():
+        with in_one_order(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they were shown when the job began
             return self._explain(shard, items)
 
@@ -403,14 +404,23 @@ def _finite(row: Mapping[str, Any], map_is_finite: bool) -> dict[str, Any]:
     return kept
 
 
-class one_thread(Restored):
-    """Compute with one thread: how many there are decides in which order torch adds numbers, so results would differ."""
+class in_one_order(Restored):
+    """Add numbers in one order, or results would differ from run to run.
+
+    On a CPU the number of threads decides on the order. On a GPU cuDNN has kernels that add as their threads come, and others
+    that it chooses by timing them.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     def __enter__(self) -> None:
-        """Note how many there are."""
+        """Note what is set."""
         super().__enter__()
+        if self.device != "cpu":
+            cudnn = torch.backends.cudnn
+            undo_later(functools.partial(setattr, cudnn, "deterministic", cudnn.deterministic))
+            undo_later(functools.partial(setattr, cudnn, "benchmark", cudnn.benchmark))
+            cudnn.deterministic, cudnn.benchmark = True, False
         if self.device == "cpu" and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
