@@ -93,6 +93,20 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]
     return torch.autocast(device_type, enabled=False)
 
 
+# Types of devices that have no float64: Apple's GPUs.
+WITHOUT_FLOAT64 = ["mps"]
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums, weights and figures on a device: float64, or float32 where it has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the widest dtype of its device."""
+    return tensor.to(widest(tensor.device))
+
+
 def has_kernel(name: str, device_type: str, namespace: str = NAMESPACE) -> bool:
     """Return whether a native kernel, not the oracle, runs the op on that type of device.
 

@@ -510,7 +510,7 @@ class Explanation:
             notes = [note for note in self._notes(result, image, lambda x: f"{x:.3g}") if not note.startswith("residual")]
             spread = result.details.get("standard_error")
             if isinstance(spread, Tensor):
-                notes.append(f"mean standard error {float(spread[image].double().mean()):.3g}")
+                notes.append(f"mean standard error {float(spread[image].cpu().double().mean()):.3g}")
             if broken := int((~torch.isfinite(result.map[image])).sum()):
                 notes.append(f"{_count(broken, 'value')} not finite")
             rows.append(

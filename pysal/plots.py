@@ -242,7 +242,7 @@ def converge(
         dtype=None,
     )
     found = {count: METHODS[method].attribute(plan.renamed(where, score), steps=count, **options) for count in ladder}
-    maps = {count: one.map.double() for count, one in found.items()}
+    maps = {count: one.map.cpu().double() for count, one in found.items()}
     residuals = {count: float(one.details["residual"][0]) for count, one in found.items()}
     size = float(maps[reference].norm())
     return Convergence(

@@ -141,7 +141,7 @@ class Slic:
         from skimage.segmentation import slic
 
         maps = []
-        for image in images.detach().double().cpu().numpy():
+        for image in images.detach().cpu().double().numpy():
             pixels, black_to_white = _colours(image)
             maps.append(
                 slic(

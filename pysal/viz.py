@@ -257,7 +257,7 @@ def _colours(values: Array, bounds: tuple[float, float], signed: bool) -> tuple[
 
 
 def _numpy(tensor: Tensor) -> Array:
-    return cast(Array, tensor.detach().to("cpu", torch.float64).numpy())
+    return cast(Array, tensor.detach().cpu().double().numpy())
 
 
 # The panel -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._library import widest
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._batches import copies_per_pass, goes_along, of_rows
 from pysal.captum._request import Inputs, arguments, as_tuple, check_rows, check_target, floating
@@ -166,7 +167,7 @@ class NoiseTunnel(Attribution):
         seed = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
         images = [floating(torch.real(one.detach())).flatten(1)[:, None, None] for one in inputs]  # real noise, as captum's
         scales = [
-            torch.full((examples,), one, dtype=torch.float64, device=image.device)
+            torch.full((examples,), one, dtype=widest(image.device), device=image.device)
             for one, image in zip(deviations, images, strict=True)
         ]
         drawn = [

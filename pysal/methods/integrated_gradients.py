@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._library import widened
 from pysal.engine.paths.path import Integral, Path, Steps, integrate
 from pysal.engine.paths.quadrature import Array, Placement, Quadrature
 from pysal.engine.request.attribution import Attribution
@@ -164,7 +165,7 @@ def path_details(
     images = plan.images
     details: dict[str, Any] = {}
     if first_scores is not None:
-        residual = maps.double().flatten(1).sum(1) - (plan.clean_scores()[0][owners] - first_scores())
+        residual = widened(maps).flatten(1).sum(1) - (plan.clean_scores()[0][owners] - first_scores())
         details["residual"] = residual.unflatten(0, (images, -1)).mean(1)
     details["steps"] = torch.from_numpy(integral.steps).unflatten(0, (images, -1)).sum(1)
     if integral.error is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, check_ids, check_seed, refuse
+from pysal._library import widened
 from pysal.engine.request.attribution import Attribution, check_options, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -161,7 +162,7 @@ class _Smoothing:
 def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
     plan.fix_target()
     base, samples, kind, ids = how.base, how.samples, how.kind, how.ids
-    flat = plan.inputs.flatten(1).double()
+    flat = widened(plan.inputs.flatten(1))
     scales = how.noise * (flat.amax(1) - flat.amin(1))
     moments: list[Tensor] = []  # mean and sum of squared deviations: made when the first maps show their shape
     counts = torch.zeros(plan.images, dtype=torch.int64, device=plan.device)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import FLOATING, check_same_device, check_tensor, refuse
+from pysal._library import widened
 from pysal.viz import reduce_channels
 
 Reduction: TypeAlias = Literal["sum", "max_abs"]
@@ -25,7 +26,7 @@ def check_maps(where: str, maps: object, inputs: Tensor, argument: str = "maps")
         wanted = f"({batch}, 1 or {channels}, {height}, {width})"
         refuse(where, argument, f"have shape {wanted}", f"shape {tuple(found.shape)}")
     check_same_device(where, argument, found, "inputs", inputs.device)
-    return found.detach().double()
+    return widened(found.detach())
 
 
 def check_map_batch(where: str, maps: object, argument: str = "maps") -> Tensor:
@@ -33,7 +34,7 @@ def check_map_batch(where: str, maps: object, argument: str = "maps") -> Tensor:
     found = check_tensor(where, argument, maps, ndim=4, dtypes=FLOATING)
     if 0 in found.shape:
         refuse(where, argument, "hold at least one pixel", f"shape {tuple(found.shape)}")
-    return found.detach().double()
+    return widened(found.detach())
 
 
 def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
@@ -48,4 +49,4 @@ def uniform(seed: int, ids: Tensor, draws: Tensor, numbers: int) -> Tensor:
 
     Philox's words r as (r + 0.5) / 2^32: the same on every device, in every batch and for every number of processes.
     """
-    return (ops.gaussian_noise_bits(seed, ids, draws, numbers).double() + 0.5) / 2**32
+    return (widened(ops.gaussian_noise_bits(seed, ids, draws, numbers)) + 0.5) / 2**32

@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, pad
 
 from pysal import ops
 from pysal._checks import check_count, finite_rows, refuse
-from pysal._library import without_autocast
+from pysal._library import widest, without_autocast
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, check_units, resolve_fill
 from pysal.engine.request.plan import Model, Plan
@@ -206,8 +206,8 @@ def _curve(plan: Plan, maps: Tensor, steps: int, substrate: Substrate, reduction
     bounds = torch.arange(steps + 1, device=plan.device) * pixels // steps
     labels = _steps(importance, bounds)
     clean = plan.clean_scores()[0]
-    scores = torch.zeros(images, steps + 1, dtype=torch.float64, device=plan.device)
-    scores[:, -1 if inserts else 0] = clean.double()
+    scores = torch.zeros(images, steps + 1, dtype=widest(plan.device), device=plan.device)
+    scores[:, -1 if inserts else 0] = clean.to(scores.dtype)
     first = 0 if inserts else 1  # the other end is the image itself, whose score is known
 
     current = start.clone(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
@@ -234,12 +234,12 @@ def _curve(plan: Plan, maps: Tensor, steps: int, substrate: Substrate, reduction
             places.append(rows * (steps + 1) + done)
         rows = torch.arange(begin, stop, device=plan.device) % images
         found = plan.scores(parts[0] if len(parts) == 1 else torch.cat(parts), rows)[0]
-        scores.view(-1)[torch.cat(places)] = found.double()
+        scores.view(-1)[torch.cat(places)] = found.to(scores.dtype)
         current = now
 
     plan.run(images * steps, body)
     scores[~finite_rows(maps)] = torch.nan
-    return Curve(scores, bounds.double() / pixels)
+    return Curve(scores, bounds.to(scores.dtype) / pixels)
 
 
 def _steps(importance: Tensor, bounds: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._library import widened, widest
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
 from pysal.engine.request.plan import Model, Plan
@@ -144,12 +145,12 @@ def infidelity_of(
     check_seed(where, seed)
     own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
     fills = resolve_fill(plan, "fill", fill).contiguous()
-    clean = plan.clean_scores()[0].double()
-    flat = images.flatten(1).double()
+    clean = widened(plan.clean_scores()[0])
+    flat = widened(images.flatten(1))
     deviations = noise * (flat.amax(1) - flat.amin(1))
-    weights = maps if meaning == "shares" else maps * (images - fills).double()
+    weights = maps if meaning == "shares" else maps * widened(images - fills)
     sums = torch.nn.functional.pad(weights.sum(1).cumsum(1).cumsum(2), (1, 0, 1, 0))  # (B, H + 1, W + 1)
-    predicted = torch.zeros(plan.images, samples, dtype=torch.float64, device=plan.device)
+    predicted = torch.zeros(plan.images, samples, dtype=widest(plan.device), device=plan.device)
     found = torch.zeros_like(predicted)
 
     def body(start: int, stop: int) -> None:
@@ -161,9 +162,9 @@ def infidelity_of(
             inside = sums[rows, bottom, right] - sums[rows, top, right] - sums[rows, bottom, left] + sums[rows, top, left]
         else:
             batch = ops.gaussian_noise(images, deviations, seed, rows, own_ids[rows], draws, channels_last=plan.channels_last)
-            inside = ((images[rows].double() - batch.double()) * maps[rows]).sum((1, 2, 3))
+            inside = ((widened(images[rows]) - widened(batch)) * maps[rows]).sum((1, 2, 3))
         predicted[rows, draws] = inside
-        found[rows, draws] = clean[rows] - plan.scores(batch, rows)[0].double()
+        found[rows, draws] = clean[rows] - widened(plan.scores(batch, rows)[0])
 
     plan.run(plan.images * samples, body)
     if scaled:

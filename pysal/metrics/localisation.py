@@ -5,6 +5,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from pysal._checks import check_same_device, check_tensor, finite_rows, refuse
+from pysal._library import widest
 from pysal.metrics._maps import Reduction, check_map_batch, per_pixel
 
 TOLERANCE = 15.0
@@ -51,7 +52,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = TOLERANCE, 
         near = torch.stack([torch.from_numpy(one <= tolerance) for one in distances]).to(found.device)
     flat = found.flatten(1)
     highest = flat == flat.amax(1, keepdim=True)
-    hits = (highest & near.flatten(1)).sum(1).double() / highest.sum(1)
+    hits = (highest & near.flatten(1)).sum(1).to(widest(highest.device)) / highest.sum(1)
     return _known(hits, found, inside)
 
 

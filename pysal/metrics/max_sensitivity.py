@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._library import widened, widest
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -131,16 +132,16 @@ def max_sensitivity_of(
         options["image_ids"] = noise_ids
     work = chosen.prepare(plan, **options)
     plan.fix_target()
-    clean = work.run(report=True).map.double() if maps is None else check_maps(where, maps, plan.inputs)
-    changes = torch.zeros(plan.images, samples, dtype=torch.float64, device=plan.device)
+    clean = widened(work.run(report=True).map) if maps is None else check_maps(where, maps, plan.inputs)
+    changes = torch.zeros(plan.images, samples, dtype=widest(plan.device), device=plan.device)
     elements = plan.inputs[0].numel()
 
     def body(start: int, stop: int) -> None:
         rows, draws = plan.places(start, stop, samples)
         shifts = radius * (2 * uniform(seed, own_ids[rows], draws, elements) - 1)
-        around = (plan.inputs[rows].double() + shifts.view(-1, *plan.inputs.shape[1:])).to(plan.inputs.dtype)
+        around = (widened(plan.inputs[rows]) + shifts.view(-1, *plan.inputs.shape[1:])).to(plan.inputs.dtype)
         own = options if noise_ids is None else {**options, "image_ids": noise_ids[rows]}
-        found = chosen.attribute(plan.derive(around, rows), **own).map.double()
+        found = widened(chosen.attribute(plan.derive(around, rows), **own).map)
         changes[rows, draws] = (found - clean[rows]).flatten(1).norm(dim=1)
 
     plan.run(plan.images * samples, body)

@@ -12,6 +12,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from pysal._checks import check_seed, refuse
+from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -142,7 +143,7 @@ def parameter_randomisation(
     reduction = reduction_of(name)
 
     def pixels(work: Work) -> Tensor:
-        return per_pixel(where, work.run(report=True).map.double(), reduction).cpu()
+        return per_pixel(where, widened(work.run(report=True).map), reduction).cpu()
 
     before = pixels(work)
     found: list[list[NDArray[Any]]] = [[], [], []]

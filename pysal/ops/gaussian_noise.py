@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define, define_derivative
+from pysal._library import define, define_derivative, widest
 from pysal.reference import gaussian_noise as reference
 
 SCHEMA = (
@@ -56,11 +56,11 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         to_images = grad.new_zeros(ctx.shape).index_add(0, rows, grad).to(ctx.dtype)
     if ctx.needs_input_grad[1]:
         origin = grad.new_zeros((1, *ctx.shape[1:]))
-        one = grad.new_ones(1, dtype=torch.float64)
+        one = grad.new_ones(1, dtype=widest(grad.device))
         normals = torch.ops.pysal.gaussian_noise(
             origin, one, ctx.seed, torch.zeros_like(rows), image_ids, samples, ctx.arithmetic, False
         )
-        along = (grad * normals).sum((1, 2, 3), dtype=torch.float64)
+        along = (grad * normals).sum((1, 2, 3), dtype=widest(grad.device))
         to_scales = along.new_zeros(ctx.shape[0]).index_add(0, rows, along)
     return to_images, to_scales, None, None, None, None, None, None
 
@@ -130,7 +130,7 @@ def gaussian_noise(
     dtype = _checks.check_dtype(where, dtype, images.dtype)
     noisy: Tensor = torch.ops.pysal.gaussian_noise(
         images,
-        scales.to(torch.float64),
+        scales.to(widest(scales.device)),
         seed,
         rows,
         image_ids.to(images.device),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define, define_derivative
+from pysal._library import define, define_derivative, widest
 from pysal.reference import occlusion_masks as reference
 
 _WRITTEN = "ScalarType dtype, bool channels_last, Tensor? mean=None, Tensor? std=None) -> Tensor"
@@ -356,7 +356,7 @@ def _check_normalisation(
             _checks.refuse(where, argument, f"have shape ({images.shape[1]},)", f"shape {tuple(value.shape)}")
     if std.device.type == "cpu" and not torch.compiler.is_compiling() and not (std > 0).all():
         _checks.refuse(where, "std", "be positive", std.tolist())
-    mean, std = (value.detach().to(device=images.device, dtype=torch.float64) for value in (mean, std))
+    mean, std = (value.detach().to(device=images.device, dtype=widest(images.device)) for value in (mean, std))
     return mean, std
 
 

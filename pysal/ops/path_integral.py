@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysal import _checks
-from pysal._library import define, define_derivative
+from pysal._library import define, define_derivative, widest
 from pysal.reference import path_integral as reference
 
 POINTS_SCHEMA = "(Tensor inputs, Tensor baselines, Tensor rows, Tensor alphas, ScalarType dtype, bool channels_last) -> Tensor"
@@ -284,7 +284,7 @@ def _check_rows(where: str, rows: object, count: int, totals: Tensor) -> Tensor:
 def _check_numbers(where: str, argument: str, value: object, rows: Tensor) -> Tensor:
     numbers = _checks.check_tensor(where, argument, value, ndim=1, dtypes=_checks.FLOATING)
     _checks.check_same_shape(where, argument, numbers, "rows", rows.shape)
-    return numbers.to(device=rows.device, dtype=torch.float64)
+    return numbers.to(device=rows.device, dtype=widest(rows.device))
 
 
 def _refuse_recording(where: str, **tensors: Tensor | None) -> None:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pysal._library import widest
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -51,7 +53,7 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
 
 def box_muller(words: Tensor) -> Tensor:
     """Return float64 normals (N, even): word pairs (a, b) give sqrt(-2 ln u_a) (cos, sin)(2 pi u_b)."""
-    uniform = (words.to(torch.float64) + 0.5) * 2.0**-32
+    uniform = (words.to(widest(words.device)) + 0.5) * 2.0**-32
     radius, angle = torch.sqrt(-2 * torch.log(uniform[:, 0::2])), 2 * math.pi * uniform[:, 1::2]
     return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1).flatten(1)
 

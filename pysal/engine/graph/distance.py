@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pysal._library import widened
+
 
 def distance(got: object, expected: Tensor, norm: float = 2) -> float:
     """Return how far one tensor is from another, relative to its size; infinity for no tensor, or one of another shape.
@@ -11,7 +13,7 @@ def distance(got: object, expected: Tensor, norm: float = 2) -> float:
     """
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         return float("inf")
-    got, expected = got.double(), expected.double()
+    got, expected = widened(got), widened(expected)
     if not bool(expected.isfinite().all()):
         same = (got == expected) | (got.isnan() & expected.isnan())
         if not bool((same | expected.isfinite()).all()):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from pysal._library import widened
 from pysal.engine.layers.lineage import Lineage, shape_of
 from pysal.engine.layers.spatial import Reading, is_like
 
@@ -149,7 +150,7 @@ def _became(grid: _Grid, row: Node) -> _Tokens | None:
         seed = (factors.to(about.dtype).unsqueeze(1) * channels).reshape(shape)
         end, start = GradientEdge(row, 0), GradientEdge(grid.node, 0)
         (found,) = torch.autograd.grad([end], [start], [seed], allow_unused=True, retain_graph=True)
-        return None if found is None else grid.by_cell(found).double()
+        return None if found is None else widened(grid.by_cell(found))
 
     once = back(torch.ones(length, dtype=torch.float32, device=about.device))
     if once is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, refuse, warn
+from pysal._library import widened
 from pysal.engine.paths.quadrature import (
     PLACEMENTS,
     QUADRATURES,
@@ -158,7 +159,7 @@ def _probe(plan: Plan, path: Path) -> Array:
     def body(start: int, stop: int) -> None:
         rows = path.owners[to_device(paths[start:stop], plan.device)]
         batch, _ = path.points(paths[start:stop], places[start:stop])
-        found[start:stop] = plan.scores(batch, rows)[0].double().cpu().numpy()
+        found[start:stop] = plan.scores(batch, rows)[0].cpu().double().numpy()
 
     plan.run(len(paths), body)
     found[order] = found.copy()
@@ -244,9 +245,9 @@ def _refine(
         if level == 0:
             total = new
         else:
-            difference = path.finish((new[rows] - total[rows]) / 2, rows).double().flatten(1).norm(dim=1)
+            difference = widened(path.finish((new[rows] - total[rows]) / 2, rows)).flatten(1).norm(dim=1)
             total[rows] = (total[rows] + new[rows]) / 2
-            size = path.finish(total[rows], rows).double().flatten(1).norm(dim=1)
+            size = widened(path.finish(total[rows], rows)).flatten(1).norm(dim=1)
             relative = torch.where(size > 0, difference / size, torch.where(difference > 0, torch.inf, 0.0))
             error[active] = relative.cpu().numpy()
             active = active[error[active] > tolerance]

@@ -62,7 +62,7 @@ def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
     """
     where, images, total = plan.where, plan.inputs, plan.root.images
     channels = images.shape[1]
-    said = f"{argument}={value!r}"
+    given = value
     if isinstance(value, str):
         if value not in NAMED:
             refuse(where, argument, f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image", repr(value))
@@ -73,7 +73,7 @@ def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
             return ops.gaussian_scale_space(images, [sigma] * len(images), boundary="reflect")
         value = 0.0 if value == "black" else 1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        check_units(plan, said, float(value))
+        check_units(plan, f"{argument}={given!r}", float(value))
         value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     elif isinstance(value, Sequence) and all(isinstance(v, (int, float)) for v in value):
         value = torch.tensor([float(v) for v in value], dtype=torch.float64, device="cpu")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import is_out_of_memory
 from pysal.engine.running.states import DispatchMode
@@ -133,7 +134,7 @@ def _away(one: Tensor, other: Tensor) -> float:
     """Return the largest difference; infinity for another shape, or where one of the two is NaN or infinite."""
     if one.shape != other.shape:
         return math.inf
-    difference = (one.double() - other.double()).abs()
+    difference = (widened(one) - widened(other)).abs()
     same = (one == other) | (one.isnan() & other.isnan())
     difference = difference.masked_fill(same, 0.0).nan_to_num(math.inf)
     return float(difference.max()) if difference.numel() else 0.0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pysal._checks import check_dense, refuse
+from pysal._library import widest
 from pysal.engine.model.class_names import ClassNames
 from pysal.engine.model.rows import map_rows, row_tensors, take_rows
 from pysal.engine.request.score import SCORE_KINDS, Look, Output, ScoreKind, how, scaled
@@ -419,7 +420,7 @@ def _rounding(scores: Tensor, found: Sequence[Any]) -> Tensor:
     """
 
     def largest(one: Tensor) -> Tensor:
-        return one.detach().abs().nan_to_num(nan=0.0, posinf=0.0).amax().double().to(scores.device)
+        return one.detach().abs().nan_to_num(nan=0.0, posinf=0.0).amax().to(scores.device, widest(scores.device))
 
     own = largest(scores)
     terms = [largest(one) for one in found if isinstance(one, Tensor) and one.is_floating_point() and one.numel()]

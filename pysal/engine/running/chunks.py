@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pysal._library import widest
 from pysal.engine.running.states import DispatchMode, kept, restoring
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -235,6 +236,8 @@ def fast_rows(device: torch.device, row_bytes: int) -> int:
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return an array on a device, in the order of its queue; a plain copy to a GPU waits until all before it is done."""
     tensor = torch.from_numpy(array)
+    if tensor.dtype == torch.float64:
+        tensor = tensor.to(widest(device))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
