@@ -8,11 +8,11 @@ from pysal.engine.running.states import restoring
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("benchmark", [False, True])
-def test_kernels_of_cudnn(deterministic: bool, benchmark: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timing", [False, True])
+def test_kernels_of_cudnn(deterministic: bool, timing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = torch.backends.cudnn
     monkeypatch.setattr(cudnn, "deterministic", deterministic)
-    monkeypatch.setattr(cudnn, "benchmark", benchmark)
+    monkeypatch.setattr(cudnn, "benchmark", timing)
 
     @restoring
     def run(device: str) -> tuple[bool, bool]:
@@ -23,8 +23,8 @@ def test_kernels_of_cudnn(deterministic: bool, benchmark: bool, monkeypatch: pyt
         return seen
 
     assert run("cuda") == (True, False)
-    assert run("cpu") == (deterministic, benchmark)
+    assert run("cpu") == (deterministic, timing)
     with pytest.raises(ArithmeticError) as caught:
         run("cuda:1")
     assert caught.value.args == (True, False)
-    assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, benchmark)
+    assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, timing)
