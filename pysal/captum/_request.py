@@ -427,6 +427,7 @@ class Request:
                     inputs = tuple(laid_out(one, given) for one, given in zip(inputs, self.inputs, strict=True))
                 return call(forward, inputs, further)
 
+            model.__wrapped__ = forward  # type: ignore[attr-defined]  # as functools.wraps says it
             return model
 
         found = model_of(forward)

@@ -255,6 +255,8 @@ class FeatureAblation(PerturbationAttribution):
 
     def _number(self, output: object) -> Tensor:
         if isinstance(output, Tensor):
+            if output.dtype == torch.bool:
+                refuse(where(self), "the output", "be numbers, which have differences", "truth values", RuntimeError)
             return output
         if not isinstance(output, (int, float)):
             refuse(where(self), "forward_func", "return a tensor, an int or a float", type(output).__name__, AssertionError)

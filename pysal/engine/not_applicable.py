@@ -19,20 +19,29 @@ def not_differentiable(where: str) -> NotApplicable:
     )
 
 
+REENTRANT = "torch.utils.checkpoint with use_reentrant=True, which has no gradient of an input: pass use_reentrant=False"
+# What torch says where autograd cannot follow a model, and what that is.
+_REFUSALS = {
+    "torch.utils.checkpoint is incompatible with .grad()": REENTRANT,
+    "Inference tensors cannot be saved for backward": (
+        "tensors made in torch.inference_mode, which have no gradients: torch.no_grad makes others; "
+        "leave_one_out explains such a model"
+    ),
+}
+
+
 def reentrant(where: str) -> NotApplicable:
     """Return what to raise where a part of the model has a gradient of its weights alone."""
-    return NotApplicable(
-        f"{where}: model must be differentiable, got torch.utils.checkpoint with use_reentrant=True, which has no gradient "
-        "of an input: pass use_reentrant=False"
-    )
+    return NotApplicable(f"{where}: model must be differentiable, got {REENTRANT}")
 
 
 @contextlib.contextmanager
 def differentiating(where: str) -> Iterator[None]:
-    """Say in one sentence what torch refuses on the way back; `where` is the public name of the method."""
+    """Say in one sentence what torch refuses on the way there and back; `where` is the public name of the method."""
     try:
         yield
     except RuntimeError as error:
-        if "torch.utils.checkpoint is incompatible with .grad()" not in str(error):
-            raise
-        raise reentrant(where) from error
+        for words, reason in _REFUSALS.items():
+            if words in str(error):
+                raise NotApplicable(f"{where}: model must be differentiable, got {reason}") from error
+        raise

@@ -236,7 +236,9 @@ def _attribute(
                 (result, native, _), *others = swept(choice.layer, choice.reading)
         chosen = choice.layer
     if len(result) != plan.images:
-        refuse(plan.where, f"layer {chosen.label!r}", f"return a map for each of {plan.images} images", f"{len(result)} maps")
+        what, got = f"return a map for each of {plan.images} images", f"{len(result)} maps"
+        # who asked for no layer made no mistake
+        refuse(plan.where, f"layer {chosen.label!r}", what, got, ValueError if asked is not None else NotApplicable)
     for (gradient,) in others:
         result = gradient * result
     return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.label, "native": native.to(plan.dtype)})

@@ -13,6 +13,7 @@ from pysal._checks import refuse
 from pysal.engine.layers.default_layer import default_layer
 from pysal.engine.layers.features import find_layer
 from pysal.engine.layers.spatial import Reading, reading
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.score import ScoreKind
@@ -69,7 +70,8 @@ class TorchModel:
 
     def images(self, batch: Array) -> Tensor:
         """Return a batch (N, H, W, C) as images (N, C, H, W) on the model's device, in its dtype."""
-        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        model = self.model.original if isinstance(self.model, PreparedModel) else self.model
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
         first = next((one for one in parameters if one.dtype.is_floating_point), None)
         images = torch.from_numpy(np.moveaxis(batch, -1, 1).copy())
         dtype = torch.promote_types(images.dtype, torch.float32) if first is None else first.dtype

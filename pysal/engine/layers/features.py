@@ -44,14 +44,20 @@ class Features:
         self.where, self.layer = where, layer
         self.activation: Tensor | None = None
         self.over = False  # the forward pass; a checkpoint runs its part of it again on the way back
+        self.hidden = False  # whether a run was inside torch.func
 
     def captured(self) -> Tensor:
         """Return the activation, now that the forward pass is over.
 
         Raises:
             ValueError: the layer did not run.
+            NotApplicable: it ran inside torch.func alone.
         """
         self.over = True
+        if self.activation is None and self.hidden:
+            raise NotApplicable(
+                f"{self.where}: layer {self.layer.label!r} must run outside torch.func, got runs inside it alone"
+            )
         if self.activation is None:
             raise ValueError(f"{self.where}: layer {self.layer.label!r} must run in the model's forward pass, got no run")
         return self.activation
@@ -131,6 +137,9 @@ def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
         if not isinstance(tensor, Tensor):
             verb = "be given" if layer.at_input else "return"
             raise ValueError(f"{where}: layer {layer.name!r} must {verb} a tensor, got {type(value).__name__}")
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            features.hidden = True  # a gradient with respect to it is nobody's to take
+            return None
         if cut:
             torch.set_grad_enabled(True)
             tensor = tensor.detach().requires_grad_()

@@ -17,7 +17,7 @@ from pysal.engine.layers.features import Layer
 from pysal.engine.model.class_names import names_of
 from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.relu_rules import ReluRules
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.not_applicable import NotApplicable, differentiating
 from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
 from pysal.engine.request.extra_inputs import ExtraArguments, ExtraInputs, ordinary
 from pysal.engine.request.independence import (
@@ -237,13 +237,14 @@ class Plan:
 
         cuDNN keeps what the backward pass of an RNN needs in training mode alone; torch's own kernels always do.
         """
-        try:
+        with differentiating(self.where):
+            try:
+                return passes()
+            except RuntimeError as error:
+                if "without cuDNN" in self.root._shared or "cudnn RNN backward" not in str(error):
+                    raise
+            self.root._shared["without cuDNN"] = True
             return passes()
-        except RuntimeError as error:
-            if "without cuDNN" in self.root._shared or "cudnn RNN backward" not in str(error):
-                raise
-        self.root._shared["without cuDNN"] = True
-        return passes()
 
     def _check_gradients(self) -> None:
         """Refuse a model whose tensors autograd does not take; looked at once."""
@@ -392,7 +393,7 @@ class Plan:
     def look(self, image: int) -> Look:
         """Run the model with gradients on one of the images, for whoever watches its layers."""
         rows = torch.tensor([image], device=self.device)
-        with self.modes(grad=True):
+        with self.modes(grad=True), differentiating(self.where):
             leaf = self.inputs[image : image + 1].clone().requires_grad_()
             output = self.forward(self.layered_model, leaf.clone(), rows)
             score = self._preview(output, rows)

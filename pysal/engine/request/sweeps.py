@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.layers.features import Features, Layer, capture
 from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.relu_rules import OtherActivations, ReluRule, ReluRules
-from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable, reentrant
+from pysal.engine.not_applicable import NotApplicable, not_differentiable, reentrant
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.states import Hooks, restoring
 from pysal.engine.tape.tape import Place, Program, Tape
@@ -229,27 +229,35 @@ def _swept(
             if one.layer is None:
                 found[one] = (_found(plan, grad),)
             else:
-                used = Features(one.where, one.layer).used(grads[at[one.layer]])
+                used = Features(one.where, one.layer).used(grads.get(at[one.layer]))
                 found[one] = _reduced(one, tape.values[at[one.layer]], used)
     return Swept(None if table is None else table.detach(), scores.detach(), found)
 
 
-def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
+def _with_autograd(
+    plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool, *, may_cut: bool = True
+) -> Swept:
     layers = {one.layer: one.where for one in wanted if one.layer is not None}
     rules = _rules(plan, wanted)
-    # nothing below a single layer is kept where nothing else is wanted; its input may be used by others
+    # nothing below a single layer is kept where nothing else is wanted; its input may be used by others, and hooks on the way
+    # back are handed gradients of modules' inputs
     cut = (
-        len(layers) == 1
+        may_cut
+        and len(layers) == 1
         and all(one.layer is not None for one in wanted)
         and not any(getattr(layer, "at_input", False) for layer in layers)
+        and not _has_backward_hooks(plan.layered_model)
     )
     hooks = Hooks()  # gone, as what they change, when the state is put back
-    with torch.set_grad_enabled(not cut), differentiating(plan.where), _reaching_all(plan, rules):
+    with torch.set_grad_enabled(not cut), _reaching_all(plan, rules):
         features = {layer: capture(where, layer, hooks, cut=cut) for layer, where in layers.items()}
         leaf = _leaf(batch).requires_grad_(not cut)
         with rules.recording() if rules else contextlib.nullcontext():
             model = plan.layered_model if layers else plan.eager_model if rules else plan.model
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
+        if cut and not torch.is_grad_enabled():  # the layer is in a block of the model's own that sets it, and put it back
+            hooks.close()
+            return _with_autograd(plan, batch, rows, wanted, required, may_cut=False)
         lay_out(scores, len(rows))
         if rules is not None and _has_checkpoint(scores):
             raise reentrant(plan.where)
@@ -279,6 +287,14 @@ def _with_autograd(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
                     used = features[one.layer].used(at[one.layer])
                     found[one] = _reduced(one, activations[one.layer].detach(), used)
         return Swept(None if table is None else table.detach(), scores.detach(), found)
+
+
+def _has_backward_hooks(model: object) -> bool:
+    while hasattr(model, "__wrapped__"):
+        model = model.__wrapped__
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    kinds = ("_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, None) for module in modules for kind in kinds)
 
 
 @contextlib.contextmanager
