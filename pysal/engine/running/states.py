@@ -188,9 +188,9 @@ def without_hooks() -> None:
 def leave_inference_mode() -> None:
     """End torch.inference_mode, until the state is put back."""
     if torch.is_inference_mode_enabled():
-        guard = torch._C._InferenceMode(False)
-        undo_later(functools.partial(guard.__exit__, None, None, None))
-        guard.__enter__()
+        guards: list[Any] = []
+        undo_later(lambda: [guard.__exit__(None, None, None) for guard in guards])
+        guards.extend(map(torch._C._InferenceMode, (False,)))  # it holds from the moment it is made: no step may lie between
 
 
 @restoring
