@@ -197,6 +197,11 @@ def check_seed(where: str, seed: object) -> int:
 MOST_REACH = 2**31 - 1
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, cut at the first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_reach(where: str, sides: str, *spaced: tuple[int, int]) -> None:
     """Refuse regions that reach further than positions can say.
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import nn
 
-from pysal._checks import check_count
+from pysal._checks import check_count, first_line
 from pysal.audit import data, files, manifest, table
 from pysal.audit.data import Item, Unreadable, read_bytes
 from pysal.audit.job import Job, resume
@@ -68,7 +68,7 @@ def _problems(out: Path, images: bool) -> Iterator[str]:
     try:
         plan = pq.read_table(out / "plan.parquet", schema=data.PLAN)
     except (OSError, pa.ArrowException) as error:
-        yield f"plan.parquet cannot be read ({_first_line(error)})"
+        yield f"plan.parquet cannot be read ({first_line(error)})"
         return
     if data.fingerprint(plan) != stored["data"]["sha256"]:
         yield "plan.parquet is not the one that manifest.json names"
@@ -85,7 +85,7 @@ def _problems(out: Path, images: bool) -> Iterator[str]:
             if images:
                 yield from (f"shard {number}: {problem}" for problem in _of_images(out, found.root, number, items))
         except (OSError, pa.ArrowException) as error:
-            yield f"shard {number} cannot be read ({_first_line(error)})"
+            yield f"shard {number} cannot be read ({first_line(error)})"
     for number in sorted(done - set(range(found.shards))):
         yield f"shard {number} is not in the plan"
 
@@ -155,7 +155,3 @@ def _of_images(out: Path, root: Path, number: int, items: list[Item]) -> Iterato
                 continue
             if now != hashes[item.id]:
                 yield f"{item.path} has changed since it was explained"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, Request, first_line, from_file, load_weights, refuse_file
+from pysal.models.request import WHERE, Request, from_file, load_weights, refuse_file
 
 
 def load(request: Request) -> Classifier:

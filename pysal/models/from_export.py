@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models import contents
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, read_file, tensors_only
+from pysal.models.request import WHERE, FixedBatch, Request, from_file, read_file, tensors_only
 
 
 def load(request: Request) -> Classifier:

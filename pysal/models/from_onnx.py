@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.engine.model.black_box import numpy_model
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, FixedBatch, Request, first_line, from_file, needed, refuse_file
+from pysal.models.request import WHERE, FixedBatch, Request, from_file, needed, refuse_file
 
 
 class BlackBox(nn.Module):

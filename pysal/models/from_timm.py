@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.classifier import Classifier
 from pysal.models.request import (
     IMAGENET_CLASSES,
     WHERE,
     Request,
     classifier,
-    first_line,
     load_weights,
     needed,
     offline_unless_permitted,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models import contents
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, Request, first_line, from_file, read_file
+from pysal.models.request import WHERE, Request, from_file, read_file
 
 
 def load(request: Request) -> Classifier:

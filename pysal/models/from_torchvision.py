@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.classifier import Classifier
 from pysal.models.request import (
     IMAGENET_MEAN,
@@ -16,7 +16,6 @@ from pysal.models.request import (
     WHERE,
     Request,
     classifier,
-    first_line,
     load_weights,
     needed,
     quietly_seeded,

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.classifier import Classifier
 from pysal.models.request import (
     WHERE,
     Logits,
     Request,
     classifier,
-    first_line,
     load_weights,
     needed,
     offline_unless_permitted,

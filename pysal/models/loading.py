@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models import (
     efficientnet_lite,
     from_code,
@@ -24,7 +24,7 @@ from pysal.models import (
 )
 from pysal.models.classifier import Classifier
 from pysal.models.photos import checked_size
-from pysal.models.request import IMAGENET_MEAN, IMAGENET_STD, WHERE, Normalization, Request, first_line
+from pysal.models.request import IMAGENET_MEAN, IMAGENET_STD, WHERE, Normalization, Request
 
 LIBRARIES = {"torchvision": from_torchvision.load, "timm": from_timm.load, "transformers": from_transformers.load}
 FILES = {".pt": from_torchscript.load, ".pt2": from_export.load, ".onnx": from_onnx.load}

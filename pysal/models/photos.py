@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.classifier import DATA, Classifier
 
 _READ = "pysal.read_image"
@@ -146,7 +146,7 @@ def _decode(source: Source) -> tuple[NDArray[Any] | Image.Image, str]:
         try:
             return _decode_content(io.BytesIO(source), shown), shown
         except OSError as error:  # of a decoder: nothing is read from a disk here
-            _refuse_file(shown, _first_line(error).lower())
+            _refuse_file(shown, first_line(error).lower())
     if isinstance(source, Image.Image):
         return _decode_picture(source, shown), shown
     if isinstance(source, np.ndarray):
@@ -177,7 +177,7 @@ def _decode_file(path: Path, shown: str) -> NDArray[Any] | Image.Image:
             raise
         kinds = (FileNotFoundError, IsADirectoryError, PermissionError)
         kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         _refuse_file(shown, "no such file" if kind is FileNotFoundError else reason.lower(), kind)
 
 
@@ -204,7 +204,7 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
         if str(error).startswith(_READ):  # what is refused further down, in its own words
             raise
         # a decoder that trips while it looks at the file's head raises anything at all
-        _refuse_file(shown, f"damaged or cut off: {_first_line(error)}")
+        _refuse_file(shown, f"damaged or cut off: {first_line(error)}")
 
 
 def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Image:
@@ -213,7 +213,7 @@ def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Im
     except MemoryError:
         raise
     except Exception as error:  # the decoders of some thirty formats raise whatever they trip over
-        _refuse_file(shown, f"damaged or cut off: {_first_line(error)}")
+        _refuse_file(shown, f"damaged or cut off: {first_line(error)}")
     with warnings.catch_warnings(), contextlib.suppress(Exception):  # an orientation nobody can read turns nothing
         warnings.simplefilter("ignore")
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -230,7 +230,7 @@ def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Im
     try:
         return picture if picture.mode == wanted else picture.convert(wanted)
     except (ValueError, OSError) as error:
-        _refuse_file(shown, f"mode {picture.mode}: {_first_line(error)}")
+        _refuse_file(shown, f"mode {picture.mode}: {first_line(error)}")
 
 
 def _sixteen_bits(values: NDArray[Any], shown: str) -> NDArray[Any]:
@@ -304,7 +304,3 @@ def _to_tensor(colours: NDArray[Any]) -> Tensor:
 
 def _refuse_file(shown: str, reason: str, error: type[Exception] = ValueError) -> NoReturn:
     refuse(_READ, "source", "be a readable image file", f"{shown} ({reason})", error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

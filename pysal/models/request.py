@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.classifier import DATA, Classifier, Normalized, Resample
 
 WHERE = "pysal.models.load"
@@ -302,8 +302,3 @@ def refuse_file(argument: str, path: Path, error: OSError) -> NoReturn:
     kinds = (FileNotFoundError, IsADirectoryError, PermissionError)
     kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
     refuse(WHERE, argument, "be a readable file", f"{path} ({error.strerror or first_line(error)})", kind)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, cut at the first line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

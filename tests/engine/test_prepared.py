@@ -622,3 +622,20 @@ def test_small_images_are_tried_in_passes_of_many(monkeypatch: pytest.MonkeyPatc
     passes.clear()  # of a size that nothing was measured with
     pysal.integrated_gradients(fast, torch.rand(1, 3, 24, 24), 1, steps=250)
     assert max(passes) == 250
+
+
+class OneNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, stride=(2,), padding=[1]).relu().mean((2, 3))
+
+
+def test_one_number_in_a_sequence_stands_for_rows_and_columns() -> None:
+    model, x = build(OneNumber, torch.float32)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.fused, prepared.report()
+    double, _ = build(OneNumber)
+    assert_no_worse(prepared(x), double(x.double()), model(x))

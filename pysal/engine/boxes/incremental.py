@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pysal import ops  # noqa: F401  defines torch.ops.pysal.box_regions
-from pysal.engine.graph.fold import module_of
+from pysal.engine.graph.fold import module_of, pair
 from pysal.engine.graph.lowered import FusedConvolution
 from pysal.engine.running.chunks import to_device
 from pysal.engine.running.states import leave_inference_mode, restoring
@@ -897,9 +897,9 @@ def _pooling(node: fx.Node, module: nn.Module | None, clean: dict[fx.Node, Any])
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     else:
         return None
-    kernel = _pair(given["kernel_size"])
-    stride = _pair(given.get("stride") or kernel)
-    padding, dilation = _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
+    kernel = pair(given["kernel_size"])
+    stride = pair(given.get("stride") or kernel)
+    padding, dilation = pair(given.get("padding", 0)), pair(given.get("dilation", 1))
     sizes = [*kernel, *stride, *padding, *dilation]
     if given.get("return_indices") or not all(isinstance(size, int) for size in sizes):
         return None
@@ -919,9 +919,3 @@ def _pooling(node: fx.Node, module: nn.Module | None, clean: dict[fx.Node, Any])
     if divisor:
         divisors = [np.full(after[0], float(divisor)), np.ones(after[1])]
     return _Pooling((down, across), 0.0, (divisors[0], divisors[1]))
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, (tuple, list)):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])

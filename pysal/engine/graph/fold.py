@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pysal._checks import first_line
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
 
@@ -110,7 +111,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
         try:
             snapshot = copy.deepcopy(model).requires_grad_(False)
         except Exception as error:
-            raise NotTraceable(f"it cannot be copied: {_first_line(error)}") from error
+            raise NotTraceable(f"it cannot be copied: {first_line(error)}") from error
         state = ModelState(snapshot)
         tracer = _Tracer()
         undo_later(functools.partial(_unpatch, getattr(_symbolic_trace, "_is_fx_tracing_flag", False)))
@@ -133,16 +134,12 @@ _TRACING = threading.Lock()
 
 def _reason(error: Exception) -> str:
     """Return in a user's words why torch.fx gave up."""
-    text = _first_line(error)
+    text = first_line(error)
     if "control flow" in text:
         return "its forward pass decides by values or sizes that it computes from the images"
     if "cannot be iterated" in text:
         return "its forward pass takes a tensor apart, as many pieces as it turns out to have"
     return f"it cannot be traced: {text}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def detached(value: Any) -> Any:
@@ -272,8 +269,11 @@ def _reshape_for_view(graph: fx.GraphModule) -> None:
                 node.target = "reshape"
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def pair(value: Any) -> tuple[Any, Any]:
+    """Return what one number, or one or two in a sequence, say of (rows, columns)."""
+    if not isinstance(value, (tuple, list)):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
 
 
 def _unify_convolutions(graph: fx.GraphModule) -> None:
@@ -295,7 +295,7 @@ def _unify_convolutions(graph: fx.GraphModule) -> None:
         if found is None:
             continue
         weight, bias, stride, padding, dilation, groups = found
-        stride, dilation = _pair(stride), _pair(dilation)
+        stride, dilation = pair(stride), pair(dilation)
         sides = _sides(padding, tuple(weight.shape[2:]), stride, dilation)
         if sides is not None:
             replace_by_module(graph, node, Convolution(weight, bias, stride, sides, dilation, groups), source)
@@ -312,7 +312,7 @@ def _sides(
             return None
         extra = [dilation[i] * (kernel[i] - 1) for i in range(2)]
         return extra[1] // 2, extra[1] - extra[1] // 2, extra[0] // 2, extra[0] - extra[0] // 2
-    height, width = _pair(padding)
+    height, width = pair(padding)
     return width, width, height, height
 
 

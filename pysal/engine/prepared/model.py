@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pysal._checks import FLOATING, check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, first_line, refuse
 from pysal.engine.boxes.incremental import Incremental, NotIncremental
 from pysal.engine.graph.distance import distance
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
@@ -232,7 +232,7 @@ def prepare(
             with precision_mode("float32", example.device, backward=False):
                 _build(prepared, example)
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
-            reason = str(error) if isinstance(error, _RunsAsItIs) else _first_line(error)
+            reason = str(error) if isinstance(error, _RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision)
             prepared._notes.append(f"runs as it is: {reason}")
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
@@ -341,7 +341,7 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         prepared._incremental = Incremental(graph, example)
         notes.append(f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes")
     except Exception as reason:  # of NotIncremental, or of an op that cannot be run in parts
-        notes.append(f"leave-one-out runs whole images: {_first_line(reason)}")
+        notes.append(f"leave-one-out runs whole images: {first_line(reason)}")
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes.append(f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass")
@@ -379,12 +379,12 @@ def _own(model: nn.Module, images: Tensor) -> Pass:
     try:
         found = run(model, images)
     except Exception as error:
-        raise _RunsAsItIs(f"it does not run on a batch of {len(images)} like the example ({_first_line(error)})") from error
+        raise _RunsAsItIs(f"it does not run on a batch of {len(images)} like the example ({first_line(error)})") from error
     try:
         with torch.no_grad():
             plain = model(images.clone())
     except Exception as error:
-        raise _RunsAsItIs(f"it does not run without gradients ({_first_line(error)})") from error
+        raise _RunsAsItIs(f"it does not run without gradients ({first_line(error)})") from error
     output = found.output
     if not isinstance(output, Tensor):
         raise _RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}")
@@ -442,7 +442,7 @@ def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> s
             patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
             difference = distance(engine.run(engine.keep(example), patch, geometry), expected, float("inf"))
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"
 
 
@@ -554,7 +554,3 @@ def _seconds(prepared: PreparedModel, batch: Tensor) -> float:
         if isinstance(output, Tensor) and output.requires_grad:
             torch.autograd.grad(output.sum(), leaf, allow_unused=True)
         return now() - started
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
