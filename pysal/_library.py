@@ -175,11 +175,14 @@ def _load_ops() -> bool:
     """Load `_C_cpu.so`, whose static initialisers register the CPU kernels; return whether it is there.
 
     Raises:
-        ImportError: it is there, and this torch or this system cannot load it.
+        ImportError: it is there, and this torch or this system cannot load it, or PYSAL_SIMD names no instruction set.
     """
     path = HERE / CPU_OPS
     if not path.exists():
         return False
+    level = os.environ.get("PYSAL_SIMD")
+    if level and level not in ("baseline", "avx2", "avx512"):  # in a kernel it would be an error in torch's words
+        raise ImportError(f"pysal: PYSAL_SIMD must be baseline, avx2 or avx512, got {level}")
     try:
         torch.ops.load_library(os.fspath(path))
     except OSError as error:
