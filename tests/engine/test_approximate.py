@@ -353,7 +353,7 @@ def test_smooth_grad_reports_the_largest_error_of_its_copies() -> None:
 def test_the_error_is_shown() -> None:
     _, prepared, images = prepared_network()
     given = {"leave_one_out": {"segments": Window(4), "approximate": 0.25}}
-    shown = pysal.explain(prepared, images[:1], ["leave_one_out"], 1, method_options=given)
+    shown = pysal.explain(prepared, images[:1], ["leave_one_out"], 1, score="softmax", method_options=given)
     error = float(shown["leave_one_out"].details["approximation_error"])
     assert f"approximation error {error:.3g}; 56 segments" in shown.table()
     assert "approximation error " in shown.panel("leave_one_out").small_print

@@ -233,13 +233,11 @@ def made_in_inference_mode() -> nn.Sequential:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "sparse": (lambda: sparse(small()), "its tensor '5.weight' is of layout sparse_coo"),
-    "meta": (lambda: small().to("meta"), "its tensor '0.weight' is on the meta device, without values"),
     "lazy": (
         lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()).eval(),
         "its tensor '0.weight' is not initialised yet: run the model once",
     ),
     "inference mode": (made_in_inference_mode, "its tensor '0.weight' is made in inference mode"),
-    "another dtype": (lambda: small().double(), "it does not run on a batch of 1 like the example (Input type"),
     "too large for the example": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 40)).eval(),
         "it does not run on a batch of 1 like the example (Calculated",
@@ -256,6 +254,14 @@ def test_no_model_makes_preparing_fail(name: str) -> None:
     assert line.startswith(f"runs as it is: {reason}")
     assert not fast.fused
     fast.check_unchanged("test")
+
+
+def test_an_example_that_the_model_cannot_take_is_refused() -> None:
+    example = torch.rand(1, 3, 12, 12)
+    with pytest.raises(TypeError, match=r"^pysal\.prepare: example must have the model's dtype float64, got float32$"):
+        pysal.prepare(small().double(), example)
+    with pytest.raises(ValueError, match=r"^pysal\.prepare: example must be on the model's device meta, got cpu$"):
+        pysal.prepare(small().to("meta"), example)
 
 
 def test_images_unlike_the_example_run_the_original() -> None:
