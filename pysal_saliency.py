@@ -3,13 +3,21 @@
 `import pysal_saliency` is what works beside PySAL, the spatial analysis library, whose name is `pysal` too.
 """
 
+import os
+
+MIXED = (
+    "pysal_saliency: a checkout must not share an environment with PySAL, the spatial analysis library, whose `pysal` was "
+    "found first: install a wheel, which lies beside it (pip install --no-build-isolation FOLDER_OF_THE_SOURCES)"
+)
 try:
+    import pysal
+    from pysal import _names
     from pysal._names import also_called
 except ImportError as error:
-    raise ImportError(
-        "pysal_saliency: a checkout must not share an environment with PySAL, the spatial analysis library, whose `pysal` was "
-        "found first: install a wheel, which lies beside it (pip install --no-build-isolation FOLDER_OF_THE_SOURCES)"
-    ) from error
+    raise ImportError(MIXED) from error
+if os.path.dirname(str(pysal.__file__)) != os.path.dirname(_names.__file__):
+    # an editable install finds its own modules below whatever is called pysal
+    raise ImportError(MIXED)
 
 if __name__ == "__main__":
     from pysal.cli import main

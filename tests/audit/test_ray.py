@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def _settings(monkeypatch) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path_factory):
+def cluster():
     """A head and a second node, each of one processor, in processes of their own; yields the address."""
     ray = shutil.which("ray", path=str(Path(sys.executable).parent))
     assert ray is not None
@@ -45,8 +46,9 @@ def cluster(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"127.0.0.1:{port}"
+    folder = tempfile.mkdtemp(prefix="ray")  # Ray's sockets lie below it, and their paths have at most 107 bytes
     own = {**os.environ, **SETTINGS}
-    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={tmp_path_factory.mktemp('ray')}"]
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     nodes = []
     for which in (head, [f"--address={address}"]):
         command = [ray, "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats", *which]
@@ -61,6 +63,7 @@ def cluster(tmp_path_factory):
         node.terminate()
         node.wait(600)
         node.stdout.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_workers_of_one_node_give_the_same_bytes(job) -> None:

@@ -48,10 +48,19 @@ def slow() -> models.Classifier:
     return model
 
 
+def endless() -> models.Classifier:
+    """Return one that takes a second for each image, and so many minutes for all methods."""
+    model = slow()
+    model.rows_per_pass = 1
+    model.network = nn.Sequential(Pause(), Pause(), model.network).eval()
+    return model
+
+
 if __name__ == "__main__":
     from pysal.demo.server import serve
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does: uploads are removed
     known = {"small": classifier, "smooth": partial(classifier, nn.GELU), "slow": slow}
-    known = {name: load for name, load in known.items() if name in (sys.argv[2:] or known)}
+    if sys.argv[2:]:
+        known = {"endless": endless}
     serve(known, port=0, host=sys.argv[1], ready=partial(print, flush=True))

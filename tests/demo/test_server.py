@@ -171,12 +171,12 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, how) -> None:
 @pytest.fixture
 def long_run(browser) -> Iterator[tuple[subprocess.Popen[str], str, Page]]:
     """A server of its own, computing for one reader what takes many minutes."""
-    command = [sys.executable, "-m", "tests.demo.small", "127.0.0.1", "slow"]
+    command = [sys.executable, "-m", "tests.demo.small", "127.0.0.1", "endless"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = process.stdout.readline().strip()
         page = browser.new_page()
         page.goto(address)
-        page.get_by_text("Integrated Gradients: ").wait_for(timeout=PATIENCE)
+        page.get_by_text(" model rows").wait_for(timeout=PATIENCE)
         yield process, address, page
         process.kill()
 
@@ -192,7 +192,7 @@ def test_a_second_reader_does_not_wait_for_the_first(long_run, browser) -> None:
     _, address, first = long_run
     second = browser.new_page()
     second.goto(address)
-    second.get_by_text("Integrated Gradients: ").wait_for(timeout=PATIENCE)
+    second.get_by_text(" model rows").wait_for(timeout=PATIENCE)
     assert first.locator("#status .busy").count() == 1, "the first one's run goes on"
     first.close()
 

@@ -87,7 +87,7 @@ FAULTS = [
     Fault(
         "guided_relu", "wrong mask", "bits of the gate reversed", "forward.gate(value)) << k", "forward.gate(value)) << (7 - k)"
     ),
-    Fault("guided_relu", "wrong mask", "gate without its upper edge", "x > A(0) && x < upper", "x > A(0)"),
+    Fault("guided_relu", "wrong mask", "gate without its upper edge", "!(x <= A(0)) && !(x >= bound)", "!(x <= A(0))"),
     Fault("guided_relu", "wrong mask", "wrong rule masked", "kPositive = kRule != kPlain", "kPositive = kRule != kGuided"),
     Fault("gaussian_noise", "wrong counter", "next counter not counted", "element / 4 + 1", "element / 4"),
     Fault("gaussian_noise", "off by one", "nine rounds", "round < 10", "round < 9"),

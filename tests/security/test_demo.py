@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -315,7 +316,10 @@ class Uploads:
 
         pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "127.0.0.1", **headers}.items()]
         scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": pairs}
-        asyncio.run(self.gate(scope, receive, send))
+        # In a thread: where a browser was driven before, an event loop is at work in this one.
+        thread = threading.Thread(target=lambda: asyncio.run(self.gate(scope, receive, send)))
+        thread.start()
+        thread.join()
         return said[0]["status"], {name.decode(): value.decode() for name, value in said[0]["headers"]}
 
     def visitor(self) -> str:
