@@ -49,8 +49,10 @@ def kinds_of(path: Path) -> list[str]:
     return [kind for kind, places in KINDS.items() if any(path.is_relative_to(HERE / place) for place in places)]
 
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("patient", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+# How long an example takes says how busy the machine is; `make attack` tries twenty times as many.
+EXAMPLES = 2000 if os.environ.get("PYSAL_ATTACK") else 100
+PATIENT = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("patient", PATIENT)
 settings.load_profile("patient")
 
 
