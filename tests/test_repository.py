@@ -162,3 +162,14 @@ def test_make_lists_its_targets() -> None:
     for page in ("README.md", "CONTRIBUTING.md", "TESTING.md"):
         for target in re.findall(r"make ([a-z-]+)", (ROOT / page).read_text()):
             assert target in targets, f"{page} says make {target}"
+
+
+def test_the_tests_that_correctness_names_are_there() -> None:
+    rows = [line for line in (ROOT / "docs/correctness.md").read_text().splitlines() if line.startswith("| ")]
+    sources = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    named = [name for row in rows for name in re.findall(r"`((?:tests/|test_)[^`]+)`", row.rsplit(" | ", 1)[1])]
+    assert len(named) >= len(rows) - 20, "a heading and a row each"
+    for name in named:
+        path, _, function = name.rpartition("::") if "::" in name else (name, "", "") if "/" in name else ("", "", name)
+        text = (ROOT / path).read_text() if path else "".join(sources.values())
+        assert not function or f"def {function}(" in text, name
