@@ -4,18 +4,17 @@
 """
 
 import os
+import sys
 
 MIXED = (
     "pysal_saliency: a checkout must not share an environment with PySAL, the spatial analysis library, whose `pysal` was "
     "found first: install a wheel, which lies beside it (pip install --no-build-isolation FOLDER_OF_THE_SOURCES)"
 )
 try:
-    import pysal
     from pysal import _names
-    from pysal._names import also_called
 except ImportError as error:
     raise ImportError(MIXED) from error
-if os.path.dirname(str(pysal.__file__)) != os.path.dirname(_names.__file__):
+if os.path.dirname(str(sys.modules[_names.PACKAGE].__file__)) != os.path.dirname(_names.__file__):
     # an editable install finds its own modules below whatever is called pysal
     raise ImportError(MIXED)
 
@@ -24,4 +23,4 @@ if __name__ == "__main__":
 
     main()
 else:
-    also_called(__name__)
+    _names.also_called(__name__)
