@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models import Classifier, read_image
 from pysal.models.photos import PHOTO_SUFFIXES
 
@@ -272,7 +272,7 @@ def _in_table(where: str, path: Path, labels: Labels) -> Iterator[_Found]:
             table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=convert)
         names = table.column_names  # decoded only now
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        refuse(where, "data", "be a readable table", f"{path} ({str(error).splitlines()[0]})")
+        refuse(where, "data", "be a readable table", f"{path} ({first_line(error)})")
     for name in ("path", "label"):
         if names.count(name) > 1:
             refuse(where, "data", f"have one column {name!r}", f"{names.count(name)} in {path}")

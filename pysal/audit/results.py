@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.audit import files
 from pysal.audit import manifest as manifests
 from pysal.audit.data import PLAN, Item, Unreadable, decode, read_bytes
@@ -101,12 +101,11 @@ class Results:
         try:
             return pq.read_table(self.out / "plan.parquet", schema=PLAN)
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
             refuse(
                 self._where,
                 "out",
                 "have a readable plan.parquet (pysal audit resume writes a lost one)",
-                f"{self.out} ({reason})",
+                f"{self.out} ({first_line(error)})",
             )
 
     @cached_property

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from pysal._checks import refuse
+from pysal._checks import first_line, refuse
 from pysal.models.request import WHERE, Request
 
 # Operations of these libraries compute with tensors.
@@ -61,8 +61,7 @@ def _check(request: Request, content: bytes, kind: str, check: Any) -> None:
     except Foreign as found:
         _refuse_code(kind, str(found), request)
     except (RuntimeError, ValueError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        refuse(WHERE, "source", f"be {kind}", f"{request.name} ({reason})")
+        refuse(WHERE, "source", f"be {kind}", f"{request.name} ({first_line(error)})")
 
 
 def _refuse_code(kind: str, found: str, request: Request) -> NoReturn:
