@@ -1,0 +1,80 @@
+"""A page to draw on: a figure of matplotlib's object interface, addressed in inches, with text that fits its room.
+
+It touches no global state, needs no display and may be drawn in any thread.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
+
+INK, GREY = "#1c1c1e", "#5c5f66"
+MARGIN = 0.26  # inches, as are all lengths
+DPI = 160
+FAMILY = "DejaVu Sans"  # comes with matplotlib: the same picture on every machine
+
+
+class Page:
+    """A figure on white, unknown to pyplot, addressed in inches from its top left corner."""
+
+    def __init__(self, size: tuple[float, float]) -> None:
+        self.size = size
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor="white")
+        self.renderer: RendererAgg = FigureCanvasAgg(self.figure).get_renderer()  # type: ignore[no-untyped-call]
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Return axes without frame, ticks and labels."""
+        full_width, full_height = self.size
+        box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
+        axes = self.figure.add_axes(box)
+        axes.set_axis_off()
+        return axes
+
+    def width(self, text: str, points: float, weight: str = "normal") -> float:
+        """Return how long a line of text is."""
+        font = FontProperties(family=FAMILY, size=points, weight=weight)
+        extent = self.renderer.get_text_width_height_descent(text, font, False)  # type: ignore[no-untyped-call]
+        return float(extent[0]) / DPI
+
+    def text(
+        self,
+        text: str,
+        left: float,
+        base: float,
+        points: float,
+        colour: str = INK,
+        *,
+        weight: Literal["normal", "bold"] = "normal",
+        align: Literal["left", "center", "right"] = "left",
+        room: float = math.inf,
+        angle: float = 0.0,
+    ) -> float:
+        """Write one line, shortened to `room`, turned by `angle` degrees about its start; return its length."""
+        text = printable(text)
+        shown, keep = text, len(text)
+        while keep > 1 and self.width(shown, points, weight) > room:
+            keep -= 1
+            shown = text[:keep].rstrip() + "…"
+        x, y = left / self.size[0], 1 - base / self.size[1]
+        font = FontProperties(family=FAMILY, size=points, weight=weight)
+        line = Text(x, y, shown, color=colour, fontproperties=font, parse_math=False, usetex=False)
+        line.set(horizontalalignment=align, rotation=angle, rotation_mode="anchor")
+        self.figure.add_artist(line)
+        return self.width(shown, points, weight)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties(family=FAMILY))).get_charmap())
+
+
+def printable(text: str) -> str:
+    """Return one line that the font of the pictures can draw: blanks merged, unknown characters as white squares."""
+    return "".join(c if ord(c) in _glyphs() else "□" for c in " ".join(text.split()))
