@@ -52,7 +52,7 @@ def read(report: Path) -> dict[tuple[str, str], Use]:
 def table(uses: dict[str, dict[tuple[str, str], Use]], release: str) -> str:
     """Return the Markdown between the markers."""
     lines = [
-        f"nvcc {release}, -O3. Both numbers where sm_80 and sm_90 differ, in this order.",
+        f"nvcc {release}, -O3. One number: the same on sm_80 and sm_90. Two numbers: sm_80 / sm_90.",
         "",
         "| source | kernel | registers | shared memory, bytes | spilled, bytes |",
         "|---|---|---|---|---|",

@@ -24,11 +24,14 @@ CHECKS = {
     "ASan + UBSan": ("address", "0"),
     "TSan": ("thread", "0"),
 }
-HEADER = """# Faults that the emulation sees
+HEADER = """# Which faults in a CUDA kernel the tests find
 
-`make mutate` seeds one fault at a time into the CUDA kernels, compiles them for the CPU and runs the cases of `tests/emu`:
-with threads in three orders, under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer. `-` is a run
-that noticed nothing; `diagnosed` means that the emulation itself refused, as for a barrier that not all threads reach.
+This table shows that the tests of the CUDA kernels find mistakes. `make mutate` puts one fault at a time into the kernels,
+compiles them for the CPU and runs the cases of `tests/emu` in five ways: with the threads in three orders, under
+AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+
+A cell says how that run failed. `-`: it noticed nothing. `diagnosed`: the emulation itself refused, for example at a barrier
+that not all threads reach.
 """
 
 
@@ -410,7 +413,7 @@ def write(rows: dict[tuple[str, str], str]) -> None:
     """Write the page, in the order of FAULTS; rows of faults that are no more are left out."""
     known = [rows[fault.stem, fault.name] for fault in FAULTS if (fault.stem, fault.name) in rows]
     seen = sum(not line.endswith(f"{' | -' * len(CHECKS)} |") for line in known)
-    count = f"{len(FAULTS)} faults; {len(known)} of them were tried on the sources as they are, and {seen} were seen.\n"
+    count = f"{len(FAULTS)} faults; {len(known)} of them were tried on the sources as they are, and {seen} were found.\n"
     columns = f"| source | kind | fault | {' | '.join(CHECKS)} |"
     PAGE.write_text("\n".join([HEADER, count, columns, f"|---|---|---|{'---|' * len(CHECKS)}", *known]) + "\n")
 
