@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from pysal import cli, models
+from pysal.cli import terminal
 from pysal.engine.prepared.model import prepare
 from pysal.engine.request.score import SCORE_KINDS
 from pysal.engine.running import chunks
@@ -415,7 +416,7 @@ def test_read_only_folder(photo, out, monkeypatch) -> None:
     def deny(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", deny)
+    monkeypatch.setattr(cli.explain.tempfile, "TemporaryFile", deny)
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("work was done"))
     expected = f"pysal explain: --out must be a folder to write in, got {out} (Permission denied)"
     assert refused(2, "explain", photo, "--out", out) == expected
@@ -500,7 +501,7 @@ def test_interrupt_outside_a_command() -> None:
     def stuck() -> None:
         raise KeyboardInterrupt
 
-    group = cli.Commands(commands={"stuck": stuck})
+    group = terminal.Commands(commands={"stuck": stuck})
     result = CliRunner().invoke(group, ["stuck"])
     assert result.exit_code == 130
     assert result.stderr.strip() == "pysal: interrupted, wrote nothing"
@@ -632,7 +633,7 @@ def test_info_table() -> None:
     ],
 )
 def test_readable(value, expected) -> None:
-    assert cli._readable(value) == expected
+    assert terminal.readable(value) == expected
 
 
 def test_every_command_is_tested_here() -> None:

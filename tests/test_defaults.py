@@ -158,12 +158,12 @@ def test_costs_in_words_name_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("command", "functions"),
     [
-        (cli.explain, [pysal.explain]),
-        (cli.audit_run, [audit.Job, audit.Job.run]),
-        (cli.audit_resume, [audit.Job.run]),
-        (cli.audit_verify, [audit.verify]),
-        (cli.audit_report, [audit.report]),
-        (cli.demo, [server.serve]),
+        (cli.explain.explain, [pysal.explain]),
+        (cli.audit.audit_run, [audit.Job, audit.Job.run]),
+        (cli.audit.audit_resume, [audit.Job.run]),
+        (cli.audit.audit_verify, [audit.verify]),
+        (cli.audit.audit_report, [audit.report]),
+        (cli.demo.demo, [server.serve]),
     ],
     ids=lambda value: value.name if isinstance(value, click.Command) else "",
 )
@@ -185,7 +185,7 @@ def test_the_command_lines_defaults_are_the_functions(command: click.Command, fu
 
 def test_help_names_the_defaults_of_methods_options() -> None:
     """Options of single methods are handed over only where they are given, so their help alone names the default."""
-    helps = {option.name: option.help or "" for option in cli.explain.params if isinstance(option, click.Option)}
+    helps = {option.name: option.help or "" for option in cli.explain.explain.params if isinstance(option, click.Option)}
     assert f"[default: {default_of(pysal.smooth_grad, 'samples')}]" in helps["samples"]
     assert f"[default: slic:{default_of(pysal.leave_one_out, 'segments').n_segments}]" in helps["segments"]
     assert default_of(pysal.leave_one_out, "approximate") is None

@@ -1,0 +1,5 @@
+"""`python -m pysal.cli` is `pysal`."""
+
+from pysal.cli import main
+
+main()

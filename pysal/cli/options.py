@@ -1,0 +1,239 @@
+"""The options that several commands share, and what they mean to the functions behind them."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pysal.cli.terminal import BadInput
+from pysal.methods.traits import PATHS, TRAITS
+
+if TYPE_CHECKING:
+    from pysal.models import Classifier
+
+METHOD_NAMES = tuple(TRAITS)
+# The kinds of pysal.engine.request.score, which takes seconds to import; tests/test_cli.py holds the two together.
+SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid", "log_sigmoid")
+# Command line option, which is the methods' own too, -> the methods that have it.
+OPTION_OF = {
+    "segments": ("leave_one_out",),
+    "approximate": ("leave_one_out",),
+    "steps": PATHS,
+    "tolerance": PATHS,
+    "samples": ("smooth_grad",),
+    "other_activations": ("guided_backprop", "guided_grad_cam"),
+}
+
+
+class MethodName(click.Choice[str]):
+    """A method's name, with hyphens or underscores, in any case, or "all"."""
+
+    name = "method"
+
+    def __init__(self) -> None:
+        super().__init__([*METHOD_NAMES, "all"], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name as Python has it."""
+        return super().convert(str(value).replace("-", "_"), param, ctx)
+
+
+class Folder(click.Path):
+    """A folder to write; an empty name, as of a variable that is not set, is not the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the folder as a path."""
+        if value == "":
+            self.fail("it must name a folder, got ''", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the options about a model say: the arguments of `pysal.models.load`."""
+
+    source: str
+    weights: str | None
+    size: str | None
+    normalize: str | None
+    classes: str | None
+    download: bool
+    allow_code: bool
+
+    def load(self, device: str) -> "Classifier":
+        """Return the classifier.
+
+        Raises:
+            BadInput: an option that cannot be read.
+            ValueError, TypeError, OSError, ImportError: see `pysal.models.load`.
+        """
+        from pysal import models
+
+        return models.load(self.source, **self.arguments(), device=device)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that were given, by the names that `pysal.models.load` has for them.
+
+        Raises:
+            BadInput: an option that cannot be read.
+        """
+        found = {
+            "weights": self.weights,
+            "size": self._size(),
+            "normalize": self._normalize(),
+            "class_names": self._class_names(),
+            "download": self.download or None,
+            "allow_code": self.allow_code or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _size(self) -> tuple[int, int] | None:
+        if self.size is None:
+            return None
+        found = re.fullmatch(r"(\d+)(?:x(\d+))?", self.size)
+        if found is None:
+            raise BadInput(f"pysal: --size must be pixels, as in 224 or 224x320 (height x width), got {self.size!r}")
+        return int(found[1]), int(found[2] or found[1])
+
+    def _normalize(self) -> Any:
+        if self.normalize is None or "/" not in self.normalize:
+            return self.normalize
+        try:
+            mean, std = ([float(number) for number in part.split(",")] for part in self.normalize.split("/"))
+        except ValueError as error:
+            expected = "imagenet, none or MEAN/STD, as in 0.5,0.5,0.5/0.5,0.5,0.5"
+            raise BadInput(f"pysal: --normalize must be {expected}, got {self.normalize!r}") from error
+        return (mean * 3 if len(mean) == 1 else mean), (std * 3 if len(std) == 1 else std)
+
+    def _class_names(self) -> Any:
+        if self.classes is None or self.classes == "imagenet":
+            return self.classes
+        try:
+            return [line for line in Path(self.classes).read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise BadInput(f"pysal: --classes must be imagenet or a text file, got {self.classes} ({reason})") from error
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --model and the options that say more about it; it gets them as `model`, a `ModelChoice`."""
+
+    @functools.wraps(command)
+    def with_choice(model: str, **given: Any) -> None:
+        names = ("weights", "size", "normalize", "classes", "download", "allow_code")
+        command(model=ModelChoice(model, **{name: given.pop(name) for name in names}), **given)
+
+    options = (
+        click.option(
+            "--model",
+            default="efficientnet-lite0",
+            metavar="SOURCE",
+            show_default=True,
+            help="Model to load: torchvision:NAME, timm:NAME, transformers:NAME, FILE.pt, .pt2, .onnx or FILE.py:FUNCTION.",
+        ),
+        click.option("--weights", metavar="FILE|random", help="Weights file, or random. [default: the published weights]"),
+        click.option("--size", metavar="N|HxW", help="Input size of the model, in pixels. [default: the model's own]"),
+        click.option(
+            "--normalize",
+            metavar="imagenet|none|MEAN/STD",
+            help="Normalisation of the model's input; required for model files. [default: the model's own]",
+        ),
+        click.option(
+            "--classes", metavar="imagenet|FILE", help="File of class names, one per line. [default: the model's own]"
+        ),
+        click.option("--download", is_flag=True, help="Download weights that are not on this machine."),
+        click.option("--allow-code", is_flag=True, help="Permit to run a Python file, or code inside a model file."),
+    )
+    for option in reversed(options):
+        with_choice = option(with_choice)
+    return with_choice
+
+
+def score_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --score."""
+    return click.option(
+        "--score",
+        type=click.Choice(SCORE_NAMES),
+        metavar="KIND",
+        help=f"Number to explain: {', '.join(SCORE_NAMES)}. [default: auto for leave_one_out, logit for the other methods]",
+    )(command)
+
+
+def method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of single methods; it gets those that were given as `given`."""
+
+    @functools.wraps(command)
+    def with_given(**arguments: Any) -> None:
+        given = {name: value for name in OPTION_OF if (value := arguments.pop(name)) is not None}
+        if "steps" in given and "tolerance" in given:
+            raise click.UsageError("--steps and --tolerance exclude each other")
+        command(given=given, **arguments)
+
+    options = (
+        click.option(
+            "--segments",
+            metavar="SPEC",
+            help="For leave_one_out: shape of the segments, grid:3x3, window:16/8 or slic:100. [default: slic:100]",
+        ),
+        click.option(
+            "--approximate",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="SHARE",
+            help="For leave_one_out: at each layer recompute at most this fraction of the map's height and width. Smaller is "
+            "faster and less exact; the error is reported. [default: exact]",
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of steps of integrated_gradients and blur_integrated_gradients.",
+        ),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            metavar="T",
+            help="Instead of --steps: add steps until the estimated relative error of the map is below T.",
+        ),
+        click.option(
+            "--samples", type=click.IntRange(min=1), metavar="N", help="Number of noisy copies for smooth_grad. [default: 50]"
+        ),
+        click.option(
+            "--other-activations",
+            type=click.Choice(["plain", "generalised"]),
+            help="For guided_backprop and guided_grad_cam: what to do at activations other than ReLU. plain keeps their "
+            "gradient, generalised applies the guided rule where their output is positive. [default: refuse the model]",
+        ),
+    )
+    for option in reversed(options):
+        with_given = option(with_given)
+    return with_given
+
+
+def options_of_methods(names: Sequence[str], given: Mapping[str, Any], asked: str = "--method") -> dict[str, dict[str, Any]]:
+    """Return the options for each method asked for; refuse one that none of them has."""
+    options: dict[str, dict[str, Any]] = {}
+    for option, value in given.items():
+        takers = [name for name in OPTION_OF[option] if name in names]
+        if not takers:
+            raise click.UsageError(
+                f"--{option.replace('_', '-')} is for {' and '.join(OPTION_OF[option])}, which {asked} leaves out"
+            )
+        for name in takers:
+            options.setdefault(name, {})[option] = value
+    return options
+
+
+def device_of(name: str) -> str:
+    """Return the device that --device means: "auto" is the GPU where there is one."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
