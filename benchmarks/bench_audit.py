@@ -61,13 +61,13 @@ def bare(method: str, images: int) -> None:
     model = pysal.models.load(MODEL)
     photos = pysal.read_images(sorted((ROOT / "examples/photos").glob("*.jpg")), model)
     prepared = pysal.prepare(model, photos[:1], batch_size=CPU_ROWS)
-    pysal.explain(prepared, photos[:1], method)
+    pysal.explain(prepared, photos[:1], methods=method)
     print("ready", flush=True)
     sys.stdin.readline()
     started, processor = time.perf_counter(), time.process_time()
     for start in range(0, images, BATCH):
         rows = torch.arange(start, min(start + BATCH, images)) % len(photos)
-        pysal.explain(prepared, photos[rows], method)
+        pysal.explain(prepared, photos[rows], methods=method)
     print(json.dumps([time.perf_counter() - started, time.process_time() - processor]), flush=True)
 
 

@@ -306,7 +306,7 @@ def smooth_grad(subject: Subject) -> Comparison:
     model, image, target, settings = subject.model, subject.image, subject.target, subject.settings
     # the same noise for every image, so that a map does not depend on who else is in the batch
     options: dict[str, Any] = {"samples": SAMPLES, "noise": NOISE, "image_ids": [0] * len(image)}
-    found = pysal.explain(subject.fast, image, ["smooth_grad"], target, method_options={"smooth_grad": options})
+    found = pysal.explain(subject.fast, image, target, methods=["smooth_grad"], method_options={"smooth_grad": options})
     result = found.results["smooth_grad"]
     spread = 2**0.5 * result.details["standard_error"].double()
 
@@ -457,7 +457,7 @@ def four_methods(subject: Subject) -> Comparison:
 
     def method(model: Any, image: Tensor) -> Tensor:
         options = {name: {"layer": subject.layer_name} for name in FOUR if "cam" in name}
-        return stacked(list(pysal.explain(model, image, FOUR, target, method_options=options).maps.values()))
+        return stacked(list(pysal.explain(model, image, target, methods=FOUR, method_options=options).maps.values()))
 
     def each(module: Any, prefix: str, model: nn.Module, image: Tensor, layer: nn.Module) -> Tensor:
         more: Mapping[str, tuple[Any, ...]] = {"grad_cam": (layer,), "guided_grad_cam": (layer,)}

@@ -70,7 +70,7 @@ def errors(model: Classifier, image: torch.Tensor, method: str, case: dict[str, 
     fast = pysal.prepare(model, image, batch_size=4)
 
     def explained(**options: Any) -> Any:
-        return pysal.explain(fast, image, [method], method_options={method: {**case, **options}})[method]
+        return pysal.explain(fast, image, methods=[method], method_options={method: {**case, **options}})[method]
 
     truth = explained(quadrature="midpoint", placement="squared", steps=REFERENCE_STEPS).map.double()
 

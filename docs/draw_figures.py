@@ -160,7 +160,7 @@ def fills(setting: Setting) -> Drawn:
     tiles, found = [Tile("photo", photo(image), f"tripod {percent(setting.probability(image, index))}")], {}
     for fill in ("black", "white", "mean", "blur"):
         options = {"leave_one_out": {"segments": pysal.Grid(7, 7), "fill": fill}}
-        result = pysal.explain(setting.fast, image, ["leave_one_out"], index, method_options=options)["leave_one_out"]
+        result = pysal.explain(setting.fast, image, index, methods=["leave_one_out"], method_options=options)["leave_one_out"]
         drops = result.details["drops"][0]
         found[fill] = [round(float(drops.max()), 3), divmod(int(drops.argmax()), 7)]
         note = f"largest drop {100 * float(drops.max()):.0f} points"
@@ -253,7 +253,7 @@ def cam_depth(setting: Setting) -> Drawn:
     """Grad-CAM: as coarse as its layer, and meaningless far from the output."""
     image = setting.photo("siamese_cat")
     index = setting.model.class_index("Siamese cat")
-    result = pysal.explain(setting.model, image, ["grad_cam"], index)["grad_cam"]
+    result = pysal.explain(setting.model, image, index, methods=["grad_cam"])["grad_cam"]
     native = result.details["native"]
     coarse = torch.nn.functional.interpolate(native, scale_factor=32)
     tiles = [
@@ -266,9 +266,9 @@ def cam_depth(setting: Setting) -> Drawn:
     found = {}
     for block in (10, 2):
         layer = f"network.model._blocks.{block}"
-        result = pysal.explain(setting.model, image, ["grad_cam"], index, method_options={"grad_cam": {"layer": layer}})[
-            "grad_cam"
-        ]
+        result = pysal.explain(
+            setting.model, image, index, methods=["grad_cam"], method_options={"grad_cam": {"layer": layer}}
+        )["grad_cam"]
         size = result.details["native"].shape[2]
         found[layer] = size
         tiles.append(Tile(f"block {block + 1} of 16", overlay(image, one(result.map, "none")), f"{size} x {size} cells"))
@@ -318,7 +318,7 @@ def few_steps(setting: Setting, method: str, counts: Sequence[int], reference: i
 
     def run(steps: int, how: dict[str, str]) -> tuple[Tensor, float]:
         options = {method: {"steps": steps, **how}}
-        result = pysal.explain(setting.fast, image, [method], index, method_options=options)[method]
+        result = pysal.explain(setting.fast, image, index, methods=[method], method_options=options)[method]
         return one(result.map, "sum"), float(result.details["residual"][0])
 
     exact, _ = run(reference, {})

@@ -14,6 +14,7 @@ from pysal._checks import refuse
 from pysal._library import build_info
 from pysal.engine.model.class_names import names_of
 from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -31,9 +32,9 @@ WHERE = "pysal.explain"
 def explain(
     model: Model,
     images: Tensor,
-    methods: str | Sequence[str] = "all",
     target: Target = None,
     *,
+    methods: str | Sequence[str] = "all",
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     score: ScoreKind | None = None,
@@ -46,8 +47,8 @@ def explain(
     Args:
         model: an nn.Module in eval mode, or any callable; see the methods for what they need.
         images: (B, C, H, W), floating point.
-        methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
         target: see `pysal.gradient`; None = each image's highest class.
+        methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
@@ -68,13 +69,14 @@ def explain(
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
-        >>> found = explain(model, torch.rand(1, 3, 8, 8), methods=["gradient", "integrated_gradients"], target=3)
+        >>> found = explain(model, torch.rand(1, 3, 8, 8), 3, methods=["gradient", "integrated_gradients"])
         >>> found.maps["gradient"].shape
         torch.Size([1, 3, 8, 8])
     """
     started = time.perf_counter()
     names = _method_names(methods)
     options = _checked_options(names, methods, method_options or {}, seed)
+    _check_that_no_method_is_a_target(model, target)
     plan = Plan(
         WHERE,
         model,
@@ -167,6 +169,16 @@ def _method_names(methods: str | Sequence[str]) -> list[str]:
     if not names:
         refuse(WHERE, "methods", "name at least one method", "none")
     return list(dict.fromkeys(names))
+
+
+def _check_that_no_method_is_a_target(model: object, target: object) -> None:
+    """Refuse a method's name in the place of a class's, unless the model has a class of that name."""
+    named = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
+    spelled = [name.strip().casefold() if isinstance(name, str) else "" for name in named]
+    if spelled and all(name.replace("-", "_") in ("all", *METHODS) for name in spelled):
+        known = names_of(model.original if isinstance(model, PreparedModel) else model)
+        if known is None or not set(spelled) <= set(map(str.casefold, known.names)):
+            refuse(WHERE, "target", f"be a class; names of methods are given as methods={target!r}", repr(target))
 
 
 def _checked_options(

@@ -48,7 +48,9 @@ def test_maps_are_those_of_the_methods() -> None:
     ],
 )
 def test_a_mean_over_noisy_copies_is_drawn_as_the_method_it_smooths(options: dict[str, Any], drawn: tuple[str, bool]) -> None:
-    found = pysal.explain(row_by_row(), INPUTS, "smooth_grad", 1, method_options={"smooth_grad": {"samples": 2, **options}})
+    found = pysal.explain(
+        row_by_row(), INPUTS, 1, methods="smooth_grad", method_options={"smooth_grad": {"samples": 2, **options}}
+    )
     result = found["smooth_grad"]
     assert (result.reduction, result.signed) == drawn
 
@@ -57,7 +59,7 @@ def test_target_and_scores() -> None:
     model = row_by_row()
     logits = model(INPUTS).detach()
     classes = logits.argmax(1)
-    found = explain(model, ["gradient"], method_options=None)
+    found = explain(model, methods=["gradient"], method_options=None)
     assert torch.equal(found.target, classes)
     assert found.target_names == [f"class {index}" for index in classes]
     assert found.score_kind == "probability"
@@ -65,7 +67,7 @@ def test_target_and_scores() -> None:
     torch.testing.assert_close(found.scores, probabilities.amax(1))
     torch.testing.assert_close(found.probabilities, probabilities.amax(1))
 
-    found = explain(model, "gradient", [3, 0, 1], score="logit", method_options={})
+    found = explain(model, [3, 0, 1], methods="gradient", score="logit", method_options={})
     assert found.target.tolist() == [3, 0, 1]
     assert found.score_kind == "logit"
     torch.testing.assert_close(found.scores, logits[[0, 1, 2], [3, 0, 1]])
@@ -74,10 +76,12 @@ def test_target_and_scores() -> None:
 
 def test_score_of_each_method() -> None:
     model = row_by_row()
-    told = explain(model, ["gradient", "leave_one_out"], 1, score="log_probability", method_options=_only("leave_one_out"))
+    told = explain(
+        model, 1, methods=["gradient", "leave_one_out"], score="log_probability", method_options=_only("leave_one_out")
+    )
     assert torch.equal(told.maps["gradient"], pysal.gradient(model, INPUTS, 1, score="log_probability"))
     assert torch.equal(told.maps["leave_one_out"], CALLS["leave_one_out"](model, INPUTS, 1, score="log_probability"))
-    own = explain(model, ["gradient", "leave_one_out"], 1, method_options=_only("leave_one_out"))
+    own = explain(model, 1, methods=["gradient", "leave_one_out"], method_options=_only("leave_one_out"))
     assert torch.equal(own.maps["gradient"], pysal.gradient(model, INPUTS, 1, score="logit"))
     assert torch.equal(own.maps["leave_one_out"], CALLS["leave_one_out"](model, INPUTS, 1, score="probability"))
 
@@ -91,7 +95,7 @@ def brightness(output: Tensor) -> Tensor:
 
 
 def test_callable_target() -> None:
-    found = explain(row_by_row(), ["gradient", "leave_one_out"], brightness, method_options=_only("leave_one_out"))
+    found = explain(row_by_row(), brightness, methods=["gradient", "leave_one_out"], method_options=_only("leave_one_out"))
     assert found.target.tolist() == [-1, -1, -1]
     assert found.target_names == ["brightness"] * 3
     assert found.score_kind == "callable"
@@ -104,13 +108,13 @@ def test_class_names_and_model_name() -> None:
     model = row_by_row()
     model.class_names = ["tench", "goldfish", "shark"]  # type: ignore[assignment]
     model.name = "small net"  # type: ignore[assignment]
-    found = explain(model, "gradient", [0, 2, 3], method_options={})
+    found = explain(model, [0, 2, 3], methods="gradient", method_options={})
     assert found.target_names == ["tench", "shark", "class 3"]
     assert found.model_name == "small net"
-    assert explain(row_by_row(), "gradient", method_options={}).model_name == "RowByRow"
-    assert explain(brightness_model, "gradient", method_options={}).model_name == "brightness_model"
+    assert explain(row_by_row(), methods="gradient", method_options={}).model_name == "RowByRow"
+    assert explain(brightness_model, methods="gradient", method_options={}).model_name == "brightness_model"
     for same in (pysal.prepare(model, INPUTS, batch_size=3), torch.compile(model, backend="eager")):
-        found = explain(same, "leave_one_out", [0, 2, 3], method_options=_only("leave_one_out"))
+        found = explain(same, [0, 2, 3], methods="leave_one_out", method_options=_only("leave_one_out"))
         assert found.model_name == "small net"
         assert found.target_names == ["tench", "shark", "class 3"]
 
@@ -120,14 +124,14 @@ def brightness_model(batch: Tensor) -> Tensor:
 
 
 def test_one_number_per_image_is_explained_as_it_is_and_is_no_probability() -> None:
-    found = explain(brightness_model, "gradient", method_options={})
+    found = explain(brightness_model, methods="gradient", method_options={})
     torch.testing.assert_close(found.scores, INPUTS.mean((1, 2, 3)))
     assert found.probabilities is None
 
 
 def test_probabilities_of_a_model_that_returns_them_are_as_returned() -> None:
     model = nn.Sequential(row_by_row(), nn.Softmax(1)).eval()
-    found = explain(model, "gradient", 1, method_options={})
+    found = explain(model, 1, methods="gradient", method_options={})
     torch.testing.assert_close(found.probabilities, model(INPUTS)[:, 1].detach())
 
 
@@ -137,7 +141,7 @@ def test_methods_share_the_clean_pass() -> None:
     model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
     explain(
         model,
-        ["gradient", "leave_one_out", "integrated_gradients"],
+        methods=["gradient", "leave_one_out", "integrated_gradients"],
         method_options=_only("leave_one_out", "integrated_gradients"),
     )
     # the clean images, their gradient with them; 4 segments; 5 steps and the baselines' scores: of 3 images each
@@ -153,7 +157,7 @@ def test_methods_share_the_clean_pass() -> None:
 def test_default_layer_is_looked_for_once() -> None:
     rows: list[int] = []
     model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
-    found = explain(model, ["grad_cam", "guided_grad_cam"], method_options={})
+    found = explain(model, methods=["grad_cam", "guided_grad_cam"], method_options={})
     assert sum(rows) == 3 + 1  # one pass for both and for the scores
     assert found["grad_cam"].details["layer"] == found["guided_grad_cam"].details["layer"] == "model.relu[1]"
 
@@ -163,7 +167,7 @@ def test_passes_are_those_that_were_made() -> None:
     for name in CALLS:
         rows: list[int] = []
         model = Watched(row_by_row(), lambda batch, rows=rows: rows.append(len(batch)))
-        found = explain(model, [name], method_options=_only(name) if name in OPTIONS else {})
+        found = explain(model, methods=[name], method_options=_only(name) if name in OPTIONS else {})
         # the clean pass and, of a path, that of its other end; the clean pass of leave-one-out is its own, and the sweeps of
         # those that look at the clean images alone are made with it; Grad-CAM looks for its layer
         extra = {"integrated_gradients": 6, "blur_integrated_gradients": 6, "smooth_grad": 3}.get(name, 0)
@@ -191,7 +195,7 @@ def test_all_leaves_out_what_does_not_apply_and_says_why() -> None:
         )
     for name in found.skipped:  # asked for by name, it is an error
         with pytest.raises(pysal.NotApplicable) as error:
-            explain(Unrectified().eval(), ["gradient", name], method_options={})
+            explain(Unrectified().eval(), methods=["gradient", name], method_options={})
         assert str(error.value) == found.skipped[name]
 
 
@@ -216,7 +220,7 @@ def test_errors_that_are_not_about_the_model_are_not_skipped() -> None:
 
 def test_seed_is_smooth_grads() -> None:
     def of(**options: Any) -> Tensor:
-        return pysal.explain(row_by_row(), INPUTS, "smooth_grad", 1, **options).maps["smooth_grad"]
+        return pysal.explain(row_by_row(), INPUTS, 1, methods="smooth_grad", **options).maps["smooth_grad"]
 
     first, second = (pysal.smooth_grad(row_by_row(), INPUTS, 1, samples=3, seed=seed) for seed in (0, 7))
     assert not torch.equal(first, second)
@@ -229,8 +233,8 @@ def test_seed_is_smooth_grads() -> None:
 
 def test_methods_as_text_sequence_and_with_repeats() -> None:
     model = row_by_row()
-    assert list(explain(model, "gradient", method_options={}).results) == ["gradient"]
-    found = explain(model, ("guided_backprop", "gradient", "guided_backprop"), method_options={})
+    assert list(explain(model, methods="gradient", method_options={}).results) == ["gradient"]
+    found = explain(model, methods=("guided_backprop", "gradient", "guided_backprop"), method_options={})
     assert list(found.results) == ["guided_backprop", "gradient"]
 
 
@@ -282,6 +286,31 @@ def test_refusals(options: dict[str, Any], error: type[Exception], sentence: str
     assert passes == []
 
 
+@pytest.mark.parametrize("given", ["gradient", "all", "grad-cam", ["gradient", "grad_cam"], ("Gradient",)])
+def test_methods_in_the_place_of_the_target_are_told_where_they_belong(given: Any) -> None:
+    passes: list[int] = []
+    model = Watched(row_by_row(), lambda batch: passes.append(1))
+    sentence = f"pysal.explain: target must be a class; names of methods are given as methods={given!r}, got {given!r}"
+    for named in (None, ["cat", "dog", "toad", "tennis ball"]):  # "all" is a part of the last
+        model.class_names = named
+        with pytest.raises(ValueError) as caught:
+            pysal.explain(model, INPUTS, given)
+        assert str(caught.value) == sentence
+    assert passes == []
+
+
+def test_a_class_may_be_called_as_a_method_is() -> None:
+    model = row_by_row()
+    model.class_names = ["cat", "Gradient", "toad", "frog"]  # type: ignore[assignment]
+    found = pysal.explain(model, INPUTS, "gradient", methods="gradient")
+    assert found.target.tolist() == [1, 1, 1]
+
+
+def test_the_third_argument_is_the_target_as_in_every_method() -> None:
+    found = pysal.explain(row_by_row(), INPUTS, 3, methods="gradient")
+    assert torch.equal(found.maps["gradient"], pysal.gradient(row_by_row(), INPUTS, 3))
+
+
 def test_bad_seed_is_refused_before_any_work() -> None:
     passes: list[int] = []
     model = Watched(row_by_row(), lambda batch: passes.append(1))
@@ -296,7 +325,7 @@ def test_shared_options_reach_every_method() -> None:
     explain(model, batch_size=2)
     assert max(rows) == 2
     inputs = INPUTS.float()
-    low = pysal.explain(row_by_row().float(), inputs, ["gradient"], 1, precision="mixed").maps["gradient"]
+    low = pysal.explain(row_by_row().float(), inputs, 1, methods=["gradient"], precision="mixed").maps["gradient"]
     assert torch.equal(low, pysal.gradient(row_by_row().float(), inputs, 1, precision="mixed"))
     assert not torch.equal(low, pysal.gradient(row_by_row().float(), inputs, 1))
 

@@ -299,7 +299,7 @@ def found():
     images = torch.rand(2, 3, 8, 8)
     methods = ["leave_one_out", "gradient", "integrated_gradients", "blur_integrated_gradients"]
     options = {"leave_one_out": {"segments": pysal.Grid(2, 2)}}
-    return model, pysal.explain(model, images, methods, [1, 3], method_options=options)
+    return model, pysal.explain(model, images, [1, 3], methods=methods, method_options=options)
 
 
 def test_drops_of_an_explanation(found):
@@ -321,7 +321,7 @@ def test_convergence_of_an_explanation_explains_the_same_score(found, tmp_path):
 
 
 def test_a_function_that_was_explained_is_asked_for():
-    explanation = pysal.explain(square, IMAGE, ["integrated_gradients"], lambda y: y)
+    explanation = pysal.explain(square, IMAGE, lambda y: y, methods=["integrated_gradients"])
     with pytest.raises(ValueError) as caught:
         explanation.plot(kind="convergence", model=square)
     message = "pysal.Explanation.plot: target must be what was explained, which is not kept where it is no class, got None"
@@ -391,7 +391,7 @@ def test_plot_errors(found, arguments, message):
 
 def test_nothing_to_show_is_refused(found):
     model, _ = found
-    explanation: Explanation = pysal.explain(model, torch.rand(1, 3, 8, 8), ["gradient"])
+    explanation: Explanation = pysal.explain(model, torch.rand(1, 3, 8, 8), methods=["gradient"])
     with pytest.raises(ValueError) as caught:
         explanation.plot(kind="drops")
     assert str(caught.value) == "pysal.Explanation.plot: methods must hold one that kind='drops' can show, got gradient"

@@ -202,7 +202,7 @@ def test_error_against_a_thousand_steps_falls_with_steps(name: str) -> None:
         options.pop("max_sigma")
 
     def explained(**more: Any) -> Any:
-        return pysal.explain(model(), inputs, [name], 281, method_options={name: {**options, **more}})[name]
+        return pysal.explain(model(), inputs, 281, methods=[name], method_options={name: {**options, **more}})[name]
 
     truth = explained(steps=1000)
     errors, residuals = {}, {}

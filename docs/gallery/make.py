@@ -93,7 +93,7 @@ class Studio:
 
     def panel(self, image: Tensor, method: str, target: int | None = None, *, title: str = "", **options: Any) -> viz.Panel:
         """Explain an image by one method; return how its map is drawn."""
-        found = pysal.explain(self.model, image, [method], target, method_options={method: options})
+        found = pysal.explain(self.model, image, target, methods=[method], method_options={method: options})
         panel = found.panel(method)
         return dataclasses.replace(panel, title=title) if title else panel
 
@@ -165,7 +165,7 @@ def two_classes(studio: Studio) -> Image.Image:
     image = torch.cat([studio.photo(name, (256, 192)) for name in ("persian_cat", "coffee")], 3)
     rows = []
     for target in (studio.classifier.class_index("Persian cat"), studio.classifier.class_index("espresso")):
-        found = pysal.explain(studio.model, image, ["guided_backprop", "grad_cam", "guided_grad_cam"], target)
+        found = pysal.explain(studio.model, image, target, methods=["guided_backprop", "grad_cam", "guided_grad_cam"])
         rows.append(_rendered(studio.picture(image, [found.panel(name) for name in found.results], target)))
     stacked = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     stacked.paste(rows[0], (0, 0))
@@ -179,7 +179,7 @@ def two_classes(studio: Studio) -> Image.Image:
 def drops(studio: Studio) -> Figure:
     """The drop of each superpixel."""
     options = {"leave_one_out": {"segments": pysal.Slic(studio.effort.segments)}}
-    found = pysal.explain(studio.model, studio.photo("tabby_cat"), ["leave_one_out"], method_options=options)
+    found = pysal.explain(studio.model, studio.photo("tabby_cat"), methods=["leave_one_out"], method_options=options)
     return found.plot(kind="drops")
 
 
@@ -197,7 +197,7 @@ def convergence(studio: Studio) -> Figure:
     """The error of path methods over the number of steps."""
     *steps, reference = studio.effort.ladder
     few = {"steps": steps[0]}
-    found = pysal.explain(studio.model, studio.photo("siamese_cat"), PATHS, method_options=dict.fromkeys(PATHS, few))
+    found = pysal.explain(studio.model, studio.photo("siamese_cat"), methods=PATHS, method_options=dict.fromkeys(PATHS, few))
     return found.plot(kind="convergence", model=studio.model, options={"steps": steps, "reference": reference})
 
 

@@ -371,7 +371,9 @@ class Workspace:
 
             with progress(told, cancel=cancel):
                 try:
-                    return explain(runner, image, group, target, method_options={name: options[name] for name in group}), {}
+                    return explain(
+                        runner, image, target, methods=group, method_options={name: options[name] for name in group}
+                    ), {}
                 except NotApplicable as error:
                     if len(group) == 1:
                         return None, {group[0]: str(error)}

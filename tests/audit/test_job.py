@@ -56,7 +56,7 @@ def explained(images: torch.Tensor, options: dict) -> pysal.Explanation:
     chosen = {name: dict(given) for name, given in options["method_options"].items()}
     chosen["leave_one_out"]["segments"] = pysal.Slic(6)
     chosen["smooth_grad"]["image_ids"] = list(range(len(images)))
-    return explain(model, images, options["methods"], method_options=chosen, seed=5)
+    return explain(model, images, methods=options["methods"], method_options=chosen, seed=5)
 
 
 def no_further(found: np.ndarray, oracle: torch.Tensor, bound: float | np.ndarray = 0.0) -> bool:
@@ -73,7 +73,7 @@ def test_the_error_of_approximate_leave_one_out_is_kept(job) -> None:
     images = images_of(planned)
     model = pysal.prepare(tiny.classifier(), images[:1], batch_size=ROWS)
     given = {"leave_one_out": {**options, "segments": pysal.Grid(4, 3)}}
-    expected = explain(model, images, "leave_one_out", method_options=given)["leave_one_out"].details
+    expected = explain(model, images, methods="leave_one_out", method_options=given)["leave_one_out"].details
     errors, largest = expected["approximation_error"], min(float(drops.abs().max()) for drops in expected["drops"])
     assert errors.max() > 1e-3
     bound = 64 * np.finfo(np.float32).eps / largest  # probabilities are rounded, and the error is a share of the largest drop
@@ -403,7 +403,7 @@ def test_figures_are_those_of_metrics(job) -> None:
     images, ids = images_of(planned), list(range(PHOTOS))
     model = pysal.prepare(tiny.classifier(), images[:1], batch_size=ROWS)
     for name, options in (("gradient", {}), ("smooth_grad", {"samples": 2, "seed": 3, "image_ids": ids})):
-        maps = explain(model, images, [name], method_options={name: options}).maps[name]
+        maps = explain(model, images, methods=[name], method_options={name: options}).maps[name]
         rows = rows_of(planned.out, name)
         for metric in planned.manifest["metrics"]:
             expected = pysal.metrics.per_image(

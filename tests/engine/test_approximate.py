@@ -219,7 +219,7 @@ def test_large_boxes_on_limited_maps_do_not_become_whole_maps() -> None:
 
 def found(model: Any, images: Tensor, **options: Any) -> dict[str, Any]:
     given = {"leave_one_out": options}
-    result = pysal.explain(model, images, ["leave_one_out"], 1, score="logit", method_options=given)["leave_one_out"]
+    result = pysal.explain(model, images, 1, methods=["leave_one_out"], score="logit", method_options=given)["leave_one_out"]
     return {**result.details, "map": result.map, "passes": result.passes}
 
 
@@ -295,7 +295,7 @@ def test_batch_size_does_not_change_the_result(segments: Any) -> None:
     for batch_size in (1, 3, 1000):
         given = {"leave_one_out": {"segments": cut, "approximate": 0.25}}
         results = pysal.explain(
-            prepared, images, ["leave_one_out"], 1, score="logit", method_options=given, batch_size=batch_size
+            prepared, images, 1, methods=["leave_one_out"], score="logit", method_options=given, batch_size=batch_size
         )["leave_one_out"]
         assert_same({**results.details, "map": results.map}, expected)
         torch.testing.assert_close(results.details["approximation_error"], expected["approximation_error"])
@@ -337,7 +337,7 @@ def test_smooth_grad_reports_the_largest_error_of_its_copies() -> None:
 
     def smooth(**base_options: Any) -> dict[str, Any]:
         given = {"smooth_grad": {**options, "base_options": {"segments": Window(8), **base_options}}}
-        return pysal.explain(prepared, images[:2], ["smooth_grad"], 1, method_options=given)["smooth_grad"].details
+        return pysal.explain(prepared, images[:2], 1, methods=["smooth_grad"], method_options=given)["smooth_grad"].details
 
     assert "approximation_error" not in smooth()
     error = smooth(approximate=0.25)["approximation_error"]
@@ -345,7 +345,7 @@ def test_smooth_grad_reports_the_largest_error_of_its_copies() -> None:
     still = {
         "smooth_grad": {**options, "noise": 0.0, "samples": 2, "base_options": {"segments": Window(8), "approximate": 0.25}}
     }
-    copies = pysal.explain(prepared, images[:2], ["smooth_grad"], 1, score="logit", method_options=still)["smooth_grad"]
+    copies = pysal.explain(prepared, images[:2], 1, methods=["smooth_grad"], score="logit", method_options=still)["smooth_grad"]
     one = found(prepared, images[:2], segments=Window(8), approximate=0.25)["approximation_error"]
     torch.testing.assert_close(copies.details["approximation_error"], one)
 
@@ -353,7 +353,7 @@ def test_smooth_grad_reports_the_largest_error_of_its_copies() -> None:
 def test_the_error_is_shown() -> None:
     _, prepared, images = prepared_network()
     given = {"leave_one_out": {"segments": Window(4), "approximate": 0.25}}
-    shown = pysal.explain(prepared, images[:1], ["leave_one_out"], 1, score="softmax", method_options=given)
+    shown = pysal.explain(prepared, images[:1], 1, methods=["leave_one_out"], score="softmax", method_options=given)
     error = float(shown["leave_one_out"].details["approximation_error"])
     assert f"approximation error {error:.3g}; 56 segments" in shown.table()
     assert "approximation error " in shown.panel("leave_one_out").small_print

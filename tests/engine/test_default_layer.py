@@ -17,7 +17,7 @@ WIDTH = 10
 
 
 def found(model: Any, target: Any, inputs: Tensor = INPUTS, **options: Any) -> Any:
-    return pysal.explain(model, inputs, ["grad_cam"], target, **options)["grad_cam"]
+    return pysal.explain(model, inputs, target, methods=["grad_cam"], **options)["grad_cam"]
 
 
 def layer_of(model: Any, target: Any, inputs: Tensor = INPUTS, **options: Any) -> str:

@@ -163,7 +163,7 @@ def test_rows_that_are_not_there(extra: Any, sentence: str) -> None:
 
 def test_explain_and_metrics_take_them() -> None:
     extra = [pysal.PerImage(AGES), pysal.Shared(BANK)]
-    found = pysal.explain(MODEL, INPUTS, ["gradient", "integrated_gradients"], 0, extra_inputs=extra)
+    found = pysal.explain(MODEL, INPUTS, 0, methods=["gradient", "integrated_gradients"], extra_inputs=extra)
     assert torch.equal(found.maps["gradient"], pysal.gradient(MODEL, INPUTS, 0, extra_inputs=extra))
     curve = pysal.metrics.deletion(MODEL, INPUTS, found.maps["gradient"], 0, extra_inputs=extra, steps=3)
     one = [pysal.PerImage(AGES[:1]), pysal.Shared(BANK)]

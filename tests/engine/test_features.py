@@ -136,10 +136,10 @@ def test_sentences_about_layers_that_cannot_be_captured(method: Callable[..., Te
 
 def test_default_layer_is_the_last_run_of_the_last_spatial_layer() -> None:
     model = seeded(Twice)
-    result = pysal.explain(model, INPUTS, ["grad_cam"], 1)["grad_cam"]
+    result = pysal.explain(model, INPUTS, 1, methods=["grad_cam"])["grad_cam"]
     assert result.details["layer"] == "relu[1]"
     for name in ("relu[1]", "relu[-1]"):  # what is reported can be asked for
-        again = pysal.explain(model, INPUTS, ["grad_cam"], 1, method_options={"grad_cam": {"layer": name}})["grad_cam"]
+        again = pysal.explain(model, INPUTS, 1, methods=["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
         assert again.details["layer"] == name
         assert torch.equal(again.map, result.map)
     # the second run of the shared ReLU, so the map of the second convolution rectified
@@ -150,7 +150,7 @@ def test_default_layer_is_the_last_run_of_the_last_spatial_layer() -> None:
 
 
 def test_default_layer_ignores_what_is_not_spatial() -> None:
-    assert pysal.explain(layered(), INPUTS, ["grad_cam"], 1)["grad_cam"].details["layer"] == "second"
+    assert pysal.explain(layered(), INPUTS, 1, methods=["grad_cam"])["grad_cam"].details["layer"] == "second"
     with pytest.raises(pysal.NotApplicable) as error:
         pysal.grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(168, 3)).double().eval(), INPUTS)
     assert str(error.value) == (
@@ -243,7 +243,7 @@ def test_a_pass_of_another_thread_is_not_captured() -> None:
     assert torch.equal(pysal.grad_cam(model, INPUTS, 1, layer="block.conv"), expected)
     assert len(inside) == 1
     assert inside[0].requires_grad
-    assert pysal.explain(model, INPUTS, ["grad_cam"], 1)["grad_cam"].details["layer"] == "second"
+    assert pysal.explain(model, INPUTS, 1, methods=["grad_cam"])["grad_cam"].details["layer"] == "second"
 
 
 def test_layer_gradients_are_those_of_plain_autograd() -> None:

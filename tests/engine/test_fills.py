@@ -72,7 +72,7 @@ def test_nothing_is_said_where_the_range_is_that_of_the_images(method: str, opti
 def test_an_explanation_says_it_once_for_all_methods() -> None:
     options = {"leave_one_out": {"segments": pysal.Grid(2, 2)}, "integrated_gradients": {"steps": 2}}
     methods = ["gradient", "leave_one_out", "integrated_gradients"]
-    found = said(lambda: pysal.explain(MODEL, NORMALISED, methods, 0, method_options=options))
+    found = said(lambda: pysal.explain(MODEL, NORMALISED, 0, methods=methods, method_options=options))
     assert found == [sentence("leave_one_out", "fill=0.0", "0", "black")]
     smoothed = {"base": "integrated_gradients", "base_options": {"steps": 2}}
     assert said(lambda: pysal.smooth_grad(MODEL, NORMALISED, 0, samples=3, batch_size=2, **smoothed)) == [

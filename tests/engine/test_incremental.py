@@ -442,7 +442,7 @@ def ragged(images: Tensor) -> list[Tensor]:
 
 def found(model: Any, images: Tensor, **options: Any) -> tuple[Tensor, dict[str, Any], float]:
     given = {"leave_one_out": options}
-    result = pysal.explain(model, images, ["leave_one_out"], 1, score="logit", method_options=given)["leave_one_out"]
+    result = pysal.explain(model, images, 1, methods=["leave_one_out"], score="logit", method_options=given)["leave_one_out"]
     return result.map, result.details, result.passes
 
 

@@ -240,7 +240,7 @@ def test_a_guess_from_few_numbers_is_said() -> None:
     taken = "lie in [0, 1] and are taken for probabilities of independent labels"
     other = "score='softmax' or 'sigmoid' takes them for logits, 'raw' for plain numbers"
     options = {"leave_one_out": {"segments": pysal.Grid(1, 2)}}
-    call = lambda **more: pysal.explain(model, INPUTS, ["gradient", "leave_one_out"], 0, method_options=options, **more)  # noqa: E731
+    call = lambda **more: pysal.explain(model, INPUTS, 0, methods=["gradient", "leave_one_out"], method_options=options, **more)  # noqa: E731
     assert said_once(call) == [f"pysal.leave_one_out: the model's 6 outputs {taken}; {other}"]
     assert said_once(lambda: call(score="probability")) == [f"pysal.explain: the model's 6 outputs {taken}; {other}"]
     for kind in ("softmax", "sigmoid", "raw", "logit"):
@@ -288,7 +288,7 @@ def explained(head: str, **more: Any) -> pysal.Explanation:
     make, columns, _ = HEADS[head]
     options = {"leave_one_out": {"segments": pysal.Grid(2, 2)}, "integrated_gradients": {"steps": 4}}
     methods = ["leave_one_out", "gradient", "integrated_gradients"]
-    return pysal.explain(headed(make, columns), INPUTS, methods, 0, method_options=options, **more)
+    return pysal.explain(headed(make, columns), INPUTS, 0, methods=methods, method_options=options, **more)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_words_of_a_margin() -> None:
     model = headed(*HEADS["class logits"][:2])
     options = {"leave_one_out": {"segments": pysal.Grid(2, 2)}}
     for kind, unit in ((None, "probability"), ("logit", "logit"), ("log_softmax", "log probability")):
-        found = pysal.explain(model, INPUTS, "leave_one_out", pysal.Margin(1, 2), method_options=options, score=kind)
+        found = pysal.explain(model, INPUTS, pysal.Margin(1, 2), methods="leave_one_out", method_options=options, score=kind)
         line = f"image 0: class 1 minus class 2, difference of {unit} {float(found.scores[0]):.4g}"
         assert line in found.table().splitlines()
         assert "where little changes it" not in found.table()
@@ -373,11 +373,11 @@ def test_plots_that_run_the_model_again_explain_the_same_score(head: str, kind: 
 def test_a_saturated_probability_is_noted() -> None:
     near_one = headed(lambda table: table * 0 + torch.tensor([20.0, 0.0, 0.0, 0.0, 0.0]).to(table))
     options = {"leave_one_out": {"segments": pysal.Grid(1, 2)}}
-    found = pysal.explain(near_one, INPUTS, "leave_one_out", 0, method_options=options)
+    found = pysal.explain(near_one, INPUTS, 0, methods="leave_one_out", method_options=options)
     assert "probability near 1, where little changes it: score='logit' shows more" in found.table()
-    found = pysal.explain(near_one, INPUTS, "leave_one_out", 1, method_options=options)
+    found = pysal.explain(near_one, INPUTS, 1, methods="leave_one_out", method_options=options)
     assert "probability near 0, where little changes it: score='log_probability' shows more" in found.table()
-    found = pysal.explain(near_one, INPUTS, "leave_one_out", 1, method_options=options, score="logit")
+    found = pysal.explain(near_one, INPUTS, 1, methods="leave_one_out", method_options=options, score="logit")
     assert "where little changes it" not in found.table()
 
 

@@ -145,7 +145,7 @@ def test_one_pass_of_a_prepared_model_makes_four_maps() -> None:
     before = model.function
     model.__dict__["function"] = lambda *_: pytest.fail("the model itself was run")
     prepared._state = None  # which would see the trap
-    found = pysal.explain(prepared, x, names, 1)
+    found = pysal.explain(prepared, x, 1, methods=names)
     model.function = before
     assert passes == [2]
     for name in names:

@@ -367,7 +367,7 @@ def test_margin_of_each_kind_of_score(score: str) -> None:
     table = {"logit": logits, "probability": logits.softmax(1), "log_probability": logits.log_softmax(1)}[score]
     plan = request(LINEAR, INPUTS, pysal.Margin([3, 0], 1), score=score)
     torch.testing.assert_close(plan.clean_scores()[0], table[[0, 1], [3, 0]] - table[:, 1])
-    found = pysal.explain(LINEAR, INPUTS, ["gradient"], pysal.Margin([3, 0], 1), score=score)
+    found = pysal.explain(LINEAR, INPUTS, pysal.Margin([3, 0], 1), methods=["gradient"], score=score)
     torch.testing.assert_close(found.scores, plan.clean_scores()[0])
     assert found.target.tolist() == [-1, -1]
     assert found.probabilities is None

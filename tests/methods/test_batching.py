@@ -148,7 +148,7 @@ def test_a_model_may_answer_into_one_buffer(method: str, target: Any) -> None:
 
     options = {"segments": Grid(2, 2)} if method == "leave_one_out" else {"steps": 8}
     expected, found = (
-        pysal.explain(each, inputs, [method], target, method_options={method: options}, batch_size=2)
+        pysal.explain(each, inputs, target, methods=[method], method_options={method: options}, batch_size=2)
         for each in (model, buffered)
     )
     assert torch.equal(found[method].map, expected[method].map)
@@ -173,7 +173,7 @@ def test_float32_is_no_worse_in_batches_than_alone(case: str, batch_size: int) -
 
 def assert_steps_do_not_hang_on_rounding(model: Any, inputs: Tensor) -> None:
     name = "integrated_gradients"
-    found = pysal.explain(model, inputs, [name], method_options={name: {"tolerance": 0.05}})[name]
+    found = pysal.explain(model, inputs, methods=[name], method_options={name: {"tolerance": 0.05}})[name]
     assert float((found.details["error"] / 0.05 - 1).abs().min()) > 1e-3
 
 
@@ -186,7 +186,7 @@ def test_details_are_those_of_each_image_alone(case: str) -> None:
         options = options_of(rows, inputs[rows])
         score = options.pop("score", None)
         return pysal.explain(
-            model, inputs[rows], [method], score=score, method_options={method: options}, batch_size=batch_size
+            model, inputs[rows], methods=[method], score=score, method_options={method: options}, batch_size=batch_size
         )[method].details
 
     together, apart = details(list(range(IMAGES)), 7), [details([row], 2) for row in range(IMAGES)]

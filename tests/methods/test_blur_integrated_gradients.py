@@ -35,7 +35,7 @@ STEP = 0.01
 
 def explained(model: Any, inputs: Tensor, target: Any = 1, **options: Any) -> Any:
     name = "blur_integrated_gradients"
-    return pysal.explain(model, inputs, [name], target, method_options={name: options}, batch_size=512)[name]
+    return pysal.explain(model, inputs, target, methods=[name], method_options={name: options}, batch_size=512)[name]
 
 
 def blurred(inputs: Tensor, sigma: float, boundary: str = "constant") -> Tensor:

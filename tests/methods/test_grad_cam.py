@@ -26,7 +26,7 @@ def by_hand(activations: Tensor, gradients: Tensor, size: tuple[int, int]) -> tu
 
 
 def explained(model: Any, inputs: Tensor, target: Any, **options: Any) -> Any:
-    return pysal.explain(model, inputs, ["grad_cam"], target, method_options={"grad_cam": options})["grad_cam"]
+    return pysal.explain(model, inputs, target, methods=["grad_cam"], method_options={"grad_cam": options})["grad_cam"]
 
 
 class Caption(nn.Module):

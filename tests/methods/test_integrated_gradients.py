@@ -39,7 +39,7 @@ OPERATIONS = 4 * 54
 
 def explained(model: Any, inputs: Tensor, target: Any = 1, **options: Any) -> Any:
     name = "integrated_gradients"
-    return pysal.explain(model, inputs, [name], target, method_options={name: options}, batch_size=512)[name]
+    return pysal.explain(model, inputs, target, methods=[name], method_options={name: options}, batch_size=512)[name]
 
 
 def textbook(quadrature: str, steps: int) -> tuple[np.ndarray, np.ndarray]:

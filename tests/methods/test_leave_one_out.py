@@ -18,9 +18,9 @@ SHAPES = [(2, 3, 6, 8), (3, 1, 7, 5), (1, 4, 5, 5)]
 
 
 def details(model: Any, inputs: Tensor, target: Any = 0, score: str = "logit", **options: Any) -> tuple[Tensor, dict[str, Any]]:
-    found = pysal.explain(model, inputs, ["leave_one_out"], target, score=score, method_options={"leave_one_out": options})[
-        "leave_one_out"
-    ]
+    found = pysal.explain(
+        model, inputs, target, methods=["leave_one_out"], score=score, method_options={"leave_one_out": options}
+    )["leave_one_out"]
     return found.map, found.details
 
 

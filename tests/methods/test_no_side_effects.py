@@ -338,6 +338,6 @@ def test_two_threads_explain_the_same_model(method: str) -> None:
 
 def test_explanation_keeps_its_own_images() -> None:
     inputs = INPUTS.clone()
-    found = pysal.explain(row_by_row(), inputs, ["gradient"])
+    found = pysal.explain(row_by_row(), inputs, methods=["gradient"])
     inputs.zero_()
     assert torch.equal(found.images, INPUTS)

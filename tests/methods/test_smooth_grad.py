@@ -18,7 +18,7 @@ OPERATIONS = 16 * 54
 
 
 def explained(model: Any, inputs: Tensor, target: Any = None, **options: Any) -> Any:
-    return pysal.explain(model, inputs, ["smooth_grad"], target, method_options={"smooth_grad": options})["smooth_grad"]
+    return pysal.explain(model, inputs, target, methods=["smooth_grad"], method_options={"smooth_grad": options})["smooth_grad"]
 
 
 def noisy_copies(inputs: Tensor, noise: float, samples: int, seed: int, image_ids: list[int]) -> Tensor:

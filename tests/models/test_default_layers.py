@@ -118,10 +118,12 @@ def test_default_layer(name: str) -> None:
         key=lambda pair: pair[0].max(),
     )
     assert expected.max() > 0
-    found = pysal.explain(model, images, ["grad_cam"], target)["grad_cam"]
+    found = pysal.explain(model, images, target, methods=["grad_cam"])["grad_cam"]
     assert found.details["layer"] == layer
     torch.testing.assert_close(found.details["native"], expected, rtol=1e-9, atol=1e-12 * float(expected.max()))
-    again = pysal.explain(model, images, ["grad_cam"], target, method_options={"grad_cam": {"layer": layer}})["grad_cam"]
+    again = pysal.explain(model, images, target, methods=["grad_cam"], method_options={"grad_cam": {"layer": layer}})[
+        "grad_cam"
+    ]
     assert again.details["layer"] == layer
     assert torch.equal(again.map, found.map), "what is reported can be asked for"
 
@@ -169,7 +171,7 @@ def test_the_run_of_a_layer_that_runs_many_times(prepared: bool) -> None:
     model = pysal.models.load("efficientnet-lite0")
     images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     runner = pysal.prepare(model, images, batch_size=1) if prepared else model
-    found = pysal.explain(runner, images, ["grad_cam"])["grad_cam"]
+    found = pysal.explain(runner, images, methods=["grad_cam"])["grad_cam"]
     layer = found.details["layer"]
     runs: list[Tensor] = []
     with (
@@ -179,6 +181,6 @@ def test_the_run_of_a_layer_that_runs_many_times(prepared: bool) -> None:
         model(images)
     assert layer == f"network.model._swish[{len(runs) - 1}]"
     for name in (layer, "network.model._swish[-1]"):
-        again = pysal.explain(runner, images, ["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
+        again = pysal.explain(runner, images, methods=["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
         assert again.details["layer"] == name
         assert torch.equal(again.map, found.map)

@@ -133,5 +133,5 @@ def test_grad_cam_of_a_branch(network, images) -> None:
     weights = gradient[:, :channels].mean((2, 3), keepdim=True)
     expected = (weights * kept["branch"]).sum(1, keepdim=True).clamp_min(0).detach()
     options = {"grad_cam": {"layer": f"{block}.{branch}"}}
-    found = pysal.explain(network, images, ["grad_cam"], TARGET, method_options=options)["grad_cam"]
+    found = pysal.explain(network, images, TARGET, methods=["grad_cam"], method_options=options)["grad_cam"]
     torch.testing.assert_close(found.details["native"], expected, rtol=1e-9, atol=1e-12)

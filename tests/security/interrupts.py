@@ -96,7 +96,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "blur_integrated_gradients": lambda: pysal.blur_integrated_gradients(model, images, 1, steps=3),
     "smooth_grad": lambda: pysal.smooth_grad(model, images, 1, samples=3, seed=0),
     "leave_one_out": lambda: pysal.leave_one_out(prepared, images, 1, segments=Grid(2, 2)),
-    "explain": lambda: pysal.explain(model, images, ["guided_backprop", "grad_cam"], 1),
+    "explain": lambda: pysal.explain(model, images, 1, methods=["guided_backprop", "grad_cam"]),
     "prepare": lambda: pysal.prepare(model, images, batch_size=1),
     "captum": lambda: pysal.captum.GuidedGradCam(model, model.second).attribute(images, 1),
     "captum, ablation": lambda: pysal.captum.FeatureAblation(model).attribute(images, target=1, feature_mask=halves),
