@@ -30,7 +30,7 @@ FACES: dict[str, Callable[[Any, Tensor], Any]] = {
     "FeatureAblation": lambda model, images: captum.FeatureAblation(model).attribute(images, target=1, feature_mask=MASK),
     **{
         f"pair {name}": lambda model, images, name=name: getattr(pair, name)().GetMask(
-            images[0].movedim(0, -1).numpy().astype(np.float32), pair.torch_model(model, 1)
+            images[0].cpu().movedim(0, -1).numpy().astype(np.float32), pair.torch_model(model, 1)
         )
         for name in ("GradientSaliency", "IntegratedGradients", "BlurIG", "GradCam", "Occlusion")
     },

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.futures import Future, collect_all
 
 from pysal._checks import FLOATING, refuse
+from pysal._library import widest
 from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
 from pysal.captum._batches import call, independent, of_its_own
 from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, check_target, select, spread
@@ -159,7 +160,7 @@ class FeatureAblation(PerturbationAttribution):
             def body(start: int, stop: int) -> None:
                 part = queue[start:stop]
                 output = evaluate(ablation.without(part), len(part))
-                drops[part] = self._drop(initial, output, len(part), inputs)
+                drops[torch.tensor(part, device=drops.device)] = self._drop(initial, output, len(part), inputs)
                 done(stop)
 
             row_bytes = sum(one.numel() * one.element_size() for one in inputs)
@@ -186,7 +187,7 @@ class FeatureAblation(PerturbationAttribution):
 
         plan = request.plan()
         plan = plan.derive(plan.inputs, plan.origin, batch_size=rows)
-        plan.dtype = plan.accumulator_dtype = torch.float64  # until it is known what the function returns
+        plan.dtype = plan.accumulator_dtype = widest(plan.device)  # until it is known what the function returns
         with progress(report) if show else nullcontext():
             found = leave_one_out.prepare(plan, segments=segments, fill=fill, approximate=None).run(report=False)
         return self._rounded(found.map.expand_as(request.inputs[0]).contiguous(), found.details["drops"][0].dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._library import widest
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._request import Inputs, Request, Target, floating, spread
 from pysal.engine.paths.quadrature import Quadrature, Rule, rule
@@ -113,7 +114,9 @@ class IntegratedGradients(GradientAttribution):
         of_complex = any(one.is_complex() for one in starts)  # which are multiplied as numbers, not part by part
 
         def work(plan: Plan) -> Tensor:
-            nodes, weights = (torch.from_numpy(one).to(plan.device) for one in (steps.nodes, steps.weights))
+            nodes, weights = (
+                torch.from_numpy(one).to(plan.device, widest(plan.device)) for one in (steps.nodes, steps.weights)
+            )
             total = plan.zeros()
 
             def points(rows: Tensor, places: Tensor) -> Tensor:

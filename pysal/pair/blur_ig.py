@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._library import widest
 from pysal.pair.base import INPUT_OUTPUT_GRADIENTS, Array, CallModel, CoreSaliency
 from pysal.pair.source import source
 
@@ -54,13 +55,14 @@ class BlurIG(CoreSaliency):
         if np.ndim(x_value) != 3:
             refuse("pysal.pair", "x_value", "be an image (H, W, C)", f"shape {np.shape(x_value)}")
         model = source(self, x_value, call_model_function, call_model_args)
+        device = model.image.device
         places = [i * max_sigma / steps for i in range(steps + 1)]
         sigmas = [math.sqrt(place) for place in places] if sqrt else places
-        widths = torch.tensor(sigmas, dtype=torch.float64, device=model.image.device).diff()
+        widths = torch.tensor(sigmas, dtype=torch.float64, device="cpu").diff().to(device, widest(device))
         total = torch.zeros_like(model.image, dtype=torch.promote_types(model.image.dtype, torch.float32))
 
         def body(first: int, stop: int) -> None:
-            rows = torch.zeros(stop - first, dtype=torch.int64, device=model.image.device)
+            rows = torch.zeros(stop - first, dtype=torch.int64, device=device)
             image = model.image.expand(stop - first, -1, -1, -1)
             points, slopes = ops.gaussian_scale_space_derivative(image, sigmas[first:stop], step=grad_step, boundary="constant")
             ops.path_integral_accumulate_(total, model.gradients(points), slopes, rows, widths[first:stop])

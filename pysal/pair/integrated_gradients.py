@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._library import widest
 from pysal.pair.base import INPUT_OUTPUT_GRADIENTS, Array, CallModel, CoreSaliency
 from pysal.pair.source import source
 
@@ -49,8 +50,8 @@ class IntegratedGradients(CoreSaliency):
         if baseline.shape != shape:
             refuse("pysal.pair", "x_baseline", f"have the shape of x_value, {shape}", baseline.shape, AssertionError)
         model = source(self, x_value, call_model_function, call_model_args)
-        start = model.as_image(baseline).to(model.image)
-        alphas = torch.linspace(0, 1, x_steps, dtype=torch.float64, device=model.image.device)
+        start, device = model.as_image(baseline).to(model.image), model.image.device
+        alphas = torch.linspace(0, 1, x_steps, dtype=torch.float64, device="cpu").to(device, widest(device))
         weights = torch.full_like(alphas, 1 / x_steps)
         total = torch.zeros_like(model.image, dtype=torch.promote_types(model.image.dtype, torch.float32))
 
