@@ -12,7 +12,7 @@ import torch
 from benchmarks.networks import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
-# Under the C library's defaults every large tensor is mapped and cleared anew; see README.md, rule 12.
+# Under the C library's defaults every large tensor is mapped and cleared anew; see "The C library" in README.md.
 RAISED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
