@@ -18,7 +18,7 @@ PACKAGE = Path(pysal.__file__).parent
 # The controls of the page are fields of its own, which it makes into options method by method.
 OWN_WORDS = {"demo/session.py"}
 # An explanation says which method SmoothGrad smoothed where that is not the usual one.
-USUAL_BASE = {"explanation.py": ["gradient"]}
+USUAL_BASE = {"text.py": ["gradient"]}
 
 
 def test_the_table_does_not_import_torch() -> None:

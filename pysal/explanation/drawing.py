@@ -1,0 +1,239 @@
+"""An explanation in pictures: the panel of a method's map, and the plots of what the maps say."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pysal._checks import refuse
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.attribution import check_options, default_of
+from pysal.engine.request.plan import Model
+from pysal.engine.request.score import OUTPUTS, noun
+from pysal.engine.request.target import Target, of_image
+from pysal.explanation.file import write_all
+from pysal.explanation.findings import WHERE, Findings
+from pysal.explanation.findings import of_image as detail_of
+from pysal.explanation.text import notes
+from pysal.methods.traits import PATHS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pysal import viz
+
+PlotKind: TypeAlias = Literal["maps", "drops", "agreement", "convergence", "deletion_insertion"]
+# What the kinds of plots that compute something take: to run the model again, or options alone.
+RUN_THE_MODEL, TAKE_OPTIONS = ("convergence", "deletion_insertion"), ("agreement", "convergence", "deletion_insertion")
+
+
+def plot(
+    found: Findings,
+    image: int = 0,
+    *,
+    kind: PlotKind = "maps",
+    methods: str | Sequence[str] | None = None,
+    model: Model | None = None,
+    target: Target = None,
+    options: Mapping[str, Any] | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Return a picture of one image, see `Explanation.plot`."""
+    where = f"{WHERE}.plot"
+    if not 0 <= image < len(found.images):
+        refuse(where, "image", f"be an index in [0, {len(found.images)})", image)
+    if kind not in get_args(PlotKind):
+        refuse(where, "kind", f"be one of {', '.join(map(repr, get_args(PlotKind)))}", repr(kind))
+    names = _plotted(found, kind, methods)
+    if kind in RUN_THE_MODEL and model is None:
+        refuse(where, "model", f"be the model that was explained, for kind={kind!r} runs it again", "None")
+    for name, value, taken in (
+        ("model", model, RUN_THE_MODEL),
+        ("target", target, RUN_THE_MODEL),
+        ("options", options, TAKE_OPTIONS),
+    ):
+        if value is not None and kind not in taken:
+            refuse(where, name, f"be left out for kind={kind!r}, which has no use for it", type(value).__name__)
+    if options is not None and not isinstance(options, Mapping):
+        refuse(where, "options", "be a mapping of option names to values", repr(options), TypeError)
+    figure = _figure(found, kind, image, names, model, target, options)
+    if path is not None:
+        file_path = Path(path)
+        kinds = figure.canvas.get_supported_filetypes()
+        ending = file_path.suffix[1:].lower()
+        if ending not in kinds:
+            refuse(where, "path", f"end in one of {', '.join(f'.{known}' for known in sorted(kinds))}", str(path))
+        write_all(where, {file_path: lambda file: figure.savefig(file, format=ending)})
+    return figure
+
+
+def _plotted(found: Findings, kind: str, methods: str | Sequence[str] | None) -> list[str]:
+    """Return the methods that a plot shows, refusing those that have nothing to show."""
+    where = f"{WHERE}.plot"
+    fitting = list(found.results)
+    if kind == "drops":
+        fitting = [name for name, result in found.results.items() if "drops" in result.details]
+    elif kind == "convergence":
+        fitting = [name for name in found.results if name in PATHS]
+    if methods is None:
+        if not fitting and kind != "maps":
+            refuse(where, "methods", f"hold one that kind={kind!r} can show", ", ".join(found.results) or "none")
+        return fitting
+    names = [methods] if isinstance(methods, str) else list(methods)
+    for name in names:
+        if name not in fitting:
+            refuse(where, "methods", f"be out of {', '.join(fitting) or 'none'}", repr(name))
+    return names
+
+
+def _figure(
+    found: Findings,
+    kind: str,
+    image: int,
+    names: Sequence[str],
+    model: Model | None,
+    target: Target,
+    options: Mapping[str, Any] | None,
+) -> Figure:
+    from pysal import plots, viz  # matplotlib takes a third of a second to import and is needed only here
+
+    likely = None if found.probabilities is None else float(found.probabilities[image])
+    about = [found.model_name]
+    if found.unit_of(found.score_kind) == "output":
+        about.append(f"{noun(found.score_kind, found.output)} = {viz.number(float(found.scores[image]))}")
+    elif likely is None or found.unit_of(found.score_kind) != "probability":
+        about.append(f"{found.score_word(image)} {viz.number(float(found.scores[image]))}")
+    if found.output not in ("", "logits"):
+        about.append(f"output taken for {OUTPUTS[found.output]}")
+    if len(found.images) > 1:
+        about.append(f"image {image} of {len(found.images)}")
+    if kind == "maps":
+        return viz.draw(
+            found.images[image],
+            [panel(found, name, image) for name in names],
+            title=found.target_names[image],
+            subtitle=" · ".join(filter(None, about)),
+            probability=likely,
+        )
+    name = found.target_names[image] if likely is None else f"{found.target_names[image]} {viz.percent(likely)}"
+    subtitle = " · ".join(filter(None, [name, *about]))
+    if kind == "drops":
+        return plots.drops(found.images[image], panel(found, names[0], image), subtitle=subtitle)
+    given = dict(options or {})
+    if kind == "agreement":
+        return _agreement(found, image, names, subtitle, given)
+    assert model is not None  # `plot` has seen to it
+    if target is None:
+        target = int(found.target[image])
+        if target < 0:
+            refuse(f"{WHERE}.plot", "target", "be what was explained, which is not kept where it is no class", "None")
+    target = of_image(target, image, len(found.images))
+    photo = found.images[image : image + 1].to(_device_of(model))
+    if kind == "deletion_insertion":
+        return _curves(found, image, names, subtitle, model, photo, target, given)
+    check_options(f"{WHERE}.plot", "options", plots.converge, given)
+    kind = found.kind_of(found.results[names[0]])
+    word = found.unit_of(given.get("score", kind))
+    given.setdefault("score", found.kind_again(kind))
+    converged = [plots.converge(model, photo, method, target, **given) for method in names]
+    return plots.convergence(converged, subtitle=subtitle, unit=word)
+
+
+def _agreement(found: Findings, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:
+    from pysal import metrics, plots
+
+    check_options(f"{WHERE}.plot", "options", metrics.agreement, options)
+    matrix = metrics.agreement({name: found.results[name].map[image : image + 1] for name in names}, **options)
+    unit = f"Spearman's rank correlation of the pixels{', by magnitude' if options.get('absolute') else ''}"
+    return plots.agreement(matrix[0], [found.results[name].title for name in names], subtitle=subtitle, unit=unit)
+
+
+def _curves(
+    found: Findings,
+    image: int,
+    names: Sequence[str],
+    subtitle: str,
+    model: Model,
+    photo: Tensor,
+    target: Target,
+    options: dict[str, Any],
+) -> Figure:
+    from pysal import metrics, plots
+
+    check_options(f"{WHERE}.plot", "options", metrics.deletion, options)
+    # what tells methods apart best: the probability of the target, where there is one
+    kind = "sigmoid" if found.output == "label_logits" else "auto"
+    percent = not callable(target) and found.unit_of(options.get("score", kind)) == "probability"
+    options = {"score": found.kind_again(kind), **options}
+    maps = {name: found.results[name].map[image : image + 1].to(photo.device) for name in names}
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    noise = torch.rand(1, 1, *photo.shape[2:], generator=generator, dtype=torch.float32, device="cpu")
+    maps[plots.RANDOM] = noise.to(photo.device)
+    measured: dict[str, dict[str, metrics.Curve]] = {"deletion": {}, "insertion": {}}
+    for name, map in maps.items():
+        channels = "max_abs" if name in names and found.results[name].reduction == "max_abs" else "sum"
+        request = {"reduction": channels, **options}
+        measured["deletion"][name] = metrics.deletion(model, photo, map, target, **request)
+        measured["insertion"][name] = metrics.insertion(model, photo, map, target, **request)
+    usual = {"zero": "zero", "blur": "the blurred image"}
+    behind, under = (
+        usual.get(str(each), f"{each}" if isinstance(each, (int, float)) else "the substrate")
+        for each in (
+            options.get("substrate", default_of(curve, "substrate")) for curve in (metrics.deletion, metrics.insertion)
+        )
+    )
+    prints = (
+        f"most important first replaced by {behind}: lower is better",
+        f"most important first shown on {under}: higher is better",
+    )
+    sides = [
+        plots.Side(
+            kind.capitalize(),
+            small_print,
+            next(iter(curves.values())).shares,
+            {name: curve.scores[0] for name, curve in curves.items()},
+            {name: float(curve.auc[0]) for name, curve in curves.items()},
+            kind == "deletion",
+        )
+        for (kind, curves), small_print in zip(measured.items(), prints, strict=True)
+    ]
+    return plots.curves(sides, subtitle=subtitle, percent=percent)
+
+
+def panel(found: Findings, name: str, image: int = 0) -> viz.Panel:
+    """Return what is drawn of a method's map of one image, see `Explanation.panel`."""
+    from pysal import viz
+
+    if name not in found.results:
+        refuse(f"{WHERE}.panel", "name", f"be out of {', '.join(found.results)}", repr(name))
+    if not 0 <= image < len(found.images):
+        refuse(f"{WHERE}.panel", "image", f"be an index in [0, {len(found.images)})", image)
+    result = found.results[name]
+    details = result.details
+    labels, boxes = details.get("labels"), details.get("boxes")
+    return viz.Panel(
+        title=result.title,
+        map=result.map[image],
+        reduction=result.reduction,
+        signed=result.signed,
+        small_print=" · ".join(notes(found, result, image, viz.number)),
+        unit=found.unit_of_map(result),
+        labels=labels[image] if isinstance(labels, Tensor) else None,
+        boxes=boxes if isinstance(boxes, Tensor) else None,
+        drops=detail_of(details.get("drops"), image),
+        score=found.score_before(result, image),
+        percent=found.unit_of(found.kind_of(result)) == "probability",
+    )
+
+
+def _device_of(model: Model) -> torch.device:
+    """Return where a model's first parameter lies; the CPU for what has none."""
+    module = model.original if isinstance(model, PreparedModel) else model
+    tensors = itertools.chain(module.parameters(), module.buffers()) if isinstance(module, nn.Module) else iter(())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -1,0 +1,168 @@
+"""An explanation in a file: an npz that holds everything, read back without running anything of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pysal._checks import refuse
+from pysal.explanation.findings import WHERE, Detail, Findings, MethodResult, one_line
+
+FORMAT = "pysal.explanation.1"
+Made = TypeVar("Made")
+
+
+def save(
+    found: Findings, directory: str | os.PathLike[str], stem: str, draw: Callable[[int, BinaryIO], Any] | None
+) -> tuple[Path, ...]:
+    """Write the npz and, with `draw`, a picture of each image; see `Explanation.save`."""
+    where = f"{WHERE}.save"
+    if not stem or stem in (".", "..") or "/" in stem or os.sep in stem or "\0" in stem:
+        refuse(where, "stem", "be a file name without directories", repr(stem))
+    folder = Path(directory)
+    writers: dict[Path, Callable[[BinaryIO], Any]] = {folder / f"{stem}.npz": partial(_write_npz, found)}
+    if draw is not None:
+        for image in range(len(found.images)):
+            name = f"{stem}.png" if len(found.images) == 1 else f"{stem}-{image}.png"
+            writers[folder / name] = partial(draw, image)
+    write_all(where, writers)
+    return tuple(writers)
+
+
+def _write_npz(found: Findings, file: BinaryIO) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    dtypes: dict[str, str] = {}
+
+    def put(key: str, tensor: Tensor) -> None:
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if tensor.dtype == torch.bfloat16:
+            dtypes[key] = "bfloat16"
+            tensor = tensor.float()
+        arrays[key] = tensor.numpy()
+
+    put("images", found.images)
+    for key, tensor in found.per_image().items():
+        put(key, tensor)
+    results = []
+    for name, result in found.results.items():
+        put(name, result.map)
+        lists, plain = {}, {}
+        for key, detail in result.details.items():
+            if isinstance(detail, Tensor):
+                put(f"{name}.{key}", detail)
+            elif isinstance(detail, list):
+                lists[key] = len(detail)
+                for index, tensor in enumerate(detail):
+                    put(f"{name}.{key}.{index}", tensor)
+            else:
+                plain[key] = detail
+        fields = ("name", "title", "reduction", "signed", "seconds", "passes", "score_kind")
+        about = {key: getattr(result, key) for key in fields}
+        results.append({**about, "order": list(result.details), "lists": lists, "details": plain})
+    names = ("target_names", "score_kind", "skipped", "model_name", "seconds", "build", "output")
+    metadata = {"format": FORMAT, **{key: getattr(found, key) for key in names}, "results": results}
+    metadata |= {"keys": list(arrays), "dtypes": dtypes}
+    arrays["metadata"] = np.array(json.dumps(_plain(metadata), ensure_ascii=False, allow_nan=False))
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: str | os.PathLike[str], make: Callable[..., Made]) -> Made:
+    """Return what `make` makes of the fields that `save` wrote, see `Explanation.load`."""
+    where = f"{WHERE}.load"
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        refuse(where, "path", "be a file that can be read", f"{path} ({error.strerror or error})", type(error))
+    with file:
+        try:
+            return _read(file, make)
+        except Exception as error:  # numpy, zipfile, tokenize and json raise a dozen types on damaged files
+            refuse(where, "path", "be an npz file written by Explanation.save, whole", f"{path} ({one_line(str(error))})")
+
+
+def _read(file: BinaryIO, make: Callable[..., Made]) -> Made:
+    with zipfile.ZipFile(file) as archive:
+        if spoilt := archive.testzip():
+            raise ValueError(f"{spoilt} is damaged")
+    file.seek(0)
+    arrays = np.load(file, allow_pickle=False)
+    metadata = json.loads(str(arrays["metadata"][()]), object_hook=_restored)
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"format {metadata['format']}")
+    if missing := sorted(set(metadata["keys"]) - set(arrays)):
+        raise ValueError(f"without {', '.join(missing)}")
+
+    def get(key: str) -> Tensor:
+        tensor = torch.from_numpy(arrays[key])
+        return tensor.to(getattr(torch, metadata["dtypes"].get(key, ""), tensor.dtype))
+
+    results = {}
+    for about in metadata["results"]:
+        name, lists, plain = about["name"], about.pop("lists"), about.pop("details")
+        details: dict[str, Detail] = {}
+        for key in about.pop("order"):
+            if key in lists:
+                details[key] = [get(f"{name}.{key}.{index}") for index in range(lists[key])]
+            else:
+                details[key] = plain[key] if key in plain else get(f"{name}.{key}")
+        results[name] = MethodResult(map=get(name), details=details, **about)
+    names = ("target_names", "score_kind", "skipped", "model_name", "seconds", "build")
+    return make(
+        images=get("images"),
+        target=get("target"),
+        scores=get("scores"),
+        probabilities=get("probabilities") if "probabilities" in arrays else None,
+        results=results,
+        output=metadata.get("output", ""),
+        **{key: metadata[key] for key in names},
+    )
+
+
+def _plain(value: object) -> object:
+    """Return what JSON can say: numbers that are not finite as {"__float__": "nan"}, unknown objects as their text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": str(value)}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _restored(mapping: dict[str, Any]) -> Any:
+    return float(mapping["__float__"]) if set(mapping) == {"__float__"} else mapping
+
+
+def write_all(where: str, writers: Mapping[Path, Callable[[BinaryIO], Any]]) -> None:
+    """Write all files or none: under temporary names beside their own first, renamed when all are whole."""
+    written: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, writer in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            with open(written[path], "xb") as file:
+                writer(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in writers:
+            os.replace(written[path], path)
+    except OSError as error:
+        refuse(where, str(path), "be writable", error.strerror or str(error), type(error))
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""An explanation in words and numbers: what a method has to say of an image, the table, and the same for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pysal.engine.request.score import OUTPUTS, noun, saturation
+from pysal.explanation.findings import Findings, MethodResult, counted, of_image, one_line, value_of
+
+COLUMNS = ("method", "seconds", "passes", "residual", "largest drop", "notes")
+RIGHT = ("seconds", "passes", "residual", "largest drop")
+
+
+def notes(found: Findings, result: MethodResult, image: int, number: Callable[[float], str]) -> list[str]:
+    """Return what a method has to say about one image, the important first."""
+    details = result.details
+    said = []
+    if (residual := value_of(details.get("residual"), image)) is not None:
+        said.append(f"residual {number(residual)}")
+    if (error := value_of(details.get("error"), image)) is not None:
+        said.append(f"map error {number(error)}")
+    if (error := value_of(details.get("approximation_error"), image)) is not None:
+        said.append(f"approximation error {number(error)}")
+    if "layer" in details:
+        said.append(f"layer {details['layer']}")
+    if details.get("base", "gradient") != "gradient" or details.get("kind", "mean") != "mean":
+        said.append(f"{details.get('kind', 'mean')} of {str(details.get('base', 'gradient')).replace('_', ' ')}")
+    if (samples := value_of(details.get("samples"), image)) is not None:
+        said.append(counted(round(samples), "sample"))
+    if (drops := of_image(details.get("drops"), image)) is not None:
+        said.append(counted(len(drops), "segment"))
+    if (steps := value_of(details.get("steps"), image)) is not None:
+        said.append(counted(round(steps), "step"))
+    before = None if found.probabilities is None else found.score_before(result, image)
+    if before is not None and (saturated := saturation(found.kind_of(result), found.output, before)):
+        said.append(saturated)
+    return said
+
+
+def _largest_drop(found: Findings, result: MethodResult, image: int) -> str:
+    from pysal import viz
+
+    drops, before = of_image(result.details.get("drops"), image), found.score_before(result, image)
+    if drops is None or before is None:
+        return ""
+    finite = drops[torch.isfinite(drops)]
+    if not len(finite):
+        return ""
+    return viz.fall(before, float(finite.max()), found.unit_of(found.kind_of(result)) == "probability") or "none"
+
+
+def table(found: Findings) -> str:
+    """Return the numbers as plain text: for each image its class and score, and a line per method."""
+    lines = [headline(found)]
+    for image in range(len(found.images)):
+        cells_of = [COLUMNS, *rows(found, image)]
+        widths = [max(len(row[column]) for row in cells_of) for column in range(len(COLUMNS))]
+        lines += ["", f"image {image}: {verdict(found, image)}"]
+        for row in cells_of:
+            cells = [
+                cell.rjust(width) if title in RIGHT else cell.ljust(width)
+                for cell, width, title in zip(row, widths, COLUMNS, strict=True)
+            ]
+            lines.append("  " + "  ".join(cells).rstrip())
+    lines += [f"{'' if index else chr(10)}left out: {name}: {why}" for index, (name, why) in enumerate(found.skipped.items())]
+    return "\n".join(lines)
+
+
+def headline(found: Findings) -> str:
+    """Return one line about the whole call."""
+    counts = f"{counted(len(found.images), 'image')}, {counted(len(found.results), 'method')}, {found.seconds:.3g} s"
+    if found.output:
+        counts += f", output taken for {OUTPUTS[found.output]}"
+    return f"{one_line(found.model_name)}: {counts}" if found.model_name else counts
+
+
+def verdict(found: Findings, image: int) -> str:
+    """Return what an image was taken for, and its score."""
+    from pysal import viz
+
+    index = int(found.target[image])
+    name = one_line(found.target_names[image])
+    column = f"{noun(found.score_kind, found.output)} {index}"
+    said = name if index < 0 or name == column else f"{name} ({column})"
+    word = found.unit_of(found.score_kind)
+    if word == "output":
+        return f"{said} = {float(found.scores[image]):.4g}"
+    if found.probabilities is not None:
+        said += f", {viz.percent(float(found.probabilities[image]))}"
+    if found.probabilities is None or word != "probability":
+        said += f", {found.score_word(image)} {float(found.scores[image]):.4g}"
+    return said
+
+
+def rows(found: Findings, image: int) -> list[tuple[str, ...]]:
+    """Return a row of `COLUMNS` for each method."""
+    lines: list[tuple[str, ...]] = []
+    for result in found.results.values():
+        residual = value_of(result.details.get("residual"), image)
+        said = [note for note in notes(found, result, image, lambda x: f"{x:.3g}") if not note.startswith("residual")]
+        spread = result.details.get("standard_error")
+        if isinstance(spread, Tensor):
+            said.append(f"mean standard error {float(spread[image].cpu().double().mean()):.3g}")
+        if broken := int((~torch.isfinite(result.map[image])).sum()):
+            said.append(f"{counted(broken, 'value')} not finite")
+        lines.append(
+            (
+                one_line(result.title),
+                f"{result.seconds:.2f}",
+                "" if result.passes is None else str(result.passes),
+                "" if residual is None else f"{residual:.3g}",
+                _largest_drop(found, result, image).replace("→", "->").replace("\N{MINUS SIGN}", "-"),
+                one_line("; ".join(said)),
+            )
+        )
+    return lines
