@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pysal import audit, captum, metrics, models, ops, pair, reference, segments, viz
     from pysal.engine.model.black_box import numpy_model
-    from pysal.engine.not_applicable import NotApplicable
+    from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel, prepare
     from pysal.engine.request.extra_inputs import PerImage, Shared
     from pysal.engine.request.target import Margin, RowTarget
@@ -38,7 +38,7 @@ _HOMES = {
     "Grid": ".segments",
     "Margin": ".engine.request.target",
     "Normalized": ".models",
-    "NotApplicable": ".engine.not_applicable",
+    "NotApplicable": ".engine.model.not_applicable",
     "RowTarget": ".engine.request.target",
     "Shared": ".engine.request.extra_inputs",
     "Slic": ".segments",

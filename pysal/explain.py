@@ -13,7 +13,7 @@ from torch import Tensor
 from pysal._checks import refuse
 from pysal._library import build_info
 from pysal.engine.model.class_names import names_of
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs

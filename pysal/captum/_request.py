@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pysal._checks import FLOATING, INTEGER, finite_rows, refuse
 from pysal.captum._batches import call, copies_per_pass, independent
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import PerImage, Shared
 from pysal.engine.request.plan import Plan

@@ -17,7 +17,8 @@ from pysal._library import widest
 from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
 from pysal.captum._batches import call, independent, of_its_own
 from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, check_target, select, spread
-from pysal.engine.ablation import Ablation, Features, Masks
+from pysal.engine.ablation.ablation import Ablation
+from pysal.engine.ablation.features import Features, Masks
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import progress, run_chunks
 from pysal.methods import leave_one_out

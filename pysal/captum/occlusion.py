@@ -10,7 +10,7 @@ from pysal._checks import FLOATING, refuse
 from pysal.captum._bases import Baselines, entry, where
 from pysal.captum._request import Inputs, Target, as_tuple
 from pysal.captum.feature_ablation import FeatureAblation
-from pysal.engine.ablation import Boxes, sliding_boxes
+from pysal.engine.ablation.features import Boxes, sliding_boxes
 from pysal.segments import Window
 
 Shape: TypeAlias = tuple[int, ...]

@@ -20,7 +20,7 @@ from torch import Tensor
 from pysal import models
 from pysal._checks import refuse
 from pysal.demo.turns import Turns
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel, prepare
 from pysal.engine.request.attribution import default_of
 from pysal.engine.request.score import Look, probabilities

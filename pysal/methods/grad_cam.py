@@ -14,8 +14,8 @@ from pysal._checks import refuse
 from pysal.engine.layers.default_layer import Choice, check_layered, default_layer, needs_a_look, reading_of
 from pysal.engine.layers.features import Layer, find_layer
 from pysal.engine.layers.spatial import Reading, reading
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.model.relu_rules import OtherActivations
-from pysal.engine.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs

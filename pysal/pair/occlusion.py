@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from pysal.engine.ablation import Ablation, Boxes, sliding_boxes
+from pysal.engine.ablation.ablation import Ablation
+from pysal.engine.ablation.features import Boxes, sliding_boxes
 from pysal.pair.base import OUTPUT_LAYER_VALUES, Array, CallModel, CoreSaliency
 from pysal.pair.source import TorchModel, source
 

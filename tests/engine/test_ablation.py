@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pysal.engine.ablation import Ablation, Boxes, Masks, sliding_boxes
+from pysal.engine.ablation.ablation import Ablation
+from pysal.engine.ablation.features import Boxes, Masks, sliding_boxes
 
 
 def test_sliding_boxes_run_along_the_first_dimension_first_and_are_cut_at_the_border() -> None:

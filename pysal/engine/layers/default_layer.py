@@ -13,7 +13,7 @@ from pysal.engine.layers.features import Layer
 from pysal.engine.layers.lineage import Lineage, alike, tensors_in
 from pysal.engine.layers.spatial import Reading, reading
 from pysal.engine.layers.token_rows import TokenRows
-from pysal.engine.not_applicable import NotApplicable, differentiating, not_differentiable
+from pysal.engine.model.not_applicable import NotApplicable, differentiating, not_differentiable
 from pysal.engine.running.states import Hooks, leave_inference_mode, outside_inference, restoring
 
 # Values whose gradients are asked for together, from the last on: mostly the first few decide.

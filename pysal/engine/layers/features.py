@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.running.states import Hooks
 
 

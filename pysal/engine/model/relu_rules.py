@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from pysal import ops
 from pysal._checks import refuse
 from pysal._names import PACKAGE
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.running.states import FunctionMode, kept
 
 ReluRule: TypeAlias = Literal["plain", "guided", "deconvnet"]

@@ -16,8 +16,8 @@ from pysal.engine.layers.default_layer import Look
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.class_names import names_of
 from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.not_applicable import NotApplicable, differentiating
 from pysal.engine.model.relu_rules import ReluRules
-from pysal.engine.not_applicable import NotApplicable, differentiating
 from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
 from pysal.engine.request.extra_inputs import ExtraArguments, ExtraInputs, ordinary
 from pysal.engine.request.independence import (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.engine.layers.features import Features, Layer, capture
 from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.not_applicable import NotApplicable, not_differentiable, reentrant
 from pysal.engine.model.relu_rules import OtherActivations, ReluRule, ReluRules
-from pysal.engine.not_applicable import NotApplicable, not_differentiable, reentrant
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.states import Hooks, restoring
 from pysal.engine.tape.tape import Place, Program, Tape

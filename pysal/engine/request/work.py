@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.sweeps import Sweep

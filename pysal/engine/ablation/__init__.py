@@ -1,0 +1,1 @@
+"""Features left out of whole batches, of inputs of every rank and dtype."""

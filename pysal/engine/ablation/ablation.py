@@ -1,0 +1,46 @@
+"""Copies of whole batches, each without a feature, and maps of what that changed.
+
+`leave_one_out` is for images: its queue mixes the rows of a batch and skips segments that change nothing. Here a feature is
+left out of all rows at once, so the function may answer for the batch as a whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pysal.engine.ablation.features import Features
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Inputs, what fills a feature that is left out, and the features.
+
+    Attributes:
+        inputs: (R, ...) each; the numbers of rows may differ.
+        fills: one for each input, broadcast to it.
+        features: see `Features`.
+    """
+
+    inputs: tuple[Tensor, ...]
+    fills: tuple[Tensor, ...]
+    features: Features
+
+    @property
+    def reachable(self) -> list[bool]:
+        """For each feature, whether it is in an input that has elements at all."""
+        return [any(self.inputs[i].numel() for i in self.features.inputs_of(f)) for f in range(len(self.features))]
+
+    def without(self, features: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return each input in copies, one without each of the features, one after the other."""
+        homes = {number for feature in features for number in self.features.inputs_of(feature)}
+        return tuple(
+            self.features.without(number, one, fill, features)
+            if number in homes
+            else one.repeat(len(features), *(1,) * (one.ndim - 1))
+            for number, (one, fill) in enumerate(zip(self.inputs, self.fills, strict=True))
+        )
+
+    def maps(self, drops: Tensor) -> tuple[Tensor, ...]:
+        """Return drops (F, n) at the elements of each input: (n, ...)."""
+        return tuple(self.features.spread(number, one, drops.to(one.device)) for number, one in enumerate(self.inputs))
