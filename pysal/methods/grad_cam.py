@@ -1,22 +1,26 @@
-"""Grad-CAM and Guided Grad-CAM."""
+"""Class activation maps: Grad-CAM, its other kinds, and Guided Grad-CAM."""
 
+import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
+from pysal._library import without_autocast
 from pysal.engine.layers.default_layer import Choice, check_layered, default_layer, needs_a_look, reading_of
 from pysal.engine.layers.features import Layer, find_layer
 from pysal.engine.layers.spatial import Reading, reading
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.model.relu_rules import OtherActivations
 from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.activations import activations
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -25,6 +29,8 @@ from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
+from pysal.methods.cam_kinds import KINDS, Kind, KindName, kind_of, made, unit
+from pysal.methods.cam_weights import ablated_weights, masked_weights
 from pysal.methods.guided_backprop import ruled
 
 # Images that the default layer is looked for with, until a change of one changes its score.
@@ -34,6 +40,34 @@ LOOKS = 4
 _READINGS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, tuple[int, ...]], Reading | None]] = weakref.WeakKeyDictionary()
 
 Tokens: TypeAlias = Literal["vit", "swin"] | Callable[[Tensor], Tensor] | None
+Layers: TypeAlias = str | nn.Module | Sequence[str | nn.Module] | None
+Fuse: TypeAlias = Literal["mean", "max", "product"]
+FUSIONS = ("mean", "max", "product")
+# What makes a copy of images, and what takes its maps back.
+Pair: TypeAlias = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+Augment: TypeAlias = bool | Sequence[Pair]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _flipped(tensor: Tensor) -> Tensor:
+    return tensor.flip(3)
+
+
+def _flipped_times(factor: float, images: Tensor) -> Tensor:
+    return images.flip(3) * factor
+
+
+FLIPPED_AND_SCALED: tuple[Pair, ...] = tuple(
+    pair
+    for factor in (0.9, 1.0, 1.1)
+    for pair in (
+        (functools.partial(torch.mul, other=factor), _same),
+        (functools.partial(_flipped_times, factor), _flipped),
+    )
+)
 
 
 def grad_cam(
@@ -41,15 +75,19 @@ def grad_cam(
     inputs: Tensor,
     target: Target = None,
     *,
-    layer: str | nn.Module | None = None,
+    layer: Layers = None,
     tokens: Tokens = None,
+    kind: KindName | Callable[[Tensor, Tensor], Tensor] = "grad_cam",
+    eigen_smooth: bool = False,
+    fuse: Fuse = "mean",
+    augment: Augment = False,
     score: ScoreKind = "logit",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the class activation map of a layer: relu(sum_k mean(G_k) A_k), bilinear to the image's size.
+    """Return the class activation map of a layer: relu(sum_k mean(G_k) A_k), bilinear to the image's size, or another kind.
 
     A is the layer's activation and G = df/dA. Nothing below the layer is kept for the backward pass.
 
@@ -60,10 +98,22 @@ def grad_cam(
         layer: a module of the model or its name, "act[3]" for the fourth run of a module that runs several times, "act[-1]"
             for its last; None = the last that returns a map of the image on the way to the score, which `explain` names: one
             with a gradient that is not the output itself; in transformers a normalisation, or a later layer through which all
-            of the score passes.
+            of the score passes. Several layers, in a list, give one map: see `fuse`.
         tokens: how to read a map out of what the layer returns: "vit" (N, 1 + h w, K) with a class token first, "swin"
             (N, h, w, K), a callable to (N, K, h, w), or None = (N, K, h, w) or (N, h, w, K), as the image's proportions say, or
             rows of tokens, (N, L, K) or (L, N, K), of which those are read that were the cells of a map of the network's own.
+        kind: what is made of A and G. "grad_cam": mean(G_k) A_k. "hirescam": G A. "layer_cam": relu(G) A.
+            "grad_cam_elementwise": relu(G A). "grad_cam_plus_plus" and "xgrad_cam": w_k A_k with other weights. "eigen_cam": A
+            along its first singular vector, whatever the score. "eigen_grad_cam", "seg_eigen_cam": the first principal
+            component of G A, of |G| A. "kpca_cam": A's in a kernel's space. "fem": the share of a channel's cells that stand
+            out, times A_k. "score_cam": w_k is a softmax of the scores of the image seen through each channel. "ablation_cam":
+            w_k is the drop of the score without the channel. Or a function (A, G), (N, K, h, w) each, to terms of that shape,
+            weights (N, K) or a map (N, 1, h, w). `docs/methods/cam_kinds.md` says which when.
+        eigen_smooth: whether the first principal component of the terms is drawn, not their sum.
+        fuse: what becomes of the maps of several layers, each scaled to [0, 1]: their "mean", "max" or "product".
+        augment: whether six copies of each image are explained, flipped or not, times 0.9, 1 and 1.1, and their maps, each
+            scaled to [0, 1], averaged; or pairs of functions (image -> image, map -> map) of batches (N, C, H, W) that make
+            other copies and take their maps back.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -75,7 +125,7 @@ def grad_cam(
         dtype: see `gradient`.
 
     Returns:
-        (B, 1, H, W), 0 or more.
+        (B, 1, H, W), 0 or more; in [0, 1] where maps are fused or averaged.
 
     Raises:
         TypeError: an argument of the wrong type or dtype, or a model that is no nn.Module.
@@ -83,7 +133,7 @@ def grad_cam(
         NotApplicable: no layer was given, and the model has none that counts.
 
     Source:
-        Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
+        Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2; of the other kinds, see `docs/methods/cam_kinds.md`.
     """
     plan = Plan(
         "pysal.grad_cam",
@@ -96,7 +146,8 @@ def grad_cam(
         precision=precision,
         dtype=dtype,
     )
-    return prepare(plan, layer=layer, tokens=tokens).run(report=False).map
+    work = prepare(plan, layer=layer, tokens=tokens, kind=kind, eigen_smooth=eigen_smooth, fuse=fuse, augment=augment)
+    return work.run(report=False).map
 
 
 def guided_grad_cam(
@@ -157,9 +208,42 @@ def guided_grad_cam(
     return work.run(report=False).map
 
 
-def prepare(plan: Plan, *, layer: str | nn.Module | None, tokens: Tokens) -> Work:
-    """Return the work that finds Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
-    return _prepare(plan, layer, tokens, None)
+def prepare(
+    plan: Plan,
+    *,
+    layer: Layers,
+    tokens: Tokens,
+    kind: str | Kind | Callable[[Tensor, Tensor], Tensor],
+    eigen_smooth: bool,
+    fuse: Fuse,
+    augment: Augment,
+) -> Work:
+    """Return the work that finds a class activation map of every image of a plan.
+
+    Details: "layer"; "native" (B, 1, h, w), of the image's size where maps are fused or averaged; of another kind than Grad-CAM
+    its "cam" and "title", too.
+    """
+    if not isinstance(eigen_smooth, bool):
+        refuse(plan.where, "eigen_smooth", "be True or False", repr(eigen_smooth), TypeError)
+    if fuse not in FUSIONS:
+        refuse(plan.where, "fuse", f"be one of {', '.join(map(repr, FUSIONS))}", repr(fuse))
+    copies = _copies(plan.where, augment)
+    several = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    if not several:
+        refuse(plan.where, "layer", "name at least one layer", "none")
+    drawn = _Drawn(kind_of(plan.where, kind), eigen_smooth)
+    works = [_prepare(plan, one, tokens, drawn, None) for one in several]
+    work = works[0] if len(works) == 1 else _fused(plan, works, fuse)
+    if not copies:
+        return work
+
+    def again(copied: Plan) -> Attribution:
+        inner = prepare(
+            copied, layer=layer, tokens=tokens, kind=drawn.kind, eigen_smooth=eigen_smooth, fuse=fuse, augment=False
+        )
+        return inner.run(report=False)
+
+    return Work(plan, lambda _report: _augmented(plan, copies, again))
 
 
 def prepare_guided(
@@ -170,7 +254,15 @@ def prepare_guided(
     other_activations: OtherActivations,
 ) -> Work:
     """Return the work that finds Guided Grad-CAM of every image of a plan; details: "layer", "native" (B, 1, h, w)."""
-    return _prepare(plan, layer, tokens, ruled(plan.where, "guided", other_activations))
+    return _prepare(plan, layer, tokens, _Drawn(KINDS["grad_cam"], False), ruled(plan.where, "guided", other_activations))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What is made of a layer, and whether it is smoothed."""
+
+    kind: Kind
+    smooth: bool
 
 
 @dataclass(frozen=True)
@@ -181,19 +273,37 @@ class _Cam:
     how: Reading | None
     height: int
     width: int
+    drawn: _Drawn
     where: str = field(compare=False)
     layer: Layer = field(compare=False)
 
     def __call__(self, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = (self.height, self.width)
-        tokens = self.tokens or self.how or reading(tuple(activation.shape), self.layer.module, size)
-        activation = _spatial(self.where, self.layer.label, tokens, activation)
-        gradient = _spatial(self.where, self.layer.label, tokens, gradient)
-        small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
-        return ops.grad_cam(activation, gradient, *size, relu=True), small, gradient.flatten(1).any(1)
+        activation, gradient = self.spatial(activation), self.spatial(gradient)
+        moving = gradient.flatten(1).any(1)
+        if self.drawn == _Drawn(KINDS["grad_cam"], False):
+            small = ops.grad_cam(activation, gradient, activation.shape[2], activation.shape[3], relu=True)
+            return ops.grad_cam(activation, gradient, self.height, self.width, relu=True), small, moving
+        return *self.map(activation, gradient, None), moving
+
+    def spatial(self, value: Tensor) -> Tensor:
+        """Return what the layer returns, or its gradient, as (N, K, h, w)."""
+        tokens = self.tokens or self.how or reading(tuple(value.shape), self.layer.module, (self.height, self.width))
+        return _spatial(self.where, self.layer.label, tokens, value)
+
+    def map(self, activation: Tensor, gradient: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the map of the image's size, and of the layer's, of what `spatial` returned."""
+        with without_autocast(activation.device.type):
+            a, g = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in (activation, gradient))
+            small = made(self.drawn.kind, self.where, a, g, smooth=self.drawn.smooth, weights=weights).clamp_min(0)
+            return resized(small, (self.height, self.width)), small
 
 
-def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: Sweep | None) -> Work:
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps (N, 1, h, w) of another size, bilinearly, corners not aligned."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False).contiguous()
+
+
+def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, drawn: _Drawn, guided: Sweep | None) -> Work:
     if not (tokens is None or callable(tokens) or (isinstance(tokens, str) and tokens in ("vit", "swin"))):
         refuse(plan.where, "tokens", "be None, 'vit', 'swin' or a callable", repr(tokens))
 
@@ -203,10 +313,15 @@ def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: 
     else:
         asked = find_layer(plan.where, plan.layered_model, layer)
 
-    def sweeps(chosen: Layer, how: Reading | None) -> list[Sweep]:
+    def cam(chosen: Layer, how: Reading | None) -> _Cam:
         height, width = plan.inputs.shape[2:]
-        reduce = _Cam(tokens, how, height, width, plan.where, chosen)
-        return [Sweep(layer=chosen, reduce=reduce, where=plan.where), *([guided] if guided else [])]
+        return _Cam(tokens, how, height, width, drawn, plan.where, chosen)
+
+    if not drawn.kind.gradient:
+        return Work(plan, lambda _report: _without_gradient(plan, asked, tokens, cam))
+
+    def sweeps(chosen: Layer, how: Reading | None) -> list[Sweep]:
+        return [Sweep(layer=chosen, reduce=cam(chosen, how), where=plan.where), *([guided] if guided else [])]
 
     def wanted() -> list[Sweep]:
         if asked is not None:
@@ -214,11 +329,15 @@ def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, guided: 
         choice = _default(plan)
         return sweeps(choice.layer, choice.reading)
 
-    return Work(plan, lambda _report: _attribute(plan, asked, tokens, sweeps), wanted)
+    return Work(plan, lambda _report: _attribute(plan, asked, tokens, drawn.kind, sweeps), wanted)
 
 
 def _attribute(
-    plan: Plan, asked: Layer | None, tokens: Tokens, sweeps: Callable[[Layer, Reading | None], list[Sweep]]
+    plan: Plan,
+    asked: Layer | None,
+    tokens: Tokens,
+    kind: Kind,
+    sweeps: Callable[[Layer, Reading | None], list[Sweep]],
 ) -> Attribution:
     def swept(chosen: Layer, how: Reading | None) -> list[tuple[Tensor, ...]]:
         return plan.sweeps(*sweeps(chosen, how))
@@ -235,13 +354,128 @@ def _attribute(
                 choice = settled
                 (result, native, _), *others = swept(choice.layer, choice.reading)
         chosen = choice.layer
-    if len(result) != plan.images:
-        what, got = f"return a map for each of {plan.images} images", f"{len(result)} maps"
-        # who asked for no layer made no mistake
-        refuse(plan.where, f"layer {chosen.label!r}", what, got, ValueError if asked is not None else NotApplicable)
+    _check_number(plan, chosen, len(result), was_asked=asked is not None)
     for (gradient,) in others:
         result = gradient * result
-    return Attribution(result.to(plan.dtype), passes=1, details={"layer": chosen.label, "native": native.to(plan.dtype)})
+    return _found(plan, result, native, chosen.label, kind, 1)
+
+
+def _found(plan: Plan, result: Tensor, native: Tensor, label: str, kind: Kind, passes: float) -> Attribution:
+    details = {"layer": label, "native": native.to(plan.dtype)}
+    if kind != KINDS["grad_cam"]:
+        details |= {"cam": kind.name, "title": kind.title}
+    return Attribution(result.to(plan.dtype), passes, details)
+
+
+def _check_number(plan: Plan, layer: Layer, number: int, *, was_asked: bool) -> None:
+    if number != plan.images:
+        what, got = f"return a map for each of {plan.images} images", f"{number} maps"
+        # who asked for no layer made no mistake
+        refuse(plan.where, f"layer {layer.label!r}", what, got, ValueError if was_asked else NotApplicable)
+
+
+def _without_gradient(
+    plan: Plan, asked: Layer | None, tokens: Tokens, cam_of: Callable[[Layer, Reading | None], _Cam]
+) -> Attribution:
+    """Find the map of a kind that needs no gradient, but forward passes alone."""
+    if asked is None:
+        choice = _default(plan)
+        layer, cam = choice.layer, cam_of(choice.layer, choice.reading)
+    else:
+        layer, cam = asked, cam_of(asked, _reading_of(plan, asked, tokens))
+    kind, parts = cam.drawn.kind, list[Tensor]()
+    run = [layer]
+
+    def body(start: int, stop: int) -> None:
+        rows = torch.arange(start, stop, device=plan.device)
+        found, run[0] = activations(plan, plan.inputs[start:stop], rows, layer)
+        parts.append(cam.spatial(found))
+
+    plan.run(plan.images, body)
+    activation = torch.cat(parts)
+    _check_number(plan, layer, len(activation), was_asked=asked is not None)
+    weights, passes = None, 1
+    if kind.passes != "none":
+        plan.fix_target()
+        passes += activation.shape[1]
+        if kind.passes == "masked":
+            weights = masked_weights(plan, activation, align_corners=kind.align_corners)
+        else:
+            weights = ablated_weights(plan, activation.shape[1], run[0], cam.spatial)
+    # a chunk at a time: what is made of the activations is larger than they are
+    pieces: list[tuple[Tensor, Tensor]] = []
+
+    def draw(start: int, stop: int) -> None:
+        some = activation[start:stop]
+        pieces.append(cam.map(some, some, None if weights is None else weights[start:stop]))
+
+    plan.run(plan.images, draw)
+    result, native = (torch.cat(some) for some in zip(*pieces, strict=True))
+    return _found(plan, result, native, layer.label, kind, passes)
+
+
+def _fused(plan: Plan, works: Sequence[Work], fuse: Fuse) -> Work:
+    """Return the work that makes one map of those of several layers."""
+    size = (plan.inputs.shape[2], plan.inputs.shape[3])
+
+    def make(_report: bool) -> Attribution:
+        plan.sweeps(*wanted())  # all in one pass
+        found = [work.run(report=False) for work in works]
+        with without_autocast(plan.device.type):
+            maps = torch.stack([resized(unit(one.details["native"]), size) for one in found])
+            result = {"mean": lambda: maps.mean(0), "max": lambda: maps.amax(0), "product": lambda: maps.prod(0)}[fuse]()
+        label = ", ".join(one.details["layer"] for one in found)
+        passes = 1 + sum(one.passes - 1 for one in found)
+        return Attribution(result, passes, {**found[0].details, "layer": label, "native": result})
+
+    def wanted() -> list[Sweep]:
+        return [sweep for work in works for sweep in work.wanted()]
+
+    return Work(plan, make, wanted)
+
+
+def _augmented(plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution]) -> Attribution:
+    """Return the mean of the maps of an image's copies, each scaled to [0, 1] and taken back."""
+    plan.fix_target()
+    number, kept = len(copies), list[Attribution]()
+    size = (plan.images, 1, *plan.inputs.shape[2:])
+    mean = torch.zeros(size, dtype=plan.accumulator_dtype, device=plan.device)
+
+    def body(start: int, stop: int) -> None:
+        rows, which = plan.places(start, stop, number)
+        images = plan.inputs[rows]
+        for copy in which.unique().tolist():
+            images[which == copy] = _applied(plan.where, copies[copy][0], images[which == copy])
+        copied = plan.derive(images, rows)
+        found = explain(copied)
+        kept[:] = [found]
+        maps = unit(found.map.to(mean.dtype))
+        for copy in which.unique().tolist():
+            maps[which == copy] = _applied(plan.where, copies[copy][1], maps[which == copy])
+        mean.index_add_(0, rows, maps / number)
+
+    plan.run(plan.images * number, body)
+    result = mean.to(plan.dtype)
+    return Attribution(result, kept[0].passes * number, {**kept[0].details, "native": result})
+
+
+def _applied(where: str, function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    found: object = function(tensor)
+    if not isinstance(found, Tensor) or found.shape != tensor.shape:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        refuse(where, "augment", f"keep the shape {tuple(tensor.shape)}", got)
+    return found
+
+
+def _copies(where: str, augment: object) -> Sequence[Pair]:
+    """Return how copies are made of images, none where there is only the image itself."""
+    if isinstance(augment, bool):
+        return FLIPPED_AND_SCALED if augment else ()
+    pairs = list(augment) if isinstance(augment, Sequence) and not isinstance(augment, str) else []
+    if not pairs or not all(isinstance(one, Sequence) and len(one) == 2 and all(map(callable, one)) for one in pairs):
+        requirement = "be True, False or a list of pairs of functions (image -> image, map -> map)"
+        refuse(where, "augment", requirement, repr(augment), TypeError)
+    return [(one[0], one[1]) for one in pairs]
 
 
 def _reading_of(plan: Plan, layer: Layer, tokens: Tokens) -> Reading | None:

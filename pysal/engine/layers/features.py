@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ class Features:
         self.activation: Tensor | None = None
         self.over = False  # the forward pass; a checkpoint runs its part of it again on the way back
         self.hidden = False  # whether a run was inside torch.func
+        self.runs = 0  # of the layer in the pass
 
     def captured(self) -> Tensor:
         """Return the activation, now that the forward pass is over.
@@ -108,7 +110,9 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
 
 
-def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
+def capture(
+    where: str, layer: Layer, hooks: Hooks, *, cut: bool, replace: Callable[[Tensor], Tensor] = torch.clone
+) -> Features:
     """Return what captures a layer's output (or input) in the next forward pass.
 
     Args:
@@ -117,19 +121,19 @@ def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
         hooks: of the pass.
         cut: start the autograd graph at this layer: the pass, which begins without gradients, goes on with them from here, so
             nothing below is kept. Otherwise the activation stays part of the graph from the inputs.
+        replace: what is passed on in the activation's place. A copy: a ReLU that works in place after the layer must not
+            overwrite what was captured.
 
     Raises:
         ValueError: in the pass, where the layer ran more than once and its only run was meant, or returned no tensor.
     """
     features = Features(where, layer)
-    runs = 0
 
     def hook(_module: nn.Module, args: Any, output: Any = None) -> Any:
-        nonlocal runs
-        runs += not features.over
-        if layer.run is None and runs > 1:
+        features.runs += not features.over
+        if layer.run is None and features.runs > 1:
             raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
-        if layer.run not in (None, "last", runs - 1) and not features.over:
+        if layer.run not in (None, "last", features.runs - 1) and not features.over:
             return None
         value = args if layer.at_input else output
         sequence = isinstance(value, (tuple, list))
@@ -147,7 +151,7 @@ def capture(where: str, layer: Layer, hooks: Hooks, *, cut: bool) -> Features:
             hooks.mark(tensor)  # a layer that the images do not reach
         if not features.over:
             features.activation = tensor
-        passed = tensor.clone()  # a ReLU that works in place after the layer must not overwrite what was captured
+        passed = replace(tensor)
         if not sequence:
             return passed
         rest = (*value[: layer.index], passed, *value[layer.index + 1 :])

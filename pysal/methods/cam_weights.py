@@ -1,0 +1,86 @@
+"""Weights of a layer's channels that take a pass for each: Score-CAM's and Ablation-CAM's."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysal._library import without_autocast
+from pysal.engine.layers.features import Layer
+from pysal.engine.request.activations import scores_with
+from pysal.engine.request.plan import Plan
+from pysal.methods.cam_kinds import unit
+
+
+def masked_weights(plan: Plan, activations: Tensor, *, align_corners: bool) -> Tensor:
+    """Return the softmax over the channels of the score of each image times each of its channels, scaled to [0, 1]: (B, K).
+
+    The score of a black image, which the paper takes away, is the same for all channels and drops out of the softmax.
+
+    Args:
+        plan: of the images.
+        activations: (B, K, h, w).
+        align_corners: of the channels' enlargement to the images' size.
+
+    Source:
+        Wang et al. 2019, arXiv:1910.01279, algorithm 1.
+    """
+    number, size = activations.shape[1], plan.inputs.shape[2:]
+
+    def score(rows: Tensor, channels: Tensor) -> Tensor:
+        with without_autocast(plan.device.type):
+            chosen = activations[rows, channels][:, None]
+            chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+            masks = unit(F.interpolate(chosen, size, mode="bilinear", align_corners=align_corners))
+            batch = (plan.inputs[rows] * masks).to(plan.inputs.dtype)
+        if plan.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return plan.scores(batch, rows)[0]
+
+    return _of_each(plan, number, score).softmax(1)
+
+
+def ablated_weights(plan: Plan, number: int, layer: Layer, spatial: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return how much the score of each image drops when a channel of a layer is 0: (B, K).
+
+    Args:
+        plan: of the images.
+        number: K.
+        layer: which; its run is a number, or None for its only one.
+        spatial: what the layer returns -> (N, K, h, w).
+
+    Source:
+        Desai and Ramaswamy 2020, WACV, equation 2.
+
+    Deviations:
+        The paper divides by the score, a factor common to all channels that turns the map around where it is negative.
+    """
+
+    def score(rows: Tensor, channels: Tensor) -> Tensor:
+        return scores_with(plan, plan.inputs[rows], rows, layer, lambda value: without_channels(value, channels, spatial))
+
+    before, _ = plan.clean_scores()
+    return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, score)
+
+
+def without_channels(value: Tensor, channels: Tensor, spatial: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what a layer returns with 0 wherever row n's channel `channels[n]` of its map comes from."""
+    with torch.enable_grad():
+        leaf = value.detach().clone().requires_grad_()
+        maps = spatial(leaf)
+        chosen = maps[torch.arange(len(maps), device=maps.device), channels]
+        (reached,) = torch.autograd.grad(chosen.sum(), leaf)
+    return value.detach().masked_fill(reached != 0, 0)
+
+
+def _of_each(plan: Plan, number: int, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the scores (B, K) of passes for each channel of each image: score(rows, channels) -> (N,)."""
+    found = torch.zeros((plan.images, number), dtype=plan.accumulator_dtype, device=plan.device)
+
+    def body(start: int, stop: int) -> None:
+        rows, channels = plan.places(start, stop, number)
+        found[rows, channels] = score(rows, channels).to(found.dtype)
+
+    plan.run(plan.images * number, body)
+    return found
