@@ -127,7 +127,7 @@ def explain(
         drawn = METHODS[found.details["base"]] if found.details.get("kind") == "mean" else method
         results[name] = MethodResult(
             name=name,
-            title=method.title,
+            title=found.details.get("title", method.title),
             map=found.map.cpu(),
             reduction=drawn.reduction,
             signed=drawn.signed,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pysal.cli.terminal import BadInput
-from pysal.methods.traits import PATHS, TRAITS
+from pysal.methods.traits import CAMS, PATHS, TRAITS
 
 if TYPE_CHECKING:
     from pysal.models import Classifier
@@ -26,6 +26,7 @@ OPTION_OF = {
     "tolerance": PATHS,
     "samples": ("smooth_grad",),
     "other_activations": ("guided_backprop", "guided_grad_cam"),
+    "kind": ("grad_cam",),
 }
 
 
@@ -209,6 +210,9 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["plain", "generalised"]),
             help="For guided_backprop and guided_grad_cam: what to do at activations other than ReLU. plain keeps their "
             "gradient, generalised applies the guided rule where their output is positive. [default: refuse the model]",
+        ),
+        click.option(
+            "--kind", type=click.Choice(tuple(CAMS)), help="For grad_cam: the kind of class activation map. [default: grad_cam]"
         ),
     )
     for option in reversed(options):

@@ -1,8 +1,8 @@
 """Class activation maps by name: what each channel of a layer says of each cell, and how that becomes one map.
 
-A and G are a layer's activation and the gradient of the score there, (N, K, h, w) each, of float32 or float64. What a kind makes of
-them are terms (N, K, h, w), added up over the channels unless the kind says how else they become a map. No kind depends on a
-positive factor of the score, but Score-CAM, whose weights are a softmax of scores.
+A and G are a layer's activation and the gradient of the score there, (N, K, h, w) each, of float32 or float64. What a kind
+makes of them are terms (N, K, h, w), added up over the channels unless the kind says how else they become a map. A positive
+factor of the score is a factor of the map or changes nothing, but for Grad-CAM++ and Score-CAM.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pysal._checks import refuse
 from pysal._library import widened
+from pysal.methods.traits import CAMS
 
 SPACE = (2, 3)
 
@@ -154,7 +155,7 @@ def _with_sign(projection: Tensor, terms: Tensor, by: Literal["terms", "largest"
         along = (projection * _cells(terms, centred=False).sum(2)).sum(1)
         sign = torch.where(along == 0, largest, along)
     signed = torch.where((sign < 0)[:, None], -projection, projection)
-    return signed.unflatten(1, terms.shape[2:])[:, None].to(terms.dtype)
+    return signed.reshape(len(terms), 1, *terms.shape[2:]).to(terms.dtype)
 
 
 def projection(terms: Tensor, *, centred: bool = True, sign: Literal["terms", "largest"] = "terms") -> Tensor:
@@ -185,8 +186,8 @@ def kernel_projection(
 
     Args:
         terms: (N, K, h, w).
-        kernel: with r and s rows of two cells, "sigmoid" is tanh(gamma r s + 1), "rbf" exp(-gamma |r - s|^2), "poly" (gamma r s + 1)^3,
-            "linear" r s, "cosine" r s / (|r| |s|).
+        kernel: with r and s rows of two cells, "sigmoid" is tanh(gamma r s + 1), "rbf" exp(-gamma |r - s|^2), "poly"
+            (gamma r s + 1)^3, "linear" r s, "cosine" r s / (|r| |s|).
         gamma: None = 1 / K.
     """
     rows = _cells(terms, centred=True)
@@ -206,8 +207,8 @@ def kernel_projection(
 
 
 def uncentred(terms: Tensor) -> Tensor:
-    """Return Eigen-CAM's projection: Muhammad and Yeasin 2020, arXiv:2008.00299, equations 2 and 3."""
-    return projection(terms, centred=False)
+    """Return Eigen-CAM's projection, its largest value positive: Muhammad and Yeasin 2020, arXiv:2008.00299, equations 2, 3."""
+    return projection(terms, centred=False, sign="largest")
 
 
 def largest_positive(terms: Tensor) -> Tensor:
@@ -215,22 +216,26 @@ def largest_positive(terms: Tensor) -> Tensor:
     return projection(terms, sign="largest")
 
 
+def _kind(name: KindName, terms: Callable[[Tensor, Tensor], Tensor], collapse: Callable[[Tensor], Tensor], **how: Any) -> Kind:
+    return Kind(name, CAMS[name], terms, collapse, **how)
+
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("grad_cam", "Grad-CAM", grad_cam, total),
-        Kind("hirescam", "HiResCAM", hirescam, total),
-        Kind("layer_cam", "LayerCAM", layer_cam, total),
-        Kind("grad_cam_plus_plus", "Grad-CAM++", grad_cam_plus_plus, total),
-        Kind("xgrad_cam", "XGrad-CAM", xgrad_cam, total),
-        Kind("grad_cam_elementwise", "Element-wise Grad-CAM", grad_cam_elementwise, total),
-        Kind("eigen_cam", "Eigen-CAM", alone, uncentred, gradient=False),
-        Kind("eigen_grad_cam", "EigenGrad-CAM", hirescam, projection),
-        Kind("seg_eigen_cam", "Seg-Eigen-CAM", seg_eigen, largest_positive),
-        Kind("kpca_cam", "KPCA-CAM", alone, kernel_projection, gradient=False),
-        Kind("fem", "FEM", fem, total, gradient=False),
-        Kind("score_cam", "Score-CAM", alone, total, gradient=False, passes="masked"),
-        Kind("ablation_cam", "Ablation-CAM", alone, total, gradient=False, passes="ablated"),
+        _kind("grad_cam", grad_cam, total),
+        _kind("hirescam", hirescam, total),
+        _kind("layer_cam", layer_cam, total),
+        _kind("grad_cam_plus_plus", grad_cam_plus_plus, total),
+        _kind("xgrad_cam", xgrad_cam, total),
+        _kind("grad_cam_elementwise", grad_cam_elementwise, total),
+        _kind("eigen_cam", alone, uncentred, gradient=False),
+        _kind("eigen_grad_cam", hirescam, projection),
+        _kind("seg_eigen_cam", seg_eigen, largest_positive),
+        _kind("kpca_cam", alone, kernel_projection, gradient=False),
+        _kind("fem", fem, total, gradient=False),
+        _kind("score_cam", alone, total, gradient=False, passes="masked"),
+        _kind("ablation_cam", alone, total, gradient=False, passes="ablated"),
     )
 }
 

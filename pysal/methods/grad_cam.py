@@ -228,7 +228,7 @@ def prepare(
     if fuse not in FUSIONS:
         refuse(plan.where, "fuse", f"be one of {', '.join(map(repr, FUSIONS))}", repr(fuse))
     copies = _copies(plan.where, augment)
-    several = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    several: list[str | nn.Module | None] = list(layer) if isinstance(layer, (list, tuple)) else [layer]  # type: ignore[list-item]
     if not several:
         refuse(plan.where, "layer", "name at least one layer", "none")
     drawn = _Drawn(kind_of(plan.where, kind), eigen_smooth)

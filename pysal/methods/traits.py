@@ -135,6 +135,22 @@ TRAITS: dict[str, Traits] = {
         ),
     )
 }
+# Kinds of class activation map, as `grad_cam(kind=)` calls them, and what people call them.
+CAMS = {
+    "grad_cam": TRAITS["grad_cam"].title,
+    "hirescam": "HiResCAM",
+    "layer_cam": "LayerCAM",
+    "grad_cam_plus_plus": "Grad-CAM++",
+    "xgrad_cam": "XGrad-CAM",
+    "grad_cam_elementwise": "Element-wise Grad-CAM",
+    "eigen_cam": "Eigen-CAM",
+    "eigen_grad_cam": "EigenGrad-CAM",
+    "seg_eigen_cam": "Seg-Eigen-CAM",
+    "kpca_cam": "KPCA-CAM",
+    "fem": "FEM",
+    "score_cam": "Score-CAM",
+    "ablation_cam": "Ablation-CAM",
+}
 # Methods that integrate along a path.
 PATHS = tuple(name for name, traits in TRAITS.items() if traits.on_path)
 
