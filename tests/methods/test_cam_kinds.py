@@ -118,7 +118,7 @@ def enlarged(maps: Tensor) -> Tensor:
 
 
 def explained(model: nn.Module, inputs: Tensor, target: Any, **options: Any) -> Any:
-    return pysal.explain(model, inputs, ["grad_cam"], target, method_options={"grad_cam": options})["grad_cam"]
+    return pysal.explain(model, inputs, target, methods=["grad_cam"], method_options={"grad_cam": options})["grad_cam"]
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
