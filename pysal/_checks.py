@@ -1,8 +1,10 @@
 """The one way bad input is refused: one sentence that names the argument, the requirement and the value."""
 
+import difflib
 import os
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,57 @@ def refuse(where: str, argument: str, requirement: str, got: object, error: type
         error: TypeError for a wrong type or dtype, ValueError for a wrong shape, range or device.
     """
     raise error(f"{where}: {argument} must {requirement}, got {got}")
+
+
+def close_to(name: object, known: Iterable[str], most: int = 3, likeness: float = 0.6) -> list[str]:
+    """Return the known names that a name was probably meant to be: those that hold it, or else those that are nearly it."""
+    plain = {one: _plain(one) for one in known}
+    asked = _plain(name) if isinstance(name, str) else ""
+    holding = [one for one, spelled in plain.items() if len(asked) > 2 and asked in spelled]
+    if holding:
+        return holding[:most]
+    by_spelling = {spelled: one for one, spelled in plain.items()}
+    return [by_spelling[spelled] for spelled in difflib.get_close_matches(asked, by_spelling, most, likeness)]
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold().replace("-", "_")
+
+
+def did_you_mean(close: Sequence[str]) -> str:
+    """Return what a requirement ends in where an unknown name is close to known ones; nothing where it is close to none."""
+    return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def refuse_unknown(
+    where: str, argument: str, requirement: str, name: object, known: Iterable[str], error: type[Exception] = ValueError
+) -> NoReturn:
+    """Refuse a name that is not known, and say which was probably meant.
+
+    Args:
+        where: the public name that was called.
+        argument: the argument at fault.
+        requirement: what it must be: "be one of 'black', 'white'".
+        name: what was given.
+        known: the names that might have been meant.
+        error: ValueError, unless something else is the custom of an interface.
+    """
+    names = list(known)
+    close = close_to(name, names)
+    meant = "" if len(close) == len(names) else did_you_mean(list(map(repr, close)))  # which the requirement says already
+    refuse(where, argument, requirement + meant, repr(name), error)
+
+
+def check_choice(where: str, argument: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is not one of a few words.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, str) or value not in known:
+        words = [*map(repr, known)]
+        few = f"be {' or '.join(words)}" if len(words) == 2 else f"be one of {', '.join(words)}"
+        refuse_unknown(where, argument, few, value, known)
 
 
 def warn(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal._library import build_info
 from pysal.engine.model.class_names import names_of
 from pysal.engine.model.not_applicable import NotApplicable
@@ -165,7 +165,7 @@ def _method_names(methods: str | Sequence[str]) -> list[str]:
     names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
     for name in names:
         if not isinstance(name, str) or name not in METHODS:
-            refuse(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", repr(name))
+            refuse_unknown(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", name, METHODS)
     if not names:
         refuse(WHERE, "methods", "name at least one method", "none")
     return list(dict.fromkeys(names))
@@ -189,7 +189,7 @@ def _checked_options(
         refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
     for name in given:
         if name not in METHODS:
-            refuse(WHERE, "method_options", f"be for methods out of {', '.join(METHODS)}", repr(name))
+            refuse_unknown(WHERE, "method_options", f"be for methods out of {', '.join(METHODS)}", name, METHODS)
         if name not in names:
             refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
         argument = f"method_options[{name!r}]"

@@ -159,7 +159,7 @@ def test_default_layer_is_looked_for_once() -> None:
     model = Watched(row_by_row(), lambda batch: rows.append(len(batch)))
     found = explain(model, methods=["grad_cam", "guided_grad_cam"], method_options={})
     assert sum(rows) == 3 + 1  # one pass for both and for the scores
-    assert found["grad_cam"].details["layer"] == found["guided_grad_cam"].details["layer"] == "model.relu[1]"
+    assert found["grad_cam"].details["layer"] == found["guided_grad_cam"].details["layer"] == "model.relu@1"
 
 
 @pytest.mark.usefixtures("independence_is_known")

@@ -336,7 +336,8 @@ def _label(where: str, item: _Found, class_index: Callable[[str], int] | None, c
         try:
             index = class_index(text)
         except ValueError as error:
-            refuse(where, "labels", "name classes", f"{text!r} of {item.path} ({str(error).partition('got ')[2]})")
+            requirement, _, got = str(error).partition(" must ")[2].partition(", got ")
+            refuse(where, "labels", requirement, f"{got} of {item.path}")
     if classes is not None and index >= classes:
         refuse(where, "labels", f"be below the model's {classes} classes", f"{index} of {item.path}")
     return index

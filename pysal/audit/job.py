@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pysal import models
-from pysal._checks import check_count, refuse
+from pysal._checks import check_count, refuse, refuse_unknown
 from pysal._library import build_info
 from pysal.audit import data, engines, files, manifest
 from pysal.audit.data import Labels
@@ -479,7 +479,7 @@ def _names(methods: object) -> list[str]:
     names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
     for name in names:
         if name not in METHODS:
-            refuse(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", repr(name))
+            refuse_unknown(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", name, METHODS)
     if not names:
         refuse(WHERE, "methods", "name at least one method", "none")
     return list(dict.fromkeys(names))
@@ -491,7 +491,7 @@ def _metrics(metrics: Sequence[str]) -> list[str]:
     possible = [name for name, metric in METRICS.items() if metric.needs != "masks"]
     for name in metrics:
         if name not in possible:
-            refuse(WHERE, "metrics", f"be names out of {', '.join(possible)}", repr(name))
+            refuse_unknown(WHERE, "metrics", f"be names out of {', '.join(possible)}", name, possible)
     return list(dict.fromkeys(metrics))
 
 
@@ -501,7 +501,7 @@ def _model_options(given: object) -> dict[str, Any]:
     known = [name for name in inspect.signature(models.load).parameters if name not in ("source", "device")]
     for name in given:
         if name not in known:
-            refuse(WHERE, "model_options", f"hold arguments out of {', '.join(known)}", repr(name))
+            refuse_unknown(WHERE, "model_options", f"hold arguments out of {', '.join(known)}", name, known)
     return {name: _json(f"model_options[{name!r}]", value) for name, value in given.items()}
 
 
@@ -512,7 +512,7 @@ def _options(names: list[str], given: Mapping[str, Mapping[str, Any]]) -> dict[s
     for name, options in given.items():
         argument = f"method_options[{name!r}]"
         if name not in names:
-            refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
+            refuse_unknown(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", name, names)
         if not isinstance(options, Mapping):
             refuse(WHERE, argument, "be a mapping of option names to values", repr(options), TypeError)
         check_options(WHERE, argument, METHODS[name].prepare, options)
@@ -555,7 +555,7 @@ def _segments_text(value: Any) -> str | None:
 
 def _one_of(argument: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
-        refuse(WHERE, argument, f"be one of {', '.join(known)}", repr(value))
+        refuse_unknown(WHERE, argument, f"be one of {', '.join(known)}", value, known)
 
 
 def _size(size: object) -> tuple[int, int]:

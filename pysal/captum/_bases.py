@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import check_choice, refuse
 from pysal.captum import _request
 from pysal.captum._request import Inputs, Target
 from pysal.engine.running.states import restoring
@@ -210,8 +210,7 @@ def check_interpolation(where: str, mode: object, dimensions: int | None = None)
     Raises:
         ValueError: as said.
     """
-    if mode not in MODES:
-        refuse(where, "interpolate_mode", f"be one of {', '.join(map(repr, MODES))}", repr(mode))
+    check_choice(where, "interpolate_mode", mode, tuple(MODES))
     if dimensions is not None and dimensions not in MODES[str(mode)]:
         wanted = " or ".join(str(one - 2) for one in MODES[str(mode)])
         refuse(where, "interpolate_mode", f"fit {dimensions - 2} dimensions of space", f"{mode!r}, which is for {wanted}")

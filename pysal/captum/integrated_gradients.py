@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._request import Inputs, Request, Target, floating, spread
@@ -94,7 +94,7 @@ class IntegratedGradients(GradientAttribution):
         given = baselines_of(self, baselines, request.inputs)
         check_baselines(self, given, request.inputs)
         if method not in QUADRATURES:
-            refuse(where(self), "method", f"be one of {', '.join(QUADRATURES)}", repr(method), AssertionError)
+            refuse_unknown(where(self), "method", f"be one of {', '.join(QUADRATURES)}", method, QUADRATURES, AssertionError)
         for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
             if value is not None and not isinstance(value, Integral):
                 refuse(where(self), name, "be a whole number", repr(value), TypeError)

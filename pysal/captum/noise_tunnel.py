@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._batches import copies_per_pass, goes_along, of_rows
@@ -97,7 +97,7 @@ class NoiseTunnel(Attribution):
         """
         several = as_tuple(inputs)
         if nt_type not in NT_TYPES:
-            refuse(where(self), "nt_type", f"be one of {', '.join(NT_TYPES)}", repr(nt_type), AssertionError)
+            refuse_unknown(where(self), "nt_type", f"be one of {', '.join(NT_TYPES)}", nt_type, NT_TYPES, AssertionError)
         if not isinstance(nt_samples, int) or nt_samples < 1:
             refuse(where(self), "nt_samples", "be a whole number of at least 1", repr(nt_samples), AssertionError)
         if nt_samples_batch_size is not None and not isinstance(nt_samples_batch_size, int):

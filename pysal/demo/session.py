@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pysal import models
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal.demo.turns import Turns
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel, prepare
@@ -218,7 +218,7 @@ class Workspace:
             Exception: what its loader raises.
         """
         if name not in self.names:
-            refuse(WHERE, "model", f"be one of {', '.join(self.names)}", repr(name))
+            refuse_unknown(WHERE, "model", f"be one of {', '.join(self.names)}", name, self.names)
         with self._loading[name]:  # who wants another model does not wait for this one
             if name not in self._ready:
                 classifier = self._loaders[name]()
@@ -299,7 +299,7 @@ class Workspace:
         """
         for name in methods:
             if name not in METHODS:
-                refuse(WHERE, "methods", f"be out of {', '.join(METHODS)}", repr(name))
+                refuse_unknown(WHERE, "methods", f"be out of {', '.join(METHODS)}", name, METHODS)
         if not methods:
             refuse(WHERE, "methods", "name at least one method", "none")
         ordered = [name for name in METHODS if name in methods]

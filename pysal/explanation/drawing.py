@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import close_to, did_you_mean, refuse, refuse_unknown
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options, default_of
 from pysal.engine.request.plan import Model
@@ -49,7 +49,7 @@ def plot(
     if not 0 <= image < len(found.images):
         refuse(where, "image", f"be an index in [0, {len(found.images)})", image)
     if kind not in get_args(PlotKind):
-        refuse(where, "kind", f"be one of {', '.join(map(repr, get_args(PlotKind)))}", repr(kind))
+        refuse_unknown(where, "kind", f"be one of {', '.join(map(repr, get_args(PlotKind)))}", kind, get_args(PlotKind))
     names = _plotted(found, kind, methods)
     if kind in RUN_THE_MODEL and model is None:
         refuse(where, "model", f"be the model that was explained, for kind={kind!r} runs it again", "None")
@@ -68,7 +68,9 @@ def plot(
         kinds = figure.canvas.get_supported_filetypes()
         ending = file_path.suffix[1:].lower()
         if ending not in kinds:
-            refuse(where, "path", f"end in one of {', '.join(f'.{known}' for known in sorted(kinds))}", str(path))
+            endings = [f".{known}" for known in sorted(kinds)]
+            meant = did_you_mean(close_to(file_path.suffix, endings))
+            refuse(where, "path", f"end in one of {', '.join(endings)}{meant}", str(path))
         write_all(where, {file_path: lambda file: figure.savefig(file, format=ending)})
     return figure
 
@@ -88,7 +90,7 @@ def _plotted(found: Findings, kind: str, methods: str | Sequence[str] | None) ->
     names = [methods] if isinstance(methods, str) else list(methods)
     for name in names:
         if name not in fitting:
-            refuse(where, "methods", f"be out of {', '.join(fitting) or 'none'}", repr(name))
+            refuse_unknown(where, "methods", f"be out of {', '.join(fitting) or 'none'}", name, fitting)
     return names
 
 
@@ -211,7 +213,7 @@ def panel(found: Findings, name: str, image: int = 0) -> viz.Panel:
     from pysal import viz
 
     if name not in found.results:
-        refuse(f"{WHERE}.panel", "name", f"be out of {', '.join(found.results)}", repr(name))
+        refuse_unknown(f"{WHERE}.panel", "name", f"be out of {', '.join(found.results)}", name, found.results)
     if not 0 <= image < len(found.images):
         refuse(f"{WHERE}.panel", "image", f"be an index in [0, {len(found.images)})", image)
     result = found.results[name]

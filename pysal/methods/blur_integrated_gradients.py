@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal.engine.paths.path import Path, Steps, integrate
 from pysal.engine.paths.quadrature import Array, Placement, Quadrature
 from pysal.engine.request.attribution import Attribution
@@ -135,9 +135,9 @@ def prepare(
     if isinstance(max_sigma, bool) or not isinstance(max_sigma, (int, float)) or not 0 < max_sigma < math.inf:
         refuse(plan.where, "max_sigma", "be a positive number of pixels", repr(max_sigma))
     if boundary not in ("constant", "reflect"):
-        refuse(plan.where, "boundary", "be 'constant' or 'reflect'", repr(boundary))
+        refuse_unknown(plan.where, "boundary", "be 'constant' or 'reflect'", boundary, ("constant", "reflect"))
     if derivative not in ("difference", "analytic"):
-        refuse(plan.where, "derivative", "be 'difference' or 'analytic'", repr(derivative))
+        refuse_unknown(plan.where, "derivative", "be 'difference' or 'analytic'", derivative, ("difference", "analytic"))
     if boundary == "constant":
         check_units(plan, "boundary='constant'", 0.0)
     blur = _Blur(max_sigma, sqrt, boundary, STEP if derivative == "difference" else 0.0)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal._library import widened
 from pysal.methods.traits import CAMS
 
@@ -254,7 +254,8 @@ def kind_of(where: str, kind: object) -> Kind:
     if callable(kind):
         return Kind("own", str(getattr(kind, "__name__", type(kind).__name__)), kind, total)
     names = ", ".join(map(repr, KINDS))
-    refuse(where, "kind", f"be a function or one of {names}", repr(kind), ValueError if isinstance(kind, str) else TypeError)
+    error = ValueError if isinstance(kind, str) else TypeError
+    refuse_unknown(where, "kind", f"be a function or one of {names}", kind, KINDS, error)
 
 
 def made(kind: Kind, where: str, activations: Tensor, gradients: Tensor, *, smooth: bool, weights: Tensor | None) -> Tensor:

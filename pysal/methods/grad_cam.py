@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal._library import without_autocast
 from pysal.engine.layers.default_layer import Choice, check_layered, default_layer, needs_a_look, reading_of
 from pysal.engine.layers.features import Layer, find_layer
@@ -95,10 +95,10 @@ def grad_cam(
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
         target: see `gradient`.
-        layer: a module of the model or its name, "act[3]" for the fourth run of a module that runs several times, "act[-1]"
-            for its last; None = the last that returns a map of the image on the way to the score, which `explain` names: one
-            with a gradient that is not the output itself; in transformers a normalisation, or a later layer through which all
-            of the score passes. Several layers, in a list, give one map: see `fuse`.
+        layer: a module of the model or its name; "blocks[2]" and "blocks.2" are the same child, "act@3" is the fourth run of a
+            module that runs several times, "act@-1" its last. None = the last that returns a map of the image on the way to the
+            score, which `explain` names: one with a gradient that is not the output itself; in transformers a normalisation, or
+            a later layer through which all of the score passes. Several layers, in a list, give one map: see `fuse`.
         tokens: how to read a map out of what the layer returns: "vit" (N, 1 + h w, K) with a class token first, "swin"
             (N, h, w, K), a callable to (N, K, h, w), or None = (N, K, h, w) or (N, h, w, K), as the image's proportions say, or
             rows of tokens, (N, L, K) or (L, N, K), of which those are read that were the cells of a map of the network's own.
@@ -226,7 +226,7 @@ def prepare(
     if not isinstance(eigen_smooth, bool):
         refuse(plan.where, "eigen_smooth", "be True or False", repr(eigen_smooth), TypeError)
     if fuse not in FUSIONS:
-        refuse(plan.where, "fuse", f"be one of {', '.join(map(repr, FUSIONS))}", repr(fuse))
+        refuse_unknown(plan.where, "fuse", f"be one of {', '.join(map(repr, FUSIONS))}", fuse, FUSIONS)
     copies = _copies(plan.where, augment)
     several: list[str | nn.Module | None] = list(layer) if isinstance(layer, (list, tuple)) else [layer]  # type: ignore[list-item]
     if not several:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import refuse_unknown
 from pysal.engine.model.relu_rules import OtherActivations, ReluRules
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -92,5 +92,5 @@ def ruled(where: str, rule: Literal["guided", "deconvnet"], other_activations: O
 def make_rules(where: str, rule: Literal["guided", "deconvnet"], other_activations: OtherActivations) -> ReluRules:
     """Return the rules of a call, or refuse an unknown one."""
     if rule not in ("guided", "deconvnet"):
-        refuse(where, "rule", "be 'guided' or 'deconvnet'", repr(rule))
+        refuse_unknown(where, "rule", "be 'guided' or 'deconvnet'", rule, ("guided", "deconvnet"))
     return ReluRules(where, rule, other_activations)

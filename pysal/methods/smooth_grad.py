@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_count, check_ids, check_seed, refuse
+from pysal._checks import MOST, check_choice, check_count, check_ids, check_seed, refuse, refuse_unknown
 from pysal._library import widened
 from pysal.engine.request.attribution import Attribution, check_options, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -131,13 +131,12 @@ def prepare(
     (B,), the largest of each image's copies.
     """
     where = plan.where
-    if not isinstance(base, str) or base not in BASES:
-        refuse(where, "base", f"be one of {', '.join(map(repr, BASES))}", repr(base))
+    check_choice(where, "base", base, tuple(BASES))
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
         refuse(where, "noise", "be a number of at least 0", repr(noise))
     check_count(where, "samples", samples, most=MOST)
     if kind not in ("mean", "squared", "variance"):
-        refuse(where, "kind", "be 'mean', 'squared' or 'variance'", repr(kind))
+        refuse_unknown(where, "kind", "be 'mean', 'squared' or 'variance'", kind, ("mean", "squared", "variance"))
     check_seed(where, seed)
     ids = check_ids(plan.where, "image_ids", image_ids, plan.images, plan.device)
     options = _base_options(where, base, base_options)

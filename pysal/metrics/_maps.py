@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import FLOATING, check_same_device, check_tensor, refuse
+from pysal._checks import FLOATING, check_same_device, check_tensor, refuse, refuse_unknown
 from pysal._library import widened
 from pysal.viz import reduce_channels
 
@@ -40,7 +40,7 @@ def check_map_batch(where: str, maps: object, argument: str = "maps") -> Tensor:
 def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
     """Return one number per pixel (B, H, W); a map of one channel is taken as it is."""
     if reduction not in REDUCTIONS:
-        refuse(where, "reduction", f"be {' or '.join(map(repr, REDUCTIONS))}", repr(reduction))
+        refuse_unknown(where, "reduction", f"be {' or '.join(map(repr, REDUCTIONS))}", reduction, REDUCTIONS)
     return reduce_channels(maps, "none" if maps.shape[1] == 1 else reduction)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from pysal import ops
-from pysal._checks import check_count, finite_rows, refuse
+from pysal._checks import check_count, finite_rows, refuse, refuse_unknown
 from pysal._library import widest, without_autocast
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, check_units, resolve_fill
@@ -258,7 +258,7 @@ def _substrate(plan: Plan, substrate: Substrate) -> Tensor:
         if substrate == "blur":
             return rise_blur(images)
         if substrate != "zero":
-            refuse(where, "substrate", "be 'zero', 'blur', a number, a colour or an image", repr(substrate))
+            refuse_unknown(where, "substrate", "be 'zero', 'blur', a number, a colour or an image", substrate, ("zero", "blur"))
         check_units(plan, "substrate='zero'", 0.0)
         substrate = 0.0
     return resolve_fill(plan, "substrate", substrate).contiguous()

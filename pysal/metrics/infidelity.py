@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._checks import MOST, check_choice, check_count, check_ids, check_seed, finite_rows, refuse
 from pysal._library import widened, widest
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
@@ -135,8 +135,7 @@ def infidelity_of(
     where, images = plan.where, plan.inputs
     maps = check_maps(where, maps, images)
     for argument, value, known in (("perturbation", perturbation, Perturbation), ("meaning", meaning, Meaning)):
-        if value not in get_args(known):
-            refuse(where, argument, f"be {' or '.join(map(repr, get_args(known)))}", repr(value))
+        check_choice(where, argument, value, get_args(known))
     if perturbation == "noise" and meaning == "shares":
         refuse(where, "meaning", "be 'slopes' where the perturbation is 'noise'", repr(meaning))
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 < noise < math.inf:

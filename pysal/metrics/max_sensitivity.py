@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse, refuse_unknown
 from pysal._library import widened, widest
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -100,7 +100,7 @@ def max_sensitivity(
 def check_method(where: str, method: object) -> str:
     """Return the name of a known method."""
     if not isinstance(method, str) or method not in METHODS:
-        refuse(where, "method", f"be one of {', '.join(METHODS)}", repr(method))
+        refuse_unknown(where, "method", f"be one of {', '.join(METHODS)}", method, METHODS)
     return method
 
 

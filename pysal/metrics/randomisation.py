@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from pysal._checks import check_seed, refuse
+from pysal._checks import check_seed, refuse, refuse_unknown
 from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options
@@ -116,7 +116,7 @@ def parameter_randomisation(
         refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
     name = check_method(where, method)
     if order not in get_args(Order):
-        refuse(where, "order", f"be {' or '.join(map(repr, get_args(Order)))}", repr(order))
+        refuse_unknown(where, "order", f"be {' or '.join(map(repr, get_args(Order)))}", order, get_args(Order))
     check_seed(where, seed)
     options = dict(method_options or {})
     check_options(where, "method_options", METHODS[name].prepare, options)
@@ -167,7 +167,7 @@ def _layers(where: str, model: nn.Module, layers: Sequence[str] | None) -> list[
         refuse(where, "layers", "be a sequence of names, or None", repr(layers), TypeError)
     for name in layers:
         if name not in own:
-            refuse(where, "layers", "name modules that own parameters", repr(name))
+            refuse_unknown(where, "layers", "name modules that own parameters", name, own)
     return list(layers)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal.engine.request.attribution import default_of, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -203,7 +203,7 @@ def per_image(
         torch.Size([2])
     """
     if not isinstance(name, str) or name not in METRICS:
-        refuse(WHERE, "name", f"be one of {', '.join(METRICS)}", repr(name))
+        refuse_unknown(WHERE, "name", f"be one of {', '.join(METRICS)}", name, METRICS)
     where, needs = f"pysal.metrics.{name}", METRICS[name].needs
     if method is not None:
         check_method(WHERE, method)
@@ -270,5 +270,5 @@ def _checked_options(name: str, options: object) -> dict[str, Any]:
         refuse(WHERE, "options", "be a mapping of option names to values", repr(options), TypeError)
     for option in options:
         if option not in _OPTIONS[name]:
-            refuse(WHERE, "options", f"hold options of {name}: {', '.join(_OPTIONS[name])}", repr(option))
+            refuse_unknown(WHERE, "options", f"hold options of {name}: {', '.join(_OPTIONS[name])}", option, _OPTIONS[name])
     return dict(options)

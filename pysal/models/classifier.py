@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import refuse, refuse_unknown
 from pysal.engine.model.class_names import ClassNames
 
 DATA = Path(__file__).parents[1] / "data"
@@ -123,7 +123,7 @@ class Classifier(nn.Module):
         if not 0 < crop_fraction <= 1:
             refuse(where, "crop_fraction", "be above 0 and at most 1", crop_fraction)
         if resample not in get_args(Resample):
-            refuse(where, "resample", f"be one of {', '.join(get_args(Resample))}", repr(resample))
+            refuse_unknown(where, "resample", f"be one of {', '.join(get_args(Resample))}", resample, get_args(Resample))
         if synonyms is not None and len(synonyms) != len(folded):
             refuse(where, "synonyms", f"have one entry for each of the {len(folded)} classes", f"{len(synonyms)} entries")
         self.network = network

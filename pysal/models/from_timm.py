@@ -1,13 +1,12 @@
 """Models of timm: `timm:resnet50.a1_in1k`."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from pysal._checks import first_line, refuse
+from pysal._checks import close_to, did_you_mean, first_line, refuse
 from pysal.models.classifier import Classifier
 from pysal.models.request import (
     IMAGENET_CLASSES,
@@ -38,10 +37,8 @@ def load(request: Request) -> Classifier:
     timm = needed(request, "timm", "timm")
     models, data = needed(request, "timm.models", "timm"), needed(request, "timm.data", "timm")
     if not models.is_model(request.name):
-        known = timm.list_models()
-        close = [f"timm:{name}" for name in difflib.get_close_matches(request.name.split(".")[0], known, n=3)]
-        hint = f" (did you mean {', '.join(close)}?)" if close else ""
-        refuse(WHERE, "source", f"be a model of timm{hint}", repr(request.source))
+        close = [repr(f"timm:{name}") for name in close_to(request.name.split(".")[0], timm.list_models())]
+        refuse(WHERE, "source", f"be a model of timm{did_you_mean(close)}", repr(request.source))
     try:
         config = models.get_pretrained_cfg(request.name)
     except RuntimeError:  # the architecture is known, the tag is not

@@ -1,6 +1,5 @@
 """Models of torchvision: `torchvision:resnet50`."""
 
-import difflib
 import hashlib
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pysal._checks import first_line, refuse
+from pysal._checks import close_to, did_you_mean, first_line, refuse, refuse_unknown
 from pysal.models.classifier import Classifier
 from pysal.models.request import (
     IMAGENET_MEAN,
@@ -37,9 +36,8 @@ def load(request: Request) -> Classifier:
     models = needed(request, "torchvision.models", "torchvision")
     known = models.list_models(module=models)
     if request.name not in known:
-        close = [f"torchvision:{name}" for name in difflib.get_close_matches(request.name, known, n=3)]
-        hint = f" (did you mean {', '.join(close)}?)" if close else ""
-        refuse(WHERE, "source", f"be a classifier of torchvision{hint}", repr(request.source))
+        close = [repr(f"torchvision:{name}") for name in close_to(request.name, known)]
+        refuse(WHERE, "source", f"be a classifier of torchvision{did_you_mean(close)}", repr(request.source))
     published = list(models.get_model_weights(request.name))
     default = models.get_model_weights(request.name).DEFAULT
     entry = next((entry for entry in published if entry.name == request.weights), default)
@@ -53,8 +51,9 @@ def load(request: Request) -> Classifier:
         classes = len(entry.meta["categories"])
     else:
         if not request.random and not Path(request.weights).exists() and Path(request.weights).suffix == "":
-            names = ", ".join(entry.name for entry in published)
-            refuse(WHERE, "weights", f"be a file, 'random' or one of {names}", repr(request.weights))
+            names = [entry.name for entry in published]
+            requirement = f"be a file, 'random' or one of {', '.join(names)}"
+            refuse_unknown(WHERE, "weights", requirement, request.weights, ["random", *names])
         classes = request.classes or len(entry.meta["categories"])
         with quietly_seeded():
             network = models.get_model(request.name, weights=None, num_classes=classes)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from pysal._checks import first_line, refuse
+from pysal._checks import first_line, refuse, refuse_unknown
 from pysal.models import (
     efficientnet_lite,
     from_code,
@@ -132,10 +131,8 @@ def _refuse_source(source: str, suffix: str) -> NoReturn:
     if source and Path(source).is_dir():
         refuse(WHERE, "source", f"say what kind of folder it is, as in transformers:{source}", repr(source))
     names = [*efficientnet_lite.NAMES, *(f"{library}:NAME" for library in LIBRARIES)]
-    close = difflib.get_close_matches(source.lower(), efficientnet_lite.NAMES, n=2)
-    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-    requirement = f"be {', '.join(names)}, or a file .pt, .pt2, .onnx or .py:FUNCTION{hint}"
-    refuse(WHERE, "source", requirement, repr(source))
+    requirement = f"be {', '.join(names)}, or a file .pt, .pt2, .onnx or .py:FUNCTION"
+    refuse_unknown(WHERE, "source", requirement, source, efficientnet_lite.NAMES)
 
 
 def _checked_normalize(normalize: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

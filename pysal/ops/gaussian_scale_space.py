@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import FLOATING, check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, refuse, refuse_unknown
 from pysal._library import define, define_derivative
 from pysal.reference import gaussian_scale_space as reference
 
@@ -152,5 +152,5 @@ def _check(where: str, images: Tensor, sigmas: Sequence[float], boundary: str) -
         if not 0 <= sigma <= MAX_SIGMA:
             refuse(where, "sigmas", "be between 0 and 1e6", sigma)
     if boundary not in BOUNDARIES:
-        refuse(where, "boundary", f"be one of {', '.join(BOUNDARIES)}", repr(boundary))
+        refuse_unknown(where, "boundary", f"be one of {', '.join(BOUNDARIES)}", boundary, BOUNDARIES)
     return BOUNDARIES[boundary]

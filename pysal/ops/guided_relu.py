@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import FLOATING, check_tensor, refuse
+from pysal._checks import FLOATING, check_tensor, refuse, refuse_unknown
 from pysal._library import define, define_derivative
 from pysal.reference import guided_relu as reference
 from pysal.reference.guided_relu import DECONVNET, GUIDED, PLAIN, is_channels_last
@@ -111,7 +111,7 @@ def guided_relu(input: Tensor, upper: float = float("inf"), rule: str = "guided"
     if not upper > 0:
         refuse(where, "upper", "be positive", upper)
     if rule not in RULES:
-        refuse(where, "rule", f"be one of {', '.join(RULES)}", repr(rule))
+        refuse_unknown(where, "rule", f"be one of {', '.join(RULES)}", rule, RULES)
     output, gates = torch.ops.pysal.guided_relu(input, upper, RULES[rule])
     return output, gates
 
@@ -226,7 +226,7 @@ def _check_backward(where: str, argument: str, grad: Tensor, gates: Tensor, rule
     check_tensor(where, argument, grad, dtypes=FLOATING)
     check_tensor(where, "gates", gates, dtypes=(torch.uint8,))
     if rule not in RULES:
-        refuse(where, "rule", f"be one of {', '.join(RULES)}", repr(rule))
+        refuse_unknown(where, "rule", f"be one of {', '.join(RULES)}", rule, RULES)
     if gates.shape != ((grad.numel() + 7) // 8,):
         refuse(where, "gates", f"have shape ({(grad.numel() + 7) // 8},)", f"shape {tuple(gates.shape)}")
     if gates.device != grad.device:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import check_tensor, refuse, refuse_unknown
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -84,7 +84,7 @@ def converge(
     """
     where = "pysal.plots.converge"
     if method not in PATHS:
-        refuse(where, "method", f"be {' or '.join(map(repr, PATHS))}", repr(method))
+        refuse_unknown(where, "method", f"be {' or '.join(map(repr, PATHS))}", method, PATHS)
     ladder = [*steps, reference]
     whole = all(isinstance(step, int) and not isinstance(step, bool) and step > 0 for step in ladder)
     if len(ladder) < 2 or not whole or any(b <= a for a, b in itertools.pairwise(ladder)):

@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import check_tensor, refuse, refuse_unknown
 
 Array = NDArray[np.float64]
 PERCENTILE = 99.5
@@ -56,7 +56,7 @@ def reduce_channels(map: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return map.sum(-3)
     if reduction != "none":
-        refuse(where, "reduction", "be 'max_abs', 'sum' or 'none'", repr(reduction))
+        refuse_unknown(where, "reduction", "be 'max_abs', 'sum' or 'none'", reduction, ("max_abs", "sum", "none"))
     if map.shape[-3] != 1:
         refuse(where, "map", "have 1 channel where reduction is 'none'", f"shape {tuple(map.shape)}")
     return map.squeeze(-3)

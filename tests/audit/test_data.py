@@ -108,7 +108,7 @@ def test_what_is_no_source(tmp_path) -> None:
     (tmp_path / "list.csv").write_text("file\nx.png\n")
     assert refused(tmp_path / "list.csv") == f"data must have a column 'path', got {tmp_path}/list.csv with file"
     (tmp_path / "list.csv").write_text("path,label\nx.png,cow\n")
-    assert refused(tmp_path / "list.csv") == "labels must name classes, got 'cow' of x.png ('cow' (nothing is close))"
+    assert refused(tmp_path / "list.csv") == "labels must name a class, got 'cow' of x.png"
     assert refused(tmp_path / "list.csv", index=None) == (
         "labels must be class indices where the model has no class names, got 'cow' of x.png"
     )

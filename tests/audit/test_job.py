@@ -190,7 +190,7 @@ def test_a_target_by_name_of_a_model_that_is_no_classifier(job) -> None:
         ValueError, match=r"target must be a class index where the model names 4 classes and answers 3, got a name$"
     ):
         job(model=model, size=tiny.SIZE, target="tree", out="four")
-    with pytest.raises(ValueError, match=r"target must name a class, got 'tere' \(close: tree frog \(2\)\)$"):
+    with pytest.raises(ValueError, match=r"target must name a class \(did you mean tree frog \(2\)\?\), got 'tere'$"):
         job(target="tere", out="near")
 
 
@@ -325,7 +325,7 @@ def test_row_groups_are_methods(job) -> None:
     [
         ({"methods": []}, "methods must name at least one method, got none"),
         ({"methods": ["nonsense"]}, f"methods must be 'all' or names out of {', '.join(METHODS)}, got 'nonsense'"),
-        ({"maps": "int4"}, "maps must be one of none, uint8, float16, got 'int4'"),
+        ({"maps": "int4"}, "maps must be one of none, uint8, float16 (did you mean 'uint8'?), got 'int4'"),
         ({"target": -1}, "target must be 'predicted', 'label', a class index or a class name, got -1"),
         ({"target": 3}, "target must be below the model's 3 classes, got 3"),
         ({"target": "label"}, "labels must be known where target is 'label', got none of 11 images has one"),

@@ -150,12 +150,12 @@ def test_a_run_on_another_image_is_no_layer_of_this_one() -> None:
     def score(output: Tensor) -> Tensor:
         return output
 
-    assert layer_of(model, score, extra_inputs=[pysal.PerImage(others)]) == "shared.2[0]"
+    assert layer_of(model, score, extra_inputs=[pysal.PerImage(others)]) == "shared.2@0"
     for run in ("1", "-1"):
         with pytest.raises(ValueError) as error:
-            pysal.grad_cam(model, INPUTS, score, layer=f"shared.2[{run}]", extra_inputs=[pysal.PerImage(others)])
+            pysal.grad_cam(model, INPUTS, score, layer=f"shared.2@{run}", extra_inputs=[pysal.PerImage(others)])
         assert str(error.value) == (
-            f"pysal.grad_cam: layer 'shared.2[{run}]' must run on the images that are explained (did you mean 'shared.2[0]'?), "
+            f"pysal.grad_cam: layer 'shared.2@{run}' must run on the images that are explained (did you mean 'shared.2@0'?), "
             "got a run on other inputs alone"
         )
 

@@ -137,8 +137,8 @@ def test_sentences_about_layers_that_cannot_be_captured(method: Callable[..., Te
 def test_default_layer_is_the_last_run_of_the_last_spatial_layer() -> None:
     model = seeded(Twice)
     result = pysal.explain(model, INPUTS, 1, methods=["grad_cam"])["grad_cam"]
-    assert result.details["layer"] == "relu[1]"
-    for name in ("relu[1]", "relu[-1]"):  # what is reported can be asked for
+    assert result.details["layer"] == "relu@1"
+    for name in ("relu@1", "relu@-1"):  # what is reported can be asked for
         again = pysal.explain(model, INPUTS, 1, methods=["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
         assert again.details["layer"] == name
         assert torch.equal(again.map, result.map)

@@ -43,7 +43,7 @@ ANSWERS: dict[str, Callable[[nn.Module], Tensor]] = {
     "generalised": lambda model: pysal.guided_backprop(model, INPUTS, 1, other_activations="generalised"),
     "a layer inside": lambda model: pysal.grad_cam(model, INPUTS, 1, layer="second"),
     "a layer inside, and the rule": lambda model: pysal.guided_grad_cam(model, INPUTS, 1, layer="second"),
-    "a run inside, and the rule": lambda model: pysal.guided_grad_cam(model, INPUTS, 1, layer="relu[1]"),
+    "a run inside, and the rule": lambda model: pysal.guided_grad_cam(model, INPUTS, 1, layer="relu@1"),
 }
 
 

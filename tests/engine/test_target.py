@@ -346,7 +346,7 @@ def test_classes_by_name(kind: str) -> None:
     for target, argument in (("tabbi", "target"), (pysal.Margin(1, "tabbi"), "target.b"), (["tabbi", 1], "target")):
         with pytest.raises(ValueError, match="name a class") as caught:
             pysal.gradient(model, INPUTS, target)
-        assert str(caught.value) == f"pysal.gradient: {argument} must name a class, got 'tabbi' (close: tabby cat (0))"
+        assert str(caught.value) == f"pysal.gradient: {argument} must name a class (did you mean tabby cat (0)?), got 'tabbi'"
 
 
 def test_names_that_are_digits() -> None:

@@ -188,7 +188,7 @@ ROWS = "batch_size must be None or a whole number of at least 1"
 BAD_SHARED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"score": "margin"}, ValueError, f"{SCORES}, got 'margin'"),
     ({"score": 3}, ValueError, f"{SCORES}, got 3"),
-    ({"precision": "float16"}, ValueError, f"{PRECISIONS}, got 'float16'"),
+    ({"precision": "float16"}, ValueError, f"{PRECISIONS} (did you mean 'float32'?), got 'float16'"),
     ({"precision": torch.float32}, ValueError, f"{PRECISIONS}, got torch.float32"),
     ({"batch_size": 0}, ValueError, f"{ROWS}, got 0"),
     ({"batch_size": -4}, ValueError, f"{ROWS}, got -4"),
@@ -357,7 +357,7 @@ BAD_OPTIONS: dict[str, Cases] = {
         ({"samples": 0}, ValueError, "samples must be a whole number of at least 1, got 0"),
         ({"samples": 2.0}, ValueError, "samples must be a whole number of at least 1, got 2.0"),
         ({"samples": True}, ValueError, "samples must be a whole number of at least 1, got True"),
-        ({"kind": "median"}, ValueError, "kind must be 'mean', 'squared' or 'variance', got 'median'"),
+        ({"kind": "median"}, ValueError, "kind must be 'mean', 'squared' or 'variance' (did you mean 'mean'?), got 'median'"),
         ({"seed": 2**63}, ValueError, f"seed must be a whole number in [-2^63, 2^63), got {2**63}"),
         ({"seed": 1.0}, ValueError, "seed must be a whole number in [-2^63, 2^63), got 1.0"),
         ({"seed": False}, ValueError, "seed must be a whole number in [-2^63, 2^63), got False"),
@@ -413,7 +413,7 @@ def test_explain_refuses_options_of_any_method_before_the_first_runs(
 ) -> None:
     watching = Watching()
     for methods in ("all", [*[name for name in CALLS if name != method], method]):
-        call = functools.partial(pysal.explain, watching.model, INPUTS, methods, method_options={method: options})
+        call = functools.partial(pysal.explain, watching.model, INPUTS, methods=methods, method_options={method: options})
         refusal(call, error, f"pysal.{method}: {sentence}")
     assert watching.passes == 0
 

@@ -45,7 +45,7 @@ SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4
 
 # name -> network, size of its images, the layer, and tokens before those of the map (None: a map; "last": channels last)
 ARCHITECTURES = {
-    "torchvision resnet": (vision("resnet18"), (64, 96), "layer4.1.relu[1]", None),
+    "torchvision resnet": (vision("resnet18"), (64, 96), "layer4.1.relu@1", None),
     "torchvision vgg": (vgg, (64, 96), "features.20", None),
     "torchvision densenet": (vision("densenet121"), (64, 64), "features.norm5", None),
     "torchvision googlenet": (vision("googlenet", init_weights=False), (64, 64), "inception5b", None),
@@ -180,7 +180,7 @@ def test_the_run_of_a_layer_that_runs_many_times(prepared: bool) -> None:
     ):
         model(images)
     assert layer == f"network.model._swish[{len(runs) - 1}]"
-    for name in (layer, "network.model._swish[-1]"):
+    for name in (layer, "network.model._swish@-1"):
         again = pysal.explain(runner, images, methods=["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
         assert again.details["layer"] == name
         assert torch.equal(again.map, found.map)

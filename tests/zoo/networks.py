@@ -440,7 +440,7 @@ NETWORKS: dict[str, Network] = {
     "dropout that is always on": Network(net(lambda _net, x: F.dropout(x, 0.5, training=True)), chance=True),
     "two streams": Network(Streams, layer="colour"),
     "siamese": Network(Siamese, layer="net.second"),
-    "weights used three times": Network(Shared, layer="relu[2]"),
+    "weights used three times": Network(Shared, layer="relu@2"),
     "spectral norm": Network(parametrized("spectral")),
     "weight norm": Network(parametrized("weight")),
     "hook on the way": Network(hooked("forward")),

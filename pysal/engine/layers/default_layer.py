@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from pysal._checks import refuse
+from pysal._checks import did_you_mean, refuse
 from pysal.engine.layers.features import Layer
 from pysal.engine.layers.lineage import Lineage, alike, tensors_in
 from pysal.engine.layers.spatial import Reading, reading
@@ -166,9 +166,8 @@ def reading_of(where: str, model: nn.Module, layer: Layer, look: Callable[[], Lo
         return None  # which the pass that captures the layer will say
     asked = own[run]
     if not lineage.reaches(asked.edge.node):
-        others = [f"{layer.name}[{one.run}]" for one in own.values() if lineage.reaches(one.edge.node)]
-        hint = f" (did you mean {', '.join(map(repr, others[-3:]))}?)" if others else ""
-        requirement = f"run on the images that are explained{hint}"
+        others = [f"{layer.name}@{one.run}" for one in own.values() if lineage.reaches(one.edge.node)]
+        requirement = f"run on the images that are explained{did_you_mean(list(map(repr, others[-3:])))}"
         refuse(where, f"layer {layer.label!r}", requirement, "a run on other inputs alone")
     if len(asked.shape) != 3 or asked.edge.node not in lineage.nodes:
         return None

@@ -1,15 +1,14 @@
 """Captures the activation of one layer, by module or by name, without keeping the graph below it."""
 
-import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import refuse
+from pysal._checks import close_to, did_you_mean, refuse
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.running.states import Hooks
 
@@ -34,8 +33,8 @@ class Layer:
 
     @property
     def label(self) -> str:
-        """The name by which `find_layer` finds this run again: "act", or "act[3]" for the fourth run of several."""
-        return self.name if self.run is None else f"{self.name}[{-1 if self.run == 'last' else self.run}]"
+        """The name by which `find_layer` finds this run again: "act", or "act@3" for the fourth run of several."""
+        return self.name if self.run is None else f"{self.name}@{-1 if self.run == 'last' else self.run}"
 
 
 class Features:
@@ -77,7 +76,10 @@ class Features:
 
 
 def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
-    """Return a layer of `model` by its name or module. "act[3]" is the fourth run of `act` in a pass, "act[-1]" its last.
+    """Return a layer of `model` by its name or module.
+
+    "blocks.2" and "blocks[2]" are the third child of `blocks`, "blocks[-1]" is its last; "act@3" is the fourth run of `act` in
+    a pass, "act@-1" its last.
 
     Raises:
         TypeError: the model is not an nn.Module, or `layer` neither a name nor a module.
@@ -95,19 +97,34 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
     if isinstance(layer, str):
         if layer in modules:
             return found(layer)
-        run = re.fullmatch(r"(.*)\[(-1|\d+)\]", layer)
-        if run is not None and run[1] in modules:
-            return found(run[1], "last" if run[2] == "-1" else int(run[2]))
-        asked = layer if run is None else run[1]
-        close = [name for name in modules if asked and asked in name][-3:] or difflib.get_close_matches(asked, modules)
-        hint = f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
-        refuse(where, "layer", f"be the name of a module of the model{hint}", repr(layer))
+        asked, at, run = layer.rpartition("@")
+        if not (at and re.fullmatch(r"-1|\d{1,9}", run, re.ASCII)):
+            asked, run = layer, ""
+        asked = _dotted(asked, modules)
+        if asked in modules:
+            return found(asked, None if not run else "last" if run == "-1" else int(run))
+        close = close_to(asked, reversed(modules))
+        refuse(where, "layer", f"be the name of a module of the model{did_you_mean(list(map(repr, close)))}", repr(layer))
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
             if module is layer:
                 return found(name)
         refuse(where, "layer", "belong to the model", type(layer).__name__)
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
+
+
+def _dotted(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return a layer's name as `named_modules` has it: "blocks.2.conv" for "blocks[2].conv", or for "blocks[-1].conv"."""
+    path = ""
+    for step in re.split(r"\.|(?=\[)", name):
+        index = re.fullmatch(r"\[(?:(-?\d{1,9})|'(.+)'|\"(.+)\")\]", step, re.ASCII)
+        if index is not None:
+            number = int(index[1]) if index[1] else 0
+            if number < 0 and path in modules:
+                number += len(modules[path]._modules)
+            step = str(number) if index[1] else index[2] or index[3]
+        path = f"{path}.{step}" if path else step
+    return path
 
 
 def capture(

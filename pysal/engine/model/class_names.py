@@ -1,13 +1,15 @@
 """The classes of a model by name."""
 
-import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from pysal._checks import refuse
+from pysal._checks import close_to, did_you_mean, refuse
+
+# Classes that a refusal lists.
+MOST_LISTED = 5
 
 
 class ClassNames:
@@ -58,20 +60,19 @@ class ClassNames:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            requirement, found = "name one class", f"{len(matches)} classes match: {self._list(matches)}"
-        else:
-            known = {name: index for index, names in enumerate(self._known) for name in names}
-            near = difflib.get_close_matches(wanted, known, n=5, cutoff=0.6)
-            if not near:  # then perhaps a word of a name
-                known = {word: index for index, names in enumerate(self._known) for word in re.findall(r"\w+", " ".join(names))}
-                near = difflib.get_close_matches(wanted, known, n=5, cutoff=0.75)
-            close = dict.fromkeys(known[name] for name in near)
-            requirement, found = "name a class", f"close: {self._list(list(close))}" if close else "nothing is close"
-        refuse(where, argument, requirement, f"{name!r} ({found})")
+            more = ", ..." if len(matches) > MOST_LISTED else ""
+            listed = ", ".join(self._numbered(matches[:MOST_LISTED]))
+            refuse(where, argument, "name one class", f"{name!r} ({len(matches)} classes match: {listed}{more})")
+        known = {name: index for index, names in enumerate(self._known) for name in names}
+        near = close_to(wanted, known, MOST_LISTED)
+        if not near:  # then perhaps a word of a name
+            known = {word: index for index, names in enumerate(self._known) for word in re.findall(r"\w+", " ".join(names))}
+            near = close_to(wanted, known, MOST_LISTED, likeness=0.75)
+        close = dict.fromkeys(known[one] for one in near)
+        refuse(where, argument, f"name a class{did_you_mean(self._numbered(close))}", repr(name))
 
-    def _list(self, indices: Sequence[int], limit: int = 5) -> str:
-        shown = ", ".join(f"{self.names[index]} ({index})" for index in indices[:limit])
-        return f"{shown}, ..." if len(indices) > limit else shown
+    def _numbered(self, indices: Iterable[int]) -> list[str]:
+        return [f"{self.names[index]} ({index})" for index in indices]
 
 
 def names_of(model: object) -> ClassNames | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import check_choice
 from pysal._names import PACKAGE
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.running.states import FunctionMode, kept
@@ -103,8 +103,7 @@ class ReluRules:
     """
 
     def __init__(self, where: str, rule: ReluRule = "guided", other: OtherActivations = "error") -> None:
-        if other not in OTHER_ACTIVATIONS:
-            refuse(where, "other_activations", f"be one of {', '.join(map(repr, OTHER_ACTIVATIONS))}", repr(other))
+        check_choice(where, "other_activations", other, OTHER_ACTIVATIONS)
         self.where, self.rule, self.other = where, rule, other
         self._generalised: set[Any] = set()
         self._finished = False

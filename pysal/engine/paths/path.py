@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_count, refuse, warn
+from pysal._checks import MOST, check_count, refuse, refuse_unknown, warn
 from pysal._library import widened
 from pysal.engine.paths.quadrature import (
     PLACEMENTS,
@@ -68,11 +68,11 @@ class Steps:
     ) -> "Steps":
         """Return the options, or refuse those that make no sense; with a tolerance only the nested trapezoid rule will do."""
         if quadrature is not None and quadrature not in QUADRATURES:
-            refuse(where, "quadrature", f"be one of {', '.join(map(repr, QUADRATURES))}", repr(quadrature))
+            refuse_unknown(where, "quadrature", f"be one of {', '.join(map(repr, QUADRATURES))}", quadrature, QUADRATURES)
         if tolerance is not None and quadrature not in (None, "trapezoid"):
             refuse(where, "quadrature", "be 'trapezoid' or None with a tolerance, which halves its steps", repr(quadrature))
         if placement not in PLACEMENTS:
-            refuse(where, "placement", f"be one of {', '.join(map(repr, PLACEMENTS))}", repr(placement))
+            refuse_unknown(where, "placement", f"be one of {', '.join(map(repr, PLACEMENTS))}", placement, PLACEMENTS)
         check_count(where, "steps", steps, most=MOST)
         check_count(where, "max_steps", max_steps, 2 * FIRST_CELLS + 1)
         if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):

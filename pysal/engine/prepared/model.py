@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pysal._checks import FLOATING, check_tensor, first_line, refuse
+from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
 from pysal.engine.boxes.incremental import Incremental, NotIncremental
 from pysal.engine.graph.distance import distance
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
@@ -221,7 +221,7 @@ def prepare(
         refuse(where, "example", "be images of more than one pixel", f"shape {tuple(example.shape)}")
     check_fits(where, model, "example", example)
     if precision not in PRECISIONS:
-        refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
+        refuse_unknown(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", precision, PRECISIONS)
     leave_inference_mode()  # whose tensors could not be differentiated later
     keep_random_numbers(example.device)
     with torch.enable_grad():

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import refuse_unknown
 
 Found = TypeVar("Found")
 
@@ -50,7 +50,7 @@ def check_options(where: str, argument: str, attribute: Callable[..., object], n
     known = _options_of(attribute)
     for name in names:
         if name not in known:
-            refuse(where, argument, f"hold options out of {', '.join(known) or 'none'}", repr(name))
+            refuse_unknown(where, argument, f"hold options out of {', '.join(known) or 'none'}", name, known)
 
 
 def _options_of(core: Callable[..., object]) -> list[str]:

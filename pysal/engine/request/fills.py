@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse, warn
+from pysal._checks import refuse, refuse_unknown, warn
 
 if TYPE_CHECKING:
     from pysal.engine.request.plan import Plan
@@ -65,7 +65,8 @@ def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
     given = value
     if isinstance(value, str):
         if value not in NAMED:
-            refuse(where, argument, f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image", repr(value))
+            requirement = f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image"
+            refuse_unknown(where, argument, requirement, value, NAMED)
         if value == "mean":
             return images.mean((2, 3), keepdim=True).expand_as(images)
         if value == "blur":

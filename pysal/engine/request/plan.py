@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, warn
+from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, refuse_unknown, warn
 from pysal._library import without_autocast
 from pysal.engine.layers.default_layer import Look
 from pysal.engine.layers.features import Layer
@@ -97,7 +97,7 @@ class Plan:
         if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
             refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
         if precision not in (*PRECISIONS, "as set"):
-            refuse(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", repr(precision))
+            refuse_unknown(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", precision, PRECISIONS)
         if dtype is not None and dtype not in FLOATING:
             refuse(where, "dtype", "be a floating-point torch.dtype or None", dtype, TypeError)
         self.extra_inputs = ExtraArguments(where, extra_inputs, len(self.inputs))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import check_dense, refuse
+from pysal._checks import check_choice, check_dense, refuse
 from pysal._library import widest
 from pysal.engine.model.class_names import ClassNames
 from pysal.engine.model.rows import map_rows, row_tensors, take_rows
@@ -441,8 +441,7 @@ def _function(where: str, target: object, images: int) -> Callable[..., Tensor] 
 
 
 def _check_kind(where: str, kind: object) -> None:
-    if kind not in SCORE_KINDS:
-        refuse(where, "score", f"be one of {', '.join(map(repr, SCORE_KINDS))}", repr(kind))
+    check_choice(where, "score", kind, SCORE_KINDS)
 
 
 def of_image(target: Target, image: int, images: int) -> Target:
