@@ -23,6 +23,12 @@ PAGES = [
     *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts),
 ]
 FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+# What is not run but read like a page: nothing in them is code.
+TEXTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "RELEASING.md", "SECURITY.md", "examples/photos/LICENSES.md"))]
+# Most words of a paragraph or an item of a list, and of the first paragraph of a page.
+MOST_WORDS, MOST_WORDS_AT_FIRST = 90, 60
+# A ratio in the other direction: CONTRIBUTING.md has the rule.
+OTHER_DIRECTION = re.compile(r"\btimes (?:as fast|faster|slower)\b|\bspeed-?ups?\b|\d ?x (?:faster|slower)", re.IGNORECASE)
 # What needs no running: output and listings, and what Sphinx reads.
 NO_CODE = {"", "text", "{toctree}", "{eval-rst}"}
 
@@ -48,6 +54,19 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     """The blocks of a page, in order; those of some languages that are run, where languages are named."""
     found = [Block(match["language"], match["code"], match["mark"] or "") for match in FENCE.finditer(page.read_text())]
     return [one for one in found if one.language in languages and one.runs] if languages else found
+
+
+def prose(page: Path) -> str:
+    """The page without fences, comments, tables, pictures and the targets of links."""
+    text = re.sub(r"<!--.*?-->", "", FENCE.sub("\n", page.read_text()), flags=re.DOTALL)
+    text = re.sub(r"^ *[|%].*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^][]*)\]\([^)\s]*\)", r"\1", re.sub(r"!\[[^]]*\]\([^)]*\)", "", text))
+
+
+def paragraphs(page: Path) -> list[str]:
+    """The paragraphs and headings of a page, each item of a list by itself."""
+    blocks = re.split(r"\n\s*\n|\n(?= *(?:[-*]|\d+\.) )", prose(page))
+    return [block.strip() for block in blocks if block.strip()]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -119,6 +138,42 @@ def test_the_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
         if not target.startswith(("https://", "#")):
             assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_nothing_is_long(page: Path) -> None:
+    found = paragraphs(page)
+    for text in found:
+        assert len(text.split()) <= MOST_WORDS, f"make two paragraphs, or a list, of: {text}"
+    if found:  # a page of the site that is elsewhere in the repository holds nothing but a comment
+        title, first = (*found, "#")[:2]
+        assert title.startswith("# ")
+        assert not first.startswith("#"), f"{title}: say first what the reader can do with the page"
+        assert len(first.split()) <= MOST_WORDS_AT_FIRST, f"{title}: say in fewer words what the page is for"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_headings_of_a_page_differ(page: Path) -> None:
+    headings = [text.splitlines()[0] for text in paragraphs(page) if text.startswith("#")]
+    places: list[tuple[str, ...]] = []
+    for heading in headings:
+        depth = len(heading.split()[0])
+        places.append((*(places[-1][: depth - 1] if places else ()), heading))
+    assert len(set(places)) == len(places), [place[-1] for place in places if places.count(place) > 1]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_links_have_titles(page: Path) -> None:
+    for words in re.findall(r"\[([^][]*)\]\([^)\s]+\)", FENCE.sub("", page.read_text())):
+        assert not re.search(r"\.(?:md|html)`?$", words), f"write the title of the page instead of {words}"
+    bare = re.findall(r"\bdocs/[\w/]+\.md\b", re.sub(r"`[^`]*`", "", prose(page)))
+    assert not bare, f"make links of {bare}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_ratios_have_one_direction(page: Path) -> None:
+    found = OTHER_DIRECTION.search(re.sub(r"`[^`]*`", "", FENCE.sub("", page.read_text())))
+    assert found is None, f"write how many times as long it takes, or which share of the time: {found and found[0]}"
 
 
 def test_every_picture_is_shown() -> None:
