@@ -351,7 +351,19 @@ def first_tokens(output: Any) -> Tensor:
 # parts of the names of faces
 EVERY = ("",)
 RULED = ("uided", "econv")  # those that follow a rule of ReLUs
-SLOPES = ("radient", "moothGrad", "smooth_grad", "Saliency", "NoiseTunnel", "Blur", "blur", "rad_cam", "radCam", *RULED)
+SLOPES = (
+    "radient",
+    "moothGrad",
+    "smooth_grad",
+    "Saliency",
+    "NoiseTunnel",
+    "Blur",
+    "blur",
+    "rad_cam",
+    "radCam",
+    "max_sensitivity",
+    *RULED,
+)
 ABLATIONS = ("captum.FeatureAblation", "captum.Occlusion")
 lstm = functools.partial(nn.LSTM, hidden_size=4)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pysal import ops
+from pysal.metrics._maps import uniform
 from tests.methods.networks import images
 from tests.zoo.networks import Network, plain
 
-STEPS, SAMPLES, SIGMA, STEP = 3, 2, 1.0, 0.01
+STEPS, SAMPLES, SIGMA, STEP, DEVIATION, RADIUS = 3, 2, 1.0, 0.01, 0.1, 0.02
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
 
@@ -52,7 +53,8 @@ class Oracle:
 
     def __init__(self, network: Network, dtype: torch.dtype = torch.float64, *, whole: bool = False) -> None:
         self.network, self.model, self.dtype = network, plain(network, dtype), dtype
-        self.images = images(*network.shape).to(network.dtype).to(dtype)
+        self.given = images(*network.shape).to(network.dtype)
+        self.images = self.given.to(dtype)
         self.whole = whole  # whether the batch is one thing, as for rows that act on each other
 
     def groups(self, batch: Tensor) -> Iterator[Tensor]:
@@ -127,11 +129,45 @@ class Oracle:
         return self.grad_cam() * self.guided_backprop()
 
     def smooth_grad(self) -> Tensor:
-        batch, rows = self.images, torch.arange(len(self.images))
-        scales = 0.15 * (batch.flatten(1).amax(1) - batch.flatten(1).amin(1)).double()
-        given = batch.to(self.network.dtype)
-        noisy = [ops.gaussian_noise(given, scales, 0, rows, rows, torch.full_like(rows, k)) for k in range(SAMPLES)]
-        return torch.stack([self.gradient(one.to(self.dtype)) for one in noisy]).mean(0)
+        flat = self.images.flatten(1).double()
+        deviations = 0.15 * (flat.amax(1) - flat.amin(1))
+        return torch.stack([self.gradient(self.noisy(deviations, k)) for k in range(SAMPLES)]).mean(0)
+
+    def noisy(self, deviations: Tensor, sample: int) -> Tensor:
+        """The images with a sample of the noise of seed 0, which is that of the images' own dtype."""
+        rows = torch.arange(len(self.images))
+        found = ops.gaussian_noise(self.given, deviations, 0, rows, rows, torch.full_like(rows, sample))
+        return found.to(self.dtype)
+
+    def tunnel(self) -> Tensor:
+        """The mean gradient at noisy copies that are in one pass, image after image, as captum's."""
+        deviations = torch.full((len(self.images),), DEVIATION, dtype=torch.float64)
+        flat = self.given.flatten(1)[:, None, None]
+        rows = torch.arange(len(self.images)).repeat_interleave(SAMPLES)
+        draws = torch.arange(SAMPLES).repeat(len(self.images))
+        points = ops.gaussian_noise(flat, deviations, 0, rows, rows, draws).view(-1, *self.images.shape[1:])
+        return self.gradient(points.to(self.dtype)).unflatten(0, (-1, SAMPLES)).mean(1)
+
+    def infidelity(self) -> Tensor:
+        """(B,): the mean squared error of the images, taken for slopes, at telling what noise does."""
+        flat = self.images.flatten(1).double()
+        deviations = DEVIATION * (flat.amax(1) - flat.amin(1))
+        clean, errors = self.scores(self.images), []
+        for sample in range(SAMPLES):
+            changed = self.noisy(deviations, sample)
+            told = ((self.images - changed) * self.images).flatten(1).sum(1)
+            errors.append(told - (clean - self.scores(changed)))
+        return torch.stack(errors).square().mean(0)
+
+    def max_sensitivity(self) -> Tensor:
+        """(B,): by how much the gradient changes at worst around each image, in shares of its size."""
+        rows, clean, changes = torch.arange(len(self.images)), self.gradient(), []
+        for sample in range(SAMPLES):
+            numbers = uniform(0, rows, torch.full_like(rows, sample), self.images[0].numel())
+            shifts = (RADIUS * (2 * numbers - 1)).view_as(self.images)
+            around = (self.given.double() + shifts).to(self.network.dtype).to(self.dtype)
+            changes.append((self.gradient(around) - clean).flatten(1).norm(dim=1))
+        return torch.stack(changes).amax(0) / clean.flatten(1).norm(dim=1)
 
     def integrated_gradients(self) -> Tensor:
         places = [(k + 0.5) / STEPS for k in range(STEPS)]

@@ -14,7 +14,7 @@ import pysal
 from pysal import captum, pair
 from tests.methods.networks import images
 from tests.zoo.networks import NETWORKS, RULED, Network, user
-from tests.zoo.oracle import SAMPLES, SIGMA, STEPS, Oracle
+from tests.zoo.oracle import DEVIATION, RADIUS, SAMPLES, SIGMA, STEPS, Oracle
 
 IG = {"steps": STEPS, "placement": "uniform", "quadrature": "midpoint"}
 BLUR = {"steps": STEPS, "placement": "uniform", "quadrature": "left", "max_sigma": SIGMA}
@@ -81,6 +81,15 @@ def insertion(case: Case) -> Tensor:
     return found.scores
 
 
+def infidelity(case: Case) -> Tensor:
+    options: dict[str, Any] = {"perturbation": "noise", "meaning": "slopes", "noise": DEVIATION, "scaled": False}
+    return pysal.metrics.infidelity(case.model, case.images, case.images, case.target, samples=SAMPLES, score="raw", **options)
+
+
+def max_sensitivity(case: Case) -> Tensor:
+    return pysal.metrics.max_sensitivity(case.model, case.images, case.target, radius=RADIUS, samples=SAMPLES)
+
+
 def captum_column(name: str, *, layer: bool = False, **named: Any) -> Callable[[Case], Tensor]:
     """A class of captum's, which picks a column of the output where that is all that is meant."""
 
@@ -108,14 +117,16 @@ def saliency(case: Case) -> Tensor:
     return captum_column("Saliency", abs=False)(case)
 
 
-def noise_tunnel(case: Case) -> Tensor:
+def noise_tunnel(case: Case, *, deviation: float) -> Tensor:
     forward, target = case.model, case.target
     if callable(target):
         forward, target = (lambda images: case.target(case.model(images))), None
     elif case.network.numbers:
         target = None
-    made = captum.NoiseTunnel(captum.Saliency(forward))
-    return made.attribute(case.images, nt_samples=SAMPLES, stdevs=0.0, target=target, abs=False)  # type: ignore[no-any-return]
+    made = captum.NoiseTunnel(captum.Saliency(forward), seed=0)
+    return made.attribute(  # type: ignore[no-any-return]
+        case.images, nt_samples=SAMPLES, stdevs=deviation, target=target, abs=False
+    )
 
 
 def feature_ablation(case: Case) -> Tensor:
@@ -152,6 +163,8 @@ FACES: dict[str, tuple[Callable[[Case], Tensor], str, bool | None]] = {
     "class_gradients": (class_gradients, "gradient", None),
     "deletion": (deletion, "deletion", None),
     "insertion": (insertion, "insertion", None),
+    "infidelity": (infidelity, "infidelity", None),
+    "max_sensitivity": (max_sensitivity, "max_sensitivity", None),
     **{f"{name}, row by row": (native(name, batch_size=1), name, False) for name in OPTIONS},
     **{f"{name}, whole batches": (functools.partial(whole_batches, method=name), name, True) for name in OPTIONS},
     "captum.Saliency": (saliency, "gradient", True),
@@ -162,7 +175,8 @@ FACES: dict[str, tuple[Callable[[Case], Tensor], str, bool | None]] = {
         "stacked",
         True,
     ),
-    "captum.NoiseTunnel": (noise_tunnel, "repeated", True),
+    "captum.NoiseTunnel": (functools.partial(noise_tunnel, deviation=DEVIATION), "tunnel", True),
+    "captum.NoiseTunnel, without noise": (functools.partial(noise_tunnel, deviation=0.0), "repeated", True),
     "captum.LayerGradCam": (captum_column("LayerGradCam", layer=True), "cam", True),
     "captum.FeatureAblation": (feature_ablation, "leave_one_out", True),
     "captum.Occlusion": (occlusion, "summed_columns", True),
