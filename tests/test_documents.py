@@ -24,7 +24,7 @@ PAGES = [
 ]
 FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 # What is not run but read like a page: nothing in them is code.
-TEXTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "RELEASING.md", "SECURITY.md", "examples/photos/LICENSES.md"))]
+TEXTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "RELEASING.md", "SECURITY.md", "pysal/data/photos/LICENSES.md"))]
 # Most words of a paragraph or an item of a list, and of the first paragraph of a page.
 MOST_WORDS, MOST_WORDS_AT_FIRST = 90, 60
 # A ratio in the other direction: CONTRIBUTING.md has the rule.

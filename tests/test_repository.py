@@ -1,5 +1,6 @@
 """What belongs together is complete: every op has all its parts, every method its page, every pin its reason."""
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -173,3 +174,13 @@ def test_the_tests_that_correctness_names_are_there() -> None:
         path, _, function = name.rpartition("::") if "::" in name else (name, "", "") if "/" in name else ("", "", name)
         text = (ROOT / path).read_text() if path else "".join(sources.values())
         assert not function or f"def {function}(" in text, name
+
+
+def test_no_picture_is_there_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for folder in ("benchmarks", "docs", "examples", "pysal", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            own = not path.is_symlink() and not {"_build", "__pycache__"} & set(path.parts)
+            if own and path.suffix in {".gif", ".jpg", ".png", ".svg", ".webp"}:
+                places.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(str(path.relative_to(ROOT)))
+    assert [names for names in places.values() if len(names) > 1] == []

@@ -35,7 +35,7 @@ from pysal.methods.smooth_grad import smooth_grad
 from pysal.segments import Grid, Slic, Window
 
 WHERE = "pysal demo"
-PHOTOS = Path(__file__).parent / "photos"
+PHOTOS = models.example_photo().parent
 COLLAGE = "collage"
 # Maps kept at most: of 224 x 224 pixels and three channels, 60 MB.
 REMEMBERED = 100
@@ -58,7 +58,7 @@ def photos() -> dict[str, tuple[str, Path | Image.Image]]:
         "egyptian_cat": ("Egyptian cat", PHOTOS / "egyptian_cat.jpg"),
         "tabby_cat": ("Tabby", PHOTOS / "tabby_cat.jpg"),
         "persian_cat": ("Persian cat", PHOTOS / "persian_cat.jpg"),
-        "chelsea": ("Chelsea", models.example_photo()),
+        "chelsea": ("Chelsea", PHOTOS / "chelsea.jpg"),
         "coffee": ("Coffee", PHOTOS / "coffee.jpg"),
         "camera": ("Camera man", PHOTOS / "camera.jpg"),
     }

@@ -28,7 +28,7 @@ Source = str | Path | bytes | Image.Image | NDArray[Any]
 
 def example_photo() -> Path:
     """Return the photo that comes with the package: a cat, 451 x 300 pixels, CC0."""
-    return DATA / "chelsea.jpg"
+    return DATA / "photos/chelsea.jpg"
 
 
 # Formats that photos come in. Pillow knows some forty: of the others one starts a program that runs what the file says (EPS),
