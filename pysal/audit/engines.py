@@ -57,7 +57,7 @@ class Done(NamedTuple):
 
 @dataclass
 class Stopped(RuntimeError):
-    """A job cannot go on; the message says why. What is finished is kept."""
+    """A job cannot continue; the message says why. Finished shards are kept."""
 
     sentence: str
 

@@ -15,7 +15,7 @@ FOLDERS = ("shards", "errors", "timings")
 
 
 class DiskFault(RuntimeError):
-    """A file of the output folder could not be written; nothing of it is left."""
+    """A file of the output folder could not be written. No part of it is left on the disk."""
 
 
 def write(path: Path, content: bytes) -> None:

@@ -54,9 +54,9 @@ class Status:
         shards: number of shards in all.
         shards_done: number of shards that are finished.
         explained: number of images in them that have rows.
-        failed: number of images in them that have none, but a reason in errors/.
-        seconds: processor time of the finished shards, all workers together.
-        running: which job holds the folder now, "" where none does.
+        failed: number of images in them that have no rows; the reasons are in errors/.
+        seconds: processor time of the finished shards, of all workers together.
+        running: the job that holds the folder now, "" if there is none.
     """
 
     out: Path
@@ -85,31 +85,32 @@ class Status:
 class Job:
     """Attributions and figures for every image of a dataset, written to a folder.
 
-    The job is planned here: images are found, sorted and cut into shards; model and options are tried on one image. `run`
-    computes what is not there yet, so that a job that was stopped goes on where it was. A folder that holds another job is
-    refused, with what differs.
+    Making the object plans the job: it finds and sorts the images, cuts them into shards, and tries the model and the options
+    on one image. `run` computes the shards that are missing, so a job that was stopped continues where it was. A folder that
+    holds another job is refused, and the error says what differs.
 
-    In a script, put `run` under `if __name__ == "__main__":`, for the workers import the script.
+    In a script, put `run` under `if __name__ == "__main__":`, because the workers import the script.
 
     Args:
-        source: a folder, a glob, a table (.csv, .tsv, .parquet) with the column path and maybe label, or WebDataset tars.
+        source: a folder, a glob, WebDataset tars, or a table (.csv, .tsv, .parquet) with a column path and, if there are
+            labels, a column label.
         model: what `pysal.models.load` loads ("timm:NAME", "file.onnx", "file.py:function", ...), "module:function" that
-            returns an nn.Module, or an nn.Module, which is sent to the workers by pickle; in eval mode.
-        model_options: further arguments of `pysal.models.load`, `{"normalize": "imagenet", "allow_code": True}`.
+            returns an nn.Module, or an nn.Module in eval mode, which the workers get by pickle.
+        model_options: further arguments of `pysal.models.load`, for example `{"normalize": "imagenet", "allow_code": True}`.
         methods: names of methods, or "all".
         out: the folder to write.
-        metrics: names out of `pysal.metrics.PER_IMAGE` that need no masks: figures of each image and method.
-        method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`; what JSON can say, segments
-            as "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
-        target: "predicted", "label", a class index, or the name of a class where the model carries names.
-        score: what all methods explain, by the words of `pysal.gradient`; None = each its own, as in `pysal.explain`. What the
-            model's output is taken for is found out on noise and plain images, the same for every shard, and stands in the
-            manifest; an image whose output is none of that kind is recorded as a fault.
-        labels: "auto": a table's column label, a tar's .cls; "folder": the name of each image's folder; "none".
-        maps: how maps are kept: "none", "uint8" (with a scale, 256 steps) or "float16".
-        size: (height, width) of the images in pixels, for a model that is no `pysal.models.Classifier`; None = the model's.
-        seed: of noise.
-        precision: "float32", "tf32", "mixed" or "bf16".
+        metrics: figures to compute for each image and method: names of `pysal.metrics.PER_IMAGE` that need no masks.
+        method_options: method name -> its own options, for example `{"integrated_gradients": {"steps": 100}}`. Values must
+            fit into JSON; segments may be "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
+        target: "predicted", "label", a class index, or the name of a class if the model has class names.
+        score: what all methods explain, one of the words of `pysal.gradient`; None = the default of each method, as in
+            `pysal.explain`. What kind of numbers the model's output is, is decided once for all shards, on noise and plain
+            images, and stands in the manifest. An image whose output is of another kind is recorded as a fault.
+        labels: "auto" = a table's column label or a tar's .cls, "folder" = the name of each image's folder, or "none".
+        maps: how maps are stored: "none", "uint8" (256 levels and a scale) or "float16".
+        size: (height, width) of the images in pixels, for a model that is not a `pysal.models.Classifier`; None = the model's.
+        seed: seed of SmoothGrad's noise and of metrics that draw random numbers.
+        precision: arithmetic of the model passes: "float32", "tf32", "mixed" or "bf16".
         shard_size: images per shard.
         batch: images handed to the methods together; None = 16 on a CPU, 64 on a GPU.
         rows: model rows per pass; None = 4 on a CPU, 64 on a GPU.
@@ -117,7 +118,7 @@ class Job:
         device: "cpu", "cuda" or "auto".
 
     Raises:
-        TypeError, ValueError: an argument that cannot be; the sentence says which.
+        TypeError, ValueError: an argument is wrong; the message says which.
         NotApplicable: a method cannot explain this model.
     """
 
@@ -320,18 +321,18 @@ class Job:
         address: str | None = None,
         progress: bool | Progress = False,
     ) -> Status:
-        """Compute the shards that are not there yet, and return how far the job is.
+        """Compute the shards that are missing, and return how far the job is.
 
         Args:
-            engine: "pool", processes of this machine; "ray", a Ray cluster, or one of this machine; "inline", this process.
-            workers: how many; None = a processor each, or a GPU each.
-            address: of the Ray cluster; None = one is started here.
+            engine: who computes: "pool" = processes on this machine, "ray" = a Ray cluster, "inline" = this process.
+            workers: number of workers; None = one for each processor or, with GPUs, one for each GPU.
+            address: address of the Ray cluster; None = start one on this machine.
             progress: True shows a tqdm bar; a function is called as `progress(images done, images in all)`.
 
         Raises:
             ValueError: another job runs in the folder.
-            Stopped: a shard cannot be computed. What is finished is kept, and `run` goes on with the rest; so after DiskFault.
-            DiskFault: a file cannot be written, because the disk is full or for another reason.
+            Stopped: a shard cannot be computed. Finished shards are kept, and another `run` continues with the rest.
+            DiskFault: a file cannot be written, for example because the disk is full. Finished shards are kept here, too.
         """
         _one_of("engine", engine, ENGINES)
         if address is not None and engine != "ray":
@@ -391,20 +392,21 @@ class Job:
 
 
 def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = False, allow_code: bool = False) -> Job:
-    """Return the job of a folder, planned again from its manifest; its `run` goes on where it was.
+    """Return the job of a folder, planned again from its manifest; its `run` continues where the job stopped.
 
-    The folder may be somebody else's: what its manifest names is loaded as `pysal.models.load` would load it, and what was
-    permitted when the job began is not permitted for that here.
+    The folder may come from somebody else. The model that its manifest names is loaded by `pysal.models.load`, and what was
+    permitted when the job began must be permitted again here.
 
     Args:
         out: the folder.
-        model: the model, for a job that was given an object.
-        download: fetch weights that are not on this machine.
-        allow_code: run code: a Python file or an importable function that makes the model, or code that comes with it.
+        model: the model, if the job was given an nn.Module.
+        download: permit downloading weights that are not on this machine.
+        allow_code: permit running code: a Python file or function that makes the model, or code that comes with the model.
 
     Raises:
         PermissionError: the model is code, and `allow_code` is False.
-        ValueError: the folder holds no audit, or model, data, versions or anything else has changed; the sentence says what.
+        ValueError: the folder holds no audit; or the model, data, versions or anything else has changed. The message says
+            what.
     """
     out = Path(out)
     stored = manifest.read("pysal.audit.resume", out)
@@ -443,7 +445,7 @@ def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = 
 
 
 def status(out: str | Path) -> Status:
-    """Return how far the audit of a folder is, also while it runs.
+    """Return how far the audit of a folder is. It may still be running.
 
     Raises:
         ValueError: the folder holds no audit.

@@ -1,4 +1,4 @@
-"""The report of an audit: one HTML file that asks the network for nothing, to be read, printed and handed over."""
+"""The report of an audit: one HTML file that needs no network, to be read, printed and passed on."""
 
 import base64
 import hashlib
@@ -49,18 +49,18 @@ class Tile:
 
 
 def report(out: str | Path, *, to: str | Path | None = None, images: int = 6) -> Path:
-    """Write the report of an audit's finished shards and return where it is.
+    """Write a report on an audit's finished shards, one HTML file, and return its path.
 
     The file holds everything: tables, plots as SVG, photos and overlays as JPEG of at most 208 pixels. Photos are read again
-    from where they were; what is gone is left out, and the report says so.
+    from where they were. The report leaves out those that are gone, and says so.
 
     Args:
         out: the folder of the audit, finished or not.
         to: the file to write; None = report.html in that folder.
-        images: photos on each contact sheet, 1 to 24.
+        images: number of photos on each contact sheet, 1 to 24.
 
     Raises:
-        ValueError: not an audit's folder, one without a finished shard, or a number of images outside 1 to 24.
+        ValueError: the folder holds no audit or no finished shard; or `images` is outside 1 to 24.
         pysal.audit.DiskFault: the file cannot be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -1,4 +1,4 @@
-"""Reading an audit again, all of it, and saying what is not as it should be."""
+"""Reads a whole audit again and says what is wrong with it."""
 
 import hashlib
 import math
@@ -28,24 +28,27 @@ def verify(
     download: bool = False,
     allow_code: bool = False,
 ) -> list[str]:
-    """Return what is wrong with the audit of a folder, a sentence each; an empty list where nothing is.
+    """Return what is wrong with the audit of a folder, one sentence each; an empty list if nothing is.
 
-    Every page of every file is read and its checksum compared; the plan is held against the manifest's hash; each image of
-    a finished shard must have its row for each method, in order, or one reason why it has none; no number may be NaN or
-    infinite; a number may be missing only where a fault is named, or where the method has none.
+    It checks that
+
+    - every page of every file can be read and has the right checksum,
+    - the plan has the hash that the manifest names,
+    - each image of a finished shard has its row for each method, in order, or one reason why it has none,
+    - no number is NaN or infinite, and none is missing unless a fault is named or the method has no such number.
 
     Args:
         out: the folder.
         images: also read the images again, and compare their SHA-256 with that of what was explained.
-        recompute: also compute this many of the finished shards again, spread evenly, and compare them byte by byte; another
-            kind of processor may round otherwise.
-        model: the model, for recomputing a job that was given an object.
+        recompute: also compute this many of the finished shards again, spread evenly, and compare them byte by byte. Another
+            kind of processor may round differently.
+        model: the model, to recompute a job that was given an nn.Module.
         download: see `pysal.audit.resume`, for recomputing.
         allow_code: see `pysal.audit.resume`, for recomputing.
 
     Raises:
         PermissionError: as `pysal.audit.resume`.
-        ValueError: the folder holds no audit; or shards are to be computed again and model, data or versions have changed.
+        ValueError: the folder holds no audit; or, with `recompute`, the model, data or versions have changed.
     """
     check_count("pysal.audit.verify", "recompute", recompute, least=0)
     out = Path(out)

@@ -1,9 +1,10 @@
 """captum's classes over pysal: change the import, keep the program.
 
 `from captum.attr import Saliency` becomes `from pysal.captum import Saliency`. Constructors, arguments, defaults, shapes,
-dtypes and exceptions are those of captum 0.9.0; docs/migrating.md lists where the answers differ and who is right. captum
-need not be installed; where it is, these classes are also captum's (`isinstance`), so that its NoiseTunnel, metrics and
-DataLoaderAttribution accept them, and captum's classes work inside `NoiseTunnel` of this module.
+dtypes and exceptions are those of captum 0.9.0. docs/migrating.md lists where the results differ and which are right.
+
+captum need not be installed. If it is, these classes are also captum's (`isinstance`): its NoiseTunnel, metrics and
+DataLoaderAttribution accept them, and `NoiseTunnel` of this module accepts captum's classes.
 """
 
 import importlib

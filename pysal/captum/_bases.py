@@ -1,4 +1,4 @@
-"""The classes that captum's own wrappers ask for, shared with captum where it is installed."""
+"""The base classes that captum's own wrappers test for; captum's own if captum is installed."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -50,10 +50,10 @@ def entry(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
 
 
 class Attribution(_Attribution):
-    """What every class has: the forward function and the questions captum's wrappers ask.
+    """Base of all methods: holds the forward function and has the properties that captum's wrappers read.
 
     Args:
-        forward_func: the model, or any function of it; read anew by each call of `attribute`.
+        forward_func: the model, or any function of it; each call of `attribute` reads it again.
     """
 
     attribute: Callable[..., Any]
@@ -76,7 +76,7 @@ class Attribution(_Attribution):
         return "".join(" " + letter if letter.isupper() and i else letter for i, letter in enumerate(cls.__name__))
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
-        """Not implemented, as in captum, but for `FeatureAblation`.
+        """Not implemented, as in captum, except in `FeatureAblation`.
 
         Raises:
             NotImplementedError: always.
@@ -85,7 +85,7 @@ class Attribution(_Attribution):
 
 
 class GradientAttribution(Attribution, _GradientAttribution):
-    """A method that differentiates the forward function.
+    """Base of the methods that differentiate the forward function.
 
     Args:
         forward_func: the model, or any function of it.
@@ -111,7 +111,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
         target: Target = None,
         additional_forward_args: object = None,
     ) -> Tensor:
-        """Return by how much the attributions of each example fail to add up to the change of the output.
+        """Return the sum of each example's attributions minus the change of the output.
 
         Args:
             attributions: (B, ...) each.
@@ -124,7 +124,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
             (B,) sum of the attributions - (f(end_point) - f(start_point)).
 
         Raises:
-            AssertionError: numbers of examples that do not match.
+            AssertionError: the numbers of examples do not match.
         """
         ends = _request.as_tuple(end_point)
         given = baselines_of(self, start_point, ends)
@@ -148,7 +148,7 @@ def _row_sums(values: Tensor) -> Tensor:
 
 
 class PerturbationAttribution(Attribution, _PerturbationAttribution):
-    """A method that changes the inputs and looks at the output.
+    """Base of the methods that change the inputs and compare the outputs.
 
     Args:
         forward_func: the model, or any function of it.
@@ -156,17 +156,17 @@ class PerturbationAttribution(Attribution, _PerturbationAttribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """True: what is replaced by a baseline counts as input - baseline."""
+        """True: the attribution of a feature contains the factor input - baseline."""
         return True
 
 
 class LayerAttribution(Attribution, _LayerAttribution):
-    """A method about a layer.
+    """Base of the methods that explain a layer.
 
     Args:
         forward_func: the model, or any function of it.
         layer: the layer, a module the forward function runs.
-        device_ids: accepted for captum's sake; the model runs on one device.
+        device_ids: accepted, as in captum, and ignored: the model runs on one device.
     """
 
     def __init__(self, forward_func: Callable[..., Any], layer: nn.Module, device_ids: list[int] | None = None) -> None:
@@ -182,11 +182,11 @@ class LayerAttribution(Attribution, _LayerAttribution):
 
         Args:
             layer_attribution: (B, C, ...), one to three dimensions of space.
-            interpolate_dims: the size to reach.
+            interpolate_dims: the size of the result, one number per dimension of space.
             interpolate_mode: as `mode` of `torch.nn.functional.interpolate`.
 
         Raises:
-            ValueError: a mode that does not exist or is not for as many dimensions.
+            ValueError: the mode does not exist, or not for this number of dimensions.
         """
         check_interpolation("pysal.captum.LayerAttribution.interpolate", interpolate_mode, layer_attribution.ndim)
         return F.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)

@@ -60,21 +60,21 @@ class FeatureAblation(PerturbationAttribution):
         Args:
             inputs: (B, ...), or a tuple of such tensors.
             baselines: a number or a tensor for each input, broadcast to it; None = 0.
-            target: see `Saliency`; with None all numbers of the output are explained, one after the other.
+            target: see `Saliency`; None = explain each number of the output, one after the other.
             additional_forward_args: see `Saliency`.
-            feature_mask: for each input the number of each element's feature, one row for all examples or one for each; the
-                same number in several inputs is one feature. None = each element is a feature.
-            perturbations_per_eval: most features in one pass, each with all examples. With 1, which is captum's default, a
-                prepared model takes as many as it is fastest with: its rows do not depend on each other.
+            feature_mask: for each input the number of the feature that each element belongs to, with one row for all examples
+                or one row for each. The same number in several inputs is the same feature. None = each element is a feature.
+            perturbations_per_eval: most features in one pass, each with all examples. With captum's default, 1, a prepared
+                model chooses the fastest number, because its rows do not depend on each other.
             show_progress: show a tqdm bar.
-            **kwargs: none; here because captum's signature has it.
+            **kwargs: must be empty; captum's signature has it.
 
         Returns:
             (n, ...) for n numbers in the output of all examples, in the output's dtype; a tuple of them for a tuple of inputs.
 
         Raises:
-            AssertionError: a target or baselines that do not fit; `perturbations_per_eval` above 1 where the output does not
-                grow with the batch.
+            AssertionError: the target or the baselines do not fit; or `perturbations_per_eval` is above 1 and the output does
+                not grow with the batch.
         """
         _refuse_options(self, kwargs)
         several = as_tuple(inputs)
@@ -99,8 +99,8 @@ class FeatureAblation(PerturbationAttribution):
     ) -> Any:
         """Return a `Future` of what `attribute` returns, for a forward function that returns futures.
 
-        All passes are begun before any is waited for. Arguments and exceptions are those of `attribute`; what a future raises
-        comes out of the result's `wait`.
+        All passes start before the first is waited for. Arguments and exceptions are those of `attribute`. An exception of a
+        future is raised by the result's `wait`.
         """
         _refuse_options(self, kwargs)
         several = as_tuple(inputs)

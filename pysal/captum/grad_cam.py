@@ -23,12 +23,12 @@ HARMLESS_GRAD_KWARGS = {"retain_graph", "allow_unused"}
 
 
 class LayerGradCam(LayerAttribution, GradientAttribution):
-    """The channels of a layer, weighted by their mean gradients, as `pysal.grad_cam` before it is resized.
+    """The channels of a layer weighted by their mean gradients: `pysal.grad_cam` before the map is resized.
 
     Args:
         forward_func: the model, or any function of it.
-        layer: the layer; where it runs more than once in a pass, its last run counts.
-        device_ids: accepted for captum's sake; the model runs on one device.
+        layer: the layer. If it runs several times in a pass, its last run counts.
+        device_ids: accepted, as in captum, and ignored: the model runs on one device.
 
     Source:
         Selvaraju et al. 2016, arXiv:1610.02391.
@@ -55,9 +55,9 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
             inputs: see `Saliency`.
             target: see `Saliency`.
             additional_forward_args: see `Saliency`.
-            attribute_to_layer_input: the layer's input is meant, not its output.
-            relu_attributions: whether negative values become 0, as in the paper.
-            attr_dim_summation: whether the channels are added up.
+            attribute_to_layer_input: whether to take the layer's input instead of its output.
+            relu_attributions: whether to set negative values to 0, as in the paper.
+            attr_dim_summation: whether to add up the channels.
             grad_kwargs: "retain_graph" and "allow_unused" are accepted and change nothing.
 
         Returns:
@@ -65,8 +65,8 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
             tensors.
 
         Raises:
-            AssertionError: see `Saliency`; a layer that does not run.
-            NotImplementedError: other `grad_kwargs`.
+            AssertionError: see `Saliency`; or the layer does not run.
+            NotImplementedError: `grad_kwargs` has other keys.
         """
         for name in grad_kwargs or ():
             if name not in HARMLESS_GRAD_KWARGS:
@@ -83,10 +83,10 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
 
 
 class GuidedGradCam(GradientAttribution):
-    """Guided backprop times the upsampled Grad-CAM map, as `pysal.guided_grad_cam` but for the way of resizing.
+    """Guided backprop times the resized Grad-CAM map: `pysal.guided_grad_cam` with captum's way of resizing.
 
     Args:
-        model: the model, or what `pysal.prepare` made of it.
+        model: the model, or a prepared model (`pysal.prepare`).
         layer: see `LayerGradCam`.
         device_ids: see `LayerGradCam`.
         strict: see `GuidedBackprop`.
@@ -125,9 +125,9 @@ class GuidedGradCam(GradientAttribution):
             A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
 
         Raises:
-            AssertionError: see `LayerGradCam`; a layer of several tensors.
-            ValueError: with `strict`, as `GuidedBackprop`; an unknown `interpolate_mode`; a map that cannot be resized to an
-                input's shape. captum hides the latter and returns an empty tensor.
+            AssertionError: see `LayerGradCam`; or the layer returns several tensors.
+            ValueError: with `strict`, see `GuidedBackprop`; or `interpolate_mode` is unknown, or the map cannot be resized to
+                an input's shape, where captum returns an empty tensor.
         """
         check_interpolation(where(self), interpolate_mode)
         request = self._ask(inputs, target, additional_forward_args)

@@ -40,7 +40,7 @@ class _ReluRuleAttribution(GradientAttribution):
 
         Raises:
             AssertionError: see `Saliency`.
-            ValueError: with `strict`, an activation the rule does not define, or no ReLU at all.
+            ValueError: with `strict`, the network has no ReLU, or an activation that the rule does not cover.
         """
         request = self._ask(inputs, target, additional_forward_args)
         other = self._other_activations
@@ -54,25 +54,25 @@ class GuidedBackprop(_ReluRuleAttribution):
     """The gradient with the guided rule at every ReLU, as `pysal.guided_backprop`.
 
     Args:
-        model: the model, or what `pysal.prepare` made of it.
-        strict: whether a network with activations the rule does not define, or without any ReLU, is refused; False gives their
-            ordinary derivative without a word, as captum does.
+        model: the model, or a prepared model (`pysal.prepare`).
+        strict: whether to refuse a network without a ReLU, or with activations that the rule does not cover. False takes
+            their ordinary derivative without a warning, as captum does.
 
     Source:
         Springenberg et al. 2014, arXiv:1412.6806, section 3.4.
 
     Deviations:
-        The rule works at the operator: functional ReLU, ReLU6 and a ReLU whose input is used elsewhere follow it, too.
+        The rule also applies to functional ReLUs, to ReLU6, and to a ReLU whose input is used elsewhere.
     """
 
     _rule = "guided"
 
 
 class Deconvolution(_ReluRuleAttribution):
-    """The gradient with the deconvnet's rule at every ReLU: what is positive of the incoming gradient passes.
+    """The gradient with the deconvnet's rule at every ReLU: the positive part of the incoming gradient passes.
 
     Args:
-        model: the model, or what `pysal.prepare` made of it.
+        model: the model, or a prepared model (`pysal.prepare`).
         strict: see `GuidedBackprop`.
 
     Source:

@@ -30,8 +30,8 @@ class IntegratedGradients(GradientAttribution):
 
     Args:
         forward_func: the model, or any function of tensors.
-        multiply_by_inputs: whether that is multiplied by input - baseline.
-        exact_captum: use captum's own nodes and weights, which are rounded to float32 and, for "riemann_trapezoid", add up to
+        multiply_by_inputs: whether to multiply the mean gradient by input - baseline.
+        exact_captum: use captum's own nodes and weights. They are rounded to float32 and, for "riemann_trapezoid", add up to
             1 - 1 / n_steps.
 
     Source:
@@ -66,28 +66,28 @@ class IntegratedGradients(GradientAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Return the integrated gradients and, if asked, how far they are from adding up.
+        """Return the integrated gradients and, if asked, how far their sum is from the change of the output.
 
         Args:
-            inputs: see `Saliency`; integers become floating.
+            inputs: see `Saliency`; integers are converted to floating point.
             baselines: a number or a tensor for each input, of its shape or with one row for all; None = 0.
             target: see `Saliency`.
             additional_forward_args: see `Saliency`.
             n_steps: gradients per example.
             method: "gausslegendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
-            internal_batch_size: most rows (example, step) of one pass: whole batches, as in captum, and parts of one where it
-                is smaller and rows do not depend on each other. None = all in one pass, as in captum, or, where that is many
-                and rows do not depend on each other, as many whole batches as are fast.
-            return_convergence_delta: whether the delta is returned, too.
+            internal_batch_size: most rows (example, step) of one pass. A pass holds whole batches, as in captum, or parts of
+                one if this is smaller than a batch and rows do not depend on each other. None = all rows in one pass, as in
+                captum; if these are many and do not depend on each other, as many whole batches as are fast.
+            return_convergence_delta: whether to return the delta as well.
 
         Returns:
             A tensor of the inputs' shape, float32 or wider, a tuple of them for a tuple; with a delta, the pair of that and
             (B,) deltas.
 
         Raises:
-            AssertionError: see `Saliency`; baselines that do not fit, an unknown method, too few steps.
+            AssertionError: see `Saliency`; or the baselines do not fit, the method is unknown, or there are too few steps.
             RuntimeError: see `Saliency`.
-            TypeError: `n_steps` or `internal_batch_size` no whole number.
+            TypeError: `n_steps` or `internal_batch_size` is not a whole number.
         """
         request = self._ask(inputs, target, additional_forward_args, whole_numbers="floating")
         request.copies = n_steps

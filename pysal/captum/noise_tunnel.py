@@ -27,10 +27,10 @@ class NoiseTunnel(Attribution):
 
     Args:
         attribution_method: any attribution of this module or of captum.
-        rng: "philox", whose noise depends on the seed, the example and the sample alone, so that no batch size changes the
-            result; or "captum": captum's noise, bit for bit, from torch's generator (and NumPy's for drawn baselines), which
-            depends on `nt_samples_batch_size`.
-        seed: of "philox"; None = drawn from torch's generator at each call, so that `torch.manual_seed` decides.
+        rng: where the noise comes from. "philox": it depends only on the seed, the example and the sample, so no batch size
+            changes the result. "captum": captum's noise, bit for bit, from torch's generator (and NumPy's for drawn baselines);
+            it depends on `nt_samples_batch_size`.
+        seed: seed of the "philox" noise; None = each call draws one from torch's generator, so `torch.manual_seed` decides.
 
     Source:
         Smilkov et al. 2017, arXiv:1706.03825; "smoothgrad_sq": Hooker et al. 2018, arXiv:1806.10758; "vargrad": Adebayo et al.
@@ -78,22 +78,22 @@ class NoiseTunnel(Attribution):
             inputs: (B, ...), or a tuple of such tensors.
             nt_type: "smoothgrad", "smoothgrad_sq" or "vargrad" (never negative).
             nt_samples: noisy copies per example.
-            nt_samples_batch_size: most copies of all examples at once; None = all, as in captum, or, where those are many rows
-                and rows do not depend on each other, as many as are fast.
-            stdevs: standard deviation of the noise, one float or one for each input.
+            nt_samples_batch_size: most copies of all examples in one pass. None = all of them, as in captum; if these are many
+                rows and do not depend on each other, as many as are fast.
+            stdevs: standard deviation of the noise, in the inputs' units; one float, or one for each input.
             draw_baseline_from_distrib: draw each copy's baseline from the rows of `baselines`.
-            **kwargs: of the attribution; `target`, `additional_forward_args`, `baselines` and `feature_mask` go with their
-                example.
+            **kwargs: arguments of the attribution. `target`, `additional_forward_args`, `baselines` and `feature_mask` are
+                repeated with their example.
 
         Returns:
             What the attribution returns for `inputs`; with `return_convergence_delta`, the pair of that and (B * nt_samples,)
             deltas, those of an example side by side.
 
         Raises:
-            AssertionError: an unknown `nt_type`, `stdevs` that are no floats or do not fit, an attribution that has not one
-                map for each example; a target that does not fit.
-            IndexError: inputs without rows.
-            TypeError: `nt_samples_batch_size` no whole number.
+            AssertionError: `nt_type` is unknown, `stdevs` are not floats or do not fit, the attribution does not return one
+                map for each example, or the target does not fit.
+            IndexError: the inputs have no rows.
+            TypeError: `nt_samples_batch_size` is not a whole number.
         """
         several = as_tuple(inputs)
         if nt_type not in NT_TYPES:

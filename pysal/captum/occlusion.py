@@ -50,8 +50,8 @@ class Occlusion(FeatureAblation):
 
         Args:
             inputs: (B, ...), or a tuple of such tensors.
-            sliding_window_shapes: size of the window in every dimension of an input but the first; one for each input.
-            strides: step of the window in every dimension, an int for all of an input's dimensions; None = 1.
+            sliding_window_shapes: size of the window in every dimension of an input except the first; one tuple for each input.
+            strides: step of the window in every dimension, or one int for all dimensions of an input; None = 1.
             baselines: see `FeatureAblation`.
             target: see `FeatureAblation`.
             additional_forward_args: see `Saliency`.
@@ -62,9 +62,9 @@ class Occlusion(FeatureAblation):
             (n, ...) for n numbers in the output of all examples, float32 as in captum; a tuple of them for a tuple of inputs.
 
         Raises:
-            AssertionError: see `FeatureAblation`; a window larger than the input or of no size, a stride larger than the
+            AssertionError: see `FeatureAblation`; or a window is empty or larger than the input, or a stride is larger than the
                 window.
-            ValueError: a stride below 1.
+            ValueError: a stride is below 1.
         """
         several = as_tuple(inputs)
         steps = self._strides(strides, several)

@@ -27,18 +27,18 @@ class Saliency(GradientAttribution):
 
         Args:
             inputs: (B, ...), or a tuple of such tensors, one for each of the function's first arguments.
-            target: which number of a row of the output is explained: None, where that is a single one; its index, an int or a
-                tuple of ints; or one index for each example, as a list or a 1-D tensor.
-            abs: whether the sign is dropped.
-            additional_forward_args: further arguments of the function, one or a tuple; tensors with B rows go with their
-                example, anything else is passed on as it is.
+            target: which number of a row of the output is explained: its index, an int or a tuple of ints; one index for each
+                example, as a list or a 1-D tensor; or None if a row has a single number.
+            abs: whether to return absolute values.
+            additional_forward_args: further arguments of the function, one or a tuple. The rows of a tensor with B rows go
+                with their example; anything else is passed on as it is.
 
         Returns:
             A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
 
         Raises:
-            AssertionError: a target that does not pick one number of each row; inputs of different numbers of rows.
-            RuntimeError: an output that does not depend on the inputs.
+            AssertionError: the target does not pick one number of each row, or the inputs have different numbers of rows.
+            RuntimeError: the output does not depend on the inputs.
         """
         request = self._ask(inputs, target, additional_forward_args)
         found = self._gradients(request)
