@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.engine.boxes.incremental import Incremental, Integers, Kept, Truths, group_rows
+from pysal.engine.boxes.groups import group_rows
+from pysal.engine.boxes.queue import BoxQueue
+from pysal.engine.boxes.reach import Integers
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -18,7 +19,6 @@ from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
-from pysal.engine.running.chunks import to_device
 from pysal.engine.running.precision import Precision
 from pysal.segments import Boxes, Labels, Segments, Slic, cut
 
@@ -143,9 +143,9 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
         shape = (plan.images, clean_classes.shape[1], affected.shape[1])
         class_drops = torch.zeros(shape, dtype=clean.dtype, device=plan.device)
 
-    local = _Local.of(plan, fills, regions, required=approximate is not None)
-    if local is not None:
-        queue = local.sort(queue, approximate)
+    in_boxes = _box_queue(plan, fills, regions, required=approximate is not None)
+    if in_boxes is not None:
+        queue = in_boxes.sort(queue, plan.rows_at_once, approximate)
     elif plan.company == "whole" and plan.images > 1:  # the whole batch without one segment, then without the next
         some = affected.any(0).nonzero()[:, 0]
         rows = torch.arange(plan.images, device=plan.device)
@@ -153,8 +153,9 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
 
     def body(start: int, stop: int) -> None:
         rows, ids = queue[start:stop].unbind(1)
-        if local is not None and local.follows(start):
-            score, classes = local.scores(start, ids)
+        if in_boxes is not None and in_boxes.follows(start):
+            image, patches, run_boxes = in_boxes.patches(start, ids)
+            score, classes = plan.scores(patches, torch.full_like(ids, image), run_boxes)
         elif isinstance(regions, Boxes):
             batch = ops.occlusion_masks_boxes(plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last)
             score, classes = plan.scores(batch, rows)
@@ -166,16 +167,16 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
             class_drops[rows, :, ids] = clean_classes[rows] - classes
 
     def run() -> int:
-        if local is None:
+        if in_boxes is None:
             plan.run(len(queue), body)
         else:
-            plan.run(len(queue), body, batch_size=local.most_rows, ends=local.ends)
+            plan.run(len(queue), body, batch_size=in_boxes.most_rows, ends=in_boxes.ends)
         return len(queue)
 
     details: dict[str, Any] = {}
     passes = run()
-    if local is not None and approximate is not None:
-        queue = local.sort(_sample(drops, queue[local.approximate]))
+    if in_boxes is not None and approximate is not None:
+        queue = in_boxes.sort(_sample(drops, queue[in_boxes.approximate]), plan.rows_at_once)
         rows, ids = queue.unbind(1)
         before = drops[rows, ids]
         passes += run()
@@ -190,7 +191,7 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
     details |= {"boxes": regions.boxes} if isinstance(regions, Boxes) else {"labels": regions.labels}
     if class_drops is not None:
         details["class_drops"] = [class_drops[image, :, :count] for image, count in enumerate(counts)]
-    passes += 0 if local is None else local.images_kept
+    passes += 0 if in_boxes is None else in_boxes.images_kept
     return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
 
 
@@ -235,120 +236,33 @@ def _sample(drops: Tensor, queue: Tensor) -> Tensor:
     return torch.cat(found).to(queue.device) if found else queue
 
 
-class _Local:
-    """The queue of a plan whose model recomputes only what a segment reaches.
+def _box_queue(plan: Plan, fills: Tensor, regions: Boxes | Labels, *, required: bool) -> BoxQueue | None:
+    """Return the queue of a model that recomputes only what a segment reaches, None where the model runs whole images.
 
-    Attributes:
-        most_rows: most rows in one chunk.
-        ends: where the groups of the sorted queue begin.
-        approximate: (N,), which rows of the sorted queue get approximate scores.
-        images_kept: how many images have been run for their activations.
+    Raises:
+        ValueError: images depend on each other, and neither may they run as whole batches nor is None an answer.
     """
+    if not isinstance(plan.model, PreparedModel) or plan.extra_inputs:
+        return None
+    engine = plan.model.incremental(plan.inputs)
+    if engine is None:
+        return None
+    try:
+        plan.check_independence()
+    except ValueError:
+        if required or plan.company != "whole":
+            raise
+        return None
 
-    def __init__(self, plan: Plan, engine: Incremental, fills: Tensor, regions: Boxes | Labels) -> None:
-        self._plan, self._engine, self._fills, self._regions = plan, engine, fills, regions
-        self.most_rows = plan.asked_batch_size or group_rows(plan.device)
-        self.ends: list[int] = []
-        self.approximate = torch.empty(0, dtype=torch.bool, device="cpu")
-        self.images_kept = 0
-        self._sorted = np.empty((0, 2), dtype=np.int64)
-        self._whole: set[int] = set()  # groups that run as whole images, by where they begin
-        self._image = -1
-        self._kept: Kept | None = None
-        self._boxes = [_boxes(regions, image) for image in range(plan.images)]
+    def hidden(image: int, ids: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        if isinstance(regions, Boxes):
+            top, left, bottom, right = regions.boxes[ids][:, :, None, None].unbind(1)
+            return (top <= y) & (y < bottom) & (left <= x) & (x < right)
+        return regions.labels[image][y, x] == ids[:, None, None]
 
-    @classmethod
-    def of(cls, plan: Plan, fills: Tensor, regions: Boxes | Labels, *, required: bool) -> "_Local | None":
-        """Return the queue, or None where the plan's model is not prepared for it.
-
-        Raises:
-            ValueError: images depend on each other, and neither may they run as whole batches nor is None an answer.
-        """
-        if not isinstance(plan.model, PreparedModel) or plan.extra_inputs:
-            return None
-        engine = plan.model.incremental(plan.inputs)
-        if engine is None:
-            return None
-        try:
-            plan.check_independence()
-        except ValueError:
-            if required or plan.company != "whole":
-                raise
-            return None
-        return cls(plan, engine, fills, regions)
-
-    def sort(self, queue: Tensor, share: float | None = None) -> Tensor:
-        """Return the queue (N, 2) of images and segments in groups that run together, image after image.
-
-        From now on boxes grow to a share of each map's side at most, or without bounds for None.
-        """
-        self._engine = self._engine.limited(share)
-        self.ends, self._whole = [], set()
-        on_host = queue.cpu().numpy()
-        whole_rows = self._plan.rows_at_once
-        sorted_rows: list[NDArray[np.int64]] = []
-        approximate: list[Truths] = []
-        known: dict[bytes, tuple[list[tuple[Integers, bool]], Truths]] = {}
-        done = 0
-        for image in range(self._plan.images):
-            own = on_host[on_host[:, 0] == image]
-            if not len(own):
-                continue
-            boxes = self._boxes[image][own[:, 1]]
-            key = boxes.tobytes()
-            if key not in known:
-                known = {key: (self._engine.batches(boxes, self.most_rows), self._engine.approximates(boxes))}
-            batches, limited = known[key]
-            for group, pays in batches:
-                pieces = [group] if pays else np.array_split(group, -(-len(group) // whole_rows))
-                for piece in pieces:
-                    self.ends.append(done)
-                    if not pays:
-                        self._whole.add(done)
-                    sorted_rows.append(own[piece])
-                    approximate.append(limited[piece])
-                    done += len(piece)
-        if not sorted_rows:
-            self.approximate = torch.zeros(len(queue), dtype=torch.bool, device="cpu")
-            return queue
-        self.approximate = torch.from_numpy(np.concatenate(approximate)).to(queue.device)
-        self._sorted = np.concatenate(sorted_rows)
-        return to_device(self._sorted, queue.device)
-
-    def follows(self, start: int) -> bool:
-        """Say whether the row at `start` is in a group that runs in boxes."""
-        return self.ends[np.searchsorted(self.ends, start, side="right") - 1] not in self._whole
-
-    def scores(self, start: int, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what `Plan.scores` does for one image without each of the segments `ids`, those from row `start` on."""
-        own_rows = self._sorted[start : start + len(ids)]  # on the host, where nobody has to wait for a GPU
-        image = int(own_rows[0, 0])
-        geometry = self._engine.geometry(self._boxes[image][own_rows[:, 1]], self._plan.device)
-        origins = geometry.on_device[0, 0]
-        height, width = (int(size) for size in geometry.sizes[0])
-        nothing = self._plan.inputs.new_empty(len(ids), self._plan.inputs.shape[1], 0, 0)
-        own = slice(image, image + 1)
-        crops = [
-            ops.box_regions(images[own], nothing, origins, origins, height, width)
-            for images in (self._plan.inputs, self._fills)
-        ]
-        y = origins[:, :1].long()[:, :, None] + torch.arange(height, device=ids.device)[:, None]
-        x = origins[:, 1:].long()[:, :, None] + torch.arange(width, device=ids.device)
-        if isinstance(self._regions, Boxes):
-            top, left, bottom, right = self._regions.boxes[ids][:, :, None, None].unbind(1)
-            hidden = (top <= y) & (y < bottom) & (left <= x) & (x < right)
-        else:
-            hidden = self._regions.labels[image][y, x] == ids[:, None, None]
-        patches = torch.where(hidden[:, None], crops[1], crops[0]).contiguous(memory_format=torch.channels_last)
-
-        def run(batch: Tensor) -> Tensor:
-            if self._image != image or self._kept is None:
-                self._kept = None  # before the next, so that two are never held
-                self._kept, self._image = self._engine.keep(self._plan.inputs[own]), image
-                self.images_kept += 1
-            return self._engine.run(self._kept, batch, geometry)
-
-        return self._plan.scores(patches, torch.full_like(ids, image), run)
+    boxes = [_boxes(regions, image) for image in range(plan.images)]
+    most_rows = plan.asked_batch_size or group_rows(plan.device)
+    return BoxQueue(engine, plan.inputs, fills, boxes, hidden, most_rows)
 
 
 def _boxes(regions: Boxes | Labels, image: int) -> Integers:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import Grid, Slic, Window
-from pysal.engine.boxes import incremental
+from pysal.engine.boxes import groups
 from pysal.methods import leave_one_out
 from tests.engine.test_incremental import (
     ROUNDINGS,
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]
 
 @pytest.fixture(autouse=True)
 def small_maps_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incremental, "SMALL_SIDE", 1)
+    monkeypatch.setattr(groups, "SMALL_SIDE", 1)
 
 
 # ---- the definition, on whole images
@@ -177,21 +177,21 @@ def test_boxes_are_limited_as_defined(make: Callable[[], nn.Module], share: floa
 def test_boxes_grow_to_the_share_and_stay_on_the_footprint() -> None:
     engine = engine_of(*seeded(lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)], *tail()), 3, 20, 40))
     boxes = np.array([[10, 20, 11, 21], [0, 0, 1, 1], [19, 39, 20, 40], [4, 5, 10, 16]])
-    found = engine.limited(0.25).extents(boxes)  # 5 rows and 10 columns
+    found = engine.limited(0.25).groups.extents(boxes)  # 5 rows and 10 columns
     assert found[:, 0].tolist() == [[10, 20, 11, 21], [9, 19, 12, 22], [8, 18, 13, 23], [8, 17, 13, 24], [8, 16, 13, 25]]
     assert found[:, 1].tolist() == [[0, 0, n, n] for n in range(1, 6)]
     assert found[:, 2].tolist() == [[20 - n, 40 - n, 20, 40] for n in range(1, 6)]
     assert found[:, 3].tolist() == [[4, 5, 10, 16]] * 5, "larger than the share: it does not grow, and nothing of it is lost"
-    assert np.array_equal(engine.limited(None).extents(boxes), engine.extents(boxes))
-    sizes = engine.limited(0.25).geometry(boxes[:3], torch.device("cpu")).sizes
+    assert np.array_equal(engine.limited(None).groups.extents(boxes), engine.groups.extents(boxes))
+    sizes = engine.limited(0.25).groups.geometry(boxes[:3], torch.device("cpu")).sizes
     assert sizes.tolist() == [[1, 1], [3, 3], [5, 5], [5, 7], [5, 9]]
 
 
 def test_small_maps_are_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incremental, "SMALL_SIDE", 8)
+    monkeypatch.setattr(groups, "SMALL_SIDE", 8)
     layers = [nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 3, 5, padding=2)]
     engine = engine_of(*seeded(lambda: nn.Sequential(*layers, *tail()), 3, 18, 16))  # 9 x 8 after the stride
-    found = engine.limited(0.2).extents(np.array([[8, 8, 9, 9]]))[:, 0]
+    found = engine.limited(0.2).groups.extents(np.array([[8, 8, 9, 9]]))[:, 0]
     assert found.tolist() == [[8, 8, 9, 9], [7, 7, 10, 10], [4, 3, 5, 6], [4, 1, 5, 8]]
 
 
@@ -199,19 +199,21 @@ def test_small_maps_are_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_box_exceeds_the_share_but_by_its_footprint(share: float) -> None:
     engine = engine_of(*seeded(lambda: nn.Sequential(plain(), *tail()), 3, 48, 64))
     boxes = np.array([[y, x, y + 3, x + 3] for y in range(0, 45, 5) for x in range(0, 60, 7)])
-    sizes = engine.limited(share).geometry(boxes, torch.device("cpu")).sizes
-    maps = np.array(engine._maps)
+    sizes = engine.limited(share).groups.geometry(boxes, torch.device("cpu")).sizes
+    maps = np.array(engine._program.maps)
     assert (sizes <= np.maximum(np.floor(share * maps), [3, 3])).all()
-    assert (sizes < engine.geometry(boxes, torch.device("cpu")).sizes).any()
-    assert engine.limited(share).cost(engine.limited(share).extents(boxes)) < engine.cost(engine.extents(boxes))
+    assert (sizes < engine.groups.geometry(boxes, torch.device("cpu")).sizes).any()
+    assert engine.limited(share).groups.cost(engine.limited(share).groups.extents(boxes)) < engine.groups.cost(
+        engine.groups.extents(boxes)
+    )
 
 
 def test_large_boxes_on_limited_maps_do_not_become_whole_maps() -> None:
     engine = engine_of(*seeded(lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)], *tail()), 3, 40, 40))
     box = np.array([[4, 4, 36, 36]])
-    assert engine.geometry(box, torch.device("cpu")).sizes[-1].tolist() == [40, 40]
-    assert engine.limited(0.95).geometry(box, torch.device("cpu")).sizes[:, 0].tolist() == [32, 34, 36, 38, 38]
-    assert engine.limited(1.0).geometry(box, torch.device("cpu")).sizes[-1].tolist() == [40, 40]
+    assert engine.groups.geometry(box, torch.device("cpu")).sizes[-1].tolist() == [40, 40]
+    assert engine.limited(0.95).groups.geometry(box, torch.device("cpu")).sizes[:, 0].tolist() == [32, 34, 36, 38, 38]
+    assert engine.limited(1.0).groups.geometry(box, torch.device("cpu")).sizes[-1].tolist() == [40, 40]
 
 
 # ---- leave-one-out
@@ -317,7 +319,7 @@ def test_what_runs_whole_is_exact_and_no_part_of_the_sample() -> None:
     nearly_all = torch.full((32, 28), -1)
     nearly_all[:30] = 0
     engine = prepared.incremental(images).limited(0.25)
-    assert engine._follow(np.array([[0, 0, 30, 28]]))[1].any(), "its boxes are limited"
+    assert engine.groups.follow(np.array([[0, 0, 30, 28]]))[1].any(), "its boxes are limited"
     got = found(prepared, images, segments=nearly_all, approximate=0.25)
     assert_same(got, found(prepared, images, segments=nearly_all))
     assert got["approximation_error"].tolist() == [0.0] * 3

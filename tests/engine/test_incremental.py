@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import Slic, Window
-from pysal.engine.boxes import incremental
-from pysal.engine.boxes.incremental import Incremental, NotIncremental, Reach
+from pysal.engine.boxes import groups
+from pysal.engine.boxes.clean import NotIncremental
+from pysal.engine.boxes.incremental import Incremental
+from pysal.engine.boxes.reach import Reach
 from pysal.engine.graph.fold import fold
 from pysal.engine.graph.lowered import lower
 
@@ -36,12 +38,12 @@ WHOLE_SHARES = (0.0, 0.85, 10.0)  # whole maps always, where boxes have grown, n
 
 @contextlib.contextmanager
 def whole_share(share: float) -> Iterator[None]:
-    before = incremental.WHOLE_SHARE
-    incremental.WHOLE_SHARE = share
+    before = groups.WHOLE_SHARE
+    groups.WHOLE_SHARE = share
     try:
         yield
     finally:
-        incremental.WHOLE_SHARE = before
+        groups.WHOLE_SHARE = before
 
 
 def engine_of(model: nn.Module, image: Tensor) -> Incremental:
@@ -62,7 +64,7 @@ def changed_images(image: Tensor, boxes: list[tuple[int, int, int, int]], seed: 
 
 def outputs_of(engine: Incremental, image: Tensor, images: Tensor, boxes: list[tuple[int, int, int, int]]) -> Tensor:
     """Return the outputs for the images, from the patches that hold their boxes."""
-    geometry = engine.geometry(np.array(boxes), image.device)
+    geometry = engine.groups.geometry(np.array(boxes), image.device)
     height, width = geometry.sizes[0]
     patches = torch.stack(
         [
@@ -355,9 +357,14 @@ def test_what_is_local_is_followed_and_what_is_not_ends_it() -> None:
 
 def test_only_what_a_box_reaches_is_computed() -> None:
     engine = engine_of(*seeded(lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)], *tail()), 3, 30, 40))
-    sizes = engine.geometry(np.array([[10, 20, 11, 21], [0, 0, 1, 1]]), torch.device("cpu")).sizes
+    sizes = engine.groups.geometry(np.array([[10, 20, 11, 21], [0, 0, 1, 1]]), torch.device("cpu")).sizes
     assert sizes.tolist() == [[1, 1], [3, 3], [5, 5], [7, 7]]
-    assert engine.geometry(np.array([[0, 39, 1, 40]]), torch.device("cpu")).sizes.tolist() == [[1, 1], [2, 2], [3, 3], [4, 4]]
+    assert engine.groups.geometry(np.array([[0, 39, 1, 40]]), torch.device("cpu")).sizes.tolist() == [
+        [1, 1],
+        [2, 2],
+        [3, 3],
+        [4, 4],
+    ]
 
 
 @PROPERTY
@@ -387,7 +394,7 @@ def small_engine() -> Incremental:
 @PROPERTY
 @given(boxes_in(17, 14), st.integers(1, 4))
 def test_groups_hold_every_image_once(boxes: list[tuple[int, int, int, int]], rows: int) -> None:
-    groups = small_engine().groups(np.array(boxes), rows)
+    groups = small_engine().groups.split(np.array(boxes), rows)
     assert sorted(int(n) for group in groups for n in group) == list(range(len(boxes)))
     assert max(len(group) for group in groups) <= rows
 

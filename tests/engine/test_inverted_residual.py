@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import pysal
 from pysal import ops
 from pysal.engine.graph.fold import Convolution
+from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.inverted_residual import InvertedResidual, available, panels
-from pysal.engine.graph.lowered import FusedConvolution
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.engine.tape.tape import Program

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pysal
 from pysal.captum import NoiseTunnel, Saliency
 from pysal.engine.graph.fold import Convolution, fold
-from pysal.engine.graph.lowered import FusedConvolution
+from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.prepared import model as preparation
 from pysal.engine.prepared.model import PreparedModel
 from pysal.testing import assert_no_worse

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pysal.engine.graph.lowered import FusedConvolution
+from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.matrix_unit import work
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES

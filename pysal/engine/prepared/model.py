@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
-from pysal.engine.boxes.incremental import Incremental, NotIncremental
+from pysal.engine.boxes.clean import NotIncremental
+from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.graph.distance import distance
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
-from pysal.engine.graph.lowered import FusedConvolution, lower
+from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.lowered import lower
 from pysal.engine.graph.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
 from pysal.engine.layers.default_layer import Choice, Look, default_layer
 from pysal.engine.model.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
@@ -437,7 +439,7 @@ def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> s
         engine = Incremental(graph, example)
         with torch.no_grad():
             expected = graph(changed.clone())
-            geometry = engine.geometry(box, example.device)
+            geometry = engine.groups.geometry(box, example.device)
             (top, left), (height, width) = geometry.origins[0, 0], geometry.sizes[0]
             patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
             difference = distance(engine.run(engine.keep(example), patch, geometry), expected, float("inf"))

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal import ops
 from pysal.engine.graph.fold import detached, module_of
+from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.inverted_residual import InvertedResidual
-from pysal.engine.graph.lowered import FusedConvolution, is_addition, relu_upper
+from pysal.engine.graph.lowered import is_addition, relu_upper
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules
 

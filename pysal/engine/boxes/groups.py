@@ -1,0 +1,215 @@
+"""Where the boxes of images lie in every map, what computing them costs, and which images run together."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysal.engine.boxes.kinds import Step
+from pysal.engine.boxes.reach import Integers, Reals, Truths
+from pysal.engine.running.chunks import to_device
+
+# A box that covers this share of a map is not worth cutting out: the whole map is computed.
+WHOLE_SHARE = 0.85
+# Images in one group, and the least share of its cost that a split has to save, because it makes smaller batches.
+CPU_GROUP_ROWS = 32
+GPU_GROUP_ROWS = 256
+WORTH_A_SPLIT = 0.05
+# A group that costs more than this share of whole images runs as whole images.
+PAYING_SHARE = 0.9
+# Boxes on maps of at most this side are not limited: few pixels are saved, and much of what an occlusion changes is lost.
+SMALL_SIDE = 8
+# Tolerance in pixels when fractional lengths are rounded: 0.29 x 100 is 29.
+ROUNDING = 1e-9
+
+
+def group_rows(device: torch.device) -> int:
+    """Return how many images at most are run together."""
+    return CPU_GROUP_ROWS if device.type == "cpu" else GPU_GROUP_ROWS
+
+
+@dataclass
+class Geometry:
+    """Where the boxes of a group of images lie in every map.
+
+    Attributes:
+        sizes: (maps, 2), height and width of the boxes of all images.
+        origins: (maps, n, 2), where each box begins.
+        corners: (maps, n, 2), where what windows read begins.
+        on_device: origins and corners, (2, maps, n, 2) int32.
+        kept: of maps where limited boxes differ in size: (n, 1, h, w), where the box of an image is that of the unchanged one.
+    """
+
+    sizes: Integers
+    origins: Integers
+    corners: Integers
+    on_device: Tensor
+    kept: dict[int, Tensor]
+
+
+class Groups:
+    """Boxes of the image followed through all maps, as far as `share` of each map's side: see `Incremental.limited`.
+
+    Args:
+        steps: the steps of the graph, in order.
+        maps: height and width of each map.
+        share: most of a map's side that a box grows to; None = no bound.
+    """
+
+    def __init__(self, steps: Sequence[Step], maps: Sequence[tuple[int, int]], share: float | None = None) -> None:
+        self._steps, self._maps, self._share = steps, maps, share
+
+    def extents(self, boxes: Integers) -> Integers:
+        """Return what boxes (n, 4) of the image can change of every map: (maps, n, 4) top, left, bottom, right."""
+        return self.follow(boxes)[0]
+
+    def follow(self, boxes: Integers) -> tuple[Integers, Truths]:
+        """Return the extents (maps, n, 4) of boxes (n, 4), and which of them are limited (maps, n)."""
+        found = np.zeros((len(self._maps), len(boxes), 4), dtype=np.int64)
+        limited = np.zeros(found.shape[:2], dtype=bool)
+        footprints = np.zeros(found.shape)
+        for step in self._steps:
+            if step.kind == "input":
+                footprints[step.map] = found[step.map] = boxes
+            elif step.map >= 0:
+                own = found[step.map]
+                source = found[step.sources[0]]
+                for axis in range(2):
+                    low, high = step.reach[axis].outputs(source[:, axis], source[:, axis + 2], self._maps[step.map][axis])
+                    own[:, axis], own[:, axis + 2] = low, high
+                for other in step.sources[1:]:
+                    np.minimum(own[:, :2], found[other][:, :2], out=own[:, :2])
+                    np.maximum(own[:, 2:], found[other][:, 2:], out=own[:, 2:])
+                if self._share is not None:
+                    for axis in range(2):
+                        sides = slice(axis, None, 2)
+                        footprint = step.reach[axis].places(footprints[step.sources[0]][:, sides])
+                        footprints[step.map][:, sides] = footprint
+                        limited[step.map] |= _limit(own[:, sides], footprint, self._share, self._maps[step.map][axis])
+        return found, limited
+
+    def _sizes(self, extents: Integers) -> Integers:
+        """Return the size (maps, 2) of boxes that hold the extents (maps, n, 4) of every image."""
+        maps = np.array(self._maps)
+        sizes = np.maximum((extents[..., 2:] - extents[..., :2]).max(1), 1)
+        whole: Truths = sizes.prod(1) >= WHOLE_SHARE * maps.prod(1)
+        if self._share is not None:  # of limited maps no more is computed than the limit allows
+            whole &= [all(_most(self._share, side) == side for side in map) for map in self._maps]
+        return np.where(whole[:, None], maps, sizes)
+
+    def cost(self, extents: Integers) -> float:
+        """Return what running a group of images costs, in multiplications."""
+        costs = np.array([step.cost for step in self._steps if step.map >= 0])
+        return float((self._sizes(extents).prod(1) * costs).sum() * extents.shape[1])
+
+    def pays(self, boxes: Integers) -> bool:
+        """Say whether a group of images costs clearly less than running them whole."""
+        return self.cost(self.extents(boxes)) < PAYING_SHARE * self._whole_cost() * len(boxes)
+
+    def _whole_cost(self) -> float:
+        """Return what running an image whole costs, in multiplications."""
+        return sum(step.cost * math.prod(self._maps[step.map]) for step in self._steps if step.map >= 0)
+
+    def batches(self, boxes: Integers, rows: int) -> list[tuple[Integers, bool]]:
+        """Return the images to run together, at most `rows` in boxes at a time, and whether in boxes: else they run whole.
+
+        Where boxes are limited, and whole images give something else, each image's own box decides, whatever the others'.
+        """
+        if self._share is None:
+            return [(group, self.pays(boxes[group])) for group in self.split(boxes, rows)]
+        paying = self._pays_alone(boxes)
+        inside, outside = np.flatnonzero(paying), np.flatnonzero(~paying)
+        found = [(inside[group], True) for group in self.split(boxes[inside], rows)] if len(inside) else []
+        return found + ([(outside, False)] if len(outside) else [])
+
+    def _pays_alone(self, boxes: Integers) -> Truths:
+        extents, most = self.extents(boxes), PAYING_SHARE * self._whole_cost()
+        return np.array([self.cost(extents[:, n : n + 1]) < most for n in range(len(boxes))])
+
+    def approximates(self, boxes: Integers) -> Truths:
+        """Say of each image whether its outputs are approximate: (n,)."""
+        limited: Truths = np.any(self.follow(boxes)[1], axis=0)
+        return limited & self._pays_alone(boxes) if limited.any() else limited
+
+    def split(self, boxes: Integers, rows: int) -> list[Integers]:
+        """Return the images to run together: their indices, at most `rows` at a time.
+
+        A set is halved by the place or the size of its boxes while that saves work, because the boxes of a group are as
+        large as its largest in every map.
+        """
+        extents = self.extents(boxes)
+        pending, found = [np.arange(len(boxes))], []
+        while pending:
+            group = pending.pop()
+            halves, saved = self._halves(extents, group)
+            if halves is not None and (len(group) > rows or saved > WORTH_A_SPLIT):
+                pending += halves[::-1]
+            else:
+                found.append(group)
+        return found
+
+    def _halves(self, extents: Integers, group: Integers) -> tuple[list[Integers] | None, float]:
+        """Return the better way to cut a group in two, and the share of its cost that this saves."""
+        if len(group) < 2:
+            return None, 0.0
+        own = extents[:, group]
+        before = self.cost(own)
+        best: tuple[list[Integers] | None, float] = (None, -math.inf)
+        maps = np.array(self._maps)
+        for axis in range(2):
+            share = (own[..., axis + 2] - own[..., axis]) / maps[:, axis, None]
+            for key in (own[0, :, axis] + own[0, :, axis + 2], share.sum(0)):
+                order = np.argsort(key, kind="stable")
+                half = (len(group) + 1) // 2
+                parts = [np.sort(order[:half]), np.sort(order[half:])]
+                saved = 1 - sum(self.cost(own[:, part]) for part in parts) / before
+                if saved > best[1]:
+                    best = [group[part] for part in parts], saved
+        return best
+
+    def geometry(self, boxes: Integers, device: torch.device) -> Geometry:
+        """Return where the boxes of a group lie in every map."""
+        extents, limited = self.follow(boxes)
+        sizes = self._sizes(extents)
+        maps = np.array(self._maps)
+        origins = np.clip(extents[..., :2], 0, (maps - sizes)[:, None])
+        stride, before = np.ones((2, len(maps), 1, 2), dtype=np.int64)
+        before[:] = 0
+        for step in self._steps:
+            if step.map >= 0:
+                for axis in range(2):
+                    stride[step.map, 0, axis] = step.reach[axis].stride
+                    before[step.map, 0, axis] = step.reach[axis].before
+        corners = origins * stride - before
+        on_device = to_device(np.stack([origins, corners]).astype(np.int32), device)
+        kept: dict[int, Tensor] = {}
+        for map in np.flatnonzero(limited.any(1)).tolist():
+            if (extents[map, :, 2:] - extents[map, :, :2] < sizes[map]).any():
+                inside = [
+                    (extents[map, :, axis, None] <= places) & (places < extents[map, :, axis + 2, None])
+                    for axis in range(2)
+                    for places in [origins[map, :, axis, None] + np.arange(sizes[map, axis])]
+                ]
+                kept[map] = to_device(~(inside[0][:, None, :, None] & inside[1][:, None, None, :]), device)
+        return Geometry(sizes, origins, corners, on_device, kept)
+
+
+def _most(share: float, side: int) -> int:
+    """Return how many pixels of a map's side a box grows to."""
+    if side <= SMALL_SIDE:
+        return side
+    return max(1, math.floor(share * side + ROUNDING))  # 0.29 of 100 pixels is 29 of them, whatever its rounding
+
+
+def _limit(extents: Integers, footprints: Reals, share: float, side: int) -> Truths:
+    """Limit extents (n, 2) along one axis of a map, as `Incremental.limited` says, and return of which (n,) that took away."""
+    low, high = extents.T
+    first, last = footprints.T
+    most = np.maximum(_most(share, side), np.ceil(last - first - ROUNDING).astype(np.int64))
+    longer: Truths = high - low > most
+    start = np.minimum(np.maximum(np.floor((first + last - most + 1) / 2).astype(np.int64), low), high - most)
+    extents[:, 0], extents[:, 1] = np.where(longer, start, low), np.where(longer, start + most, high)
+    return longer

@@ -1,0 +1,249 @@
+"""A group of images through a graph, of each map only what its boxes hold."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from pysal import ops  # noqa: F401  defines torch.ops.pysal.box_regions
+from pysal.engine.boxes.clean import Nodes
+from pysal.engine.boxes.groups import Geometry
+from pysal.engine.boxes.kinds import Step
+from pysal.engine.boxes.reach import Integers
+from pysal.engine.graph import onednn
+from pysal.engine.graph.fused_convolution import FusedConvolution, convolved_by_torch
+
+
+@dataclass
+class Kept:
+    """What one image leaves behind: the maps that boxes are put into, their means where asked for, the graph's output."""
+
+    maps: dict[fx.Node, Any]
+    means: dict[fx.Node, Tensor]
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph as it runs on boxes.
+
+    Attributes:
+        nodes: calls a node by itself.
+        steps: the nodes in order, and how each runs.
+        boxed: the nodes that have boxes, and which map is theirs.
+        maps: height and width of each map.
+        packed: weights arranged for oneDNN, as they are first needed.
+    """
+
+    nodes: Nodes
+    steps: list[Step]
+    boxed: dict[fx.Node, int]
+    maps: list[tuple[int, int]]
+    packed: dict[Any, Tensor] = field(default_factory=dict)
+
+
+class Run:
+    """One pass of a group of images through the graph."""
+
+    def __init__(self, program: Program, kept: Kept, patches: Tensor, geometry: Geometry) -> None:
+        self.program, self.geometry, self.patches = program, geometry, patches
+        self.clean, self.means = kept.maps, kept.means
+        self.boxes: dict[fx.Node, Tensor] = {}
+        self.values: dict[fx.Node, Any] = {}
+
+    def output(self) -> Tensor:
+        """Run every step."""
+        for step in self.program.steps:
+            if step.kind == "constant":
+                self.values[step.node] = self.clean.get(step.node)
+            elif step.map >= 0:
+                self.boxes[step.node] = self._box(step)
+            elif step.kind == "mean":
+                self.values[step.node] = self._mean(step)
+            elif step.kind == "sizes":
+                self.values[step.node] = self._size(step.node)
+            elif step.node.op == "output":
+                result: Tensor = self._whole(step.node.args[0])
+                return result
+            else:
+                args, kwargs = fx.node.map_arg((step.node.args, step.node.kwargs), self._whole)
+                self.values[step.node] = self.program.nodes.call(step.node, args, kwargs)
+            for node in step.release:
+                self.boxes.pop(node, None)
+                self.values.pop(node, None)
+        raise AssertionError("a graph ends with its output")
+
+    def _size(self, node: fx.Node) -> Any:
+        clean = self.clean[node.args[0]]  # type: ignore[index]
+        meta = torch.empty((len(self.patches), *clean.shape[1:]), dtype=clean.dtype, device="meta")
+        if node.target is getattr and node.args[1] == "device":
+            return clean.device
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda each: meta if each is node.args[0] else self._whole(each)
+        )
+        return self.program.nodes.call(node, args, kwargs)
+
+    def _whole(self, node: Any) -> Any:
+        """Return a node's value for every image, whole maps where it has boxes."""
+        if node not in self.boxes:
+            return self.values[node]
+        map = self.program.boxed[node]
+        zero = np.zeros_like(self.geometry.origins[map])
+        return self._region(node, zero, self.program.maps[map], torch.zeros_like(self.geometry.on_device[0, map]))
+
+    def _region(
+        self,
+        node: fx.Node,
+        corners: Integers,
+        size: Sequence[int],
+        corners_on_device: Tensor,
+        steps: tuple[int, int] = (1, 1),
+        outside: float = 0.0,
+    ) -> Tensor:
+        """Return the pixels of a node's maps in the regions of a size at `corners`."""
+        map, boxes = self.program.boxed[node], self.boxes[node]
+        if tuple(boxes.shape[2:]) == tuple(size) and steps == (1, 1) and np.array_equal(corners, self.geometry.origins[map]):
+            return boxes
+        height, width = size
+        regions: Tensor = torch.ops.pysal.box_regions(
+            self.clean[node],
+            boxes,
+            self.geometry.on_device[0, map],
+            corners_on_device,
+            int(height),
+            int(width),
+            *steps,
+            outside,
+        )
+        return regions
+
+    def _box(self, step: Step) -> Tensor:
+        box, kept = self._computed(step), self.geometry.kept.get(step.map)
+        if kept is None:
+            return box
+        nothing, origins = box.new_empty(*box.shape[:2], 0, 0), self.geometry.on_device[0, step.map]
+        clean = torch.ops.pysal.box_regions(self.clean[step.node], nothing, origins, origins, *box.shape[2:], 1, 1, 0.0)
+        return torch.where(kept, clean, box).contiguous(memory_format=torch.channels_last)
+
+    def _computed(self, step: Step) -> Tensor:
+        if step.kind == "input":
+            return self.patches
+        geometry, node = self.geometry, step.node
+        size = (int(geometry.sizes[step.map, 0]), int(geometry.sizes[step.map, 1]))
+
+        def placed(source: fx.Node) -> Tensor:
+            return self._region(source, geometry.origins[step.map], size, geometry.on_device[0, step.map])
+
+        if step.kind == "window":
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            if isinstance(step.module, FusedConvolution):
+                shortcut = None
+                if len(node.args) > 1:
+                    other = node.args[1]
+                    assert isinstance(other, fx.Node)
+                    shortcut = placed(other)
+                    if shortcut is self.boxes[other] and not (step.overwrites and other in step.release):
+                        shortcut = shortcut.clone(memory_format=torch.channels_last)
+                return self._convolution(step, step.module, source, shortcut, size)
+            inputs = (step.reach[0].inputs(size[0]), step.reach[1].inputs(size[1]))
+            corners = geometry.corners[step.map]
+            regions = self._region(source, corners, inputs, geometry.on_device[1, step.map], outside=step.outside)
+            result: Tensor = step.module(regions, corners, size)
+            return result
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda each: placed(each) if each in self.boxes else self._whole(each)
+        )
+        called: Tensor = self.program.nodes.call(node, args, kwargs)
+        if node.target == "contiguous":  # which may return its argument
+            called = called.clone()
+        return called.contiguous(memory_format=torch.channels_last)
+
+    def _convolution(
+        self, step: Step, module: FusedConvolution, source: fx.Node, shortcut: Tensor | None, size: tuple[int, int]
+    ) -> Tensor:
+        geometry, convolution = self.geometry, module.convolution
+        maps = self.program.maps
+        if step.depthwise is not None and shortcut is None:
+            return self._depthwise(step, module, source, size)
+        corners, on_device = geometry.corners[step.map], geometry.on_device[1, step.map]
+        if step.reach[0].taps == step.reach[1].taps == 1:
+            region = self._region(source, corners, size, on_device, steps=convolution.stride)
+            return self._convolve(step, module, region, shortcut, (1, 1), (0, 0))
+        whole = size == maps[step.map] and tuple(self.boxes[source].shape[2:]) == maps[step.sources[0]]
+        if whole and convolution.symmetric is not None:
+            return self._convolve(step, module, self.boxes[source], shortcut, convolution.stride, convolution.symmetric)
+        inputs = (step.reach[0].inputs(size[0]), step.reach[1].inputs(size[1]))
+        region = self._region(source, corners, inputs, on_device)
+        return self._convolve(step, module, region, shortcut, convolution.stride, (0, 0))
+
+    def _depthwise(self, step: Step, module: FusedConvolution, source: fx.Node, size: tuple[int, int]) -> Tensor:
+        """Return a depthwise convolution, which reads the kept map and the boxes where they lie."""
+        geometry, convolution = self.geometry, module.convolution
+        assert step.depthwise is not None
+        upper = math.inf if module.upper is None else module.upper
+        result: Tensor = torch.ops.pysal.box_regions_depthwise(
+            self.clean[source],
+            self.boxes[source],
+            geometry.on_device[0, step.sources[0]],
+            geometry.on_device[1, step.map],
+            *size,
+            *step.depthwise,
+            *convolution.stride,
+            *convolution.dilation,
+            -math.inf if module.upper is None else 0.0,
+            upper,
+        )
+        return result
+
+    def _convolve(
+        self,
+        step: Step,
+        module: FusedConvolution,
+        region: Tensor,
+        shortcut: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        """Return the fused convolution of a region; a shortcut is overwritten with it."""
+        convolution = module.convolution
+        if module.matrix is not None:
+            sides = (padding[1], padding[1], padding[0], padding[0])
+            between = (-math.inf, math.inf) if module.upper is None else (0.0, module.upper)
+            return module.matrix.run(region, stride, sides, shortcut=shortcut, over=True, limits=between)
+        geometry = (padding, stride, convolution.dilation, convolution.groups)
+        key = (step.map, stride, padding)
+        if key not in self.program.packed:
+            weight = convolution.weight.contiguous(memory_format=torch.channels_last)
+            # arranged for one shape, as fast for others; oneDNN is wrong there for one channel and outputs one pixel wide
+            if module.onednn and region.shape[1] > 1:
+                weight = onednn.packed(convolution, weight, padding, stride, list(region.shape))
+            self.program.packed[key] = weight
+        weight = self.program.packed[key]
+        if not module.onednn:
+            return convolved_by_torch(region, weight, convolution.bias, geometry, module.upper, shortcut)
+        if shortcut is None:
+            return onednn.convolved(region, weight, convolution.bias, geometry, module.upper)
+        return onednn.convolved_onto(shortcut, region, weight, convolution.bias, geometry, module.upper)
+
+    def _mean(self, step: Step) -> Tensor:
+        """Return the mean of a map over all pixels, from the clean one and the difference of the sums."""
+        node, program = step.node, self.program
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        map, boxes = program.boxed[source], self.boxes[source]
+        if tuple(boxes.shape[2:]) == program.maps[map]:
+            return self.program.nodes.call(node, (boxes, *node.args[1:]), node.kwargs)  # type: ignore[no-any-return]
+        mean = self.means.get(source)
+        if mean is None:
+            mean = self.means[source] = self.clean[source].double().mean((2, 3))
+        sums = torch.ops.pysal.box_regions_sums(self.clean[source], boxes, self.geometry.on_device[0, map])
+        result: Tensor = (mean + sums / math.prod(program.maps[map])).to(boxes.dtype)
+        keep = node.op == "call_module" or node.target is F.adaptive_avg_pool2d
+        keep = keep or (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))  # type: ignore[assignment]
+        return result[:, :, None, None] if keep else result

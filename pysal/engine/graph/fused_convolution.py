@@ -1,0 +1,154 @@
+"""A convolution, a shortcut added to it and the ReLU that follows as one module, which knows the gradient of its input."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pysal import ops
+from pysal.engine.graph import onednn
+from pysal.engine.graph.fold import Convolution
+from pysal.engine.graph.input_gradient import OnMatrixUnit, input_gradient
+from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
+from pysal.engine.model.relu_rules import ReluRule
+
+# Taps of zero that replace padding on one side may make a kernel this many times larger: 3 x 3 becomes 4 x 4.
+MOST_TAPS = 2
+
+
+class FusedConvolution(nn.Module):
+    """min(max(convolution(input) + shortcut, 0), upper), each part but the convolution optional.
+
+    Args:
+        convolution: the folded convolution.
+        upper: where the ReLU saturates: infinity, 6 for ReLU6; None without ReLU.
+        input_shape: (C, H, W) of the input, for which the weights are arranged.
+        backward_dtype: dtype of the input gradient's convolution, unless that is a grouped one.
+    """
+
+    def __init__(
+        self, convolution: Convolution, upper: float | None, input_shape: tuple[int, ...], backward_dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.convolution, self.upper, self.input_shape = convolution, upper, input_shape
+        # oneDNN has no fast grouped convolution in bf16
+        self.backward_dtype = backward_dtype if convolution.groups == 1 else convolution.weight.dtype
+        self.onednn = onednn.runs_on_onednn(convolution.weight)
+        self.matrix: MatrixConvolution | None = None
+        if MatrixConvolution.suited(convolution):
+            self.matrix = MatrixConvolution(convolution.weight, convolution.bias, convolution.dilation)
+        self._evened = even = _evened(convolution)
+        self._geometry = (even.symmetric or (0, 0), even.stride, even.dilation, even.groups)
+        self._weight = even.weight
+        if self._weight.is_cuda:  # the layout of the images: cuDNN would make it so in every pass
+            self._weight = self._weight.contiguous(memory_format=torch.channels_last)
+        if self.onednn:
+            channels, height, width = input_shape
+            if even.symmetric is None:
+                left, right, top, bottom = even.padding
+                height, width = height + top + bottom, width + left + right
+            shape = [onednn.PACKED_FOR, channels, height, width]
+            self._weight = onednn.packed(even, self._weight, *self._geometry[:2], shape)
+        self.gradient = input_gradient(convolution, even, input_shape, self.backward_dtype)
+
+    @property
+    def masks_gradient(self) -> bool:
+        """Whether `input_gradient` can let it through the gates of the convolution's input."""
+        return isinstance(self.gradient, OnMatrixUnit) and self.gradient.takes_gates
+
+    def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Return the result; nothing is kept for a backward pass."""
+        return self._run(input, shortcut, self.upper)
+
+    def run_with_gates(self, input: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the result and the gates of its ReLU, as `ops.guided_relu_gates` does."""
+        assert self.upper is not None
+        if self.matrix is None or len(self.convolution.weight) % GATED_CHANNELS:
+            output = self._run(input, shortcut, self.upper)
+            return output, ops.guided_relu_gates(output, self.upper)
+        shape = self.matrix.shape(input, self.convolution.stride, self.convolution.padding)
+        gates = torch.empty(math.prod(shape) // 8, dtype=torch.uint8, device="cpu")
+        return self._run(input, shortcut, self.upper, gates), gates
+
+    def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None, gates: Tensor | None = None) -> Tensor:
+        if self.matrix is not None:
+            between = (-math.inf, math.inf) if upper is None else (0.0, upper)
+            at = (self.convolution.stride, self.convolution.padding)
+            return self.matrix.run(input, *at, shortcut=shortcut, limits=between, gates=gates)
+        even = self._evened
+        if even.symmetric is None:
+            input = F.pad(input, even.padding)
+        if not self.onednn:
+            return convolved_by_torch(input, self._weight, even.bias, self._geometry, upper, shortcut)
+        input = input.contiguous(memory_format=torch.channels_last)
+        if shortcut is not None:
+            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+        return onednn.convolved(input, self._weight, even.bias, self._geometry, upper, shortcut)
+
+    def parts(self, input: Tensor, shortcut: Tensor | None) -> dict[str, Tensor]:
+        """Return what `run` fuses, one tensor for each: "convolution", "sum" and "output"."""
+        found = self._run(input, None, None)
+        total = found if shortcut is None else found + shortcut
+        return {"convolution": found, "sum": total, "output": total if self.upper is None else total.clamp(0, self.upper)}
+
+    def input_gradient(
+        self,
+        grad: Tensor,
+        input_shape: Sequence[int],
+        onto: Tensor | None = None,
+        gates: Tensor | None = None,
+        rule: ReluRule | None = None,
+    ) -> Tensor:
+        """Return the gradient of the convolution's input from that of its output, in `backward_dtype`.
+
+        Args:
+            grad: (N, K, h, w), gradient of the output.
+            input_shape: (N, C, H, W).
+            onto: (N, C, H, W): overwritten by its sum with the gradient, which is returned.
+            gates: those of the ReLU whose output the input is, of N images or of fewer that follow each other again and again;
+                only where `masks_gradient`.
+            rule: what they let through of the gradient, the sum with `onto` if there is one; None is all.
+        """
+        grad, size = grad.to(self.backward_dtype), input_shape[2:]
+        if rule is None:
+            return self.gradient.run(grad, size, onto)
+        assert isinstance(self.gradient, OnMatrixUnit)
+        return self.gradient.run(grad, size, onto, gates, rule)
+
+    def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Return the result, which autograd does not follow."""
+        return self.run(input, shortcut)
+
+
+def convolved_by_torch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: onednn.Geometry,
+    upper: float | None,
+    shortcut: Tensor | None,
+) -> Tensor:
+    """Return what `onednn.convolved` returns, for every dtype and device."""
+    padding, stride, dilation, groups = geometry
+    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    output = output if shortcut is None else output.add_(shortcut)
+    return output if upper is None else output.clamp_(0, upper)
+
+
+def _evened(convolution: Convolution) -> Convolution:
+    """Return the same convolution with equal padding on opposite sides, by taps of zero, where that costs less than padding.
+
+    Padding one side alone copies the whole map: a depthwise convolution of 112 x 112 takes 4 times as long with it.
+    """
+    left, right, top, bottom = convolution.padding
+    rows, columns = max(top, bottom), max(left, right)
+    missing = [(columns - left, 1), (columns - right, 1), (rows - top, 0), (rows - bottom, 0)]
+    if any(zeros % convolution.dilation[axis] for zeros, axis in missing):
+        return convolution
+    weight = F.pad(convolution.weight, [zeros // convolution.dilation[axis] for zeros, axis in missing])
+    if weight.numel() > MOST_TAPS * convolution.weight.numel():
+        return convolution
+    padding = (columns, columns, rows, rows)
+    return Convolution(weight, convolution.bias, convolution.stride, padding, convolution.dilation, convolution.groups)
