@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, choices=[1, 32], help="with --device cuda: batches of so many images only")
     parser.add_argument("--minutes", type=float, default=9.0, help="with --device cuda: begin no case after so many")
     parser.add_argument("--suite", choices=["ops", "methods", "all"], default="all")
-    parser.add_argument("--method", help="this method only; the rows of the others stay")
+    parser.add_argument("--method", "--methods", help="this method only; the rows of the others stay")
     parser.add_argument("--network", choices=list(NETWORKS), help="methods on this network only")
     parser.add_argument("--threads", type=int, default=1, help="of each process; with 1 the networks run side by side")
     parser.add_argument("--raised-malloc", action="store_true", help="let the C library keep what large tensors free")

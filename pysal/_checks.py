@@ -1,6 +1,5 @@
 """The one way bad input is refused: one sentence that names the argument, the requirement and the value."""
 
-import difflib
 import os
 import sys
 import warnings
@@ -11,6 +10,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from pysal._spelling import close_to, did_you_mean
 
 
 def refuse(where: str, argument: str, requirement: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
@@ -24,26 +25,6 @@ def refuse(where: str, argument: str, requirement: str, got: object, error: type
         error: TypeError for a wrong type or dtype, ValueError for a wrong shape, range or device.
     """
     raise error(f"{where}: {argument} must {requirement}, got {got}")
-
-
-def close_to(name: object, known: Iterable[str], most: int = 3, likeness: float = 0.6) -> list[str]:
-    """Return the known names that a name was probably meant to be: those that hold it, or else those that are nearly it."""
-    plain = {one: _plain(one) for one in known}
-    asked = _plain(name) if isinstance(name, str) else ""
-    holding = [one for one, spelled in plain.items() if len(asked) > 2 and asked in spelled]
-    if holding:
-        return holding[:most]
-    by_spelling = {spelled: one for one, spelled in plain.items()}
-    return [by_spelling[spelled] for spelled in difflib.get_close_matches(asked, by_spelling, most, likeness)]
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold().replace("-", "_")
-
-
-def did_you_mean(close: Sequence[str]) -> str:
-    """Return what a requirement ends in where an unknown name is close to known ones; nothing where it is close to none."""
-    return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
 def refuse_unknown(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import metrics
-from pysal._checks import close_to, did_you_mean, refuse_unknown
+from pysal._checks import refuse_unknown
+from pysal._spelling import close_to, did_you_mean
 from pysal.engine.layers.features import find_layer
 from pysal.methods.registry import METHODS
 
@@ -38,7 +39,7 @@ MISSPELT: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "quadrature": (lambda model: pysal.integrated_gradients(model, IMAGES, quadrature="trapez"), "'trapezoid'"),  # type: ignore[arg-type]
     "metric": (lambda model: metrics.per_image("insertion_blur", model, IMAGES, MAPS), "'insertion'"),
     "option of a metric": (lambda model: metrics.per_image("deletion", model, IMAGES, MAPS, options={"step": 2}), "'steps'"),
-    "format": (lambda model: pysal.explain(model, IMAGES, methods="gradient").plot(path="map.jpge"), ".jpe"),
+    "format": (lambda model: pysal.explain(model, IMAGES, methods="gradient").plot(path="map.jpge"), ".jpg"),
     "plot": (lambda model: pysal.explain(model, IMAGES, methods="gradient").plot(kind="map"), "'maps'"),  # type: ignore[arg-type]
 }
 
@@ -61,12 +62,13 @@ def test_a_misspelt_class_is_refused_with_what_was_meant() -> None:
 def test_names_that_hold_what_was_given_come_first_in_their_order() -> None:
     assert close_to("cam", METHODS) == ["grad_cam", "guided_grad_cam"]
     assert close_to("Guided-Backprop ", METHODS) == ["guided_backprop"]
+    assert close_to("gradients", METHODS)[0] == "gradient"  # though others hold it
     assert close_to("zebra", METHODS) == []
     assert close_to("", METHODS) == []
     for odd in (None, 3, ["gradient"], b"gradient"):
         assert close_to(odd, METHODS) == []
-    with pytest.raises(ValueError, match=r"^here: it must be one of 'cat' or 'cats', got 'cat_'$"):
-        refuse_unknown("here", "it", "be one of 'cat' or 'cats'", "cat_", ["cat", "cats"])  # both, which it says already
+    with pytest.raises(ValueError, match=r"^here: it must be one of 'cat' or 'cats', got 'at'$"):
+        refuse_unknown("here", "it", "be one of 'cat' or 'cats'", "at", ["cat", "cats"])  # both, which it says already
     assert did_you_mean([]) == ""
     assert did_you_mean(["a", "b"]) == " (did you mean a, b?)"
 

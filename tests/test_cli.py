@@ -124,7 +124,7 @@ def test_help_lists_the_commands(arguments) -> None:
 
 def test_explain_help_names_every_option_and_method() -> None:
     text = succeeded("explain", "--help").stdout
-    options = "method target score segments approximate steps tolerance samples seed out device".split()
+    options = "methods target score segments approximate steps tolerance samples seed out device".split()
     options += "model weights size normalize classes download allow-code".split()
     assert [option for option in options if f"--{option} " not in text] == []
     assert [name for name in METHODS if name not in text] == []
@@ -220,6 +220,8 @@ def test_explain_says_what_the_rule_does_with_other_activations(photo, out, tmp_
         (["--method", "Grad-CAM", "--method", "gradient"], ["grad_cam", "gradient"]),
         (["--method", "gradient", "--method", "gradient"], ["gradient"]),
         (["--method", "gradient", "--method", "all"], list(METHODS)),
+        (["--methods", "gradient,Grad-CAM"], ["gradient", "grad_cam"]),
+        (["--methods", "gradient", "--method", "grad-cam, gradient"], ["gradient", "grad_cam"]),
     ],
 )
 def test_methods_by_name(small, photo, out, arguments, names) -> None:
@@ -327,7 +329,12 @@ def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
         (["explain", "--samples", "-1"], "pysal explain: Invalid value for '--samples': -1 is not in the range x>=1"),
         (["explain", "--tolerance", "1"], "pysal explain: Invalid value for '--tolerance': 1.0 is not in the range 0<x<1"),
         (["explain", "--approximate", "0"], "pysal explain: Invalid value for '--approximate': 0.0 is not in the range 0<x<=1"),
-        (["explain", "--method", "lime"], "pysal explain: Invalid value for '--method': 'lime' is not one of 'leave_one_out'"),
+        (
+            ["explain", "--method", "lime"],
+            "pysal explain: Invalid value for '--method' / '--methods': 'lime' is not one of 'leave",
+        ),
+        (["explain", "--methods", "gradients"], "pysal explain: Invalid value for '--method' / '--methods': 'gradients' is"),
+        (["explain", "--score", "logits"], "pysal explain: Invalid value for '--score': 'logits' is not one of 'auto', "),
         (["explain", "--steps", "5", "--tolerance", ".1"], "pysal explain: --steps and --tolerance exclude each other"),
         (
             ["explain", "--method", "gradient", "--samples", "3"],
@@ -346,6 +353,12 @@ def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
 def test_wrong_calls(arguments, expected, tmp_path) -> None:
     assert refused(2, *arguments).startswith(expected)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_word_is_told_what_was_meant() -> None:
+    assert "(did you mean 'gradient', " in refused(2, "explain", "--methods", "grad-cam,gradients")
+    assert "(did you mean 'logit'?)" in refused(2, "explain", "--score", "logits")
+    assert "(did you mean 'inline'?)" in refused(2, "audit", "run", ".", "--out", "out", "--engine", "in-line")
 
 
 def test_missing_photo(photo, out) -> None:

@@ -11,9 +11,10 @@ PACKAGE = ROOT / "pysal"
 # First component below `pysal` -> height. Equal heights are strangers to each other; modules of one package are not.
 LAYERS = {
     "_C": 0,
-    "_checks": 0,
     "_gpus": 0,
     "_names": 0,
+    "_spelling": 0,
+    "_checks": 1,
     "_library": 1,
     "reference": 2,
     "ops": 3,

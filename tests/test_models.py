@@ -359,7 +359,7 @@ CLASS_INDEX = "pysal.models.Classifier.class_index: name_or_index must"
 @pytest.mark.parametrize(
     ("wanted", "kind", "expected"),
     [
-        ("siamse", ValueError, "name a class (did you mean Siamese cat (284), siamang (369), "),
+        ("siamse", ValueError, "name a class (did you mean Siamese cat (284)?), got 'siamse'"),
         ("crane", ValueError, "name one class, got 'crane' (2 classes match: crane (bird) (134), crane (machine) (5"),
         ("cat", ValueError, "name one class, got 'cat' (7 classes match: tabby (281), tiger cat (282), Persian cat"),
         ("zzzzzz", ValueError, "name a class, got 'zzzzzz'"),

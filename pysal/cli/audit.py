@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from pysal.cli.options import (
     METHOD_NAMES,
     Folder,
     ModelChoice,
+    Word,
     method_options,
+    methods_option,
     model_options,
     options_of_methods,
     score_option,
@@ -34,7 +36,7 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option(
                 "--engine",
-                type=click.Choice(["pool", "ray", "inline"]),
+                type=Word(["pool", "ray", "inline"]),
                 default="pool",
                 show_default=True,
                 help="Where to compute: processes of this machine (pool), a Ray cluster, or this process (inline).",
@@ -63,9 +65,7 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
 @audit.command("run", short_help="Explain every image of DATA, or continue a job that was stopped.")
 @click.argument("source", metavar="DATA")
 @click.option("--out", required=True, type=Folder(), metavar="DIR", help="Folder for the results.")
-@click.option(
-    "--methods", "method_list", default="all", metavar="NAMES", show_default=True, help="Methods to run, separated by commas."
-)
+@methods_option
 @click.option(
     "--metrics",
     "metric_list",
@@ -82,14 +82,14 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--labels",
-    type=click.Choice(["auto", "folder", "none"]),
+    type=Word(["auto", "folder", "none"]),
     default="auto",
     show_default=True,
     help="Source of the true classes: the table or the tars (auto), the names of folders (folder), or none.",
 )
 @click.option(
     "--maps",
-    type=click.Choice(["none", "uint8", "float16"]),
+    type=Word(["none", "uint8", "float16"]),
     default="uint8",
     show_default=True,
     help="Number format of the stored maps; none stores no maps.",
@@ -108,16 +108,14 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--batch", type=click.IntRange(min=1), metavar="N", help="Number of images computed together. [default: 16, on a GPU 64]"
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on."
-)
+@click.option("--device", type=Word(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on.")
 @model_options
 @_engine_options
 def audit_run(
     source: str,
     out: Path,
     model: ModelChoice,
-    method_list: str,
+    methods: str | Sequence[str],
     metric_list: str,
     target: str,
     given: dict[str, Any],
@@ -134,12 +132,7 @@ def audit_run(
     --model also takes MODULE:FUNCTION, a function of an importable module that returns an nn.Module of images in [0, 1]; it
     needs --size.
     """
-    names = _listed(method_list)
-    names = list(METHOD_NAMES) if "all" in names else [name.replace("-", "_") for name in names]
-    for name in names:
-        if name not in METHOD_NAMES:
-            raise click.UsageError(f"--methods must be all or names out of {', '.join(METHOD_NAMES)}, got {name!r}")
-    of_methods = options_of_methods(names, given, "--methods")
+    of_methods = options_of_methods(METHOD_NAMES if methods == "all" else methods, given)
     with errors_as_sentences("pysal audit run"):
         from pysal.audit import Job
         from pysal.audit.model import function_of
@@ -152,7 +145,7 @@ def audit_run(
             out=out,
             model=model.source,
             model_options=arguments,
-            methods=names,
+            methods=methods,
             metrics=_listed(metric_list),
             method_options=of_methods,
             target=int(target) if target.isdecimal() else target,

@@ -13,10 +13,10 @@ import click
 from pysal.cli.options import (
     METHOD_NAMES,
     Folder,
-    MethodName,
     ModelChoice,
     device_of,
     method_options,
+    methods_option,
     model_options,
     options_of_methods,
     score_option,
@@ -26,15 +26,7 @@ from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
 
 @click.command(short_help="Explain the answer to photos: pictures, numbers and a table.")
 @click.argument("photos", metavar="[PHOTO]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    type=MethodName(),
-    default=["all"],
-    metavar="NAME|all",
-    help=f"Method to run; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
-)
+@methods_option
 @model_options
 @click.option("--target", metavar="NAME|INDEX", help="Class to explain, by name or index. [default: the predicted class]")
 @score_option
@@ -53,7 +45,7 @@ from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
 )
 def explain(
     photos: Sequence[Path],
-    methods: Sequence[str],
+    methods: str | Sequence[str],
     model: ModelChoice,
     target: str | None,
     score: Any,
@@ -66,8 +58,7 @@ def explain(
 
     Without a PHOTO, one that comes with the package is explained.
     """
-    names = list(METHOD_NAMES) if "all" in methods else list(dict.fromkeys(methods))
-    options = options_of_methods(names, given)
+    options = options_of_methods(METHOD_NAMES if methods == "all" else methods, given)
     for photo in photos:
         if not os.path.lexists(photo):
             raise BadInput(f"pysal explain: PHOTO must be an image file, got {click.format_filename(photo)} (no such file)")
@@ -97,7 +88,7 @@ def explain(
                 found = run(
                     runner,
                     image,
-                    methods="all" if "all" in methods else names,
+                    methods=methods,
                     target=index,
                     method_options=options,
                     seed=seed,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pysal._spelling import close_to, did_you_mean
 from pysal.cli.terminal import BadInput
 from pysal.methods.traits import CAMS, PATHS, TRAITS
 
@@ -30,17 +31,48 @@ OPTION_OF = {
 }
 
 
-class MethodName(click.Choice[str]):
-    """A method's name, with hyphens or underscores, in any case, or "all"."""
-
-    name = "method"
-
-    def __init__(self) -> None:
-        super().__init__([*METHOD_NAMES, "all"], case_sensitive=False)
+class Word(click.Choice[str]):
+    """One of a few words; another is refused with those that were probably meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name as Python has it."""
-        return super().convert(str(value).replace("-", "_"), param, ctx)
+        """Return the word."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            meant = did_you_mean(list(map(repr, close_to(value, self.choices))))
+            self.fail(str(error.message).rstrip(".") + meant, param, ctx)
+
+
+class MethodNames(click.ParamType[tuple[str, ...]]):
+    """Names of methods, separated by commas, with hyphens or underscores, in any case, or "all"."""
+
+    name = "methods"
+    _word = Word([*METHOD_NAMES, "all"], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names as Python has them."""
+        names = [name.strip().replace("-", "_") for name in str(value).split(",")]
+        return tuple(self._word.convert(name, param, ctx) for name in names if name)
+
+
+def methods_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --methods, which may be written --method; it gets the names as `methods`, which may be "all"."""
+
+    def joined(_context: click.Context, _option: click.Parameter, given: Sequence[tuple[str, ...]]) -> str | list[str]:
+        names = [name for some in given for name in some]
+        return "all" if "all" in names else list(dict.fromkeys(names))
+
+    return click.option(
+        "--method",
+        "--methods",
+        "methods",
+        multiple=True,
+        type=MethodNames(),
+        default=["all"],
+        callback=joined,
+        metavar="NAMES|all",
+        help=f"Methods to run, separated by commas; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
+    )(command)
 
 
 class Folder(click.Path):
@@ -161,7 +193,7 @@ def score_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --score."""
     return click.option(
         "--score",
-        type=click.Choice(SCORE_NAMES),
+        type=Word(SCORE_NAMES),
         metavar="KIND",
         help=f"Number to explain: {', '.join(SCORE_NAMES)}. [default: auto for leave_one_out, logit for the other methods]",
     )(command)
@@ -207,12 +239,12 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--other-activations",
-            type=click.Choice(["plain", "generalised"]),
+            type=Word(["plain", "generalised"]),
             help="For guided_backprop and guided_grad_cam: what to do at activations other than ReLU. plain keeps their "
             "gradient, generalised applies the guided rule where their output is positive. [default: refuse the model]",
         ),
         click.option(
-            "--kind", type=click.Choice(tuple(CAMS)), help="For grad_cam: the kind of class activation map. [default: grad_cam]"
+            "--kind", type=Word(tuple(CAMS)), help="For grad_cam: the kind of class activation map. [default: grad_cam]"
         ),
     )
     for option in reversed(options):
@@ -220,14 +252,14 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_given
 
 
-def options_of_methods(names: Sequence[str], given: Mapping[str, Any], asked: str = "--method") -> dict[str, dict[str, Any]]:
+def options_of_methods(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the options for each method asked for; refuse one that none of them has."""
     options: dict[str, dict[str, Any]] = {}
     for option, value in given.items():
         takers = [name for name in OPTION_OF[option] if name in names]
         if not takers:
             raise click.UsageError(
-                f"--{option.replace('_', '-')} is for {' and '.join(OPTION_OF[option])}, which {asked} leaves out"
+                f"--{option.replace('_', '-')} is for {' and '.join(OPTION_OF[option])}, which --method leaves out"
             )
         for name in takers:
             options.setdefault(name, {})[option] = value

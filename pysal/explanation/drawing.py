@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import close_to, did_you_mean, refuse, refuse_unknown
+from pysal._checks import refuse, refuse_unknown
+from pysal._spelling import close_to, did_you_mean
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options, default_of
 from pysal.engine.request.plan import Model

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from pysal._checks import close_to, did_you_mean, first_line, refuse
+from pysal._checks import first_line, refuse
+from pysal._spelling import close_to, did_you_mean
 from pysal.models.classifier import Classifier
 from pysal.models.request import (
     IMAGENET_CLASSES,

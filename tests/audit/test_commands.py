@@ -66,8 +66,8 @@ def test_run_status_verify_resume(photos, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--methods", "magic"], "--methods must be all or names out of .*, got 'magic'"),
-        (["--methods", "gradient", "--samples", "3"], "--samples is for smooth_grad, which --methods leaves out"),
+        (["--methods", "magic"], "Invalid value for '--method' / '--methods': 'magic' is not one of 'leave_one_out', .*"),
+        (["--methods", "gradient", "--samples", "3"], "--samples is for smooth_grad, which --method leaves out"),
         (["--steps", "3", "--tolerance", "0.1"], "--steps and --tolerance exclude each other"),
         (["--engine", "magic"], "Invalid value for '--engine': 'magic' is not one of 'pool', 'ray', 'inline'"),
     ],

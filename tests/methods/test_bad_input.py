@@ -267,9 +267,9 @@ def layers() -> list[tuple[dict[str, Any], type[Exception], str]]:
         (
             {"layer": "model.secnod"},
             ValueError,
-            f"{name} (did you mean 'model.second', 'model.relu', 'model.first'?), got 'model.secnod'",
+            f"{name} (did you mean 'model.second'?), got 'model.secnod'",
         ),
-        ({"layer": "modle.relu"}, ValueError, f"{name} (did you mean 'model.relu', 'model'?), got 'modle.relu'"),
+        ({"layer": "modle.relu"}, ValueError, f"{name} (did you mean 'model.relu'?), got 'modle.relu'"),
         ({"layer": "xyzzy"}, ValueError, f"{name}, got 'xyzzy'"),
         ({"layer": nn.ReLU()}, ValueError, "layer must belong to the model, got ReLU"),
         ({"layer": 3}, TypeError, "layer must be a module or its name, got 3"),

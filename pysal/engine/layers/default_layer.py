@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from pysal._checks import did_you_mean, refuse
+from pysal._checks import refuse
+from pysal._spelling import did_you_mean
 from pysal.engine.layers.features import Layer
 from pysal.engine.layers.lineage import Lineage, alike, tensors_in
 from pysal.engine.layers.spatial import Reading, reading

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import close_to, did_you_mean, refuse
+from pysal._checks import refuse
+from pysal._spelling import close_to, did_you_mean
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.running.states import Hooks
 

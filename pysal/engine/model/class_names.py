@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from pysal._checks import close_to, did_you_mean, refuse
+from pysal._checks import refuse
+from pysal._spelling import close_to, did_you_mean
 
 # Classes that a refusal lists.
 MOST_LISTED = 5
