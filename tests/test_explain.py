@@ -42,9 +42,9 @@ def test_maps_are_those_of_the_methods() -> None:
     ("options", "drawn"),
     [
         ({}, ("max_abs", False)),
-        ({"base": "integrated_gradients", "base_options": {"steps": 2}}, ("sum", True)),
-        ({"base": "integrated_gradients", "base_options": {"steps": 2}, "kind": "variance"}, ("max_abs", False)),
-        ({"base": "leave_one_out", "base_options": {"segments": pysal.Grid(2, 2)}}, ("none", True)),
+        ({"base": "integrated_gradients", "method_options": {"steps": 2}}, ("sum", True)),
+        ({"base": "integrated_gradients", "method_options": {"steps": 2}, "kind": "variance"}, ("max_abs", False)),
+        ({"base": "leave_one_out", "method_options": {"segments": pysal.Grid(2, 2)}}, ("none", True)),
     ],
 )
 def test_a_mean_over_noisy_copies_is_drawn_as_the_method_it_smooths(options: dict[str, Any], drawn: tuple[str, bool]) -> None:

@@ -88,7 +88,7 @@ class Studio:
     def smooth(self, image: Tensor, base: str, title: str, **options: Any) -> viz.Panel:
         """Return the panel of a method's mean over noisy copies."""
         samples = self.effort.samples
-        panel = self.panel(image, "smooth_grad", title=title, base=base, base_options=options, samples=samples)
+        panel = self.panel(image, "smooth_grad", title=title, base=base, method_options=options, samples=samples)
         return dataclasses.replace(panel, small_print=f"mean over {samples} noisy copies")
 
     def panel(self, image: Tensor, method: str, target: int | None = None, *, title: str = "", **options: Any) -> viz.Panel:

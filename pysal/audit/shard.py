@@ -333,7 +333,7 @@ class Worker:
             attribution.map,
             plan.score.index,
             seed=manifest["seed"],
-            ids=[item.id for item in items],
+            image_ids=[item.id for item in items],
             method=name,
             method_options=self.options(name, items),
             score=kind,

@@ -43,7 +43,7 @@ class Word(click.Choice[str]):
             self.fail(str(error.message).rstrip(".") + meant, param, ctx)
 
 
-class MethodNames(click.ParamType[tuple[str, ...]]):
+class MethodNames(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Names of methods, separated by commas, with hyphens or underscores, in any case, or "all"."""
 
     name = "methods"

@@ -115,7 +115,7 @@ class Options:
             return {"segments": self._segments(size), "fill": self.fill}
         if method == "smooth_grad":
             base = self.of(self.smoothed, size)
-            return {"base": self.smoothed, "base_options": base, "noise": float(self.noise), "samples": int(self.samples)}
+            return {"base": self.smoothed, "method_options": base, "noise": float(self.noise), "samples": int(self.samples)}
         if method == "integrated_gradients":
             return {"baseline": self.baseline, "steps": int(self.steps)}
         if method == "blur_integrated_gradients":

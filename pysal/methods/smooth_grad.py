@@ -47,7 +47,7 @@ def smooth_grad(
     target: Target = None,
     *,
     base: str = "gradient",
-    base_options: Mapping[str, Any] | None = None,
+    method_options: Mapping[str, Any] | None = None,
     noise: float = 0.15,
     samples: int = 50,
     kind: Literal["mean", "squared", "variance"] = "mean",
@@ -70,7 +70,7 @@ def smooth_grad(
         target: see `gradient`; fixed on the clean image.
         base: name of the method to smooth: "gradient", "guided_backprop", "grad_cam", "guided_grad_cam",
             "integrated_gradients", "blur_integrated_gradients" or "leave_one_out".
-        base_options: that method's own options. Superpixels are those of the clean image, the same in all its copies.
+        method_options: that method's own options. Superpixels are those of the clean image, the same in all its copies.
         noise: standard deviation of the noise in multiples of each image's range max - min, 0 or more.
         samples: noisy copies per image.
         kind: "mean" of the maps, of their squares ("squared"), or their "variance" (never negative).
@@ -109,7 +109,7 @@ def smooth_grad(
         dtype=dtype,
     )
     work = prepare(
-        plan, base=base, base_options=base_options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
+        plan, base=base, method_options=method_options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
     )
     return work.run(report=False).map
 
@@ -118,7 +118,7 @@ def prepare(
     plan: Plan,
     *,
     base: str,
-    base_options: Mapping[str, Any] | None,
+    method_options: Mapping[str, Any] | None,
     noise: float,
     samples: int,
     kind: Literal["mean", "squared", "variance"],
@@ -138,16 +138,16 @@ def prepare(
     if kind not in ("mean", "squared", "variance"):
         refuse_unknown(where, "kind", "be 'mean', 'squared' or 'variance'", kind, ("mean", "squared", "variance"))
     check_seed(where, seed)
-    ids = check_ids(plan.where, "image_ids", image_ids, plan.images, plan.device)
-    options = _base_options(where, base, base_options)
+    checked_ids = check_ids(plan.where, "image_ids", image_ids, plan.images, plan.device)
+    options = _method_options(where, base, method_options)
     BASES[base](plan, **options)  # refuses what it refuses of the clean images
-    smoothing = _Smoothing(base, options, noise, samples, kind, seed, ids)
+    smoothing = _Smoothing(base, options, noise, samples, kind, seed, checked_ids)
     return Work(plan, lambda _report: _smoothed(plan, smoothing))
 
 
 @dataclass(frozen=True)
 class _Smoothing:
-    """The options of SmoothGrad, checked; `ids` (B,) pick the noise of each image."""
+    """The options of SmoothGrad, checked; `image_ids` (B,) pick the noise of each image."""
 
     base: str
     options: Mapping[str, Any]
@@ -155,12 +155,12 @@ class _Smoothing:
     samples: int
     kind: Literal["mean", "squared", "variance"]
     seed: int
-    ids: Tensor
+    image_ids: Tensor
 
 
 def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
     plan.fix_target()
-    base, samples, kind, ids = how.base, how.samples, how.kind, how.ids
+    base, samples, kind, image_ids = how.base, how.samples, how.kind, how.image_ids
     flat = widened(plan.inputs.flatten(1))
     scales = how.noise * (flat.amax(1) - flat.amin(1))
     moments: list[Tensor] = []  # mean and sum of squared deviations: made when the first maps show their shape
@@ -171,7 +171,9 @@ def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
     def body(start: int, stop: int) -> None:
         nonlocal passes
         rows, draws = plan.places(start, stop, samples)
-        noisy = ops.gaussian_noise(plan.inputs, scales, how.seed, rows, ids[rows], draws, channels_last=plan.channels_last)
+        noisy = ops.gaussian_noise(
+            plan.inputs, scales, how.seed, rows, image_ids[rows], draws, channels_last=plan.channels_last
+        )
         copies = plan.derive(noisy, rows)
         copies.dtype = plan.accumulator_dtype  # the maps are rounded to the result's dtype once they are averaged
         found = BASES[base](copies, **how.options).run(report=False)
@@ -197,9 +199,9 @@ def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
     return Attribution(result.to(plan.dtype), passes, details)
 
 
-def _base_options(where: str, base: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+def _method_options(where: str, base: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
-        refuse(where, "base_options", "be a mapping of option names to values", repr(given), TypeError)
+        refuse(where, "method_options", "be a mapping of option names to values", repr(given), TypeError)
     options = dict(given or {})
-    check_options(where, "base_options", BASES[base], options)
+    check_options(where, "method_options", BASES[base], options)
     return options

@@ -44,9 +44,9 @@ def per_pixel(where: str, maps: Tensor, reduction: str) -> Tensor:
     return reduce_channels(maps, "none" if maps.shape[1] == 1 else reduction)
 
 
-def uniform(seed: int, ids: Tensor, draws: Tensor, numbers: int) -> Tensor:
+def uniform(seed: int, image_ids: Tensor, draws: Tensor, numbers: int) -> Tensor:
     """Return numbers in (0, 1), (N, numbers) float64, that depend on (seed, id, draw, place) alone.
 
     Philox's words r as (r + 0.5) / 2^32: the same on every device, in every batch and for every number of processes.
     """
-    return (widened(ops.gaussian_noise_bits(seed, ids, draws, numbers)) + 0.5) / 2**32
+    return (widened(ops.gaussian_noise_bits(seed, image_ids, draws, numbers)) + 0.5) / 2**32

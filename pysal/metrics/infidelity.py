@@ -38,7 +38,7 @@ def infidelity(
     samples: int = 50,
     scaled: bool = True,
     seed: int = 0,
-    ids: Sequence[int] | Tensor | None = None,
+    image_ids: Sequence[int] | Tensor | None = None,
     score: ScoreKind = "auto",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
@@ -64,7 +64,7 @@ def infidelity(
         scaled: whether each map is first multiplied by the one number that serves it best, so that methods with different
             units compare; False takes the map as it is, which is the paper's equation.
         seed: whole number in [-2^63, 2^63).
-        ids: one whole number of at least 0 per image, which picks its perturbations; None = its row in this call.
+        image_ids: one whole number of at least 0 per image, which picks its perturbations; None = its row in this call.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -114,7 +114,7 @@ def infidelity(
         samples=samples,
         scaled=scaled,
         seed=seed,
-        ids=ids,
+        image_ids=image_ids,
     )
 
 
@@ -129,7 +129,7 @@ def infidelity_of(
     samples: int,
     scaled: bool,
     seed: int,
-    ids: Sequence[int] | Tensor | None,
+    image_ids: Sequence[int] | Tensor | None,
 ) -> Tensor:
     """Return the infidelity of maps of a plan's images."""
     where, images = plan.where, plan.inputs
@@ -142,7 +142,7 @@ def infidelity_of(
         refuse(where, "noise", "be a number above 0", repr(noise))
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
-    own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
+    own_ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)
     fills = resolve_fill(plan, "fill", fill).contiguous()
     clean = widened(plan.clean_scores()[0])
     flat = widened(images.flatten(1))

@@ -29,7 +29,7 @@ def max_sensitivity(
     radius: float = 0.02,
     samples: int = 10,
     seed: int = 0,
-    ids: Sequence[int] | Tensor | None = None,
+    image_ids: Sequence[int] | Tensor | None = None,
     score: ScoreKind | None = None,
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
@@ -50,7 +50,7 @@ def max_sensitivity(
         radius: in units of the inputs, above 0.
         samples: images drawn around each one.
         seed: whole number in [-2^63, 2^63).
-        ids: one whole number of at least 0 per image, which picks its draws; None = its row in this call.
+        image_ids: one whole number of at least 0 per image, which picks its draws; None = its row in this call.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -93,7 +93,7 @@ def max_sensitivity(
         dtype=None,
     )
     return max_sensitivity_of(
-        plan, None, method=method, method_options=method_options, radius=radius, samples=samples, seed=seed, ids=ids
+        plan, None, method=method, method_options=method_options, radius=radius, samples=samples, seed=seed, image_ids=image_ids
     )
 
 
@@ -113,7 +113,7 @@ def max_sensitivity_of(
     radius: float,
     samples: int,
     seed: int,
-    ids: Sequence[int] | Tensor | None,
+    image_ids: Sequence[int] | Tensor | None,
 ) -> Tensor:
     """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
     where = plan.where
@@ -122,13 +122,13 @@ def max_sensitivity_of(
         refuse(where, "radius", "be a number above 0", repr(radius))
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
-    own_ids = check_ids(where, "ids", ids, plan.images, plan.device)
+    own_ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)
     options = dict(method_options or {})
     check_options(where, "method_options", chosen.prepare, options)
     noise_ids = None
     if chosen.noisy:
         given = options.get("image_ids")
-        noise_ids = check_ids(where, "ids", given, plan.images, plan.device) if given is not None else own_ids
+        noise_ids = check_ids(where, "image_ids", given, plan.images, plan.device) if given is not None else own_ids
         options["image_ids"] = noise_ids
     work = chosen.prepare(plan, **options)
     plan.fix_target()

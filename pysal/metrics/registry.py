@@ -149,7 +149,7 @@ def per_image(
     target: Target = None,
     *,
     seed: int = 0,
-    ids: Sequence[int] | Tensor | None = None,
+    image_ids: Sequence[int] | Tensor | None = None,
     method: str | None = None,
     method_options: Mapping[str, Any] | None = None,
     masks: Tensor | None = None,
@@ -171,7 +171,7 @@ def per_image(
         maps: (B, 1 or C, H, W), floating point, on the inputs' device.
         target: see `deletion`.
         seed: of what is drawn.
-        ids: one whole number of at least 0 per image, which picks what is drawn for it; None = its row in this call.
+        image_ids: one whole number of at least 0 per image, which picks what is drawn for it; None = its row in this call.
         method: the method the maps are from, as `pysal.explain` names it. Its channels rank pixels as `explain` draws them,
             and "infidelity" takes its numbers for what they are; where it is None, channels are summed, and numbers are
             shares of the score. "max_sensitivity" needs it.
@@ -230,11 +230,17 @@ def per_image(
         return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES.get(name, {}), **own}).auc
     if name == "infidelity":
         meaning = "slopes" if method in METHODS and METHODS[method].slopes else "shares"
-        return _INFIDELITY(plan, maps, seed=seed, ids=ids, **{"meaning": meaning, **own})
+        return _INFIDELITY(plan, maps, seed=seed, image_ids=image_ids, **{"meaning": meaning, **own})
     if name == "max_sensitivity":
         assert method is not None
         return _MAX_SENSITIVITY(
-            plan, check_maps(where, maps, plan.inputs), method=method, method_options=method_options, seed=seed, ids=ids, **own
+            plan,
+            check_maps(where, maps, plan.inputs),
+            method=method,
+            method_options=method_options,
+            seed=seed,
+            image_ids=image_ids,
+            **own,
         )
     found = check_maps(where, maps, plan.inputs)
     assert masks is not None

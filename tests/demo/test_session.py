@@ -227,7 +227,7 @@ def test_options_reach_their_method() -> None:
     assert options.of("leave_one_out", (64, 64)) == {"segments": Grid(4, 4), "fill": "blur"}
     path = {"baseline": "mean", "steps": 50}
     assert options.of("integrated_gradients", (64, 64)) == path
-    smooth = {"base": "integrated_gradients", "base_options": path, "noise": 0.2, "samples": 7}
+    smooth = {"base": "integrated_gradients", "method_options": path, "noise": 0.2, "samples": 7}
     assert options.of("smooth_grad", (64, 64)) == smooth
     assert options.of("gradient", (64, 64)) == {}
     assert Options(segments=30).of("leave_one_out", (64, 64))["segments"] == Slic(30)

@@ -337,15 +337,15 @@ def test_smooth_grad_reports_the_largest_error_of_its_copies() -> None:
     _, prepared, images = prepared_network()
     options = {"samples": 3, "seed": 1, "base": "leave_one_out"}
 
-    def smooth(**base_options: Any) -> dict[str, Any]:
-        given = {"smooth_grad": {**options, "base_options": {"segments": Window(8), **base_options}}}
+    def smooth(**method_options: Any) -> dict[str, Any]:
+        given = {"smooth_grad": {**options, "method_options": {"segments": Window(8), **method_options}}}
         return pysal.explain(prepared, images[:2], 1, methods=["smooth_grad"], method_options=given)["smooth_grad"].details
 
     assert "approximation_error" not in smooth()
     error = smooth(approximate=0.25)["approximation_error"]
     assert error.shape == (2,)
     still = {
-        "smooth_grad": {**options, "noise": 0.0, "samples": 2, "base_options": {"segments": Window(8), "approximate": 0.25}}
+        "smooth_grad": {**options, "noise": 0.0, "samples": 2, "method_options": {"segments": Window(8), "approximate": 0.25}}
     }
     copies = pysal.explain(prepared, images[:2], 1, methods=["smooth_grad"], score="logit", method_options=still)["smooth_grad"]
     one = found(prepared, images[:2], segments=Window(8), approximate=0.25)["approximation_error"]

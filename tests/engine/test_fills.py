@@ -74,7 +74,7 @@ def test_an_explanation_says_it_once_for_all_methods() -> None:
     methods = ["gradient", "leave_one_out", "integrated_gradients"]
     found = said(lambda: pysal.explain(MODEL, NORMALISED, 0, methods=methods, method_options=options))
     assert found == [sentence("leave_one_out", "fill=0.0", "0", "black")]
-    smoothed = {"base": "integrated_gradients", "base_options": {"steps": 2}}
+    smoothed = {"base": "integrated_gradients", "method_options": {"steps": 2}}
     assert said(lambda: pysal.smooth_grad(MODEL, NORMALISED, 0, samples=3, batch_size=2, **smoothed)) == [
         sentence("smooth_grad", "baseline=0.0", "0", "black")
     ]

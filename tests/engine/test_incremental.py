@@ -557,7 +557,7 @@ def test_nothing_is_left_changed() -> None:
 
 def test_smooth_grad_over_leave_one_out_is_that_of_the_model() -> None:
     model, prepared, images = prepared_network()
-    options = {"samples": 3, "seed": 1, "base": "leave_one_out", "base_options": {"segments": Window(8)}}
+    options = {"samples": 3, "seed": 1, "base": "leave_one_out", "method_options": {"segments": Window(8)}}
     got, expected = (pysal.smooth_grad(each, images[:2], 1, **options) for each in (prepared, model))
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-11)
 

@@ -29,7 +29,7 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
     "leave_one_out of superpixels": functools.partial(pysal.leave_one_out, segments=pysal.Slic(6), fill="blur"),
     "smooth_grad variance": functools.partial(pysal.smooth_grad, samples=4, kind="variance"),
     "smooth_grad of integrated_gradients": functools.partial(
-        pysal.smooth_grad, samples=3, base="integrated_gradients", base_options={"steps": 3}
+        pysal.smooth_grad, samples=3, base="integrated_gradients", method_options={"steps": 3}
     ),
     "smooth_grad of guided_grad_cam": functools.partial(pysal.smooth_grad, samples=3, base="guided_grad_cam"),
     "integrated_gradients adaptive": functools.partial(pysal.integrated_gradients, steps=12, placement="adaptive"),

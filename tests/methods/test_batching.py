@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, Options]] = {
             "samples": 3,
             "image_ids": rows,
             "base": "integrated_gradients",
-            "base_options": {"steps": 4, "baseline": x.flip(3)},
+            "method_options": {"steps": 4, "baseline": x.flip(3)},
         },
     ),
     "smooth_grad, variance": ("smooth_grad", lambda rows, x: {"samples": 4, "image_ids": rows, "kind": "variance"}),

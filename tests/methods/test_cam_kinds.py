@@ -404,7 +404,7 @@ def test_of_prepared_models_in_half_and_smoothed(name: str) -> None:
     assert half.dtype == torch.float32
     assert bool(half.isfinite().all())
     smoothed = pysal.smooth_grad(
-        model, inputs, 1, base="grad_cam", base_options={"layer": "3", "kind": name}, samples=2, noise=0
+        model, inputs, 1, base="grad_cam", method_options={"layer": "3", "kind": name}, samples=2, noise=0
     )
     assert torch.allclose(smoothed, expected, rtol=1e-4, atol=1e-6)
 

@@ -124,7 +124,7 @@ def test_is_the_moment_of_the_base_over_the_noisy_copies(name: str, batch_size: 
             MODEL,
             INPUTS,
             base=base,
-            base_options=options,
+            method_options=options,
             noise=0.2,
             samples=4,
             kind=kind,
@@ -154,9 +154,9 @@ def test_without_noise_is_the_base(name: str) -> None:
     targets = MODEL(INPUTS).argmax(1).tolist()
     expected = torch.cat([maps_of(INPUTS[b : b + 1], b, targets[b]) for b in range(3)])
     for samples in (1, 3):
-        found = pysal.smooth_grad(MODEL, INPUTS, base=base, base_options=options, noise=0.0, samples=samples)
+        found = pysal.smooth_grad(MODEL, INPUTS, base=base, method_options=options, noise=0.0, samples=samples)
         assert_rounding(found, expected, OPERATIONS, scale=max(1.0, float(expected.abs().max())))
-        still = pysal.smooth_grad(MODEL, INPUTS, base=base, base_options=options, noise=0.0, samples=samples, kind="variance")
+        still = pysal.smooth_grad(MODEL, INPUTS, base=base, method_options=options, noise=0.0, samples=samples, kind="variance")
         assert float(still.abs().max()) <= (OPERATIONS * 2.3e-16 * max(1.0, float(expected.abs().max()))) ** 2
 
 

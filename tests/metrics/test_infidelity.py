@@ -129,15 +129,22 @@ def test_the_scale_is_the_best_there_is() -> None:
 def test_draws_belong_to_the_image(perturbation: str) -> None:
     model, inputs, maps = rectified(), images(4, 3, 9, 8), images(4, 3, 9, 8, seed=4)
     options: dict[str, Any] = {"perturbation": perturbation, "meaning": "slopes", "samples": SAMPLES}
-    whole = metrics.infidelity(model, inputs, maps, 1, ids=[7, 3, 2**40, 5], seed=3, **options)
+    whole = metrics.infidelity(model, inputs, maps, 1, image_ids=[7, 3, 2**40, 5], seed=3, **options)
     order = [2, 0, 3, 1]
     for batch_size in (1, 3, 100):
         other = metrics.infidelity(
-            model, inputs[order], maps[order], 1, ids=torch.tensor([2**40, 7, 5, 3]), seed=3, batch_size=batch_size, **options
+            model,
+            inputs[order],
+            maps[order],
+            1,
+            image_ids=torch.tensor([2**40, 7, 5, 3]),
+            seed=3,
+            batch_size=batch_size,
+            **options,
         )
         assert_rounding(other, whole[order], OPERATIONS, scale=float(maps.sum((1, 2, 3)).max()) ** 2)
-    assert (metrics.infidelity(model, inputs, maps, 1, ids=[8, 4, 9, 6], seed=3, **options) != whole).all()
-    assert (metrics.infidelity(model, inputs, maps, 1, ids=[7, 3, 2**40, 5], seed=4, **options) != whole).all()
+    assert (metrics.infidelity(model, inputs, maps, 1, image_ids=[8, 4, 9, 6], seed=3, **options) != whole).all()
+    assert (metrics.infidelity(model, inputs, maps, 1, image_ids=[7, 3, 2**40, 5], seed=4, **options) != whole).all()
 
 
 def test_nan_stays_with_its_image() -> None:
@@ -159,9 +166,9 @@ IMAGE, MAP = images(2, 3, 9, 8), images(2, 1, 9, 8, seed=1)
         ({"noise": 0.0}, ValueError, "noise must be a number above 0, got 0.0"),
         ({"samples": 0}, ValueError, "samples must be a whole number of at least 1, got 0"),
         ({"seed": 2**63}, ValueError, f"seed must be a whole number in [-2^63, 2^63), got {2**63}"),
-        ({"ids": [1]}, ValueError, "ids must have one id for each of the 2 images, got shape (1,)"),
-        ({"ids": [1, -1]}, ValueError, "ids must be 0 or more, got -1"),
-        ({"ids": [1.0, 2.0]}, TypeError, "ids must be whole numbers, got float32"),
+        ({"image_ids": [1]}, ValueError, "image_ids must have one id for each of the 2 images, got shape (1,)"),
+        ({"image_ids": [1, -1]}, ValueError, "image_ids must be 0 or more, got -1"),
+        ({"image_ids": [1.0, 2.0]}, TypeError, "image_ids must be whole numbers, got float32"),
     ],
 )  # fmt: skip
 def test_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -62,7 +62,7 @@ def test_is_captums(case: str, batch_size: int | None) -> None:
         radius=0.1,
         samples=SAMPLES,
         seed=2,
-        ids=ids,
+        image_ids=ids,
         batch_size=batch_size,
     )
     copies = around(inputs, 0.1, ids, 2)
@@ -119,5 +119,5 @@ def test_errors() -> None:
     assert refused(radius=0) == "radius must be a number above 0, got 0"
     assert refused(samples=True) == "samples must be a whole number of at least 1, got True"
     assert refused(seed="a") == "seed must be a whole number in [-2^63, 2^63), got 'a'"
-    assert refused(ids=[1, 2, 3]) == "ids must have one id for each of the 2 images, got shape (3,)"
+    assert refused(image_ids=[1, 2, 3]) == "image_ids must have one id for each of the 2 images, got shape (3,)"
     assert refused(method_options={"steps": 3}) == "method_options must hold options out of none, got 'steps'"

@@ -22,14 +22,14 @@ DIRECT: dict[str, Any] = {
     "deletion_blur": lambda m, r: metrics.deletion(MODEL, INPUTS, m, TARGET, reduction=r, substrate="blur").auc,
     "insertion_zero": lambda m, r: metrics.insertion(MODEL, INPUTS, m, TARGET, reduction=r, substrate="zero").auc,
     "infidelity": lambda m, r: metrics.infidelity(
-        MODEL, INPUTS, m, TARGET, seed=4, ids=[3, 1, 8, 0], meaning="slopes" if r == "max_abs" else "shares"
+        MODEL, INPUTS, m, TARGET, seed=4, image_ids=[3, 1, 8, 0], meaning="slopes" if r == "max_abs" else "shares"
     ),
     "max_sensitivity": lambda m, r: metrics.max_sensitivity(
         MODEL,
         INPUTS,
         TARGET,
         seed=4,
-        ids=[3, 1, 8, 0],
+        image_ids=[3, 1, 8, 0],
         method="gradient" if r == "max_abs" else "integrated_gradients",
         method_options={} if r == "max_abs" else {"steps": 6},
     ),
@@ -42,7 +42,7 @@ def figure(name: str, rows: list[int], maps: Tensor = GRADIENT, **options: Any) 
     ids = torch.tensor([3, 1, 8, 0])[rows]
     if name == "pointing_game":  # 15 pixels are wider than these images
         options = {"options": {"tolerance": 1.5}, **options}
-    given = {"method": "gradient", "masks": MASKS[rows], "seed": 4, "ids": ids, **options}
+    given = {"method": "gradient", "masks": MASKS[rows], "seed": 4, "image_ids": ids, **options}
     return metrics.per_image(name, MODEL, INPUTS[rows], maps[rows], TARGET[rows], **given)
 
 
