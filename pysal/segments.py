@@ -113,13 +113,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Slic:
-    """Superpixels of each image by SLIC; the number found may differ from image to image.
+    """Superpixels of each image by SLIC; images may have different numbers of them.
 
     Args:
-        n_segments: about how many.
-        compactness: weight of distance in space against distance in colour, which is measured so that the ends of an image's
+        n_segments: approximate number of segments.
+        compactness: weight of distance in space against distance in colour. Colour is measured so that the ends of an image's
             range of values are about 100 apart, as black and white are in Lab.
-        sigma: Gaussian smoothing before, in pixels.
+        sigma: width of the Gaussian that smooths the image first, in pixels.
 
     Source:
         Achanta et al. 2012, "SLIC superpixels compared to state-of-the-art superpixel methods"; scikit-image's implementation.

@@ -46,8 +46,8 @@ def infidelity(
 ) -> Tensor:
     """Return the mean squared error of what each map predicts that perturbations do: E[(I . map - (f(x) - f(x - I)))^2].
 
-    A perturbation depends on (seed, id, its number) alone: it is the same whatever the batch size, the device or the company
-    an image is in.
+    A perturbation depends only on the seed, the image's id and its own number, not on the batch size, the device or the other
+    images.
 
     Args:
         model: see `deletion`.
@@ -55,14 +55,14 @@ def infidelity(
         maps: (B, 1 or C, H, W), floating point; one channel stands for each of the C.
         target: see `deletion`.
         perturbation: "squares" fill in one square, its side uniform from 1/8 to 1/2 of the image's shorter side, its place
-            uniform inside the image; "noise" takes Gaussian noise away.
+            uniform inside the image; "noise" subtracts Gaussian noise.
         meaning: what a map's numbers are. "shares" of the score (Integrated Gradients, leave-one-out): a square takes the
             sum of the map inside it. "slopes" of the score (gradients): they are multiplied by the change of each pixel.
         fill: what squares are filled with; see `pysal.leave_one_out`.
         noise: standard deviation of "noise" in multiples of each image's range max - min, above 0.
         samples: perturbations per image.
-        scaled: whether each map is first multiplied by the one number that serves it best, so that methods with different
-            units compare; False takes the map as it is, which is the paper's equation.
+        scaled: whether to multiply each map first by the number that suits it best, so that methods with different units can
+            be compared. False takes the map as it is, which is the paper's equation.
         seed: whole number in [-2^63, 2^63).
         image_ids: one whole number of at least 0 per image, which picks its perturbations; None = its row in this call.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's

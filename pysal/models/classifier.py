@@ -25,7 +25,7 @@ Channels: TypeAlias = float | Sequence[float] | Tensor | np.ndarray[Any, Any]
 class Normalized(nn.Module):
     """A model that takes images in [0, 1]: the first layer brings them to the range the network was trained on.
 
-    With normalisation inside the model, "black", "blurred" and noise levels are said in pixels, as the papers say them.
+    With normalisation inside the model, "black", "blurred" and noise levels refer to pixels, as in the papers.
 
     Args:
         model: the network, called with (image - mean) / std.
@@ -33,7 +33,7 @@ class Normalized(nn.Module):
         std: one number per channel, or one for all, > 0, same units.
 
     Raises:
-        TypeError: no numbers.
+        TypeError: `mean` or `std` are not numbers.
         ValueError: `mean` and `std` differ in length, are empty, not finite, or `std` is not positive.
 
     Example:

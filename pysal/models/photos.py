@@ -46,11 +46,13 @@ PHOTO_SUFFIXES = frozenset(
 def read_image(source: Source, model: Classifier | None = None, *, size: int | tuple[int, int] | None = None) -> Tensor:
     """Return a photo as (1, 3, H, W), float32 in [0, 1], on the CPU: as `model` wants it, or at its own size.
 
-    Given a size, the photo is cropped around its centre to the wanted shape (nothing is stretched) and resized with
-    the model's filter, else Pillow's bicubic one, which average what they shrink: in 8 bits where the photo has 8, else
-    in float32, clamped to [0, 1]. Grey photos give three equal channels, transparent ones are put on white, EXIF
-    rotation is applied, 16-bit values are divided by 65535 (of 16-bit colour files Pillow reads the upper 8). Of an
-    animation or a multi-page file the first picture is read.
+    If there is a size, the photo is cropped around its centre to the wanted shape, so nothing is stretched. It is then resized
+    with the model's filter, else Pillow's bicubic one, which average what they shrink: in 8 bits if the photo has 8, else
+    in float32, clamped to [0, 1].
+
+    Grey photos give three equal channels, transparent ones are put on white, and EXIF rotation is applied. 16-bit values are
+    divided by 65535 (Pillow reads the upper 8 bits of 16-bit colour files). Of an animation or a multi-page file the first
+    picture is read.
 
     Args:
         source: a file, a file's content, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and

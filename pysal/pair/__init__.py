@@ -1,7 +1,7 @@
 """PAIR saliency's classes over pysal: NumPy in, NumPy out, images (H, W, C), around a `call_model_function`.
 
 `import saliency.core as saliency` becomes `import pysal.pair as saliency`. Signatures and defaults are those of PAIR 0.2.1;
-docs/migrating.md lists where the answers differ and who is right. A call_model_function of NumPy arrays works as it does there;
+docs/migrating.md lists where the results differ and which are right. A call_model_function of NumPy arrays works as in PAIR.
 `torch_model(model)` in its place keeps the whole computation on the model's device.
 """
 

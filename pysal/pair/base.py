@@ -23,7 +23,7 @@ CallModel: TypeAlias = Callable[..., MutableMapping[str, Any]]
 
 
 class CoreSaliency:
-    """What every class does: a mask for an input, and the mean of masks over noisy copies of it."""
+    """Base of all classes: a mask for an input, and the mean of the masks of noisy copies."""
 
     expected_keys: Sequence[str] = ()
 
@@ -34,7 +34,7 @@ class CoreSaliency:
             x_value: one input, without a batch dimension: an image (H, W, C).
             call_model_function: called as `(x_value_batch, call_model_args=..., expected_keys=[...])`, returns a mapping from
                 each expected key to an array with one row for each input; or what `torch_model` returns.
-            call_model_args: handed on to it.
+            call_model_args: passed on to `call_model_function`.
 
         Raises:
             NotImplementedError: always, here.
@@ -57,10 +57,10 @@ class CoreSaliency:
             x_value: see `GetMask`.
             call_model_function: see `GetMask`.
             call_model_args: see `GetMask`.
-            stdev_spread: standard deviation of the noise in multiples of the input's range; drawn by `numpy.random.normal`.
-            nsamples: copies.
-            magnitude: whether the masks are squared, as PAIR does unless told otherwise.
-            **kwargs: of `GetMask`.
+            stdev_spread: standard deviation of the noise in multiples of the input's range. `numpy.random.normal` draws it.
+            nsamples: number of noisy copies.
+            magnitude: whether to square the masks, which is PAIR's default.
+            **kwargs: arguments of `GetMask`.
 
         Returns:
             x_value's shape, float32 as in PAIR.
@@ -80,15 +80,15 @@ class CoreSaliency:
     def format_and_check_call_model_output(
         self, output: MutableMapping[str, Any], input_shape: tuple[int, ...], expected_keys: Sequence[str]
     ) -> None:
-        """Make the expected entries of a model's answer arrays, and refuse those that do not fit the batch.
+        """Convert the expected entries of a model's answer to arrays, and refuse those that do not fit the batch.
 
         Args:
             output: the answer, changed in place.
-            input_shape: of the batch.
-            expected_keys: what was asked for.
+            input_shape: shape of the batch.
+            expected_keys: keys that the model was asked for.
 
         Raises:
-            ValueError: gradients of another shape than the batch, or another number of rows.
+            ValueError: the gradients have another shape than the batch, or another number of rows.
         """
         for key in expected_keys:
             output[key] = np.asarray(output[key])

@@ -15,13 +15,13 @@ from pysal.pair.source import source
 
 
 class BlurIG(CoreSaliency):
-    """The integral of the gradient over ever blurrier versions of the image, as `pysal.blur_integrated_gradients`.
+    """The integral of the gradient over blurred versions of the image, as `pysal.blur_integrated_gradients`.
 
     Source:
         Xu, Venugopalan and Sundararajan 2020, arXiv:2004.03383.
 
     Deviations:
-        With `sqrt` each step has its own width. PAIR gives a whole batch the width of its last step.
+        With `sqrt` each step has its own width. PAIR uses the width of a batch's last step for the whole batch.
     """
 
     expected_keys = (INPUT_OUTPUT_GRADIENTS,)
@@ -43,14 +43,14 @@ class BlurIG(CoreSaliency):
             x_value: an image (H, W, C).
             call_model_function: see `CoreSaliency.GetMask`.
             call_model_args: see `CoreSaliency.GetMask`.
-            max_sigma: width of the blurriest image, pixels; with `sqrt` its square root is.
-            steps: gradients.
+            max_sigma: width of the blurriest image, pixels; with `sqrt` the width is its square root.
+            steps: number of gradients.
             grad_step: step of the difference quotient in sigma, pixels.
             sqrt: sigma_i = sqrt(max_sigma i / steps) instead of max_sigma i / steps.
             batch_size: most steps in one call of the model; it does not change the result.
 
         Raises:
-            ValueError: no image; gradients of another shape than the batch.
+            ValueError: x_value is not an image, or the gradients have another shape than the batch.
         """
         if np.ndim(x_value) != 3:
             refuse("pysal.pair", "x_value", "be an image (H, W, C)", f"shape {np.shape(x_value)}")

@@ -36,14 +36,14 @@ class GradCam(CoreSaliency):
             x_value: see `CoreSaliency.GetMask`.
             call_model_function: see `CoreSaliency.GetMask`; the layer's values and gradients are (N, h, w, K).
             call_model_args: see `CoreSaliency.GetMask`.
-            should_resize: divide by the largest value and resize to x_value's height and width, as PAIR does.
-            three_dims: repeat the map in three channels.
+            should_resize: whether to divide by the largest value and resize to x_value's height and width, as PAIR does.
+            three_dims: whether to repeat the map in three channels.
 
         Returns:
-            (H, W, 3), without `should_resize` (h, w, 3), without `three_dims` as many dimensions less.
+            (H, W, 3), or (H, W) without `three_dims`; without `should_resize` the layer's (h, w) instead of (H, W).
 
         Raises:
-            ValueError: another number of rows than the batch.
+            ValueError: the answer has another number of rows than the batch.
         """
         model = source(self, x_value, call_model_function, call_model_args)
         activation, gradient = model.layers()

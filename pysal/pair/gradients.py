@@ -26,7 +26,7 @@ class GradientSaliency(CoreSaliency):
             call_model_args: see `CoreSaliency.GetMask`.
 
         Raises:
-            ValueError: gradients of another shape than the batch.
+            ValueError: the gradients have another shape than the batch.
         """
         model = source(self, x_value, call_model_function, call_model_args)
         return model.as_value(model.gradients(model.image))

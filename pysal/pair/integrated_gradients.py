@@ -14,7 +14,7 @@ from pysal.pair.source import source
 
 
 class IntegratedGradients(CoreSaliency):
-    """The mean gradient on the straight path from a baseline, times the way, as `pysal.integrated_gradients`.
+    """The mean gradient on the straight path from a baseline, times (x_value - x_baseline), as `pysal.integrated_gradients`.
 
     Source:
         Sundararajan, Taly and Yan 2017, arXiv:1703.01365.
@@ -37,13 +37,13 @@ class IntegratedGradients(CoreSaliency):
             x_value: see `CoreSaliency.GetMask`.
             call_model_function: see `CoreSaliency.GetMask`.
             call_model_args: see `CoreSaliency.GetMask`.
-            x_baseline: of x_value's shape; None = zeros.
-            x_steps: gradients.
+            x_baseline: baseline of x_value's shape; None = zeros.
+            x_steps: number of gradients.
             batch_size: most steps in one call of the model; it does not change the result.
 
         Raises:
-            AssertionError: a baseline of another shape.
-            ValueError: gradients of another shape than the batch.
+            AssertionError: the baseline has another shape.
+            ValueError: the gradients have another shape than the batch.
         """
         shape = np.shape(x_value)
         baseline = np.zeros(shape) if x_baseline is None else np.asarray(x_baseline)

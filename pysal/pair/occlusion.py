@@ -37,14 +37,14 @@ class Occlusion(CoreSaliency):
 
         Args:
             x_value: (H, W, C) or (H, W).
-            call_model_function: see `CoreSaliency.GetMask`; its answer is one number for each input. It is called with one
-                input at a time, as PAIR does; what `torch_model` returns, with as many as memory allows.
+            call_model_function: see `CoreSaliency.GetMask`; it returns one number for each input. It gets one input at a
+                time, as in PAIR. What `torch_model` returns gets as many as memory allows.
             call_model_args: see `CoreSaliency.GetMask`.
-            size: side of the window, pixels; it moves by one, and stays inside.
-            value: what it is filled with.
+            size: side of the window, pixels. The window moves by one pixel and stays inside the image.
+            value: number that the window is filled with.
 
         Raises:
-            ValueError: another number of rows than the batch.
+            ValueError: the answer has another number of rows than the batch.
         """
         model = source(self, x_value, call_model_function, call_model_args)
         shape = np.shape(x_value)

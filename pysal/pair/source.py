@@ -33,7 +33,7 @@ WHERE = "pysal.pair.torch_model"
 
 
 class TorchModel:
-    """A torch model as a call_model_function; `torch_model` makes it and says what its arguments are."""
+    """A torch model as a call_model_function; make it with `torch_model`, which documents the arguments."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ def torch_model(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable, on images (N, C, H, W).
         target: see `pysal.gradient`; `call_model_args={"target": ...}` replaces it. None = the most probable class of x_value.
-        layer: of `GradCam`, see `pysal.grad_cam`.
+        layer: the layer for `GradCam`; see `pysal.grad_cam`.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
