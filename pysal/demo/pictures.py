@@ -24,6 +24,7 @@ from torch import Tensor
 from pysal import viz
 from pysal.demo.session import Answer, Found, agreement
 from pysal.explanation import Explanation
+from pysal.explanation.text import notes
 from pysal.methods.registry import METHODS
 
 # Falls written on the picture, and in the list beside it.
@@ -352,7 +353,7 @@ def _note(found: Explanation, name: str) -> str:
     if said := completeness(found, name):
         lines.append(f'</span><span class="residual">{escape(said)}')
     elif method.noisy:
-        lines.append(escape(_sentence(found.panel(name).small_print.replace(" · ", ", "))))
+        lines.append(escape(_sentence(", ".join(notes(found, found[name], 0, viz.number).values()))))
     elif "layer" in found[name].details:
         lines.append(f"Layer <code>{escape(found[name].details['layer'])}</code>.")
     elif method.hint:

@@ -14,29 +14,27 @@ COLUMNS = ("method", "seconds", "passes", "residual", "largest drop", "notes")
 RIGHT = ("seconds", "passes", "residual", "largest drop")
 
 
-def notes(found: Findings, result: MethodResult, image: int, number: Callable[[float], str]) -> list[str]:
-    """Return what a method has to say about one image, the important first."""
+def notes(found: Findings, result: MethodResult, image: int, number: Callable[[float], str]) -> dict[str, str]:
+    """Return what a method has to say about one image by what it is about, the important first."""
     details = result.details
-    said = []
-    if (residual := value_of(details.get("residual"), image)) is not None:
-        said.append(f"residual {number(residual)}")
-    if (error := value_of(details.get("error"), image)) is not None:
-        said.append(f"map error {number(error)}")
-    if (error := value_of(details.get("approximation_error"), image)) is not None:
-        said.append(f"approximation error {number(error)}")
+    said: dict[str, str] = {}
+    for key, name in (("residual", "residual"), ("error", "map error"), ("approximation_error", "approximation error")):
+        if (value := value_of(details.get(key), image)) is not None:
+            said[key] = f"{name} {number(value)}"
     if "layer" in details:
-        said.append(f"layer {details['layer']}")
-    if details.get("base", "gradient") != "gradient" or details.get("kind", "mean") != "mean":
-        said.append(f"{details.get('kind', 'mean')} of {str(details.get('base', 'gradient')).replace('_', ' ')}")
+        said["layer"] = f"layer {details['layer']}"
+    kind, base = details.get("kind", "mean"), details.get("base", "gradient")
+    if base != "gradient" or kind != "mean":
+        said["base"] = f"{kind} of {str(base).replace('_', ' ')}"
     if (samples := value_of(details.get("samples"), image)) is not None:
-        said.append(counted(round(samples), "sample"))
+        said["samples"] = counted(round(samples), "sample")
     if (drops := of_image(details.get("drops"), image)) is not None:
-        said.append(counted(len(drops), "segment"))
+        said["drops"] = counted(len(drops), "segment")
     if (steps := value_of(details.get("steps"), image)) is not None:
-        said.append(counted(round(steps), "step"))
+        said["steps"] = counted(round(steps), "step")
     before = None if found.probabilities is None else found.score_before(result, image)
     if before is not None and (saturated := saturation(found.kind_of(result), found.output, before)):
-        said.append(saturated)
+        said["saturation"] = saturated
     return said
 
 
@@ -100,7 +98,8 @@ def rows(found: Findings, image: int) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for result in found.results.values():
         residual = value_of(result.details.get("residual"), image)
-        said = [note for note in notes(found, result, image, lambda x: f"{x:.3g}") if not note.startswith("residual")]
+        about = notes(found, result, image, lambda x: f"{x:.3g}")
+        said = [note for key, note in about.items() if key != "residual"]  # which has a column
         spread = result.details.get("standard_error")
         if isinstance(spread, Tensor):
             said.append(f"mean standard error {float(spread[image].cpu().double().mean()):.3g}")
