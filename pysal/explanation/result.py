@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Explanation(Findings):
-    """Why a model answered as it did, by several methods, for a batch of images.
+    """What several methods found for a batch of images, and how to show, save and load it.
 
     In a notebook it shows itself; elsewhere `plot` draws one image, `table` (and `print`) lists the numbers, `save` writes
     both and `load` reads the numbers back.
@@ -82,9 +82,10 @@ class Explanation(Findings):
             kind: "maps", the photo and each method's map with its colour bar; "drops", a bar for each segment of
                 leave-one-out; "agreement", the rank correlation of each two maps; "convergence", the error of path methods
                 over the number of steps; "deletion_insertion", the score while important pixels are replaced, or shown.
-            methods: names out of `results`, in the order to show them; None = all that the kind is about.
-            model: what was explained; "convergence" and "deletion_insertion" run it again.
-            target: what was explained, where it was no class; the same two ask for it. That of all images or of each.
+            methods: names out of `results`, in the order to show them; None = all that this kind of picture is about.
+            model: the model that was explained; "convergence" and "deletion_insertion" run it again.
+            target: the target that was explained, if it was not a class; needed by the same two kinds. One for all images, or
+                one for each.
             options: those of `pysal.metrics.agreement`, of `pysal.plots.converge` or of `pysal.metrics.deletion` and
                 `insertion`: {"absolute": True}, {"steps": (10, 20, 50), "reference": 200}, {"substrate": "blur"}.
             path: also write the figure there; the ending says how (.png, .pdf, .svg ...).

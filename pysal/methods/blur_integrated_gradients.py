@@ -1,4 +1,4 @@
-"""Blur Integrated Gradients: the path runs through ever blurrier versions of the image."""
+"""Blur Integrated Gradients: the path runs from the blurriest version of the image to the image itself."""
 
 import math
 from dataclasses import dataclass
@@ -50,20 +50,20 @@ def blur_integrated_gradients(
 ) -> Tensor:
     """Return the integral of -dL/dsigma times the gradient at L(sigma), the image blurred by a Gaussian of width sigma.
 
-    The sum of an image's map is f(x) - f(the blurriest image) but for the completeness residual, which `explain` reports.
+    The sum of an image's map is f(x) - f(the blurriest image), except for the completeness residual, which `explain` reports.
 
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
         target: see `gradient`.
-        max_sigma: width of the blurriest image, pixels, > 0; with `sqrt` its square root is.
-        steps: gradients per image.
+        max_sigma: width of the blurriest image, pixels, > 0; with `sqrt` the width is its square root.
+        steps: number of gradients per image.
         sqrt: sigma_i = sqrt(max_sigma i / steps) instead of max_sigma i / steps.
-        boundary: "constant", zero outside the image; or "reflect", which keeps the brightness at the border.
-        derivative: of L: "difference", over a step of 0.01 pixels, or "analytic".
-        quadrature: "midpoint" (default), "left", "right", "trapezoid" or "gauss_legendre".
-        placement: of the steps: "squared", closer together towards the sharp image; "uniform", as in the paper, which with
-            quadrature="left" is PAIR's sum; "adaptive", see `integrated_gradients`.
+        boundary: what lies outside the image: "constant" = zero, or "reflect" = its mirror image, which keeps the brightness.
+        derivative: how dL/dsigma is computed: "difference", over a step of 0.01 pixels, or "analytic".
+        quadrature: rule of integration: "midpoint" (default), "left", "right", "trapezoid" or "gauss_legendre".
+        placement: where the steps are: "squared", closer together towards the sharp image; "uniform", as in the paper, which
+            with quadrature="left" is PAIR's sum; "adaptive", see `integrated_gradients`.
         tolerance: see `integrated_gradients`.
         max_steps: see `integrated_gradients`.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's

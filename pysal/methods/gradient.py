@@ -49,7 +49,7 @@ def gradient(
             must answer for each row as if it were alone, which is checked by passes of two rows and of one. With
             `batch_size=B` it need not: every pass then holds the whole batch in its order.
         precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
-        dtype: of the result; None = float32, float64 for float64 inputs.
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, C, H, W). The usual saliency map is the maximum over channels of its absolute value.

@@ -33,17 +33,18 @@ def guided_backprop(
 ) -> Tensor:
     """Return the gradient with the guided rule at every ReLU: grad_in = 1[x > 0] 1[grad_out > 0] grad_out.
 
-    The rule works at the operator: nn.ReLU, functional and in-place ReLU, ReLU6, Hardtanh(0, m), clamp(min=0), a module used
-    twice, a ReLU whose input is used elsewhere too, scripted modules. Sigmoid, tanh and softmax keep their ordinary derivative.
+    The rule applies to every ReLU, however it is written: nn.ReLU, functional and in-place ReLU, ReLU6, Hardtanh(0, m),
+    clamp(min=0), a module used twice, a ReLU whose input is used elsewhere, and in scripted modules. Sigmoid, tanh and softmax
+    keep their ordinary derivative.
 
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
         target: see `gradient`.
-        rule: "guided", or "deconvnet": 1[grad_out > 0] grad_out.
-        other_activations: what to do with activations the rule does not define (GELU, SiLU, LeakyReLU, ...): "error"; "plain",
-            their ordinary derivative; "generalised", the derivative times the positive incoming gradient where the activation's
-            output is positive.
+        rule: "guided", or "deconvnet", which is 1[grad_out > 0] grad_out.
+        other_activations: what to do at activations that the rule does not cover (GELU, SiLU, LeakyReLU, ...). "error" refuses
+            the model. "plain" keeps their ordinary derivative. "generalised" multiplies it by the positive part of the incoming
+            gradient where the activation's output is positive, and gives zero elsewhere.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",

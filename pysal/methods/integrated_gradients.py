@@ -44,8 +44,8 @@ def integrated_gradients(
 ) -> Tensor:
     """Return (x - x') times the mean gradient on the straight path from a baseline x' to the image x.
 
-    The sum of an image's map is f(x) - f(x') but for the completeness residual, which `explain` reports. A small residual does
-    not mean a small error of the map; `tolerance` controls the latter.
+    The sum of an image's map is f(x) - f(x'), except for the completeness residual, which `explain` reports. A small residual
+    does not mean a small error of the map; `tolerance` controls the error.
 
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
@@ -53,13 +53,14 @@ def integrated_gradients(
         target: see `gradient`.
         baseline: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur", an image, or a list of these,
             over which the maps are averaged.
-        steps: gradients per image and baseline.
-        quadrature: "midpoint" (default), "gauss_legendre", "left", "right" or "trapezoid"; the weights of each sum to 1.
-        placement: of the steps on the path, a in [0, 1]: "squared", a = t^2, close to the baseline where the gradient changes
-            most; "uniform"; "adaptive", in proportion to the square root of the change of f over 8 intervals, found with 9
-            forward passes. `docs/quadrature.md` measures them.
-        tolerance: refine each image by halving the step until the estimated relative l2 error of its map is below this; the
-            rule is then the trapezoid rule.
+        steps: number of gradients per image and baseline.
+        quadrature: rule of integration: "midpoint" (default), "gauss_legendre", "left", "right" or "trapezoid". The weights of
+            each sum to 1.
+        placement: where the steps are on the path, a in [0, 1]: "squared", a = t^2, close to the baseline, where the gradient
+            changes most; "uniform"; "adaptive", in proportion to the square root of the change of f over 8 intervals, found
+            with 9 forward passes. `docs/quadrature.md` measures them.
+        tolerance: halve the step for each image until the estimated relative l2 error of its map is below this number. The
+            rule of integration is then the trapezoid rule.
         max_steps: most gradients per image and baseline with `tolerance`.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but

@@ -61,8 +61,8 @@ def smooth_grad(
 ) -> Tensor:
     """Return the mean of a method's maps over copies of the image with Gaussian noise.
 
-    The noise depends on (seed, image id, sample, element) alone: it is the same whatever the batch size, the device or the
-    company an image is in.
+    The noise depends only on the seed, the image's id, the sample and the element, not on the batch size, the device or the
+    other images.
 
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
@@ -72,7 +72,7 @@ def smooth_grad(
             "integrated_gradients", "blur_integrated_gradients" or "leave_one_out".
         method_options: that method's own options. Superpixels are those of the clean image, the same in all its copies.
         noise: standard deviation of the noise in multiples of each image's range max - min, 0 or more.
-        samples: noisy copies per image.
+        samples: number of noisy copies per image.
         kind: "mean" of the maps, of their squares ("squared"), or their "variance" (never negative).
         seed: whole number in [-2^63, 2^63).
         image_ids: one whole number of at least 0 per image, which picks its noise; None = its row in this call.

@@ -41,7 +41,7 @@ UNWITNESSED_TOLERANCE = 1e-5
 
 
 class PreparedModel:
-    """What `prepare` returns: call it, or hand it to any method in the model's place.
+    """What `prepare` returns. Call it, or pass it to any method in place of the model.
 
     Attributes:
         original: the model it was made from.
@@ -187,24 +187,27 @@ def _again(original: nn.Module, example: Tensor, precision: Precision, rows: int
 def prepare(
     model: nn.Module, example: Tensor, *, precision: Precision = "float32", batch_size: int | None = None
 ) -> PreparedModel:
-    """Return a snapshot of a model for the methods to run on: the same function, several times faster.
+    """Return a snapshot of a model for the methods to run on: the same function, on a CPU in a half to a fifth of the time.
 
-    The snapshot has batch norm and padding folded into convolutions, convolution, shortcut and ReLU in one pass, and a backward
-    pass for the input alone, which keeps one bit per ReLU element. It is used where its output and gradient are the model's, on
-    the example and on noise, in float64; every other model runs as it is, and `report()` says why. The model itself is not
-    changed; when it changes later, in its weights, modules, hooks or attributes, the snapshot is refused. A copy of the
-    snapshot, and one that was pickled, is prepared again.
+    The snapshot folds batch norm and padding into convolutions, runs convolution, shortcut and ReLU in one pass, and computes
+    only the input's gradient, for which it keeps one bit per ReLU element. It is used only if its output and gradient are the
+    model's, on the example and on noise, in float64. Every other model runs as it is, and `report()` says why.
+
+    The model itself is not changed. If it changes later, in its weights, modules, hooks or attributes, the snapshot is refused.
+    A copy or a pickle of the snapshot is prepared again.
 
     Args:
         model: an nn.Module in eval mode.
-        example: (B, C, H, W), an image or more as the methods will get; others of another size run the original model.
-        precision: "float32"; "mixed", a float32 forward (TF32 on a GPU), which fixes the ReLU gates, with a bf16 backward;
-            "tf32"; "bf16".
-        batch_size: images per pass; None = what is fastest on this machine, measured.
+        example: (B, C, H, W), one or more images like those the methods will get. Images of another size run the original
+            model.
+        precision: arithmetic of the passes: "float32", "tf32", "bf16", or "mixed", which is a float32 forward pass (TF32 on a
+            GPU), so that ReLUs switch where they should, and a bf16 backward pass.
+        batch_size: images per pass; None = try some numbers on this machine and take the fastest.
 
     Raises:
-        TypeError: the model is no nn.Module, or the example of a wrong type, or of another than the model's.
-        ValueError: a model in training mode, an example of a wrong shape or on another device, an unknown precision.
+        TypeError: the model is not an nn.Module, or the example has the wrong type or another dtype than the model.
+        ValueError: the model is in training mode, the example has a wrong shape or is on another device, or the precision is
+            unknown.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
