@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pysal import audit, captum, metrics, models, ops, pair, reference, segments, viz
+    from pysal import audit, captum, metrics, models, ops, pair, plots, segments, viz
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel, prepare
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pysal.engine.request.target import Margin, RowTarget
     from pysal.engine.running.chunks import Cancelled, progress
     from pysal.explain import explain
-    from pysal.explanation import Explanation
+    from pysal.explanation import Explanation, MethodResult
     from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
     from pysal.methods.grad_cam import grad_cam, guided_grad_cam
     from pysal.methods.gradient import class_gradients, gradient
@@ -37,6 +37,7 @@ _HOMES = {
     "Explanation": ".explanation",
     "Grid": ".segments",
     "Margin": ".engine.request.target",
+    "MethodResult": ".explanation",
     "Normalized": ".models",
     "NotApplicable": ".engine.model.not_applicable",
     "RowTarget": ".engine.request.target",
@@ -62,13 +63,14 @@ _HOMES = {
     "read_images": ".models",
     "smooth_grad": ".methods.smooth_grad",
 }
-_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "reference", "segments", "viz")
+_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "segments", "viz")
 
 __all__ = [
     "Cancelled",
     "Explanation",
     "Grid",
     "Margin",
+    "MethodResult",
     "Normalized",
     "NotApplicable",
     "PerImage",
@@ -95,11 +97,11 @@ __all__ = [
     "numpy_model",
     "ops",
     "pair",
+    "plots",
     "prepare",
     "progress",
     "read_image",
     "read_images",
-    "reference",
     "segments",
     "smooth_grad",
     "viz",

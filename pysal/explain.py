@@ -1,4 +1,4 @@
-"""One call, several methods, one answer: what `explain` returns, how it is shown, written and read back."""
+"""Internal: `pysal.explain`, one call for several methods."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pysal._checks import check_count, check_dense, refuse
 
+__all__ = ["Grid", "Slic", "Window", "parse"]
+
 
 @dataclass(frozen=True)
 class Boxes:

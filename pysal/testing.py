@@ -1,4 +1,4 @@
-"""What the tests of ops share: the tolerance rule, the backends under test, samples, dtypes and layouts."""
+"""Internal: what the tests of ops share: the tolerance rule, the backends under test, samples, dtypes and layouts."""
 
 import ctypes
 import functools

@@ -1,4 +1,4 @@
-"""The command line: `pysal explain`, `pysal audit`, `pysal demo`, `pysal methods`, `pysal info`.
+"""Internal: the command line, `pysal explain`, `pysal audit`, `pysal demo`, `pysal methods`, `pysal info`.
 
 torch, NumPy and matplotlib are imported inside the commands only, so that `pysal --help` answers at once. Whatever goes
 wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input, 1 for a failure and 130 for Ctrl-C.

@@ -1,1 +1,1 @@
-"""Runs the model: targets, chunks, ReLU rules, captured features, paths."""
+"""Internal: runs the model: targets, chunks, ReLU rules, captured features, paths."""

@@ -1,4 +1,4 @@
-"""What `explain` returns: maps and findings, shown, written and read back."""
+"""Internal: `pysal.Explanation`, the maps and findings that `explain` returns, shown, written and read back."""
 
 from pysal.explanation.drawing import PlotKind
 from pysal.explanation.findings import RESERVED, Detail, MethodResult

@@ -1,1 +1,1 @@
-"""The seven methods."""
+"""Internal: the methods, whose functions are in `pysal`."""

@@ -1,1 +1,1 @@
-"""The oracles: each op's formula in pure torch, which is also what runs where nothing is compiled."""
+"""Internal: the oracles: each op's formula in pure torch, which is also what runs where nothing is compiled."""
