@@ -111,7 +111,7 @@ sanitize: setup ## the CPU kernels under ASan + UBSan
 cuda-check: setup ## compile the CUDA kernels for every architecture; warnings and spills are errors
 	PYTHON=$(python) bash tests/cuda_check.sh
 
-cuda-table: setup ## write what each CUDA kernel takes into docs/cuda_kernels.md
+cuda-table: setup ## write the registers and shared memory of each CUDA kernel into docs/cuda_kernels.md
 	PYTHON=$(python) bash tests/cuda_check.sh --write
 
 # SEED=n is another run
@@ -119,7 +119,7 @@ SEED ?= 1
 attack: setup ## what tests/security attacks, for longer (30 minutes): every place of an interrupt, thousands of calls of each op
 	PYSAL_ATTACK=$(SEED) PYSAL_REQUIRE=cpu,emulated $(python) -m pytest tests/security $(ARGS)
 
-mutate: setup ## seed faults into the CUDA kernels: which check sees each (an hour on two cores); into docs/mutations.md
+mutate: setup ## put faults into the CUDA kernels and write into docs/mutations.md which tests find them (an hour on two cores)
 	$(python) tests/emu/mutate.py $(ARGS)
 
 # one stage, or several: make gpu ARGS="build device graphs methods"

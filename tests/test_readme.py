@@ -16,3 +16,10 @@ def test_the_table_is_the_registry() -> None:
 
 def test_the_picture_is_small_enough_for_a_page() -> None:
     assert (ROOT / "docs/pictures/panel.jpg").stat().st_size < 600_000
+
+
+def test_the_first_screen_says_what_for_whom_and_how() -> None:
+    order = ["![", "Use it if you", "## Install", "pip install ", "## First example", "```python"]
+    places = [README.index(one) for one in order]
+    assert places == sorted(places)
+    assert len(README[: places[-1]].split()) < 300, "somebody in a hurry wants the example"
