@@ -56,7 +56,7 @@ def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that permit what the manifest of a folder asks for."""
-    command = click.option("--allow-code", is_flag=True, help="Permit to run the code that makes the model, or comes with it.")(
+    command = click.option("--allow-code", is_flag=True, help="Permit running code that makes the model or comes with it.")(
         command
     )
     return click.option("--download", is_flag=True, help="Download weights that are not on this machine.")(command)
@@ -96,7 +96,9 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @score_option
 @method_options
-@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of the noise.")
+@click.option(
+    "--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of SmoothGrad's noise and of random metrics."
+)
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),

@@ -182,7 +182,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
             "--classes", metavar="imagenet|FILE", help="File of class names, one per line. [default: the model's own]"
         ),
         click.option("--download", is_flag=True, help="Download weights that are not on this machine."),
-        click.option("--allow-code", is_flag=True, help="Permit to run a Python file, or code inside a model file."),
+        click.option("--allow-code", is_flag=True, help="Permit running a Python file, or code inside a model file."),
     )
     for option in reversed(options):
         with_choice = option(with_choice)
