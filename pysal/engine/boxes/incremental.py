@@ -11,6 +11,7 @@ each map's side, and what lies beyond keeps the activations of the unchanged ima
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -27,22 +28,29 @@ class Incremental:
     Args:
         graph: a lowered graph; it is not changed.
         example: (1, C, H, W), an image of the shape that all will have.
+        keep: whether to keep its activations, too.
+
+    Attributes:
+        kept: what `keep` returns for the example, where that was asked for.
 
     Raises:
         NotIncremental: the graph changes its activations in place where others read them, or has several inputs.
     """
 
-    def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
+    def __init__(self, graph: fx.GraphModule, example: Tensor, *, keep: bool = False) -> None:
         if sum(node.op == "placeholder" for node in graph.graph.nodes) > 1:
             raise NotIncremental("the graph has several inputs")
         self.graph, self.shape = graph, tuple(example.shape)
         self._dtype, self._device = example.dtype, example.device
-        self._program = _analysed(graph, Nodes(graph), example)
+        nodes = Nodes(graph)
+        clean = nodes.run(example, check=True)
+        self._program = _analysed(graph, nodes, clean)
         self._kept = _kept_by(self._program)
         self.followed = sum(step.kind in (*MAPPED, "mean") and step.kind != "input" for step in self.steps)
         if not self.followed:
             raise NotIncremental("its first layer is not known to be local")
         self.groups = Groups(self._program.steps, self._program.maps)
+        self.kept = self._keep(clean) if keep else None
 
     @property
     def steps(self) -> list[Step]:
@@ -70,7 +78,9 @@ class Incremental:
 
     def keep(self, image: Tensor) -> Kept:
         """Return the activations of an image (1, C, H, W), on which `run` builds."""
-        values = self._program.nodes.run(image)
+        return self._keep(self._program.nodes.run(image))
+
+    def _keep(self, values: dict[fx.Node, Any]) -> Kept:
         maps = {
             node: values[node].contiguous(memory_format=torch.channels_last) if node in self._program.boxed else values[node]
             for node in self._kept
@@ -88,9 +98,8 @@ class Incremental:
         return Run(self._program, kept, patches, geometry).output()
 
 
-def _analysed(graph: fx.GraphModule, nodes: Nodes, example: Tensor) -> Program:
-    """Decide once how each node runs."""
-    clean = nodes.run(example, check=True)
+def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any]) -> Program:
+    """Decide once how each node runs, from the values of one image."""
     steps: list[Step] = []
     maps: list[tuple[int, int]] = []
     depends: set[fx.Node] = set()

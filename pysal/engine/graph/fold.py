@@ -49,8 +49,8 @@ class Convolution(nn.Module):
         groups: int,
     ) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     @property
@@ -92,6 +92,7 @@ def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     _reshape_for_view(graph)
     _unify_convolutions(graph)
     _fold_padding(graph)
+    _unify_batch_norms(graph)
     _fold_batch_norm(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
@@ -381,6 +382,28 @@ def fold_division(graph: fx.GraphModule, shapes: Mapping[Any, tuple[int, ...]]) 
             graph.add_submodule(str(user.target), made)
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
+
+
+def _unify_batch_norms(graph: fx.GraphModule) -> None:
+    """Turn F.batch_norm with constant statistics after a convolution into nn.BatchNorm2d: so timm's layers spell it."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not F.batch_norm:
+            continue
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+        given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+        given |= dict(zip(names, node.args, strict=False)) | node.kwargs
+        constants = [_constant(graph, given[name]) for name in names[1:5]]
+        known = all(value is not None or given[name] is None for value, name in zip(constants, names[1:5], strict=True))
+        mean, var, weight, bias = constants
+        if not known or mean is None or var is None or given["training"] is not False or not isinstance(given["eps"], float):
+            continue
+        if not isinstance(module_of(graph, given["input"]), Convolution):
+            continue
+        norm = nn.BatchNorm2d(len(mean), given["eps"], affine=False).eval()
+        norm.running_mean, norm.running_var = mean, var
+        norm.register_parameter("weight", None if weight is None else nn.Parameter(weight, requires_grad=False))
+        norm.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        replace_by_module(graph, node, norm, given["input"])
 
 
 def _fold_batch_norm(graph: fx.GraphModule) -> None:

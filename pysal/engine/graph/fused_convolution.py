@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal.engine.graph import onednn
+from pysal.engine.graph.depthwise import by_taps, depthwise
 from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.input_gradient import OnMatrixUnit, input_gradient
 from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
@@ -132,7 +133,10 @@ def convolved_by_torch(
 ) -> Tensor:
     """Return what `onednn.convolved` returns, for every dtype and device."""
     padding, stride, dilation, groups = geometry
-    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if by_taps(input, weight, groups):
+        output = depthwise(input, weight, bias, stride, padding, dilation)
+    else:
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output = output if shortcut is None else output.add_(shortcut)
     return output if upper is None else output.clamp_(0, upper)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysal.engine.graph.depthwise import by_taps, depthwise_transposed
 from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
 from pysal.engine.graph.onednn import PACKED_FOR, convolved, convolved_onto, packed, runs_on_onednn
@@ -152,7 +153,11 @@ class Transposed:
         padded = (height + top + bottom, width + left + right)
         # what the last window of the convolution did not reach
         beyond = [padded[i] + 2 * padding[i] - (grad.shape[2 + i] - 1) * stride[i] - reach[i] - 1 for i in range(2)]
-        result = F.conv_transpose2d(grad, self._weight, None, stride, padding, beyond, convolution.groups, convolution.dilation)
+        if by_taps(grad, self._weight, convolution.groups):
+            result = depthwise_transposed(grad, self._weight, stride, padding, convolution.dilation, padded)
+        else:
+            rest = (beyond, convolution.groups, convolution.dilation)
+            result = F.conv_transpose2d(grad, self._weight, None, stride, padding, *rest)
         if convolution.symmetric is None:
             result = result[:, :, top : top + height, left : left + width]
         return result if onto is None else onto.add_(result)

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from pysal.engine.graph.fold import Convolution, fold_division, module_of, replace_by_module
 from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.shapes import shapes_of
 
 _ADDITIONS = (operator.add, torch.add)
 
@@ -21,56 +22,40 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
         example: (1, C, H, W), whose shapes the weights are arranged for.
         backward_dtype: dtype of the input gradients' convolutions.
     """
-    shapes = _Shapes(graph)
-    with torch.no_grad():
-        shapes.run(example.repeat(2, 1, 1, 1) if len(example) == 1 else example)  # what is the same for all images shows
-    fold_division(graph, shapes.found)
+    shapes = shapes_of(graph, example)
+    fold_division(graph, shapes)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     lowered = 0
     for node in list(graph.graph.nodes):
         convolution = module_of(graph, node)
-        if not isinstance(convolution, Convolution) or node.args[0] not in shapes.found:
+        if not isinstance(convolution, Convolution) or node.args[0] not in shapes:
             continue
         last, inputs = node, [node.args[0]]
         inner = [(name, run, "convolution") for name, run in node.meta.get("layers", ())]
         addition = _only_user(last)
         if addition is not None and is_addition(addition) and addition.args[0] is not addition.args[1]:
             shortcut: Any = addition.args[1] if addition.args[0] is node else addition.args[0]
-            if order[shortcut] < order[node] and shapes.found.get(shortcut) == shapes.found[node]:
+            if order[shortcut] < order[node] and shapes.get(shortcut) == shapes[node]:
                 last, inputs = addition, [node.args[0], shortcut]
                 inner += [(name, run, "sum") for name, run in addition.meta.get("layers", ())]
         upper = None
         activation = _only_user(last)
         if activation is not None and (upper := relu_upper(graph, activation)) is not None:
             last = activation
-        fused = FusedConvolution(convolution, upper, shapes.found[node.args[0]][1:], backward_dtype)
+        fused = FusedConvolution(convolution, upper, shapes[node.args[0]][1:], backward_dtype)
         new = replace_by_module(graph, last, fused, *inputs)
         new.meta["inner_layers"] = inner
-        order[new], shapes.found[new] = order[last], shapes.found[last]
+        order[new], shapes[new] = order[last], shapes[last]
         lowered += 1
     for node in graph.graph.nodes:
         if is_addition(node):
-            first, second = (shapes.found.get(arg) for arg in node.args)
+            first, second = (shapes.get(arg) for arg in node.args)
             node.meta["same_shapes"] = first is not None and first == second
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
     graph.recompile()
     return lowered
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and remembers the shape of every floating tensor."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.found: dict[Any, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and result.is_floating_point():
-            self.found[n] = tuple(result.shape)
-        return result
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

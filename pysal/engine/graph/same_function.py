@@ -2,7 +2,8 @@
 
 Two comparisons, because rounding moves gates of ReLUs, and each that moves changes a gradient by more than a wrong graph may.
 The traced graph calls the very ops of the model, in its dtype, so that both round alike. What folding, fusing and the tape make
-of it is compared in float64, where rounding moves nothing. Beside the example there is an image of noise, in one batch with it.
+of it is compared in float64, where rounding moves nothing, on an image of noise. In the model's dtype the example is in a batch
+with it.
 """
 
 import copy
@@ -61,7 +62,7 @@ def run(function: Callable[[Tensor], Any], images: Tensor) -> Pass:
 
 
 def batches(example: Tensor, rows: int | None) -> Iterator[Tensor]:
-    """Return the example, and a batch of it and noise in the range of its values.
+    """Return an image of noise in the range of an example's values, and a batch of it and the example.
 
     Args:
         example: (1, C, H, W).
@@ -71,7 +72,7 @@ def batches(example: Tensor, rows: int | None) -> Iterator[Tensor]:
     noise = torch.rand(example.shape, generator=torch.Generator(device="cpu").manual_seed(0), dtype=torch.float64, device="cpu")
     noise = (low + noise * ((high - low) or 1.0)).to(example)
     if rows is None:
-        yield example
+        yield noise
     yield torch.cat([noise, example] * (-(-(rows or 2) // 2)))[: rows or 2]
 
 

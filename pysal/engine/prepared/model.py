@@ -2,8 +2,8 @@
 
 import contextlib
 import copy
-import time
-from collections.abc import Hashable
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,18 @@ from torch import Tensor, fx, nn
 from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
 from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
+from pysal.engine.graph.depthwise import DepthwiseByTaps
 from pysal.engine.graph.distance import distance
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.lowered import lower
 from pysal.engine.graph.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
+from pysal.engine.graph.shapes import note_shapes
 from pysal.engine.layers.default_layer import Choice, Look, default_layer
 from pysal.engine.model.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
 from pysal.engine.model.training import training_part
-from pysal.engine.running.chunks import fast_rows
+from pysal.engine.prepared.gains import GPU_TURNS, Budget, Gains, Way, least_seconds, pays, ratio
+from pysal.engine.running.chunks import CPU_ROWS, fast_rows
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
@@ -30,8 +33,8 @@ from pysal.engine.tape.tape import Program, Recorded
 # Images per pass that are tried out; the best is kept. More lose on a CPU, unless they are small.
 CPU_CHUNKS = (1, 2, 4, 8)
 GPU_CHUNKS = (8, 16, 32, 64, 128)
-# Rounds in which each is tried; on a GPU the first of them make a pass, its graph and that of its sweep.
-TRIALS, GPU_TRIALS = 4, 7
+# Rounds in which each is tried on a CPU, as far as time allows.
+TRIALS = 4
 # Folding changes the rounding of every layer, and rounding moves gates, of which each changes the gradient: by .01 in a random
 # ResNet-50 in float32. What is right in float64 may be this far from it in its own dtype, or twice as far as the model is.
 FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -48,7 +51,8 @@ class PreparedModel:
         precision: the arithmetic of its passes.
         rows: images per pass that were fastest when it was made.
         rows_asked: whether they were asked for, not measured.
-        program: records passes; None where the model runs as it is.
+        program: records passes; None where the model's gradient is taken as it is.
+        gains: how many times as fast as the model it is; None where there was nothing to measure.
         replays: replays them as CUDA graphs; None on a CPU.
     """
 
@@ -61,6 +65,7 @@ class PreparedModel:
         self._state: ModelState | None = None
         self._graph: nn.Module | None = None
         self.program: Program | None = None
+        self.gains: Gains | None = None
         self.replays: Replays | None = None
         self.default_layer: Choice | None = None
         self._layers: dict[Hashable, Choice] = {}
@@ -91,22 +96,27 @@ class PreparedModel:
         Raises:
             ValueError: the original has changed since, see `check_unchanged`; writes past autograd are not looked for.
         """
-        program = self.program_for(args[0]) if len(args) == 1 and not kwargs else None
-        if self._graph is None or program is None:
+        if len(args) != 1 or kwargs or not self._takes(args[0]):
             return self.original(*args, **kwargs)
-        self._check("pysal.PreparedModel", values=False)
         (images,) = args
-        if images.requires_grad and torch.is_grad_enabled():
-            return Recorded.apply(images, program)  # type: ignore[no-untyped-call]
+        differentiated = images.requires_grad and torch.is_grad_enabled()
+        if (self.program if differentiated else self._graph) is None:
+            return self.original(images)
+        self._check("pysal.PreparedModel", values=False)
+        if differentiated:
+            return Recorded.apply(images, self.program)  # type: ignore[no-untyped-call]
+        assert self._graph is not None
         return self._graph(images)
 
     def _takes(self, images: object) -> bool:
-        """Say whether images have the shape, dtype and device of the example."""
-        return isinstance(images, Tensor) and (tuple(images.shape[1:]), images.dtype, images.device) == self._kind
+        """Say whether there are images, of the shape, dtype and device of the example."""
+        if not isinstance(images, Tensor) or not images.ndim or not len(images):
+            return False
+        return (tuple(images.shape[1:]), images.dtype, images.device) == self._kind
 
     def program_for(self, images: Tensor) -> Program | None:
-        """Return what computes the model's output for images like these, None where the original does."""
-        return self.program if self._takes(images) and len(images) else None
+        """Return what records the passes that are differentiated, for images like these; None where autograd does."""
+        return self.program if self._takes(images) else None
 
     def rows_for(self, images: Tensor) -> int | None:
         """Return how many images of this size run in a pass, None where nobody has said or measured it."""
@@ -127,9 +137,14 @@ class PreparedModel:
         self._layers[tuple(images.shape[1:]), classes] = choice
 
     @property
+    def channels_last(self) -> bool:
+        """Whether images are best handed over channels_last: where none of its passes is the model's own."""
+        return self._graph is not None and self.program is not None
+
+    @property
     def fused(self) -> bool:
         """Whether anything was gained: False where the model runs as it is."""
-        return self._graph is not None
+        return self._graph is not None or self.program is not None
 
     def incremental(self, images: Tensor) -> Incremental | None:
         """Return what recomputes only what a change inside a box reaches; None where model or images do not allow it."""
@@ -191,7 +206,9 @@ def prepare(
 
     The snapshot folds batch norm and padding into convolutions, runs convolution, shortcut and ReLU in one pass, and computes
     only the input's gradient, for which it keeps one bit per ReLU element. It is used only if its output and gradient are the
-    model's, on the example and on noise, in float64. Every other model runs as it is, and `report()` says why.
+    model's, on the example and on noise, in float64, and only for what it is measured to be faster at: gradients, forward
+    passes or both. Every other model runs as it is, and `report()` says why. On a CPU all of this takes about as long as 30
+    gradients of the model.
 
     The model itself is not changed. If it changes later, in its weights, modules, hooks or attributes, the snapshot is refused.
     A copy or a pickle of the snapshot is prepared again.
@@ -211,9 +228,9 @@ def prepare(
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
-        >>> fast = prepare(model, torch.rand(1, 3, 16, 16), batch_size=4)
-        >>> print(fast.report().splitlines()[0])
-        1 convolution runs fused, with batch norm, padding, shortcut and ReLU where they follow
+        >>> fast, images = prepare(model, torch.rand(1, 3, 16, 16), batch_size=4), torch.rand(2, 3, 16, 16)
+        >>> bool((fast(images) - model(images)).abs().max() < 1e-5)
+        True
     """
     where = "pysal.prepare"
     if not isinstance(model, nn.Module):
@@ -230,20 +247,23 @@ def prepare(
     leave_inference_mode()  # whose tensors could not be differentiated later
     keep_random_numbers(example.device)
     with torch.enable_grad():
+        budget = Budget(example.device)
         example = example[:1].detach().clone()
         prepared = PreparedModel(model, example, precision)
         try:
             # compared in full float32: TF32, which torch allows cuDNN, would be further away than a wrong graph may be
             with precision_mode("float32", example.device, backward=False):
                 _build(prepared, example)
+            _keep_what_gains(prepared, example, budget)
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
             reason = str(error) if isinstance(error, _RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision)
             prepared._notes.append(f"runs as it is: {reason}")
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
-        prepared.rows = fixed or batch_size or _fastest_rows(prepared, example)
+        prepared.rows = fixed or batch_size or _fastest_rows(prepared, example, budget)
         prepared.rows_asked = bool(fixed or batch_size)
-    prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
+    if prepared.rows is not None:
+        prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
 
 
@@ -299,9 +319,10 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         traced, written = trace(model)
     except NotTraceable as reason:
         raise _RunsAsItIs(str(reason)) from reason
-    own += [_own(model, batch) for batch in images[1:]]
+    own += [_own(model, batch, without_gradients=False) for batch in images[1:]]
     for batch, expected in zip(images, own, strict=True):
-        output, gradient = run(traced, batch).apart(expected)
+        # what is the same for all images shows in the shapes of the last batch
+        output, gradient = run(note_shapes(traced).run if batch is images[-1] else traced, batch).apart(expected)
         if not max(output, gradient) <= TRACED[example.dtype]:
             what = "output" if output > TRACED[example.dtype] else "gradient"
             raise _RunsAsItIs(
@@ -309,13 +330,13 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
                 "decides something anew in every pass, or acts on gradients where tracing does not see it"
             )
     mixed = prepared.precision == "mixed"
-    exact = _exact(traced, images[-1], example)
+    exact = _exact(traced, images[0], example)
     graph = fold_graph(traced)
     lowered = lower(graph, example, torch.bfloat16 if mixed else example.dtype)
     if not lowered:
         raise _RunsAsItIs(_NOTHING_FUSED)
     program = Program(graph, torch.bfloat16 if mixed else None)
-    difference, gradient_difference = _compared(graph, program, images[-1], own[-1], exact)
+    difference, gradient_difference = _compared(graph, program, images, own, exact)
     state = ModelState(model, written)
     state.remember_values()
     prepared._state, prepared._graph, prepared.program = state, graph, program
@@ -375,8 +396,8 @@ def _check_ordinary(model: nn.Module) -> None:
         raise _RunsAsItIs("there are hooks on every module, which fused layers would not run")
 
 
-def _own(model: nn.Module, images: Tensor) -> Pass:
-    """Return what the model itself gives for images.
+def _own(model: nn.Module, images: Tensor, *, without_gradients: bool = True) -> Pass:
+    """Return what the model itself gives for images, and see whether it gives the same without gradients.
 
     Raises:
         _RunsAsItIs: it gives nothing that could be compared.
@@ -385,16 +406,18 @@ def _own(model: nn.Module, images: Tensor) -> Pass:
         found = run(model, images)
     except Exception as error:
         raise _RunsAsItIs(f"it does not run on a batch of {len(images)} like the example ({first_line(error)})") from error
-    try:
-        with torch.no_grad():
-            plain = model(images.clone())
-    except Exception as error:
-        raise _RunsAsItIs(f"it does not run without gradients ({first_line(error)})") from error
     output = found.output
     if not isinstance(output, Tensor):
         raise _RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}")
     if not output.is_floating_point() or output.ndim == 0:
         raise _RunsAsItIs("its output is not a tensor of floating-point numbers with a row for each image")
+    if not without_gradients:
+        return found
+    try:
+        with torch.no_grad():
+            plain = model(images.clone())
+    except Exception as error:
+        raise _RunsAsItIs(f"it does not run without gradients ({first_line(error)})") from error
     difference = distance(plain, output, float("inf"))
     if not difference <= max(TRACED[images.dtype], FORWARD_TOLERANCE.get(images.dtype, 3e-2)):
         raise _RunsAsItIs(f"two passes on the same images, one without gradients, are {difference:.1e} apart")
@@ -417,7 +440,8 @@ def _exact(traced: fx.GraphModule, images: Tensor, example: Tensor) -> _Exact | 
     wide, example = images.double(), example.double()
     try:
         graph = in_float64(traced)
-        expected = run(graph, wide)
+        with DepthwiseByTaps():
+            expected = run(graph, wide)
         if not isinstance(expected.output, Tensor) or expected.output.dtype != torch.float64:
             return None
     except Exception:  # of a dtype that the model's code fixes, or of a device without float64
@@ -439,13 +463,14 @@ def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> s
     changed = example.clone()
     changed[:, :, top:bottom, left:right] = noise[:, :, top:bottom, left:right]
     try:
-        engine = Incremental(graph, example)
+        engine = Incremental(graph, example, keep=True)
+        assert engine.kept is not None
         with torch.no_grad():
             expected = graph(changed.clone())
             geometry = engine.groups.geometry(box, example.device)
             (top, left), (height, width) = geometry.origins[0, 0], geometry.sizes[0]
             patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-            difference = distance(engine.run(engine.keep(example), patch, geometry), expected, float("inf"))
+            difference = distance(engine.run(engine.kept, patch, geometry), expected, float("inf"))
     except Exception as error:
         return first_line(error)
     return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"
@@ -457,28 +482,71 @@ def _recorded(program: Program, images: Tensor) -> Pass:
     return Pass(tape.output, tape.sweep(seed_of(tape.output))[0])
 
 
-def _compared(graph: fx.GraphModule, program: Program, images: Tensor, own: Pass, exact: _Exact | None) -> tuple[float, float]:
+def _compared(
+    graph: fx.GraphModule, program: Program, images: Sequence[Tensor], own: Sequence[Pass], exact: _Exact | None
+) -> tuple[float, float]:
     """Return how far the fused graph is from the model, output and gradient, in its own dtype.
+
+    The first batch is held against float64, too, where there is that; any other has to be as near to the model.
 
     Raises:
         _RunsAsItIs: it is further than rounding takes it.
     """
-    found = _recorded(program, images)
-    with torch.no_grad():
-        # the graph as it runs without gradients, and as it is recorded: the two part where something else sees a tensor that a
-        # ReLU overwrites
-        plain = graph(images.clone())
-    output, gradient = found.apart(own)
-    limits = [FORWARD_TOLERANCE.get(images.dtype, 3e-2), UNWITNESSED_TOLERANCE if exact is None else GRADIENT_TOLERANCE]
-    measured = [max(output, distance(plain, own.output, float("inf"))), gradient]
-    if exact is not None:
-        limits = [max(limit, 2 * rounding) for limit, rounding in zip(limits, own.apart(exact.found), strict=True)]
-        measured = list(found.apart(exact.found))
-        measured[0] = max(measured[0], distance(plain, exact.found.output, float("inf")))
-    for what, size, limit in zip(("output", "gradient"), measured, limits, strict=True):
-        if not size <= limit:
-            raise _RunsAsItIs(f"the fused graph's {what} is {size:.1e} away from it")
-    return output, gradient
+    limits = [FORWARD_TOLERANCE.get(images[0].dtype, 3e-2), UNWITNESSED_TOLERANCE if exact is None else GRADIENT_TOLERANCE]
+    apart = []
+    for number, (batch, expected) in enumerate(zip(images, own, strict=True)):
+        found = _recorded(program, batch)
+        apart.append(found.apart(expected))
+        measured = list(apart[-1])
+        if number == 0:
+            with torch.no_grad():
+                # the graph as it runs without gradients, and as it is recorded: the two part where something else sees a tensor
+                # that a ReLU overwrites
+                plain = graph(batch.clone())
+            measured[0] = max(measured[0], distance(plain, expected.output, float("inf")))
+            if exact is not None:
+                rounding = expected.apart(exact.found)
+                limits = [max(limit, 2 * own) for limit, own in zip(limits, rounding, strict=True)]
+                measured = list(found.apart(exact.found))
+                measured[0] = max(measured[0], distance(plain, exact.found.output, float("inf")))
+        allowed = limits if number == 0 else [2 * limit for limit in limits]  # each of the two may be away from float64
+        for what, size, limit in zip(("output", "gradient"), measured, allowed, strict=True):
+            if not size <= limit:
+                raise _RunsAsItIs(f"the fused graph's {what} is {size:.1e} away from it")
+    return max(output for output, _ in apart), max(gradient for _, gradient in apart)
+
+
+def _keep_what_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> None:
+    """Measure the prepared model against the model, and let what does not gain run as it is."""
+    gains = _gains(prepared, example, budget)
+    notes = [*prepared._notes, gains.report()]
+    prepared.gains = gains
+    if not pays(gains.gradient):
+        prepared.program = prepared.replays = None
+    if not pays(gains.forward):
+        prepared._graph = None
+        if not pays(gains.boxes):
+            prepared._incremental = None
+            notes = [*(note for note in notes if not note.startswith("leave-one-out ")), "leave-one-out runs whole images"]
+    if not prepared.fused and prepared._incremental is None:
+        prepared._state, notes = None, [gains.report()]
+    prepared._notes[:] = notes
+
+
+def _gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> Gains:
+    """Measure gradient and forward pass of as many images as have the bytes of a common one, and of boxes where in question."""
+    rows = getattr(prepared.original, "rows_per_pass", None) or max(1, _fast_rows(example) // CPU_ROWS)
+    batch = example.expand(rows, -1, -1, -1).contiguous()
+    arranged = batch.contiguous(memory_format=torch.channels_last)
+    ways: dict[str, Way] = {
+        "model's gradient": _gradient(prepared, prepared.original, batch),
+        "gradient": _gradient(prepared, prepared, arranged),
+        "model's forward": _forward(prepared, prepared.original, batch),
+        "forward": _forward(prepared, prepared, arranged),
+    }
+    least = least_seconds(ways, {"model's gradient": "gradient", "model's forward": "forward"}, budget)
+    gradient, forward = ratio(least, "model's gradient", "gradient"), ratio(least, "model's forward", "forward")
+    return Gains(gradient, forward, None if pays(forward) else _gain_of_boxes(prepared, example, budget))
 
 
 def _default_layer(model: nn.Module, example: Tensor) -> Choice | None:
@@ -498,64 +566,95 @@ def _default_layer(model: nn.Module, example: Tensor) -> Choice | None:
     return None
 
 
-def _fastest_rows(prepared: PreparedModel, example: Tensor) -> int:
+def _gain_of_boxes(prepared: PreparedModel, example: Tensor, budget: Budget) -> float | None:
+    """Measure leave-one-out of two small boxes against two passes of the model; None where no boxes are followed."""
+    engine = prepared._incremental
+    if engine is None:
+        return None
+    height, width = example.shape[2:]
+    box = np.array([[height // 2, width // 2, height // 2 + -(-height // 8), width // 2 + -(-width // 8)]] * 2)
+    if not engine.groups.pays(box):
+        return None
+    geometry, kept = engine.groups.geometry(box, example.device), engine.keep(example)
+    (top, left), (rows, columns) = geometry.origins[0, 0], geometry.sizes[0]
+    patches = example[:, :, top : top + rows, left : left + columns].expand(2, -1, -1, -1)
+    patches = patches.contiguous(memory_format=torch.channels_last)
+    ways = {
+        "model's boxes": _forward(prepared, prepared.original, example.expand(2, -1, -1, -1).contiguous()),
+        "boxes": _forward(prepared, lambda _: engine.run(kept, patches, geometry), patches),
+    }
+    return ratio(least_seconds(ways, {"model's boxes": "boxes"}, budget), "model's boxes", "boxes")
+
+
+def _gradient(prepared: PreparedModel, function: Callable[[Tensor], Any], batch: Tensor) -> Way:
+    """Return what makes a forward and backward pass as methods make it."""
+
+    def way() -> None:
+        with torch.enable_grad(), precision_mode(prepared.precision, batch.device, backward=True):
+            leaf = batch.detach().requires_grad_()
+            if function is prepared and prepared.replays is not None:
+                with prepared.replays.recording(batch) as tape:
+                    tape.sweep(torch.ones_like(tape.output))
+                return
+            output = function(leaf)
+            if isinstance(output, Tensor) and output.requires_grad:
+                torch.autograd.grad(output.sum(), leaf, allow_unused=True)
+
+    return way
+
+
+def _forward(prepared: PreparedModel, function: Callable[[Tensor], Any], batch: Tensor) -> Way:
+    def way() -> None:
+        with torch.no_grad(), precision_mode(prepared.precision, batch.device, backward=False):
+            function(batch)
+
+    return way
+
+
+def _fast_rows(example: Tensor) -> int:
+    return fast_rows(example.device, example.numel() * example.element_size())
+
+
+def _fastest_rows(prepared: PreparedModel, example: Tensor, budget: Budget) -> int | None:
     """Return the number of images per pass with the least time per image, forward and backward.
 
     The numbers take turns, so that whatever else the machine does meets all of them, and the least time of each counts. On a
-    GPU they come one after the other, because the graphs of all would need memory at once.
+    GPU they come one after the other, because the graphs of all would need memory at once. On a CPU those nearest to what is
+    fast elsewhere come first, as many as there is time for; None where there is no time, or the model runs as it is.
     """
-    batches = {
-        rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for rows in (_cpu_chunks(example) if example.device.type == "cpu" else GPU_CHUNKS)
-    }
+    limited = example.device.type == "cpu" and prepared.replays is None
+    usual = _fast_rows(example)
+    if limited and (not prepared.fused or budget.left < 0):
+        return None
+    tried: Sequence[int] = _cpu_chunks(example) if example.device.type == "cpu" else GPU_CHUNKS
+    if limited:
+        tried = sorted(tried, key=lambda rows: (abs(math.log(rows / usual)), rows))
+    batches = {rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=torch.channels_last) for rows in tried}
     least = dict.fromkeys(batches, float("inf"))
-    # a pass of many rows is a mean by itself
-    turns = [[rows for rows in batches if turn < 2 or rows <= CPU_CHUNKS[-1]] for turn in range(TRIALS)]
-    rounds = turns if prepared.replays is None else [[rows] * GPU_TRIALS for rows in batches]
+    rounds = [tried] * TRIALS if prepared.replays is None else [[rows] * GPU_TURNS for rows in batches]
     for numbers in rounds:
         for rows in numbers:
-            if rows not in least:
-                break
+            fastest = min(least.values(), default=float("inf"))
+            if rows not in least or (limited and fastest < float("inf") and rows * fastest > budget.left):
+                continue
             try:
-                least[rows] = min(least[rows], _seconds(prepared, batches[rows]) / rows)
+                seconds = budget.seconds(f"{rows} rows", _gradient(prepared, prepared, batches[rows]))
+                least[rows] = min(least[rows], seconds / rows)
             except Exception:  # too little memory, or a model that takes no such batch
                 least = {fewer: seconds for fewer, seconds in least.items() if fewer < rows}
         if prepared.replays is not None:
             prepared.replays.clear()
-    best = min(least, default=1)
-    for rows, seconds in least.items():
-        if seconds < 0.97 * least[best]:  # a smaller chunk needs less memory: a larger one has to be worth it
+    best = min((rows for rows in least if least[rows] < float("inf")), default=1)
+    for rows in sorted(least):
+        if least[rows] < 0.97 * least.get(best, float("inf")):  # a smaller chunk needs less memory: a larger one is worth it
             best = rows
     return best
 
 
 def _cpu_chunks(example: Tensor) -> list[int]:
     """Return the numbers of images that are tried: the usual ones and, for small images, fourfold steps beyond them."""
-    most = fast_rows(example.device, example.numel() * example.element_size())
+    most = _fast_rows(example)
     tried = list(CPU_CHUNKS)
     while 4 * tried[-1] < most:
         tried.append(4 * tried[-1])
     return [*tried, *[most] * (most > tried[-1])]
-
-
-def _seconds(prepared: PreparedModel, batch: Tensor) -> float:
-    """Return the time of a pass as methods make it: of this process alone on a CPU, which others may be using, too."""
-    clock = time.perf_counter if batch.device.type == "cuda" or torch.get_num_threads() > 1 else time.process_time
-
-    def now() -> float:
-        if batch.device.type == "cuda":
-            torch.cuda.synchronize(batch.device)
-        return clock()
-
-    arithmetic = precision_mode(prepared.precision, batch.device, backward=True)
-    with torch.enable_grad(), arithmetic:
-        leaf = batch.detach().requires_grad_()
-        started = now()
-        if prepared.replays is not None:
-            with prepared.replays.recording(batch) as tape:
-                tape.sweep(torch.ones_like(tape.output))
-            return now() - started
-        output = prepared(leaf)
-        if isinstance(output, Tensor) and output.requires_grad:
-            torch.autograd.grad(output.sum(), leaf, allow_unused=True)
-        return now() - started

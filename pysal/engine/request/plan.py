@@ -164,7 +164,7 @@ class Plan:
     @property
     def channels_last(self) -> bool:
         """Whether the model is fed channels_last: where the images are, or where it was prepared for that."""
-        if isinstance(self.model, PreparedModel) and self.model.fused:
+        if isinstance(self.model, PreparedModel) and self.model.channels_last:
             return True
         return not self.inputs.is_contiguous() and self.inputs.is_contiguous(memory_format=torch.channels_last)
 
