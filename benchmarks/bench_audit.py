@@ -59,7 +59,7 @@ def bare(method: str, images: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     model = pysal.models.load(MODEL)
-    photos = pysal.read_images(sorted((ROOT / "examples/photos").glob("*.jpg")), model)
+    photos = pysal.read_images(sorted((ROOT / "pysal/data/photos").glob("*.jpg")), model)
     prepared = pysal.prepare(model, photos[:1], batch_size=CPU_ROWS)
     pysal.explain(prepared, photos[:1], methods=method)
     print("ready", flush=True)
@@ -124,7 +124,7 @@ def run(source: Path, out: Path, engine: str, workers: int, shard_size: int, **o
 
 def methods(names: Sequence[str], seconds: float, workers: int, folder: Path, save: Any) -> None:
     """Measure each method: bare in one process and in several at once, in a pool of one and of several, and on Ray."""
-    photos = sorted((ROOT / "examples/photos").glob("*.jpg"))
+    photos = sorted((ROOT / "pysal/data/photos").glob("*.jpg"))
     for name in names:
         _, alone = bare_rate(name, 4, 1)
         shard_size = max(2, round(seconds * alone / SHARDS))
@@ -156,7 +156,7 @@ def methods(names: Sequence[str], seconds: float, workers: int, folder: Path, sa
 def metrics(folder: Path, save: Any) -> None:
     """Measure each figure of a gradient's map: seconds of a processor per image, without the method itself."""
     names = [name for name, metric in METRICS.items() if metric.needs != "masks"]
-    photos = sorted((ROOT / "examples/photos").glob("*.jpg"))
+    photos = sorted((ROOT / "pysal/data/photos").glob("*.jpg"))
     out = folder / "metrics"
     run(table_of(folder, photos, METRIC_IMAGES), out, "pool", 1, METRIC_IMAGES, methods=["gradient"], metrics=names)
     stages = audit_rate(out)[2]

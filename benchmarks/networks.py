@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pysal
 
-PHOTOS = Path(__file__).resolve().parents[1] / "examples/photos"
+PHOTOS = Path(__file__).resolve().parents[1] / "pysal/data/photos"
 # What torchvision's ImageNet weights want; here the numbers only have to be of that size.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

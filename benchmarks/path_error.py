@@ -46,7 +46,7 @@ def photo(name: str, model: Classifier) -> torch.Tensor:
     """Return one of the shipped photos, or one of scikit-image's."""
     if name == "rocket":
         return read_image(skimage.data.rocket(), model)  # type: ignore[no-untyped-call]
-    return read_image(ROOT / f"examples/photos/{name}.jpg", model)
+    return read_image(ROOT / f"pysal/data/photos/{name}.jpg", model)
 
 
 def measure(model_name: str, photos: list[str]) -> None:

@@ -122,7 +122,7 @@ class Setting:
 
     def photo(self, name: str) -> Tensor:
         """Return a photo (1, 3, 224, 224)."""
-        return pysal.read_image(ROOT / f"examples/photos/{name}.jpg", self.model)
+        return pysal.read_image(ROOT / f"pysal/data/photos/{name}.jpg", self.model)
 
     def probability(self, image: Tensor, index: int) -> float:
         """Return the probability of a class."""

@@ -16,7 +16,7 @@ import pysal
 from pysal import models
 from pysal.models import Classifier, Normalized, example_photo, load, read_image, read_images
 
-PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+PHOTOS = Path(__file__).parents[1] / "pysal/data/photos"
 CATS = {"tabby_cat": 281, "persian_cat": 283, "siamese_cat": 284, "egyptian_cat": 285}
 
 

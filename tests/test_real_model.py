@@ -18,7 +18,7 @@ from pysal import Grid
 from pysal.models import Classifier
 from pysal.testing import assert_no_worse
 
-PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+PHOTOS = Path(__file__).parent.parent / "pysal/data/photos"
 CLASSES = {
     "tabby_cat": 281,
     "persian_cat": 283,

@@ -176,6 +176,10 @@ def test_the_tests_that_correctness_names_are_there() -> None:
         assert not function or f"def {function}(" in text, name
 
 
+def test_the_photos_of_the_documents_are_those_of_the_package() -> None:
+    assert (ROOT / "examples/photos").readlink() == Path("../pysal/data/photos")
+
+
 def test_no_picture_is_there_twice() -> None:
     places: dict[str, list[str]] = {}
     for folder in ("benchmarks", "docs", "examples", "pysal", "tests"):

@@ -66,7 +66,7 @@ class Studio:
 
     def photo(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
         """Return a photo (1, 3, H, W), by default as the network wants it."""
-        path = ROOT / f"examples/photos/{name}.jpg"
+        path = ROOT / f"pysal/data/photos/{name}.jpg"
         return pysal.read_image(path, size=size) if size else pysal.read_image(path, self.classifier)
 
     @cached_property

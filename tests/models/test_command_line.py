@@ -13,7 +13,7 @@ from pysal.explanation import Explanation
 from tests.models.networks import Small, drawn
 from tests.models.onnx_file import write
 
-PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "pysal/data/photos" / "chelsea.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pysal.models import load, read_image
 from pysal.models.classifier import Resample
 from tests.models.networks import drawn
 
-PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "pysal/data/photos" / "chelsea.jpg"
 OPTIONS = {
     "leave_one_out": {"segments": pysal.Grid(2, 2)},
     "smooth_grad": {"samples": 2},
