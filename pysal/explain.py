@@ -18,6 +18,7 @@ from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import Output, ScoreKind, noun, probabilities, taken_for
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
@@ -47,7 +48,9 @@ def explain(
     Args:
         model: an nn.Module in eval mode, or any callable; see the methods for what they need.
         images: (B, C, H, W), floating point.
-        target: see `pysal.gradient`; None = each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise.
@@ -58,9 +61,12 @@ def explain(
             (numbers, probabilities, logits) is found out from all images of the call together.
             For all methods; None = "auto" for leave-one-out, "logit" for the others. `Explanation.output` and its table say
             what the output was taken for.
-        extra_inputs: see `pysal.gradient`.
-        batch_size: most rows per model pass; None = as many as memory allows.
-        precision: "float32", "tf32", "mixed" or "bf16".
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -77,17 +83,7 @@ def explain(
     names = _method_names(methods)
     options = _checked_options(names, methods, method_options or {}, seed)
     _check_that_no_method_is_a_target(model, target)
-    plan = Plan(
-        WHERE,
-        model,
-        images,
-        target,
-        score=score or "logit",
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=None,
-    )
+    plan = Plan(WHERE, model, images, target, Running(score or "logit", extra_inputs, batch_size, precision, None))
     results: dict[str, MethodResult] = {}
     skipped: dict[str, str] = {}
 

@@ -55,7 +55,7 @@ WORK: dict[str, Callable[[Any, Tensor], Any]] = {
         for name, given in FIGURES.items()
     },
     "randomisation": lambda model, images: pysal.metrics.parameter_randomisation(model, images, 1),
-    "converge": lambda model, images: plots.converge(model, images[:1], "integrated_gradients", 1, steps=(2, 4), reference=8),
+    "converge": lambda model, images: plots.converge(model, images[:1], 1, steps=(2, 4), reference=8),
 }
 
 

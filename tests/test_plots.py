@@ -313,7 +313,7 @@ def test_convergence_of_an_explanation_explains_the_same_score(found, tmp_path):
     options = {"steps": (2, 4, 8), "reference": 16}
     figure = explanation.plot(1, kind="convergence", model=model, options=options, path=tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    one = converge(model, explanation.images[1:], "blur_integrated_gradients", 3, score="logit", **options)
+    one = converge(model, explanation.images[1:], 3, method="blur_integrated_gradients", score="logit", **options)
     assert ([2, 4, 8], list(one.errors)) in lines(figure)
     assert len(lines(figure)) == 4
     figure = explanation.plot(1, kind="convergence", methods="blur_integrated_gradients", model=model, options=options)
@@ -377,7 +377,12 @@ PLOT_ERRORS = [
     ),
     (
         {"kind": "convergence", "model": square, "options": {"stairs": 3}},
-        "options must hold options out of steps, reference, method_options, score, extra_inputs, batch_size, got 'stairs'",
+        "options must hold options out of method, steps, reference, method_options, score, extra_inputs, batch_size, "
+        "precision, got 'stairs'",
+    ),
+    (
+        {"kind": "convergence", "model": square, "options": {"method": "gradient"}},
+        "options must leave the method to methods=, got 'gradient'",
     ),
 ]
 

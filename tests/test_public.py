@@ -19,7 +19,7 @@ def documented() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for page in sorted((ROOT / "docs/api").glob("*.md")):
         module = ""
-        for kind, name in re.findall(r"^\.\. (currentmodule|auto[a-z]+):: ([\w.]+)$", page.read_text(), re.MULTILINE):
+        for kind, name in re.findall(r"^\.\. (currentmodule|auto[a-z]+|py:data):: ([\w.]+)$", page.read_text(), re.MULTILINE):
             if kind == "currentmodule":
                 module = name
             elif kind == "automodule":

@@ -25,6 +25,7 @@ from pysal.audit.model import ModelSource
 from pysal.engine.prepared.model import PreparedModel, prepare
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import Output, ScoreKind, follows, probabilities, settled, taken_for
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import announced
@@ -264,19 +265,9 @@ class Worker:
     def request(self, images: Tensor, target: Target) -> Plan:
         """Return the plan of images of which the methods' plans are made, each with its own score."""
         manifest = self.setup.manifest
-        return Plan(
-            WHERE,
-            self.model,
-            images,
-            target,
-            score="logit",
-            extra_inputs=(),
-            batch_size=None if isinstance(self.model, PreparedModel) else manifest["rows"],
-            precision=manifest["precision"],
-            dtype=None,
-            company="apart",
-            output=manifest["model"]["output"],
-        )
+        rows = None if isinstance(self.model, PreparedModel) else manifest["rows"]
+        running = Running("logit", extra_inputs=(), batch_size=rows, precision=manifest["precision"], dtype=None)
+        return Plan(WHERE, self.model, images, target, running, company="apart", output=manifest["model"]["output"])
 
     def _taken_for(self) -> Output:
         """Return what the output is taken for in all shards, which a word of the user's for the score may say."""

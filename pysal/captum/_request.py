@@ -20,6 +20,7 @@ from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import PerImage, Shared
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.target import RowTarget
 from pysal.methods import gradient
 
@@ -320,16 +321,19 @@ class Request:
         images = self.pack(self.inputs).detach()
         prepared = self.prepared and not self.whole
         finite = not prepared or bool(finite_rows(images).all())
-        plan = Plan(
-            self.where,
-            self._model(),
-            images if finite else torch.zeros_like(images),
-            Score(self.where, self.target, whole=self.whole),
+        running = Running(
             score="logit",
             extra_inputs=[self._with_rows(one) for one in self.further],
             batch_size=None if prepared else self.rows(None),
             precision="as set",
             dtype=images.dtype,
+        )
+        plan = Plan(
+            self.where,
+            self._model(),
+            images if finite else torch.zeros_like(images),
+            Score(self.where, self.target, whole=self.whole),
+            running,
             company="checked" if prepared else "given",
         )
         if not finite:  # captum lets NaN through, and so must its face

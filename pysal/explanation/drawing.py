@@ -141,10 +141,12 @@ def _figure(
     if kind == "deletion_insertion":
         return _curves(found, image, names, subtitle, model, photo, target, given)
     check_options(f"{WHERE}.plot", "options", plots.converge, given)
+    if "method" in given:
+        refuse(f"{WHERE}.plot", "options", "leave the method to methods=", repr(given["method"]))
     kind = found.kind_of(found.results[names[0]])
     word = found.unit_of(given.get("score", kind))
     given.setdefault("score", found.kind_again(kind))
-    converged = [plots.converge(model, photo, method, target, **given) for method in names]
+    converged = [plots.converge(model, photo, target, method=method, **given) for method in names]
     return plots.convergence(converged, subtitle=subtitle, unit=word)
 
 

@@ -17,6 +17,7 @@ from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import check_units
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
@@ -55,7 +56,9 @@ def blur_integrated_gradients(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         max_sigma: width of the blurriest image, pixels, > 0; with `sqrt` the width is its square root.
         steps: number of gradients per image.
         sqrt: sigma_i = sqrt(max_sigma i / steps) instead of max_sigma i / steps.
@@ -71,10 +74,13 @@ def blur_integrated_gradients(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: most rows (image, step) per model pass; see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, C, H, W), signed.
@@ -86,17 +92,8 @@ def blur_integrated_gradients(
     Source:
         Xu, Venugopalan and Sundararajan 2020, arXiv:2004.03383, equation 6.
     """
-    plan = Plan(
-        "pysal.blur_integrated_gradients",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    running = Running(score, extra_inputs, batch_size, precision, dtype)
+    plan = Plan("pysal.blur_integrated_gradients", model, inputs, target, running)
     work = prepare(
         plan,
         max_sigma=max_sigma,

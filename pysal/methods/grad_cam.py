@@ -24,6 +24,7 @@ from pysal.engine.request.activations import activations
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
@@ -94,7 +95,9 @@ def grad_cam(
     Args:
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         layer: a module of the model or its name; "blocks[2]" and "blocks.2" are the same child, "act@3" is the fourth run of a
             module that runs several times, "act@-1" its last. None = the last that returns a map of the image on the way to the
             score, which `explain` names: one with a gradient that is not the output itself; in transformers a normalisation, or
@@ -119,10 +122,13 @@ def grad_cam(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, 1, H, W), 0 or more; in [0, 1] where maps are fused or averaged.
@@ -135,17 +141,7 @@ def grad_cam(
     Source:
         Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2; of the other kinds, see `docs/methods/cam_kinds.md`.
     """
-    plan = Plan(
-        "pysal.grad_cam",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan("pysal.grad_cam", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     work = prepare(plan, layer=layer, tokens=tokens, kind=kind, eigen_smooth=eigen_smooth, fuse=fuse, augment=augment)
     return work.run(report=False).map
 
@@ -169,7 +165,9 @@ def guided_grad_cam(
     Args:
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         layer: see `grad_cam`.
         tokens: see `grad_cam`.
         other_activations: see `guided_backprop`.
@@ -178,10 +176,13 @@ def guided_grad_cam(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, C, H, W), signed.
@@ -193,17 +194,7 @@ def guided_grad_cam(
     Source:
         Selvaraju et al. 2016, arXiv:1610.02391, section 3.2.
     """
-    plan = Plan(
-        "pysal.guided_grad_cam",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan("pysal.guided_grad_cam", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     work = prepare_guided(plan, layer=layer, tokens=tokens, other_activations=other_activations)
     return work.run(report=False).map
 

@@ -11,6 +11,7 @@ from pysal._checks import check_dense, refuse
 from pysal.engine.request import sweeps
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Class, Target, shown
@@ -66,17 +67,7 @@ def gradient(
         >>> gradient(model, torch.rand(1, 3, 8, 8), target=3).shape
         torch.Size([1, 3, 8, 8])
     """
-    plan = Plan(
-        "pysal.gradient",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan("pysal.gradient", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     return prepare(plan).run(report=False).map
 
 
@@ -104,10 +95,14 @@ def class_gradients(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: most images per forward pass, and most gradients in one sweep; see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order. A prepared model also makes at most as many
+            gradients in one sweep.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, T, C, H, W).
@@ -125,8 +120,7 @@ def class_gradients(
         torch.Size([2, 3, 3, 8, 8])
     """
     where = "pysal.class_gradients"
-    options = {"score": score, "extra_inputs": extra_inputs, "batch_size": batch_size, "precision": precision, "dtype": dtype}
-    plan = Plan(where, model, inputs, 0, **options)  # type: ignore[arg-type]
+    plan = Plan(where, model, inputs, 0, Running(score, extra_inputs, batch_size, precision, dtype))
     chosen = _classes(plan, classes)
     result = torch.empty((plan.images, chosen.shape[1], *plan.inputs.shape[1:]), dtype=plan.dtype, device=plan.device)
 

@@ -9,6 +9,7 @@ from pysal._checks import refuse_unknown
 from pysal.engine.model.relu_rules import OtherActivations, ReluRules
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.target import Target
@@ -40,7 +41,9 @@ def guided_backprop(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         rule: "guided", or "deconvnet", which is 1[grad_out > 0] grad_out.
         other_activations: what to do at activations that the rule does not cover (GELU, SiLU, LeakyReLU, ...). "error" refuses
             the model. "plain" keeps their ordinary derivative. "generalised" multiplies it by the positive part of the incoming
@@ -50,10 +53,13 @@ def guided_backprop(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, C, H, W), signed.
@@ -65,17 +71,7 @@ def guided_backprop(
     Source:
         Springenberg et al. 2014, arXiv:1412.6806, section 3.4; deconvnet: Zeiler and Fergus 2013, arXiv:1311.2901.
     """
-    plan = Plan(
-        WHERE,
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan(WHERE, model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     return prepare(plan, rule=rule, other_activations=other_activations).run(report=False).map
 
 

@@ -18,6 +18,7 @@ from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
@@ -50,7 +51,9 @@ def integrated_gradients(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         baseline: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur", an image, or a list of these,
             over which the maps are averaged.
         steps: number of gradients per image and baseline.
@@ -67,10 +70,13 @@ def integrated_gradients(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: most rows (image, step) per model pass; see `gradient`. Memory grows with it, not with steps.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order. Memory grows with it, not with `steps`.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, C, H, W), signed.
@@ -83,17 +89,7 @@ def integrated_gradients(
         Sundararajan, Taly and Yan 2017, arXiv:1703.01365, equations 1 and 3. Adaptive placement after Bhat and Raychowdhury
         2023, arXiv:2302.11107.
     """
-    plan = Plan(
-        "pysal.integrated_gradients",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan("pysal.integrated_gradients", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     work = prepare(
         plan,
         baseline=baseline,

@@ -16,6 +16,7 @@ from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
@@ -47,7 +48,9 @@ def leave_one_out(
     Args:
         model: an nn.Module in eval mode, or any callable on tensors.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         segments: `Grid(rows, cols)`, `Window(size, stride)`, `Slic(n_segments)`, a map of labels (H, W) for all images, or one
             per image (B, H, W) or a list of them; negative labels belong to no segment.
         fill: what a segment is filled with: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur" or an
@@ -60,10 +63,13 @@ def leave_one_out(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: most rows (image, segment) per model pass; see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         (B, 1, H, W), signed, in units of the score; 0 where no segment is. `explain` gives the drop of every segment, and of
@@ -84,17 +90,7 @@ def leave_one_out(
         >>> drops.shape, float(drops[0, 0, 0, 0])
         (torch.Size([1, 1, 8, 8]), 0.25)
     """
-    plan = Plan(
-        "pysal.leave_one_out",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan("pysal.leave_one_out", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     return prepare(plan, segments=segments, fill=fill, approximate=approximate).run(report=False).map
 
 

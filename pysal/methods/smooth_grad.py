@@ -14,6 +14,7 @@ from pysal._library import widened
 from pysal.engine.request.attribution import Attribution, check_options, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
@@ -67,7 +68,9 @@ def smooth_grad(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: see `gradient`; fixed on the clean image.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class. Fixed on the clean image.
         base: name of the method to smooth: "gradient", "guided_backprop", "grad_cam", "guided_grad_cam",
             "integrated_gradients", "blur_integrated_gradients" or "leave_one_out".
         method_options: that method's own options. Superpixels are those of the clean image, the same in all its copies.
@@ -81,10 +84,13 @@ def smooth_grad(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `gradient`.
-        batch_size: most noisy copies at once, and most rows per model pass; see `gradient`.
-        precision: see `gradient`.
-        dtype: see `gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order. It is also the most noisy copies at once.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
 
     Returns:
         The shape of the base method's map. `explain` reports the standard error of each pixel of a "mean" too.
@@ -97,17 +103,7 @@ def smooth_grad(
         Smilkov et al. 2017, arXiv:1706.03825; "squared": Hooker et al. 2018, arXiv:1806.10758; "variance": Adebayo et al. 2018,
         arXiv:1810.03307.
     """
-    plan = Plan(
-        "pysal.smooth_grad",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=dtype,
-    )
+    plan = Plan("pysal.smooth_grad", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     work = prepare(
         plan, base=base, method_options=method_options, noise=noise, samples=samples, kind=kind, seed=seed, image_ids=image_ids
     )

@@ -15,6 +15,7 @@ from pysal._library import widest, without_autocast
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, check_units, resolve_fill
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
@@ -68,7 +69,9 @@ def deletion(
         model: an nn.Module in eval mode, a prepared model, or any callable on tensors.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point: larger is more important.
-        target: None, a class index, one per image, or a callable; see `pysal.gradient`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         steps: 1 to H W; 28 replace 8 rows' worth of a 224 x 224 image at a time.
         substrate: what pixels are replaced with: "zero"; "blur", the image under RISE's kernel of 11 x 11 pixels and sigma
             5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W).
@@ -78,9 +81,12 @@ def deletion(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `pysal.gradient`.
-        batch_size: most rows per model pass; None = as many as memory allows. It changes nothing beyond rounding.
-        precision: see `pysal.gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Returns:
         The curve from the image (share 0) to the substrate (share 1), and its area: lower is better.
@@ -104,17 +110,7 @@ def deletion(
         ([[0.625, 0.375, 0.1875, 0.0625, 0.0]], [0.234375])
     """
     where = "pysal.metrics.deletion"
-    plan = Plan(
-        where,
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=None,
-    )
+    plan = Plan(where, model, inputs, target, Running(score, extra_inputs, batch_size, precision, None))
     return deletion_curve(plan, maps, steps=steps, substrate=substrate, reduction=reduction)
 
 
@@ -138,7 +134,9 @@ def insertion(
         model: see `deletion`.
         inputs: see `deletion`.
         maps: see `deletion`.
-        target: see `deletion`; None = the class with the highest score on the whole image.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         steps: see `deletion`.
         substrate: what the image is shown on; see `deletion`.
         reduction: see `deletion`.
@@ -147,9 +145,12 @@ def insertion(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `deletion`.
-        batch_size: see `deletion`.
-        precision: see `deletion`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Returns:
         The curve from the substrate (share 0) to the image (share 1), and its area: higher is better.
@@ -171,17 +172,7 @@ def insertion(
         [[0.0, 0.25, 0.4375, 0.5625, 0.625]]
     """
     where = "pysal.metrics.insertion"
-    plan = Plan(
-        where,
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=None,
-    )
+    plan = Plan(where, model, inputs, target, Running(score, extra_inputs, batch_size, precision, None))
     return insertion_curve(plan, maps, steps=steps, substrate=substrate, reduction=reduction)
 
 

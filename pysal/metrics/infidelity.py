@@ -13,6 +13,7 @@ from pysal._library import widened, widest
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
@@ -53,7 +54,9 @@ def infidelity(
         model: see `deletion`.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point; one channel stands for each of the C.
-        target: see `deletion`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         perturbation: "squares" fill in one square, its side uniform from 1/8 to 1/2 of the image's shorter side, its place
             uniform inside the image; "noise" subtracts Gaussian noise.
         meaning: what a map's numbers are. "shares" of the score (Integrated Gradients, leave-one-out): a square takes the
@@ -70,9 +73,12 @@ def infidelity(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `pysal.gradient`.
-        batch_size: most rows per model pass; see `deletion`.
-        precision: see `pysal.gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Returns:
         (B,) float64 on the inputs' device, at least 0, in squared units of the score; lower is better. With `scaled`, at most
@@ -93,17 +99,7 @@ def infidelity(
         True
     """
     where = "pysal.metrics.infidelity"
-    plan = Plan(
-        where,
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=None,
-    )
+    plan = Plan(where, model, inputs, target, Running(score, extra_inputs, batch_size, precision, None))
     return infidelity_of(
         plan,
         maps,

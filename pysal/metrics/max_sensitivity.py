@@ -12,6 +12,7 @@ from pysal._library import widened, widest
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
@@ -44,7 +45,9 @@ def max_sensitivity(
     Args:
         model: see `deletion`.
         inputs: (B, C, H, W), floating point.
-        target: see `deletion`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         method: a name as `pysal.explain` takes it.
         method_options: that method's own options.
         radius: in units of the inputs, above 0.
@@ -57,9 +60,12 @@ def max_sensitivity(
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
             None = the method's usual one: "auto" for leave-one-out, else "logit".
-        extra_inputs: see `pysal.gradient`.
-        batch_size: most images explained at once, and most rows per model pass.
-        precision: see `pysal.gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order. It is also the most images explained at once.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Returns:
         (B,) float64 on the inputs' device, at least 0; lower is better. NaN where the map of the unchanged image is zero or
@@ -81,17 +87,8 @@ def max_sensitivity(
     """
     where = "pysal.metrics.max_sensitivity"
     name = check_method(where, method)
-    plan = Plan(
-        where,
-        model,
-        inputs,
-        target,
-        score=METHODS[name].score if score is None else score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=None,
-    )
+    kind = METHODS[name].score if score is None else score
+    plan = Plan(where, model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
     return max_sensitivity_of(
         plan, None, method=method, method_options=method_options, radius=radius, samples=samples, seed=seed, image_ids=image_ids
     )

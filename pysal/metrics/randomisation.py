@@ -17,6 +17,7 @@ from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import Output, ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
@@ -73,7 +74,9 @@ def parameter_randomisation(
     Args:
         model: an nn.Module in eval mode, or a prepared model, of which the original is taken; it is copied, not changed.
         inputs: (B, C, H, W), floating point.
-        target: see `deletion`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         method: a name as `pysal.explain` takes it.
         method_options: that method's own options.
         order: "cascading" makes ever more layers random, "independent" one at a time.
@@ -85,9 +88,12 @@ def parameter_randomisation(
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
             None = the method's usual one: "auto" for leave-one-out, else "logit".
-        extra_inputs: see `pysal.gradient`.
-        batch_size: see `pysal.gradient`.
-        precision: see `pysal.gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Returns:
         The three likenesses for each layer and image, on the CPU.
@@ -122,19 +128,10 @@ def parameter_randomisation(
     check_options(where, "method_options", METHODS[name].prepare, options)
     names = _layers(where, original, layers)
 
+    running = Running(METHODS[name].score if score is None else score, extra_inputs, batch_size, precision, None)
+
     def plan_of(module: nn.Module, explained: Target, output: Output | None = None) -> Plan:
-        return Plan(
-            where,
-            module,
-            inputs,
-            explained,
-            score=METHODS[name].score if score is None else score,
-            extra_inputs=extra_inputs,
-            batch_size=batch_size,
-            precision=precision,
-            dtype=None,
-            output=output,
-        )
+        return Plan(where, module, inputs, explained, running, output=output)
 
     trained = plan_of(original, target)
     work = METHODS[name].prepare(trained, **options)

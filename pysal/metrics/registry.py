@@ -10,6 +10,7 @@ from pysal._checks import refuse, refuse_unknown
 from pysal.engine.request.attribution import default_of, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
@@ -169,7 +170,9 @@ def per_image(
         model: see `deletion`.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point, on the inputs' device.
-        target: see `deletion`.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         seed: of what is drawn.
         image_ids: one whole number of at least 0 per image, which picks what is drawn for it; None = its row in this call.
         method: the method the maps are from, as `pysal.explain` names it. Its channels rank pixels as `explain` draws them,
@@ -184,9 +187,12 @@ def per_image(
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
             None = "auto", so that methods compare, and for "max_sensitivity" what the method explains.
-        extra_inputs: see `pysal.gradient`.
-        batch_size: most rows per model pass; None = as many as memory allows.
-        precision: see `pysal.gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Returns:
         (B,) float64 on the inputs' device; NaN where an image has no such figure, as for a map that is not finite.
@@ -215,17 +221,8 @@ def per_image(
     usual: ScoreKind = "auto"
     if name == "max_sensitivity" and method is not None:
         usual = METHODS[method].score
-    plan = Plan(
-        where,
-        model,
-        inputs,
-        target,
-        score=usual if score is None else score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision=precision,
-        dtype=None,
-    )
+    kind = usual if score is None else score
+    plan = Plan(where, model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
     if name in _CURVES:
         return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES.get(name, {}), **own}).auc
     if name == "infidelity":

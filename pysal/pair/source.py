@@ -16,6 +16,7 @@ from pysal.engine.layers.spatial import Reading, reading
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.chunks import run_chunks
@@ -85,11 +86,7 @@ class TorchModel:
             self.model,
             images[:1] if versions else images,
             self._target(call_model_args),
-            score=self.score,
-            extra_inputs=self.extra_inputs,
-            batch_size=batch_size,
-            precision="as set",
-            dtype=None,
+            Running(self.score, self.extra_inputs, batch_size, "as set", None),
         )
         return plan.derive(images, torch.zeros(len(images), dtype=torch.int64, device=images.device)) if versions else plan
 

@@ -15,8 +15,10 @@ from pysal._checks import check_tensor, refuse, refuse_unknown
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
+from pysal.engine.running.precision import Precision
 from pysal.methods.registry import METHODS
 from pysal.methods.traits import PATHS
 from pysal.plots.axes import HEADER, LOOKS, OTHER, draw_key, drawable, frame, log_ticks, titled_page, x_ticks, y_ticks
@@ -47,15 +49,16 @@ class Convergence:
 def converge(
     model: Model,
     image: Tensor,
-    method: str = "integrated_gradients",
     target: Target = None,
     *,
+    method: str = "integrated_gradients",
     steps: Sequence[int] = (8, 16, 32, 64, 128),
     reference: int = 512,
     method_options: Mapping[str, Any] | None = None,
     score: ScoreKind = "logit",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
+    precision: Precision = "float32",
 ) -> Convergence:
     """Return how far the maps of few steps are from that of many, and from adding up.
 
@@ -64,8 +67,10 @@ def converge(
     Args:
         model: see `pysal.integrated_gradients`; a prepared one saves most of the time.
         image: (1, C, H, W).
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
+            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
+            the image of each row; or None for each image's highest class.
         method: "integrated_gradients" or "blur_integrated_gradients".
-        target: see `pysal.gradient`.
         steps: numbers of gradients, rising, each at least 1.
         reference: more than the most of `steps`; four times as many leave the reference an error well below theirs.
         method_options: the method's own options but the number of steps: {"baseline": "blur"}.
@@ -74,8 +79,12 @@ def converge(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-        extra_inputs: see `pysal.gradient`.
-        batch_size: see `pysal.gradient`.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -96,17 +105,7 @@ def converge(
     for name in ("steps", "tolerance", "max_steps"):
         if name in options:
             refuse(where, "method_options", "leave the number of steps to this function", repr(name))
-    plan = Plan(
-        where,
-        model,
-        image,
-        target,
-        score=score,
-        extra_inputs=extra_inputs,
-        batch_size=batch_size,
-        precision="float32",
-        dtype=None,
-    )
+    plan = Plan(where, model, image, target, Running(score, extra_inputs, batch_size, precision, None))
     found = {count: METHODS[method].attribute(plan.renamed(where, score), steps=count, **options) for count in ladder}
     maps = {count: one.map.cpu().double() for count, one in found.items()}
     residuals = {count: float(one.details["residual"][0]) for count, one in found.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import pysal
 from pysal import ops
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from tests.methods.calls import Watched, row_by_row
 from tests.methods.networks import images, seeded
 
@@ -257,9 +258,8 @@ def test_prepared_models(kind: str) -> None:
 
 def test_a_plan_of_images_that_must_stand_alone_takes_no_batch_for_its_own() -> None:
     model, batch = coupled("batch statistics"), images(B, 3, 8, 8)
-    given = {"score": "logit", "extra_inputs": (), "precision": "float32", "dtype": None}
     for size in (None, B):
-        plan = Plan("pysal.audit", model, batch, 1, batch_size=size, company="apart", **given)  # type: ignore[arg-type]
+        plan = Plan("pysal.audit", model, batch, 1, Running("logit", (), size, "float32", None), company="apart")
         with pytest.raises(ValueError, match=re.escape("must answer for each row of a pass as if it were alone, got ")):
             plan.clean()
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from tests.methods.networks import seeded
@@ -44,17 +45,7 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
 
 def request(model: Callable[..., Any], inputs: Tensor, target: Target, *, score: ScoreKind = "logit") -> Plan:
     """A plan as the methods make it where nothing else is asked for."""
-    return Plan(
-        "pysal.gradient",
-        model,
-        inputs,
-        target,
-        score=score,
-        extra_inputs=(),
-        batch_size=None,
-        precision="float32",
-        dtype=None,
-    )
+    return Plan("pysal.gradient", model, inputs, target, Running(score, (), None, "float32", None))
 
 
 class RowByRow(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, refuse_unknown, warn
+from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse, warn
 from pysal._library import without_autocast
 from pysal.engine.layers.default_layer import Look
 from pysal.engine.layers.features import Layer
@@ -19,7 +19,7 @@ from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.not_applicable import NotApplicable, differentiating
 from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
-from pysal.engine.request.extra_inputs import ExtraArguments, ExtraInputs, ordinary
+from pysal.engine.request.extra_inputs import ExtraArguments, ordinary
 from pysal.engine.request.independence import (
     MANY_ROWS,
     Company,
@@ -32,6 +32,7 @@ from pysal.engine.request.independence import (
     roundoff_of,
     unlike,
 )
+from pysal.engine.request.running import Running
 from pysal.engine.request.score import FOUND_OUT, Output, ScoreKind
 from pysal.engine.request.sweeps import Found, Sweep, Swept, sweep
 from pysal.engine.request.target import Score, Target
@@ -43,7 +44,7 @@ from pysal.engine.running.chunks import (
     is_out_of_memory,
     run_chunks,
 )
-from pysal.engine.running.precision import PRECISIONS, Arithmetic, precision_mode
+from pysal.engine.running.precision import Arithmetic, precision_mode
 from pysal.engine.running.states import leave_inference_mode, outside_inference, restoring, undo_later, without_hooks
 
 Model: TypeAlias = Callable[..., Any]
@@ -66,12 +67,7 @@ class Plan:
         model: an nn.Module in eval mode, or any callable on tensors.
         inputs: (B, C, H, W), floating point, on the model's device; finite, unless `company` is "given".
         target: what is explained; see `engine.request.target`.
-        score: which number of the output is meant; see `engine.request.score`.
-        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping); see
-            `engine.request.extra_inputs`.
-        batch_size: most rows in one model pass; None = as many as memory allows.
-        precision: the arithmetic of the model passes; see `engine.running.precision`.
-        dtype: of the result; None = float32, or float64 for float64 inputs.
+        running: the score that is meant, further arguments, batching, arithmetic and dtype of the result; see `Running`.
         company: which rows a pass may hold; see `engine.request.independence`. "checked" is "whole" where `batch_size` is B.
         output: what the model's output is taken for, where that was decided before; None = what the images say.
     """
@@ -82,25 +78,17 @@ class Plan:
         model: Model,
         inputs: Tensor,
         target: Target,
+        running: Running,
         *,
-        score: ScoreKind,
-        extra_inputs: ExtraInputs,
-        batch_size: int | None,
-        precision: Arithmetic,
-        dtype: torch.dtype | None,
         company: Company = "checked",
         output: Output | None = None,
     ) -> None:
         self.where, self.model = where, model
         self.inputs = _checked_inputs(where, inputs, finite=company != "given")
         _check_model(where, model, self.inputs)
-        if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
-            refuse(where, "batch_size", "be None or a whole number of at least 1", repr(batch_size))
-        if precision not in (*PRECISIONS, "as set"):
-            refuse_unknown(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", precision, PRECISIONS)
-        if dtype is not None and dtype not in FLOATING:
-            refuse(where, "dtype", "be a floating-point torch.dtype or None", dtype, TypeError)
-        self.extra_inputs = ExtraArguments(where, extra_inputs, len(self.inputs))
+        running.check(where)
+        batch_size, precision = running.batch_size, running.precision
+        self.extra_inputs = ExtraArguments(where, running.extra_inputs, len(self.inputs))
         # a model may say how many rows it takes at a time
         self.batch_size, self.precision = batch_size or getattr(model, "rows_per_pass", None), precision
         self.asked_batch_size = batch_size
@@ -110,9 +98,9 @@ class Plan:
                 refuse(where, "precision", f"be that of the prepared model, {model.precision!r}", repr(precision))
             self.batch_size, self.precision = batch_size or model.rows_for(self.inputs), model.precision
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        self.dtype = dtype or self.accumulator_dtype
+        self.dtype = running.dtype or self.accumulator_dtype
         named = model.original if isinstance(model, PreparedModel) else model
-        self.score = Score(where, target, score, len(inputs), self.device, lambda: names_of(named), output)
+        self.score = Score(where, target, running.score, len(inputs), self.device, lambda: names_of(named), output)
         self._root: Plan | None = None
         self.origin = torch.arange(len(inputs), device=self.device)
         # what is found out of these images under this target: one for all methods and kinds of score of a call
