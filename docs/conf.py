@@ -2,12 +2,14 @@
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 import pysal
 
@@ -96,8 +98,23 @@ def escape_bars(_app: Sphinx, _what: str, _name: str, _object: object, _options:
     lines[:] = [re.sub(r"(?<!\\)\|", r"\\|", line) for line in lines]
 
 
+def describe_data(_app: Sphinx, what: str, name: str, value: object, _options: Any, lines: list[str]) -> None:
+    """Give a constant the words below its assignment: Python has only those of its type, and Sphinx looks in one module."""
+    own = name.rpartition(".")[2]
+    if what != "data" or hasattr(value, "__wrapped__"):  # a cached function has its own
+        return
+    for module in [module for key, module in sorted(sys.modules.items()) if key.partition(".")[0] == "pysal"]:
+        if getattr(module, own, None) is value:
+            words = ModuleAnalyzer.for_module(module.__name__).find_attr_docs().get(("", own))
+            if words:
+                lines[:] = words
+                return
+    raise ValueError(f"{name} has no words below its assignment")
+
+
 def setup(app: Sphinx) -> None:
     """Make known what this site does its own way."""
     app.connect("source-read", read_page)
+    app.connect("autodoc-process-docstring", describe_data)
     app.connect("autodoc-process-docstring", escape_bars)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import re
 from pathlib import Path
 
@@ -46,6 +47,25 @@ def test_every_public_name_is_documented_and_nothing_else_is(module: str) -> Non
     if "*" not in pages:
         assert sorted(names - pages) == [], "give each its directive on a page of docs/api"
         assert sorted(pages - names) == [], "put each into __all__, or leave it out of docs/api"
+
+
+def test_constants_have_words_below_them() -> None:
+    """Those that the site shows in place of the words of their type."""
+    described = set()
+    for path in (ROOT / "pysal").rglob("*.py"):
+        for line, below in itertools.pairwise(ast.parse(path.read_text()).body):
+            if (
+                isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(line, ast.Assign | ast.AnnAssign)
+            ):
+                targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+                described |= {target.id for target in targets if isinstance(target, ast.Name)}
+    for module in PUBLIC:
+        loaded = importlib.import_module(module)
+        kinds = (bool, int, float, str, tuple, list, dict, set, Path)
+        constants = {name for name in loaded.__all__ if isinstance(getattr(loaded, name), kinds)} - {"__version__"}
+        assert sorted(constants - described) == [], module
 
 
 def test_no_page_documents_a_module_that_is_not_public() -> None:

@@ -137,6 +137,7 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+"""Metric name -> what there is to say of it: title, which is better, range, what it needs and what it costs."""
 
 PER_IMAGE: tuple[str, ...] = tuple(METRICS)
 """The names `per_image` knows."""

@@ -14,6 +14,7 @@ from pysal._checks import refuse, refuse_unknown
 from pysal.engine.model.class_names import ClassNames
 
 DATA = Path(__file__).parents[1] / "data"
+"""The folder of the photos and class names that come with the package."""
 
 Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 """Pillow's filters, by which photos are resized."""

@@ -26,6 +26,7 @@ from pysal.models.photos import checked_size
 from pysal.models.request import IMAGENET_MEAN, IMAGENET_STD, WHERE, Normalization, Request
 
 LIBRARIES = {"torchvision": from_torchvision.load, "timm": from_timm.load, "transformers": from_transformers.load}
+"""Library name -> what loads a model of it: the words before the colon in `load`'s sources."""
 FILES = {".pt": from_torchscript.load, ".pt2": from_export.load, ".onnx": from_onnx.load}
 # What holds weights and no architecture.
 _WEIGHTS = (".pth", ".safetensors", ".bin", ".ckpt")

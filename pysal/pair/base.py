@@ -7,9 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CONVOLUTION_LAYER_VALUES = "CONVOLUTION_LAYER_VALUES"
+"""Key of a model's answer: the values of the layer that `GradCam` explains, (N, h, w, K)."""
 CONVOLUTION_OUTPUT_GRADIENTS = "CONVOLUTION_OUTPUT_GRADIENTS"
+"""Key of a model's answer: the gradients of the output with respect to that layer, (N, h, w, K)."""
 INPUT_OUTPUT_GRADIENTS = "INPUT_OUTPUT_GRADIENTS"
+"""Key of a model's answer: the gradients of the output with respect to the inputs, of their shape."""
 OUTPUT_LAYER_VALUES = "OUTPUT_LAYER_VALUES"
+"""Key of a model's answer: the output, one number for each input."""
 
 _ROWS = (CONVOLUTION_LAYER_VALUES, CONVOLUTION_OUTPUT_GRADIENTS, OUTPUT_LAYER_VALUES)
 SHAPE_ERROR_MESSAGE = {

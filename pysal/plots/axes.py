@@ -26,10 +26,12 @@ LOOKS: dict[str, tuple[str, str]] = {
     "integrated_gradients": ("#8342e2", "X"),
     "blur_integrated_gradients": ("#276530", "<"),
 }
+"""Method name -> its colour and its marker (of matplotlib) in all plots."""
 OTHER = (GREY, "o")
 GRID, GUIDE = "#e3e5e9", "#9a9da5"
 HEADER = 0.86  # inches, as are all lengths below: the title, the line under it, and air
 RANDOM = "random order"
+"""The name of the curve that replaces pixels in random order."""
 
 
 def titled_page(size: tuple[float, float], title: str, subtitle: str) -> Page:

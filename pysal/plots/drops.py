@@ -35,6 +35,7 @@ from pysal.viz import (
 PHOTO = 3.0
 BAR, GAP = 0.2, 0.05
 MOST_BARS = 20
+"""Most segments that have a bar of their own; the others are counted."""
 
 
 def drops(image: Tensor, panel: Panel, *, title: str = "Drop per segment", subtitle: str = "") -> Figure:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pysal._checks import check_tensor, refuse, refuse_unknown
 
 Array = NDArray[np.float64]
+"""What pictures are made of: an array of float64."""
 PERCENTILE = 99.5
 """Per cent of the pixels whose |map| lies inside the colour limits: a few outliers must not make a picture pale."""
 

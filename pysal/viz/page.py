@@ -15,10 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 
-INK, GREY = "#1c1c1e", "#5c5f66"
-MARGIN = 0.26  # inches, as are all lengths
+INK = "#1c1c1e"
+"""The colour of titles and numbers."""
+GREY = "#5c5f66"
+"""The colour of small print."""
+MARGIN = 0.26
+"""Margin of a page, in inches, as are all lengths."""
 DPI = 160
-FAMILY = "DejaVu Sans"  # comes with matplotlib: the same picture on every machine
+FAMILY = "DejaVu Sans"
+"""The font. It comes with matplotlib, so a picture is the same on every machine."""
 
 
 class Page:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 MINUS = "\N{MINUS SIGN}"
+"""The minus sign of numbers in pictures, which is as wide as a digit."""
 
 
 def number(value: float) -> str:
