@@ -202,7 +202,7 @@ def _again(original: nn.Module, example: Tensor, precision: Precision, rows: int
 def prepare(
     model: nn.Module, example: Tensor, *, precision: Precision = "float32", batch_size: int | None = None
 ) -> PreparedModel:
-    """Return a snapshot of a model for the methods to run on: the same function, on a CPU in a half to a fifth of the time.
+    """Return a snapshot of a model for the methods to run on: the same function in less time.
 
     The snapshot folds batch norm and padding into convolutions, runs convolution, shortcut and ReLU in one pass, and computes
     only the input's gradient, for which it keeps one bit per ReLU element. It is used only if its output and gradient are the
