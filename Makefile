@@ -13,6 +13,7 @@ NETWORK ?=
 THREADS ?= 1
 # what `make test` hands to pytest: TESTS=tests/ops ARGS="-x -k blur"
 TESTS ?= tests
+comma := ,
 # A process per processor, at most eight; ARGS=-n0 runs in one, as a debugger needs it.
 parallel := -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
@@ -29,7 +30,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures clean distclean
+.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures cross wheel clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -55,7 +56,10 @@ $(VENV)/stamp-no-deps: requirements/no-deps.txt $(VENV)/stamp-dev
 	@touch $@
 
 # Tests also want the CUDA kernels compiled for their emulation on the CPU; `make explain` does without.
-EMU ?= $(if $(filter explain,$(MAKECMDGOALS)),OFF,ON)
+# On macOS, where the switching of stacks that it stands on is not to be had, there is none.
+macos := $(filter Darwin,$(shell uname))
+EMU ?= $(if $(macos)$(filter explain,$(MAKECMDGOALS)),OFF,ON)
+backends := cpu$(if $(macos),,$(comma)emulated)
 # The libraries lie beside the Python sources; should they be gone, or built without emulation, the stamp is worth nothing.
 ifeq ($(and $(wildcard pysal/_C.*.so),$(wildcard pysal/_C_cpu.so),$(or $(filter OFF,$(EMU)),$(wildcard pysal/_C_emu.so))),)
 .PHONY: $(VENV)/stamp-built
@@ -79,13 +83,13 @@ explain: $(VENV)/stamp-built ## explain a photo in seven ways: a picture and a t
 	$(VENV)/bin/pysal explain $(PHOTO) --out $(OUT) $(ARGS) | tee $(OUT)/table.txt
 
 quick: setup ## the core's tests, in two minutes
-	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(parallel) -m core $(TESTS) $(ARGS)
+	PYSAL_REQUIRE=$(backends) $(python) -m pytest $(parallel) -m core $(TESTS) $(ARGS)
 
 test: setup ## all tests, the core's first
-	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(parallel) $(TESTS) $(ARGS)
+	PYSAL_REQUIRE=$(backends) $(python) -m pytest $(parallel) $(TESTS) $(ARGS)
 
 test-all: setup ## all tests, every combination of what make test tries in pairs
-	PYSAL_REQUIRE=cpu,emulated $(python) -m pytest $(parallel) --whole $(TESTS) $(ARGS)
+	PYSAL_REQUIRE=$(backends) $(python) -m pytest $(parallel) --whole $(TESTS) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, codespell, clang-format
 	ruff check .
@@ -117,7 +121,7 @@ cuda-table: setup ## write the registers and shared memory of each CUDA kernel i
 # SEED=n is another run
 SEED ?= 1
 attack: setup ## what tests/security attacks, for longer (30 minutes): every place of an interrupt, thousands of calls of each op
-	PYSAL_ATTACK=$(SEED) PYSAL_REQUIRE=cpu,emulated $(python) -m pytest tests/security $(ARGS)
+	PYSAL_ATTACK=$(SEED) PYSAL_REQUIRE=$(backends) $(python) -m pytest tests/security $(ARGS)
 
 mutate: setup ## put faults into the CUDA kernels and write into docs/mutations.md which tests find them (an hour on two cores)
 	$(python) tests/emu/mutate.py $(ARGS)
@@ -141,6 +145,18 @@ bench: setup ## time ops and methods against their peers, into benchmarks/result
 	$(python) -m benchmarks --threads $(THREADS) $(if $(NETWORK),--network $(NETWORK)) $(if $(METHOD),--method $(METHOD)) \
 	  --results benchmarks/results/$(version) $(ARGS)
 	$(python) -m benchmarks.tables
+
+cross: setup ## the sources with clang, and for 64-bit ARM; needs Debian's clang and g++-aarch64-linux-gnu
+	PYTHON=$(python) bash tests/cross.sh $(ARGS)
+
+# folders with the headers of Pythons that are not installed: make wheel HEADERS=FOLDER, which has python3.14/Python.h
+HEADERS ?=
+# what each wheel is tried with, as pip takes it
+TORCHES ?= "torch==2.11.*" torch
+wheel: setup ## what a release uploads, into dist/: wheels for Linux, one without libraries, the sources; each wheel tried
+	$(python) wheels/build.py --headers $(HEADERS)
+	$(python) wheels/try_each.py --torch $(TORCHES)
+	$(python) -m build --no-isolation --sdist --outdir dist
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info pysal/_C*.so $(VENV)/stamp-built $(VENV)/stamp-installed $(OUT) docs/_build

@@ -1,6 +1,7 @@
 """Drives CMakeLists.txt, which says what is compiled and how.
 
 Environment variables, all there are:
+    PYSAL_COMPILE: OFF makes the package without native libraries, one wheel for all platforms, whose ops run their references.
     PYSAL_CUDA: AUTO (default; CUDA kernels where nvcc is found, also one that pip installed), ON (fail without nvcc) or OFF.
     PYSAL_CMAKE_ARGS: further arguments for CMake, "-DPYSAL_CUDA_ARCHS=90 -DPYSAL_EMU=ON -DPYSAL_SANITIZE=address".
     PYSAL_SIMD: at run time, caps the instruction set of the CPU kernels: baseline, avx2 or avx512.
@@ -106,4 +107,5 @@ def has_gpu() -> bool:
     return any(Path(name).exists() for name in ("/proc/driver/nvidia/version", "/dev/dxg"))
 
 
-setup(ext_modules=[Extension("pysal._C", sources=[])], cmdclass={"build_py": BuildUnderOwnName, "build_ext": CMakeBuild})
+compiled = [] if os.environ.get("PYSAL_COMPILE") == "OFF" else [Extension("pysal._C", sources=[])]
+setup(ext_modules=compiled, cmdclass={"build_py": BuildUnderOwnName, "build_ext": CMakeBuild})

@@ -1,7 +1,10 @@
 """What a user installs: one version, a package that works uncompiled, an sdist that builds, a wheel that runs."""
 
+import ctypes
 import importlib.metadata
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,7 +153,7 @@ def test_both_names_of_what_is_installed_are_one_package(checkout, tmp_path):
 def build(checkout, hook, target):
     """Call a build hook of setuptools in the checkout, without CUDA: that is one more library, not another path."""
     code = f"from setuptools import build_meta; print('BUILT', build_meta.{hook}({os.fspath(target)!r}))"
-    environment = {**os.environ, "PYSAL_CUDA": "OFF", "PYSAL_CMAKE_ARGS": ""}
+    environment = {"PYSAL_CMAKE_ARGS": "", **os.environ, "PYSAL_CUDA": "OFF"}
     result = subprocess.run([sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return target / result.stdout.split("BUILT ")[1].strip()
@@ -195,6 +198,88 @@ assert info["version"] == info["version_built"] == importlib.metadata.version("p
 pysal.ops.guided_relu(torch.ones(3))
 """
     run(code, "-W", "error", path=tmp_path / "installed")
+
+
+def test_the_wheel_for_all_platforms_has_no_library_and_says_so(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSAL_COMPILE", "OFF")
+    wheel = build(checkout, "build_wheel", tmp_path)
+    assert wheel.name == f"pysal_saliency-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so") and "_C_stale" not in name]
+        archive.extractall(tmp_path / "installed")
+    code = """
+import torch, pysal_saliency as pysal
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(72, 4)).eval()
+print(pysal.build_info()["compiled"], *pysal.guided_backprop(model, torch.rand(1, 3, 8, 8)).shape)
+"""
+    printed = run(code, "-W", "always", path=tmp_path / "installed")
+    assert printed.stdout.split() == ["False", "1", "3", "8", "8"]
+    assert printed.stderr.count("pysal is not compiled in ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _library.build_info()["compiled"], reason="pysal is not compiled")
+def test_a_wheel_takes_the_libraries_of_the_ops_as_they_are(checkout, tmp_path, monkeypatch):
+    """They are compiled once, whatever the number of Pythons."""
+    ops = tmp_path / "ops"
+    ops.mkdir()
+    shutil.copy(_library.HERE / "_C_cpu.so", ops)
+    monkeypatch.setenv("PYSAL_CMAKE_ARGS", f"-DPYSAL_OPS={ops} -DPYSAL_MODULE_SUFFIX=.of-another-python.so")
+    wheel = build(checkout, "build_wheel", tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = sorted(name for name in archive.namelist() if name.endswith(".so"))
+        assert libraries == ["pysal_saliency/_C.of-another-python.so", "pysal_saliency/_C_cpu.so"]
+        assert archive.read("pysal_saliency/_C_cpu.so") == (ops / "_C_cpu.so").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def glibc(tmp_path_factory):
+    """Libraries to link against, of glibc 2.28."""
+    if shutil.which("cc") is None or sysconfig.get_config_var("SOABI").split("-")[-1] != "gnu":
+        pytest.skip("no C compiler for glibc")
+    target = tmp_path_factory.mktemp("glibc")
+    subprocess.run([sys.executable, ROOT / "wheels/old_glibc.py", target, "2.28"], check=True)
+    return target
+
+
+def link(source, glibc, tmp_path):
+    """Compile a C function and link it against an older glibc; return the command's result and the library."""
+    (tmp_path / "f.c").write_text(source)
+    options = ["-shared", "-fPIC", "-O1", f"-L{glibc}", "-Wl,-z,defs", "-o", tmp_path / "f.so"]
+    result = subprocess.run(["cc", tmp_path / "f.c", *options, "-lm"], capture_output=True, text=True)
+    return result, tmp_path / "f.so"
+
+
+def test_what_is_linked_runs_on_an_older_glibc(glibc, tmp_path):
+    source = """
+#include <dlfcn.h>
+#include <math.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+static void *f(void *x) { memcpy(x, x, strlen(x)); return x; }
+double g(double x, char *name) {
+  pthread_t thread;
+  pthread_create(&thread, 0, f, name);
+  pthread_join(thread, 0);
+  return exp(x) + pow(x, x) + (dlopen(name, RTLD_NOW) != 0) + shm_open(name, 0, 0);
+}
+"""
+    result, library = link(source, glibc, tmp_path)
+    assert result.returncode == 0, result.stderr
+    read = subprocess.run(["readelf", "--wide", "--dynamic", "--dyn-syms", library], capture_output=True, text=True, check=True)
+    versions = {tuple(map(int, version.split("."))) for version in re.findall(r"@GLIBC_([\d.]+)", read.stdout)}
+    assert versions
+    assert max(versions) <= (2, 28), read.stdout
+    assert {"libpthread.so.0", "libdl.so.2", "librt.so.1", "libm.so.6"} <= set(re.findall(r"NEEDED.*\[(.*)\]", read.stdout))
+    g = ctypes.CDLL(os.fspath(library)).g
+    g.restype = ctypes.c_double
+    assert g(ctypes.c_double(1.0), b"/") == math.exp(1.0) + 1.0 + 0.0 - 1.0  # no library and no shared memory is called that
+
+
+def test_what_an_older_glibc_had_not_does_not_link(glibc, tmp_path):
+    result, _ = link("unsigned arc4random(void); unsigned g(void) { return arc4random(); }", glibc, tmp_path)  # of 2.36
+    assert "arc4random" in result.stderr
 
 
 @pytest.mark.slow

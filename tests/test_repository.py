@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import pysal
 from pysal import _library, ops
 from pysal.methods.registry import METHODS
 from tests.conftest import KINDS, ORDER
+from wheels.build import PYTHONS
 
 ROOT = Path(__file__).resolve().parents[1]
 STEMS = sorted(path.stem for path in (ROOT / "pysal/ops").glob("[!_]*.py"))
@@ -153,6 +155,25 @@ def test_every_kind_of_test_is_there_and_explained() -> None:
     for kind, places in KINDS.items():
         assert f"| `{kind}` |" in page
         assert [place for place in places if not (ROOT / "tests" / place).exists()] == []
+
+
+def test_the_workflow_calls_stages_alone() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    stages = re.findall(r"^ *(?:\[\[ .* \]\] \|\| )?stage ([a-z-]+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert {"clang", "cross", "quick", "test", "uncompiled", "wheel"} <= set(stages)
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    called = [command for command in commands if not command.startswith("brew install ")]
+    assert len(called) == len(workflow["jobs"])
+    for command in called:
+        name, *named = command.split()
+        assert name == ".ci/run"
+        assert set(named) <= set(stages), command
+    matrix = workflow["jobs"]["pythons"]["strategy"]["matrix"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert matrix["python"] == named == PYTHONS
+    assert project["requires-python"] == f">={named[0]}"
+    assert matrix["torch"] == [f"{project['dependencies'][0].replace('>=', '==')}.*", "torch"], "the oldest and the newest"
 
 
 def test_make_lists_its_targets() -> None:
