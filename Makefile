@@ -146,7 +146,7 @@ bench: setup ## time ops and methods against their peers, into benchmarks/result
 	  --results benchmarks/results/$(version) $(ARGS)
 	$(python) -m benchmarks.tables
 
-cross: setup ## the sources with clang, and for 64-bit ARM; needs Debian's clang and g++-aarch64-linux-gnu
+cross: setup ## the sources with clang, and for 64-bit ARM; needs Debian's clang, g++-aarch64-linux-gnu and qemu-user
 	PYTHON=$(python) bash tests/cross.sh $(ARGS)
 
 # folders with the headers of Pythons that are not installed: make wheel HEADERS=FOLDER, which has python3.14/Python.h

@@ -2,7 +2,8 @@
 # The sources with other compilers than GCC for this machine, warnings as errors:
 #   syntax    clang reads everything and compiles nothing (a minute)
 #   clang     clang compiles everything, and the ops' tests run with what it made
-#   aarch64   GCC compiles for 64-bit ARM and links against torch's library for it (a download of 430 MB, once)
+#   aarch64   GCC compiles for 64-bit ARM and links against torch's library for it (a download of 430 MB, once); qemu runs
+#             the loops of the CPU (tests/simd_loops.cpp). Ops in torch under qemu would take hours.
 # All three, or those that are named. PYTHON may be given, CLANG and AARCH64 as names of compilers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -52,6 +53,11 @@ clang() {
 
 aarch64() {
   need "$aarch64" g++-aarch64-linux-gnu
+  need qemu-aarch64 qemu-user
+  mkdir -p "$work"
+  local loops=(csrc/cpu/simd/{box_regions,gaussian_noise,grad_cam,guided_relu}.cpp tests/simd_loops.cpp)
+  "$aarch64" -static -std=c++17 -O3 -fno-math-errno -ffp-contract=fast -Wall -Wextra -Werror "${loops[@]}" -o "$work/simd_loops"
+  qemu-aarch64 "$work/simd_loops"
   local library=$work/torch/lib/libtorch_cpu.so
   if [[ ! -f $library ]]; then
     # the torch that is installed here, for the other processor; only what is linked against is kept
@@ -67,7 +73,7 @@ aarch64() {
   configure "$work/aarch64" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$aarch64" \
     -DPYSAL_TORCH_CPU="$library" -DPYSAL_MODULE_SUFFIX=.aarch64.so
   cmake --build "$work/aarch64"
-  aarch64-linux-gnu-readelf --file-header "$work"/aarch64/_C_cpu.so | grep Machine
+  readelf --file-header "$work"/aarch64/_C*.so | grep -E "File|Machine"
 }
 
 stages=("$@")
