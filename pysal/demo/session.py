@@ -23,8 +23,8 @@ from pysal.demo.turns import Turns
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel, prepare
 from pysal.engine.request.attribution import default_of
+from pysal.engine.request.row_score import class_scores
 from pysal.engine.request.score import Look, probabilities
-from pysal.engine.request.target import class_scores
 from pysal.engine.running.chunks import Cancelled, fast_rows, progress
 from pysal.explain import explain
 from pysal.explanation import Explanation, MethodResult

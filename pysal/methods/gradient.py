@@ -9,12 +9,13 @@ from torch import Tensor
 
 from pysal._checks import check_dense, refuse
 from pysal.engine.request import sweeps
+from pysal.engine.request.class_targets import shown
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.sweeps import Sweep
-from pysal.engine.request.target import Class, Target, shown
+from pysal.engine.request.target import Class, Target
 from pysal.engine.request.work import Work, sweeping
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import outside_inference

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.request.target import RowTarget, class_scores, of_image
+from pysal.engine.request.row_score import class_scores
+from pysal.engine.request.target import RowTarget, of_image
 from tests.methods.calls import CALLS, VARIANTS, request, row_by_row
 from tests.methods.networks import images, linear, weights
 

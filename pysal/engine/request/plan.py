@@ -32,10 +32,11 @@ from pysal.engine.request.independence import (
     roundoff_of,
     unlike,
 )
+from pysal.engine.request.row_score import Score
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import FOUND_OUT, Output, ScoreKind
 from pysal.engine.request.sweeps import Found, Sweep, Swept, sweep
-from pysal.engine.request.target import Score, Target
+from pysal.engine.request.target import Target
 from pysal.engine.running.chunks import (
     GENEROUS_BYTES_PER_INPUT_BYTE,
     MEMORY_SHARE,
