@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFile, PngImagePlugin
 from torch import nn
 
-from pysal.models import Classifier, read_image, read_images
+from pysal.models import Classifier, Normalized, read_image, read_images
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -158,6 +158,38 @@ def test_cmyk_is_converted(write, suffix) -> None:
     expected[:, 0, :, :8] = 0
     # The block edge of a JPEG is at column 8 and each block is flat: only rounding of the colour conversion is left.
     assert (image - expected).abs().max() <= 2 / 255
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_model_of_grey_images_gets_grey(write, suffix) -> None:
+    colours = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    weights = np.array([299, 587, 114]) / 1000  # ITU-R BT.601
+    for source in (write(Image.fromarray(colours), f"colour{suffix}"), colours, colours / 255.0):
+        found = read_image(source, channels=1)
+        seen = read_image(source)[0].numpy()
+        assert found.shape == (1, 1, 9, 7)
+        np.testing.assert_allclose(found[0, 0], np.tensordot(weights, seen, 1), rtol=0, atol=1e-6)
+    grey = colours[..., 0]
+    assert torch.equal(read_image(grey, channels=1), read_image(grey)[:, :1])
+    assert read_image(np.full((4, 4, 3), 255, np.uint8), channels=1).max() <= 1
+
+
+def test_channels_are_those_of_the_model() -> None:
+    def of(network: nn.Module, **options: int) -> int:
+        return Classifier(network, name="m", class_names=["a"], input_size=(4, 4), **options).channels
+
+    grey, colour = nn.Conv2d(1, 1, 3), nn.Conv2d(3, 1, 3)
+    assert of(grey) == of(Normalized(grey, [0.5], [0.25])) == of(Normalized(nn.Sequential(grey, colour), 0.5, 1.0)) == 1
+    assert of(colour) == of(Normalized(colour, 0.5, 0.25)) == of(nn.Identity()) == of(Normalized(grey, [0.5] * 3, 0.25)) == 3
+    assert of(nn.Flatten(), channels=1) == 1
+    model = Classifier(grey, name="m", class_names=["a"], input_size=(4, 4))
+    assert read_image(np.zeros((6, 6), np.uint8), model).shape == (1, 1, 4, 4)
+    assert read_images([np.zeros((6, 6, 3), np.uint8)] * 2, model).shape == (2, 1, 4, 4)
+    assert read_image(np.zeros((6, 6), np.uint8), model, channels=3).shape == (1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"^pysal\.read_image: channels must be 1 or 3, got 2$"):
+        read_image(np.zeros((6, 6), np.uint8), channels=2)
+    with pytest.raises(ValueError, match=r"^pysal\.models\.Classifier: channels must be 1 or 3, got 4$"):
+        of(grey, channels=4)
 
 
 def cmyk(inks: np.ndarray) -> Image.Image:

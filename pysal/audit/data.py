@@ -369,14 +369,16 @@ def read_bytes(root: Path, item: Item) -> bytes:
     return content
 
 
-def decode(content: bytes, model: Any, size: tuple[int, int]) -> Tensor:
-    """Return an image (1, 3, H, W) in [0, 1] as the model wants it, or of a size.
+def decode(content: bytes, model: Any, size: tuple[int, int], channels: Literal[1, 3]) -> Tensor:
+    """Return an image (1, channels, H, W) in [0, 1] as the model wants it, or of a size.
 
     Raises:
         Unreadable: it is no image.
     """
     try:
-        return read_image(content, model) if isinstance(model, Classifier) else read_image(content, size=size)
+        if isinstance(model, Classifier):
+            return read_image(content, model, channels=channels)
+        return read_image(content, size=size, channels=channels)
     except ValueError as error:
         raise _unreadable(str(error)) from error
     except MemoryError as error:

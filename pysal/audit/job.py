@@ -35,6 +35,7 @@ from pysal.engine.running.states import restoring
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS
 from pysal.models import Classifier
+from pysal.models.classifier import channels_of
 from pysal.segments import Grid, Slic, Window, parse
 
 WHERE = "pysal.audit.Job"
@@ -190,6 +191,7 @@ class Job:
                 "architecture_sha256": architecture_sha256(loaded),
                 "weights_sha256": weights_sha256(loaded),
                 "input_size": list(input_size),
+                "channels": classifier.channels if classifier is not None else channels_of(loaded),
                 "class_names": list(classifier.class_names) if classifier is not None else None,
                 "output": None,
                 "crop_fraction": classifier.crop_fraction if classifier is not None else None,
@@ -289,8 +291,6 @@ class Job:
             table = plan.clean().table
             assert table is not None
             plan.check_independence()  # an image's rows must not say which others were in its batch
-            if table.shape[1] < 2:
-                refuse(WHERE, "model", "give scores of two classes or more", f"an output of shape {tuple(table.shape)}")
             # of every shard the same: what a few of its images would say of the output is not asked
             output = self.manifest["model"]["output"] = worker.request(worker.probes(), 0).output
             plan.score.look.output = output

@@ -31,6 +31,7 @@ KEYS: dict[str, Any] = {
         "architecture_sha256": str,
         "weights_sha256": str,
         "input_size": list,
+        "channels": int,
         "class_names": (list, type(None)),
         "crop_fraction": (*NUMBER, type(None)),
         "resample": TEXT_OR_NONE,

@@ -435,7 +435,8 @@ class _Report:
     def _answer(self, columns: Mapping[str, Any], row: int) -> str:
         """Return what the class explained is, how sure the model is of it, and whether it is right."""
         target, label = columns["target"][row], columns["label"][row]
-        text = f"{self.results.class_name(target)} {percent(columns['probability'][row])}"
+        sure = columns["probability"][row]
+        text = self.results.class_name(target) + (f" {percent(sure)}" if np.isfinite(sure) else "")
         if np.isfinite(label) and label != target:
             return f"{text}, labelled {self.results.class_name(label)}"
         return text

@@ -224,6 +224,7 @@ class Results:
         row = {name: self.plan[name][image].as_py() for name in Item._fields}
         try:
             content = read_bytes(Path(self.manifest["data"]["root"]), Item(**row))
-            return decode(content, self._crops, tuple(self.manifest["model"]["input_size"]))[0]
+            about = self.manifest["model"]  # of grey images three equal channels are shown
+            return decode(content, self._crops, tuple(about["input_size"]), about["channels"])[0].expand(3, -1, -1)
         except Unreadable:
             return None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,7 @@ class Worker:
         manifest = setup.manifest
         self.size: tuple[int, int] = tuple(manifest["model"]["input_size"])
         self.original = setup.model.load(WHERE, device) if model is None else model
+        self.channels: Literal[1, 3] = manifest["model"]["channels"]
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
             with in_one_order(device):
@@ -109,18 +110,16 @@ class Worker:
                 )
 
     def example(self) -> Tensor:
-        """Return an image (1, 3, H, W) that is the same for every worker."""
+        """Return an image (1, C, H, W) that is the same for every worker."""
         generator = torch.Generator(device="cpu").manual_seed(0)
-        return torch.rand(1, 3, *self.size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
+        return torch.rand(1, self.channels, *self.size, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
 
     def probes(self) -> Tensor:
-        """Return images (8, 3, H, W), the same for every worker, on which it is found out what the model's output is."""
-        noise = torch.rand(
-            5, 3, *self.size, generator=torch.Generator(device="cpu").manual_seed(1), dtype=torch.float32, device="cpu"
-        )
-        plain = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float32, device="cpu")[:, None, None, None].expand(
-            3, *noise.shape[1:]
-        )
+        """Return images (8, C, H, W), the same for every worker, on which it is found out what the model's output is."""
+        generator = torch.Generator(device="cpu").manual_seed(1)
+        noise = torch.rand(5, self.channels, *self.size, generator=generator, dtype=torch.float32, device="cpu")
+        plain = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float32, device="cpu")[:, None, None, None]
+        plain = plain.expand(3, *noise.shape[1:])
         return torch.cat([noise, plain]).to(self.device)
 
     @restoring
@@ -149,7 +148,7 @@ class Worker:
                         if manifest["target"] == "label" and item.label is None:
                             raise Unreadable("the image has no label, which is the target")
                         content = read_bytes(self.setup.root, item)
-                        images.append(decode(content, self.original, self.size))
+                        images.append(decode(content, self.original, self.size, self.channels))
                     except Unreadable as reason:
                         errors.append(_error(item, reason))
                         continue
@@ -352,7 +351,13 @@ def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[n
 
 
 def _model_figures(scores: Tensor, likely: Tensor, target: Tensor) -> list[dict[str, Any]]:
-    """Return what the model says of each image: class, target and their probabilities, by those of all classes (B, K)."""
+    """Return what the model says of each image: class, target and their probabilities, by those of all classes (B, K).
+
+    Of one column, a number with a unit of its own, there is no class to predict and no probability.
+    """
+    if scores.shape[1] == 1:
+        unknown = dict.fromkeys(("predicted", "predicted_probability", "probability"))
+        return [{**unknown, "target": one} for one in target.tolist()]
     predicted = scores.argmax(1)
     columns = {
         "predicted": predicted.tolist(),

@@ -189,12 +189,13 @@ class Score(RowTarget):
         where: the public name, for errors.
         target: see `select`.
         whole: the output may be about the batch as a whole: its sum is what is differentiated.
+        together: the output's rows are not those of the pass, but the target's.
     """
 
     follows_rows = False  # captum's targets may be about the batch as a whole
 
-    def __init__(self, where: str, target: Target, *, whole: bool = False) -> None:
-        self.where, self.target, self.whole = where, target, whole
+    def __init__(self, where: str, target: Target, *, whole: bool = False, together: bool = False) -> None:
+        self.where, self.target, self.whole, self.together = where, target, whole, together
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores.
@@ -210,7 +211,7 @@ class Score(RowTarget):
             refuse(self.where, "the output", "be a tensor", type(output).__name__, error)
         if len(rows) > 1 and not self.whole and (not output.ndim or len(output) != len(rows)):
             raise PerBatch
-        selected = select(self.where, output, self.target, rows)
+        selected = select(self.where, output, self.target, None if self.together else rows)
         if not selected.ndim:
             if len(rows) > 1:
                 refuse(self.where, "the output", f"have one number for each of {len(rows)} rows", "one in all", IndexError)
@@ -237,6 +238,7 @@ class Request:
         target: see `select`.
         additional_forward_args: further arguments of the forward function; tensors of B rows go with their example.
         whole_numbers: inputs of whole numbers are "refused", become "floating" or are "kept", for a layer behind them.
+        any_rows: whether inputs may have different numbers of rows. They are then explained together, by one pass.
 
     Raises:
         AssertionError: inputs that are no tensors or of different numbers of rows; the wrong number of targets.
@@ -252,16 +254,21 @@ class Request:
         target: Target,
         additional_forward_args: object,
         whole_numbers: Literal["floating", "kept", "refused"] = "refused",
+        any_rows: bool = False,
     ) -> None:
         self.where, self.forward, self.target = where, forward, target
         self.is_tuple = isinstance(inputs, tuple)
         self.inputs = as_tuple(inputs)
         self.further = arguments(additional_forward_args)
         self.examples = len(self.inputs[0])
-        check_rows(where, self.inputs)
+        self.together = any_rows and len({len(one) for one in self.inputs}) > 1
+        if not self.together:
+            check_rows(where, self.inputs)
         if not self.examples:
             refuse(where, "inputs", "hold at least one example", f"shape {tuple(self.inputs[0].shape)}", IndexError)
         check_target(where, target, self.examples)
+        if self.together:  # all of them are one example
+            self.inputs, self.examples = tuple(one[None] for one in self.inputs), 1
         self.dtypes = [one.dtype for one in self.inputs]
         if not all(is_differentiable(dtype) for dtype in self.dtypes):
             if whole_numbers == "refused":
@@ -314,6 +321,7 @@ class Request:
 
     def answer(self, found: Sequence[Tensor]) -> Any:
         """Return what `attribute` returns: a tuple for a tuple of inputs, else a tensor."""
+        found = [one[0] for one in found] if self.together else found
         return tuple(found) if self.is_tuple else found[0]
 
     def plan(self) -> Plan:
@@ -332,7 +340,7 @@ class Request:
             self.where,
             self._model(),
             images if finite else torch.zeros_like(images),
-            Score(self.where, self.target, whole=self.whole),
+            Score(self.where, self.target, whole=self.whole or self.together, together=self.together),
             running,
             company="checked" if prepared else "given",
         )
@@ -347,8 +355,8 @@ class Request:
             points: packed rows of examples (N,) of copies (N,) of the batch; None where it runs once.
             most: rows of a pass, as asked, of which captum takes whole batches, one at least.
         """
-        if self.whole:
-            return self.copies * self.examples
+        if self.whole:  # what one number answers for is then a matter of what runs together, as the caller asks
+            return self.examples * (self.copies if most is None else min(self.copies, max(1, most // self.examples)))
         fixed: int | None = getattr(self.forward, "rows_per_pass", None)  # of a model that takes no other number
         if fixed is not None and not isinstance(self.forward, PreparedModel):
             return fixed
@@ -429,7 +437,7 @@ class Request:
                 inputs = self.unpack(images)
                 if self.copies == 1 and len(images) == self.examples and not self.as_is:
                     inputs = tuple(laid_out(one, given) for one, given in zip(inputs, self.inputs, strict=True))
-                return call(forward, inputs, further)
+                return call(forward, tuple(one[0] for one in inputs) if self.together else inputs, further)
 
             model.__wrapped__ = forward  # type: ignore[attr-defined]  # as functools.wraps says it
             return model

@@ -42,7 +42,7 @@ class _ReluRuleAttribution(GradientAttribution):
             AssertionError: see `Saliency`.
             ValueError: with `strict`, the network has no ReLU, or an activation that the rule does not cover.
         """
-        request = self._ask(inputs, target, additional_forward_args)
+        request = self._ask(inputs, target, additional_forward_args, any_rows=True)
         other = self._other_activations
         found = request.run(
             lambda plan: guided_backprop.prepare(plan, rule=self._rule, other_activations=other).run(report=False).map

@@ -37,9 +37,9 @@ class Saliency(GradientAttribution):
             A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
 
         Raises:
-            AssertionError: the target does not pick one number of each row, or the inputs have different numbers of rows.
+            AssertionError: the target does not pick one number of each row.
             RuntimeError: the output does not depend on the inputs.
         """
-        request = self._ask(inputs, target, additional_forward_args)
+        request = self._ask(inputs, target, additional_forward_args, any_rows=True)
         found = self._gradients(request)
         return request.answer([one.abs() for one in found] if abs else found)

@@ -222,14 +222,14 @@ class Workspace:
         with self._loading[name]:  # who wants another model does not wait for this one
             if name not in self._ready:
                 classifier = self._loaders[name]()
-                example = torch.full((1, 3, *classifier.input_size), 0.5, device=self.device)
+                example = torch.full((1, classifier.channels, *classifier.input_size), 0.5, device=self.device)
                 rows = fast_rows(example.device, example.numel() * example.element_size())
                 runner = prepare(classifier, example, batch_size=rows if self.device == "cpu" else None)
                 self._ready[name] = Ready(classifier, runner)
             return self._ready[name]
 
     def photo(self, model: str, source: str | Path) -> Tensor:
-        """Return a photo as the model wants it, (1, 3, H, W) in [0, 1].
+        """Return a photo as the model wants it, (1, C, H, W) in [0, 1].
 
         Args:
             model: the model's name.
@@ -285,7 +285,7 @@ class Workspace:
 
         Args:
             model: its name.
-            image: (1, 3, H, W), see `photo`.
+            image: (1, C, H, W), see `photo`.
             target: class index.
             methods: names out of METHODS.
             options: of all methods; each takes its own.

@@ -83,11 +83,19 @@ def _per_channel(where: str, argument: str, value: object) -> list[float]:
     return numbers
 
 
+def channels_of(network: nn.Module) -> Literal[1, 3]:
+    """Return whether a network takes grey images, 1, or colours, 3."""
+    if isinstance(network, Normalized) and len(network.mean) > 1:
+        return 3
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
 class Classifier(nn.Module):
     """A classifier of [0, 1] images that knows its classes by name and the photos it wants.
 
     Args:
-        network: images (B, 3, H, W) in [0, 1] -> logits (B, K); usually a `Normalized`.
+        network: images (B, C, H, W) in [0, 1] -> logits (B, K); usually a `Normalized`.
         name: what the model is called.
         class_names: K names, different from each other even in lower case.
         input_size: (height, width) of the images the network was trained on, pixels.
@@ -95,10 +103,12 @@ class Classifier(nn.Module):
         resample: the filter that photos are resized with.
         synonyms: for each class the other words `class_index` knows it by; none by default.
         rows_per_pass: images that the network takes at a time; None = any number.
+        channels: C of its images: 3, colours, or 1, grey, to which `read_image` brings photos. None = as many as the
+            normalisation has numbers or, of one number for all, as its first convolution takes, if that is 1; else 3.
 
     Raises:
-        ValueError: names that repeat, sizes below 1, a crop fraction outside (0, 1], an unknown filter, or synonyms for
-            another number of classes.
+        ValueError: names that repeat, sizes below 1, a crop fraction outside (0, 1], an unknown filter, synonyms for
+            another number of classes, or channels that are neither 1 nor 3.
     """
 
     def __init__(
@@ -112,6 +122,7 @@ class Classifier(nn.Module):
         resample: Resample = "bicubic",
         synonyms: Sequence[Sequence[str]] | None = None,
         rows_per_pass: int | None = None,
+        channels: Literal[1, 3] | None = None,
     ) -> None:
         super().__init__()
         where = "pysal.models.Classifier"
@@ -127,7 +138,10 @@ class Classifier(nn.Module):
             refuse_unknown(where, "resample", f"be one of {', '.join(get_args(Resample))}", resample, get_args(Resample))
         if synonyms is not None and len(synonyms) != len(folded):
             refuse(where, "synonyms", f"have one entry for each of the {len(folded)} classes", f"{len(synonyms)} entries")
+        if channels not in (None, 1, 3):
+            refuse(where, "channels", "be 1 or 3", repr(channels))
         self.network = network
+        self.channels: Literal[1, 3] = channels_of(network) if channels is None else channels
         self.name = name
         self.class_names = tuple(class_names)
         self.input_size = (int(input_size[0]), int(input_size[1]))
@@ -136,7 +150,7 @@ class Classifier(nn.Module):
         self.classes = ClassNames(self.class_names, synonyms)
 
     def forward(self, images: Tensor) -> Any:
-        """Return the logits (B, K) of images (B, 3, H, W) in [0, 1]."""
+        """Return the logits (B, K) of images (B, C, H, W) in [0, 1]."""
         return self.network(images)
 
     def class_index(self, name_or_index: str | int) -> int:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from pysal.models.classifier import DATA, Classifier
 _READ = "pysal.read_image"
 # Pixels a side that a photo is resized to: more than any model takes, and fewer than Pillow counts in 32 bits.
 LARGEST_SIDE = 65_535
+# Of red, green and blue in grey: ITU-R BT.601, as Pillow has them.
+LUMA = (0.299, 0.587, 0.114)
 
 Source = str | Path | bytes | Image.Image | NDArray[Any]
 """What a photo is read from: a file, a file's content, a PIL image or an array (H, W) or (H, W, C)."""
@@ -43,29 +45,40 @@ PHOTO_SUFFIXES = frozenset(
 )
 
 
-def read_image(source: Source, model: Classifier | None = None, *, size: int | tuple[int, int] | None = None) -> Tensor:
-    """Return a photo as (1, 3, H, W), float32 in [0, 1], on the CPU: as `model` wants it, or at its own size.
+def read_image(
+    source: Source,
+    model: Classifier | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: Literal[1, 3] | None = None,
+) -> Tensor:
+    """Return a photo as (1, C, H, W), float32 in [0, 1], on the CPU: as `model` wants it, or at its own size.
 
     If there is a size, the photo is cropped around its centre to the wanted shape, so nothing is stretched. It is then resized
     with the model's filter, else Pillow's bicubic one, which average what they shrink: in 8 bits if the photo has 8, else
     in float32, clamped to [0, 1].
 
-    Grey photos give three equal channels, transparent ones are put on white, and EXIF rotation is applied. 16-bit values are
-    divided by 65535 (Pillow reads the upper 8 bits of 16-bit colour files). Of an animation or a multi-page file the first
-    picture is read.
+    Of 3 channels, grey photos give three equal ones; of 1, for models of grey images, colours become their luma (ITU-R BT.601).
+    Transparent photos are put on white, and EXIF rotation is applied. 16-bit values are divided by 65535 (Pillow reads the
+    upper 8 bits of 16-bit colour files). Of an animation or a multi-page file the first picture is read.
 
     Args:
         source: a file, a file's content, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and
             alpha, 3 RGB and 4 RGB and alpha, of uint8, uint16 or floating values in [0, 1].
-        model: sets the size (`model.input_size`), how much of the photo to keep (`model.crop_fraction`) and how to resize it.
+        model: sets the size (`model.input_size`), how much of the photo to keep (`model.crop_fraction`), how to resize it and
+            the channels (`model.channels`).
         size: (height, width) in pixels, or a number for a square; instead of the model's.
+        channels: 1 or 3, instead of the model's; None = the model's, 3 without one.
 
     Raises:
         TypeError: another kind of source or model, or an array of another dtype.
         FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
         ValueError: not an image, damaged or cut off, more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`),
-            fewer than 2 x 2, an array of another shape or with values outside [0, 1], or a size below 1.
+            fewer than 2 x 2, an array of another shape or with values outside [0, 1], a size below 1, or other
+            channels.
     """
+    if channels not in (None, 1, 3):
+        refuse(_READ, "channels", "be 1 or 3", repr(channels))
     if model is not None and not isinstance(model, Classifier):
         refuse(_READ, "model", "be a pysal.models.Classifier", type(model).__name__, TypeError)
     target = model.input_size if model is not None and size is None else checked_size(_READ, size)
@@ -74,21 +87,26 @@ def read_image(source: Source, model: Classifier | None = None, *, size: int | t
     height, width = (pixels.height, pixels.width) if isinstance(pixels, Image.Image) else pixels.shape[:2]
     if min(height, width) < 2:
         refuse(_READ, "source", "be an image of at least 2 x 2 pixels", f"{shown} ({width} x {height} pixels)")
+    channels = channels or (3 if model is None else model.channels)
     if target is None:
-        return _to_tensor(np.asarray(_on_white(pixels)) if isinstance(pixels, Image.Image) else _colours(pixels))
+        return _to_tensor(np.asarray(_on_white(pixels)) if isinstance(pixels, Image.Image) else _colours(pixels), channels)
     top, left, bottom, right = _centre_box((height, width), target, fraction)
     resample = Image.Resampling[(model.resample if model is not None else "bicubic").upper()]
     if not isinstance(pixels, Image.Image):
-        return _to_tensor(_resize(_colours(pixels[top:bottom, left:right]), target, resample))
+        return _to_tensor(_resize(_colours(pixels[top:bottom, left:right]), target, resample), channels)
     if (bottom - top, right - left) != (height, width):
         pixels = pixels.crop((left, top, right, bottom))
-    return _to_tensor(np.asarray(_on_white(pixels).resize((target[1], target[0]), resample)))
+    return _to_tensor(np.asarray(_on_white(pixels).resize((target[1], target[0]), resample)), channels)
 
 
 def read_images(
-    sources: Sequence[Source], model: Classifier | None = None, *, size: int | tuple[int, int] | None = None
+    sources: Sequence[Source],
+    model: Classifier | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: Literal[1, 3] | None = None,
 ) -> Tensor:
-    """Return several photos as one batch (B, 3, H, W), float32 in [0, 1]: `read_image` of each.
+    """Return several photos as one batch (B, C, H, W), float32 in [0, 1]: `read_image` of each.
 
     Raises:
         TypeError, OSError, ValueError: as `read_image`; also no photo at all, or photos of different sizes where
@@ -99,7 +117,7 @@ def read_images(
         refuse(where, "sources", "be a list of photos", type(sources).__name__, TypeError)
     if not sources:
         refuse(where, "sources", "hold at least one photo", "none")
-    images = [read_image(source, model, size=size) for source in sources]
+    images = [read_image(source, model, size=size, channels=channels) for source in sources]
     for source, image in zip(sources, images, strict=True):
         if image.shape != images[0].shape:
             sizes = [f"{tuple(each.shape[2:])}" for each in (images[0], image)]
@@ -294,14 +312,16 @@ def _resize(colours: NDArray[Any], target: tuple[int, int], resample: Image.Resa
     return stacked if colours.dtype == np.uint8 else stacked.clip(0, 1)
 
 
-def _to_tensor(colours: NDArray[Any]) -> Tensor:
-    """Return (1, 3, H, W) in [0, 1] of (H, W, 1 or 3) or (H, W); grey is resized once and becomes three channels here."""
+def _to_tensor(colours: NDArray[Any], channels: int) -> Tensor:
+    """Return (1, channels, H, W) in [0, 1] of (H, W, 1 or 3) or (H, W); grey is resized once, and repeated here."""
     if colours.ndim == 2:
         colours = colours[..., None]
     values = torch.from_numpy(colours.transpose(2, 0, 1)[None].astype(np.float32, order="C"))
     if colours.dtype == np.uint8:
         values /= 255
-    return values.expand(-1, 3, -1, -1).contiguous()
+    if channels == 1 and values.shape[1] == 3:
+        return (values * torch.tensor(LUMA, dtype=values.dtype, device="cpu").view(3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
+    return values.expand(-1, channels, -1, -1).contiguous()
 
 
 def _refuse_file(shown: str, reason: str, error: type[Exception] = ValueError) -> NoReturn:

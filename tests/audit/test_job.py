@@ -194,6 +194,41 @@ def test_a_target_by_name_of_a_model_that_is_no_classifier(job) -> None:
         job(target="tere", out="near")
 
 
+@pytest.mark.parametrize("head", [nn.Identity(), nn.Sigmoid()])
+def test_one_column_is_a_number_with_its_own_unit(job, head) -> None:
+    """A regression, or a binary classifier: there is no class to predict, and nothing to be sure of."""
+    network = nn.Sequential(*tiny.network()[:-1], nn.Linear(6, 1), head).eval()
+    model = models.Classifier(network, name="years", class_names=["age"], input_size=tiny.SIZE).eval()
+    planned = job(model=model, metrics=["deletion"], labels="none")
+    planned.run(engine="inline")
+    assert planned.manifest["model"]["output"] == "numbers"
+    for method in ("gradient", "leave_one_out"):
+        rows = rows_of(planned.out, method)
+        assert no_further(rows["score"].to_numpy(), model(images_of(planned)).detach().double()[:, 0])
+        assert all(
+            rows[name].null_count == len(rows) for name in ("predicted", "predicted_probability", "probability", "fault")
+        )
+        assert set(rows["target"].to_pylist()) == {0}
+        assert np.isfinite(rows["deletion"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("size", [None, (8, 9)])
+def test_a_model_of_grey_images_is_given_grey_images(job, photos, size) -> None:
+    """Also one that is no `Classifier`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    model = network if size else models.Classifier(network, name="grey", class_names=["a", "b"], input_size=tiny.SIZE).eval()
+    planned = job(model=model, size=size)
+    planned.run(engine="inline")
+    assert planned.manifest["model"]["channels"] == 1
+    names = sorted(planned.plan["path"].to_pylist())
+    own = None if size else model
+    images = torch.cat([models.read_image(photos / path, own, size=size, channels=1) for path in names])
+    rows = rows_of(planned.out, "gradient").sort_by("path")
+    assert no_further(rows["score"].to_numpy(), model(images).detach().double().amax(1))
+
+
 def test_an_object_is_a_model_too(job) -> None:
     model = tiny.classifier()
     planned = job(model=model, out="object")

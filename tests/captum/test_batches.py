@@ -508,7 +508,41 @@ def test_a_model_without_gradients_inside(off: Any) -> None:
     assert difference(theirs, ours) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients", "NoiseTunnel"])
+@pytest.mark.parametrize("target", [1, [2, 0, 1, 1], torch.tensor([0, 1, 2, 0])])
+@pytest.mark.parametrize("name", ["Saliency", "GuidedBackprop", "Deconvolution"])
+def test_gradients_of_inputs_of_different_numbers_of_rows(name: str, target: Any) -> None:
+    """A gradient knows no examples, so what is shared by all rows has one as well."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Through(
+            lambda m, one, other, third: m.relu(m.a(one)) * other.exp() + third.sum(), a=nn.Linear(5, 3), relu=nn.ReLU()
+        )
+    inputs = (drawn(4, 5), drawn(1, 3, seed=1), drawn(2, 3, 2, seed=2).transpose(1, 2))
+    theirs, ours = (one.attribute(inputs, target) for one in peers(name, model.double().eval()))
+    assert difference(theirs, ours) < EXACT
+
+
+@pytest.mark.parametrize("most", [None, 1, 3, 4, 7])
+@pytest.mark.parametrize("name", ["a mean", "a mean of squares", "classes of all"])
+def test_one_answer_for_all_rows_of_a_pass(name: str, most: int | None) -> None:
+    """Which rows run together decides what such a function says, so passes are captum's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], int | None]] = {
+        "a mean": (lambda x: net(x)[:, 1].mean().reshape(1), None),
+        "a mean of squares": (lambda x: net(x).square().mean().reshape(1), None),
+        "classes of all": (lambda x: net(x).mean(0, keepdim=True), 2),
+    }
+    forward, target = functions[name]
+    theirs, ours = (
+        one.attribute(drawn(3, 5), target=target, n_steps=5, internal_batch_size=most)
+        for one in peers("IntegratedGradients", forward)
+    )
+    assert difference(theirs, ours) < 1e-6  # captum's weights are float32
+
+
+@pytest.mark.parametrize("name", ["IntegratedGradients", "NoiseTunnel"])
 def test_inputs_of_different_numbers_of_rows(name: str) -> None:
     """captum adds noise to each input's own rows, and multiplies rows of one with steps of the other."""
     method = getattr(pysal.captum, "Saliency" if name == "NoiseTunnel" else name)(lambda one, other: one.sum(1) * other.sum())

@@ -280,3 +280,82 @@ def test_squeezed_outputs(count: int, classes: int) -> None:
     picked = pysal.gradient(model, batch, lambda scores: scores if classes == 1 else scores[:, target], batch_size=4)
     assert torch.equal(picked, pysal.gradient(full, batch, target, batch_size=4))
     assert math.prod(pysal.class_gradients(model, batch, [0], batch_size=4).shape) == count * 192
+
+
+DRAWING: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: torch.dropout(x, 0.5, train=True),
+    "dropout of channels": lambda x: torch.nn.functional.dropout2d(x, 0.5, training=True),
+    "noise": lambda x: x + 0.1 * torch.randn_like(x),
+    "an order": lambda x: x[..., torch.randperm(x.shape[-1])],
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("method", ["gradient", "leave_one_out", "grad_cam", "integrated_gradients"])
+@pytest.mark.parametrize("name", DRAWING)
+def test_chance_is_seen_in_a_pass_of_the_whole_batch(name: str, method: str, batch_size: int | None) -> None:
+    """And for one image, which is a batch: that numbers were drawn is seen without another pass."""
+    conv, draw = nn.Conv2d(3, 40, 3), DRAWING[name]
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (10 * draw(self.conv(x)).square().mean(2) * torch.arange(18.0)).mean(2)
+
+    for batch in (images(2, 3, 6, 20).float(), images(1, 3, 6, 20).float()):
+        size = None if batch_size is None else len(batch)
+        with pytest.raises(ValueError, match=r"model must answer the same to the same input in every call, got answers that"):
+            getattr(pysal, method)(Drawing().eval(), batch, 1, batch_size=size)
+
+
+class Changing(nn.Module):
+    """What it kept of its passes is a part of its answers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.head, self.kind = nn.Linear(48, 3), kind
+        self.register_buffer("kept", torch.zeros(48))
+
+    kept: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        if self.kind == "a running mean":
+            self.kept = 0.9 * self.kept + 0.1 * flat.detach().mean(0)
+        elif self.kind == "in place":
+            self.kept.lerp_(flat.detach()[0], 0.1)
+        else:
+            self.kept += 1
+        return 30 * self.head(flat + self.kept / 10)
+
+
+@pytest.mark.parametrize("kind", ["a running mean", "in place", "a count"])
+def test_a_model_that_changes_between_whole_batches_is_refused(kind: str) -> None:
+    batch = images(2, 3, 4, 4)
+    for method in (pysal.leave_one_out, pysal.integrated_gradients, pysal.smooth_grad):
+        with pytest.raises(ValueError, match="model must answer the same to the same input in every call, got answers that"):
+            method(Changing(kind).double().eval(), batch, 1, batch_size=2)  # type: ignore[operator]
+
+
+def test_random_numbers_that_do_not_matter() -> None:
+    """Some models draw whether to skip a layer in every pass, and skip it in training alone."""
+    weight, batch = torch.rand(3, 3, dtype=torch.float64), images(2, 3, 4, 4)
+
+    def model(x: Tensor) -> Tensor:
+        torch.rand(())
+        return x.sum((2, 3)) @ weight
+
+    found = pysal.gradient(model, batch, 1)
+    torch.testing.assert_close(found, weight[:, 1].view(1, 3, 1, 1).expand_as(batch))
+
+
+def test_a_square_output_may_be_transposed() -> None:
+    """As many images as classes: that shape alone does not say which dimension is which."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).double()
+    with pytest.raises(ValueError, match=r"^pysal\.gradient: model must answer for each row of a pass as if it were alone"):
+        pysal.gradient(lambda x: net(x).T, images(3, 3, 4, 4), 1)
+    found = pysal.gradient(net, images(3, 3, 4, 4), 1)
+    assert torch.equal(found, net[1].weight.detach()[1].view(1, 3, 4, 4).expand_as(found))

@@ -430,6 +430,45 @@ def test_prepared_in_inference_mode() -> None:
     assert torch.equal(pysal.gradient(prepared, inputs, 1), expected)
 
 
+def test_a_model_that_counts_its_passes_runs_as_it_is() -> None:
+    """A graph would count no further, and the model would be another one after each pass."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("passes", torch.zeros(()))
+
+        passes: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return self.conv(x).mean((2, 3))
+
+    model, x = build(Counting)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.report().splitlines()[0] == "runs as it is: its forward pass writes its own tensor 'passes' each time"
+    assert torch.equal(pysal.gradient(prepared, x, 1), pysal.gradient(model, x, 1))
+
+
+def test_a_model_that_fills_a_cache_once_is_prepared() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("grid", None, persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.grid is None:
+                self.grid = torch.ones(4, dtype=x.dtype)
+            return self.conv(x).mean((2, 3)) * self.grid
+
+    model, x = build(Cached)
+    prepared = pysal.prepare(model, x, batch_size=2)
+    assert prepared.fused, prepared.report()
+    torch.testing.assert_close(pysal.gradient(prepared, x, 1), pysal.gradient(model, x, 1))
+
+
 def test_what_cannot_be_traced_runs_as_it_is() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:

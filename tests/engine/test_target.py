@@ -480,7 +480,8 @@ def test_looking_at_a_callable_takes_no_pass_of_the_model() -> None:
         return margin(out)
 
     pysal.integrated_gradients(model, FOUR, counted, steps=32, batch_size=4)
-    assert calls == [4, 4, 4, 2, 2] + [4] * 31, "looked at in the first pass alone"
+    # looked at in the first pass alone; of whole batches one is run twice, for whether the model repeats itself
+    assert calls == [4, 4, 4, 2, 2] + [4] * (31 + 2)
 
 
 def test_a_row_target_is_looked_at_too() -> None:

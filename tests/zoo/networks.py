@@ -27,6 +27,8 @@ def as_it_is(_net: Any, values: Any) -> Any:
 class Net(nn.Module):
     """Two convolutions with functional ReLUs and a linear head; `inside` acts between them, `outside` on the output."""
 
+    passes: Tensor
+
     def __init__(
         self,
         inside: Function = as_it_is,
@@ -41,6 +43,7 @@ class Net(nn.Module):
         self.head, self.other = nn.Linear(4, classes), nn.Linear(4, 2)
         self.norm, self.mix = nn.LayerNorm(4), nn.Linear(4, 4)
         self.before, self.inside, self.outside = before, inside, outside
+        self.register_buffer("passes", torch.zeros(()))
 
     def maps(self, images: Tensor) -> Tensor:
         return F.relu(self.second(self.inside(self, F.relu(self.first(self.before(self, images))))))
@@ -340,6 +343,11 @@ def keep(net: Net, values: Tensor) -> Tensor:
     return values
 
 
+def counted(net: Net, values: Tensor) -> Tensor:
+    net.passes += 1
+    return values
+
+
 def flows(net: Net, values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
 
@@ -449,6 +457,7 @@ NETWORKS: dict[str, Network] = {
     "autocast that is switched off inside": Network(net(under(lambda: torch.autocast("cpu", enabled=False)))),
     "Fourier transform": Network(net(lambda _net, x: torch.fft.fft2(1 + x).abs())),
     "complex weights": Network(net(lambda _net, x: (x * torch.exp(1j * x)).real)),
+    "counts its passes": Network(net(counted)),
     "dropout that is always on": Network(net(lambda _net, x: F.dropout(x, 0.5, training=True)), chance=True),
     "two streams": Network(Streams, layer="colour"),
     "siamese": Network(Siamese, layer="net.second"),

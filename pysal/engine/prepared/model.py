@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -413,15 +414,25 @@ def _own(model: nn.Module, images: Tensor, *, without_gradients: bool = True) ->
         raise _RunsAsItIs("its output is not a tensor of floating-point numbers with a row for each image")
     if not without_gradients:
         return found
+    before = _versions(model)  # after a pass: what a first one stores for those that follow is the same in each of them
     try:
         with torch.no_grad():
             plain = model(images.clone())
     except Exception as error:
         raise _RunsAsItIs(f"it does not run without gradients ({first_line(error)})") from error
+    written = [name for name, version in _versions(model).items() if before.get(name) != version]
+    if written:
+        raise _RunsAsItIs(f"its forward pass writes its own tensor {written[0]!r} each time")
     difference = distance(plain, output, float("inf"))
     if not difference <= max(TRACED[images.dtype], FORWARD_TOLERANCE.get(images.dtype, 3e-2)):
         raise _RunsAsItIs(f"two passes on the same images, one without gradients, are {difference:.1e} apart")
     return found
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return which weights and buffers a model has, and how often each was written."""
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return {name: (id(tensor), tensor._version) for name, tensor in tensors}
 
 
 class _Exact:

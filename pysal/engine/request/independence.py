@@ -35,6 +35,8 @@ from pysal.engine.running.states import DispatchMode
 Company: TypeAlias = Literal["checked", "whole", "apart", "given"]
 
 ROUNDING = 128
+# How often a pass that drew random numbers is run: a choice among few may fall the same way twice.
+REPEATS = 4
 # Calls of at least this many rows are checked whatever is remembered of the model: four rows more are next to nothing.
 MANY_ROWS = 100
 
@@ -89,6 +91,21 @@ def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callab
             raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
         if _away(alone, among) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
             _look_closer(ask, one, row, place, alone, among, roundoff, size)
+
+
+def check_chance(ask: Ask, images: Tensor, rows: Tensor, roundoff_of: Callable[[torch.dtype], float], *, repeats: int) -> None:
+    """Return if images get the same answers each of some times.
+
+    Raises:
+        Random: they do not.
+    """
+    with _Arithmetic() as arithmetic:
+        first = ask(images, rows)
+    size, roundoff = _size(first), max(roundoff_of(first.dtype), arithmetic.roundoff)
+    for _ in range(1, repeats):
+        again = ask(images, rows)
+        if _away(first, again) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
+            raise Random(f"answers that differ by {_share(first, again, size)} of their size")
 
 
 def _look_closer(

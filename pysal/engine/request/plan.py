@@ -22,10 +22,12 @@ from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
 from pysal.engine.request.extra_inputs import ExtraArguments, ordinary
 from pysal.engine.request.independence import (
     MANY_ROWS,
+    REPEATS,
     Company,
     Coupled,
     Random,
     check,
+    check_chance,
     error_in_words,
     is_remembered,
     remember,
@@ -264,13 +266,18 @@ class Plan:
         Raises:
             ValueError: it fails on these rows, and works on the caller's whole batch.
         """
+        shared = self.root._shared
+        before = None if "draws" in shared else _random_numbers(self.device)
         try:
-            return self._forward(model, batch, rows)
+            output = self._forward(model, batch, rows)
         except Exception as error:  # the model's own, of any kind
             if not is_out_of_memory(error) and not isinstance(error, NotApplicable) and self._works_on_whole(model, rows):
                 number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
                 self._refuse_company(f"an error for {number} ({error_in_words(error)})", error)
             raise
+        if before is not None:
+            shared["draws"] = before != _random_numbers(self.device)
+        return output
 
     def _forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
         by_position, by_name = self.extra_inputs.of(self.origin[rows])
@@ -421,12 +428,24 @@ class Plan:
     def check_rows(self, rows: Tensor) -> None:
         """Refuse a model whose rows depend on each other, now that a pass of these rows (N,) has been made.
 
+        A pass of exactly the caller's images is what the caller would have run, and is not looked into, but where it is
+        known without another pass that there is something to see: random numbers were drawn, the output is square, and so
+        might be transposed, or there are several such passes, between which a model might change itself.
+
         Raises:
             ValueError: rows depend on each other, or answers on chance.
         """
-        if self.company in ("whole", "given") or "independent" in self.root._shared:
+        shared = self.root._shared
+        if self.company == "given" or "independent" in shared:
             return
-        if len(rows) == 1 == self.root.images or (self.company == "checked" and self._is_batch(rows)):
+        shared["passes"] = shared.get("passes", 0) + 1
+        several = self.company == "whole" and shared["passes"] > 1
+        if (shared.get("draws") or several) and "repeats itself" not in shared:
+            self._check_chance()
+            shared["repeats itself"] = True
+        if self.company == "whole" or len(rows) == 1 == self.root.images:
+            return
+        if self.company == "checked" and not self.score.is_square and self._is_batch(rows):
             return
         self.check_independence(len(rows), again="many" in self.root._shared and self.device.type == "cpu")
 
@@ -444,28 +463,57 @@ class Plan:
         root, model = self.root, self.eager_model
         if self.company == "given" or "independent" in root._shared:
             return
-        remembers = not self.extra_inputs and self.score.function is None  # which may be others in the next call
-        circumstances = (*root.inputs.shape[1:], root.inputs.dtype, root.device, root.precision)
+        remembers, circumstances = self._remembers("independent")
         if remembers and not again and is_remembered(model, circumstances):
             root._shared["independent"] = True
             return
 
-        def ask(batch: Tensor, rows: Tensor) -> Tensor:
-            with root.modes(grad=False):  # a callable target is a part of the pass
-                output = root._forward(model, batch.clone(), rows)
-                table = root.score.table(output, rows)
-                return (root.score(output, rows) if table is None else table).detach().clone()
-
         rows = torch.tensor([0, root.images - 1], device=root.device)
         try:
-            check(ask, unlike(root.inputs), rows, number, lambda dtype: roundoff_of(root.precision, dtype, root.device))
+            check(self._ask, unlike(root.inputs), rows, number, self._roundoff_of)
         except Random as error:
-            refuse(self.where, "model", "answer the same to the same input in every call", str(error))
+            self._refuse_chance(error)
         except Coupled as error:
             self._refuse_company(str(error), error.__cause__)
         root._shared["independent"] = True
         if remembers:
             remember(model, circumstances)
+
+    @restoring
+    def _check_chance(self) -> None:
+        """Refuse a model that answers otherwise each time: by the random numbers it draws, or by what it kept of a pass."""
+        root, model = self.root, self.eager_model
+        remembers, circumstances = self._remembers("repeats itself")
+        if remembers and is_remembered(model, circumstances):
+            return
+        try:
+            rows = torch.arange(root.images, device=root.device)
+            repeats = REPEATS if root._shared.get("draws") else 2
+            check_chance(self._ask, root.inputs, rows, self._roundoff_of, repeats=repeats)
+        except Random as error:
+            self._refuse_chance(error)
+        if remembers:
+            remember(model, circumstances)
+
+    def _remembers(self, what: str) -> tuple[bool, object]:
+        """Return whether what was found out about the model holds in the next call, and in which circumstances."""
+        root = self.root
+        remembers = not self.extra_inputs and self.score.function is None  # which may be others then
+        return remembers, (what, *root.inputs.shape[1:], root.inputs.dtype, root.device, root.precision)
+
+    def _ask(self, batch: Tensor, rows: Tensor) -> Tensor:
+        """Return what the model answers to rows of the call's own images, or of ones like them."""
+        root = self.root
+        with root.modes(grad=False):  # a callable target is a part of the pass
+            output = root._forward(self.eager_model, batch.clone(), rows)
+            table = root.score.table(output, rows)
+            return (root.score(output, rows) if table is None else table).detach().clone()
+
+    def _roundoff_of(self, dtype: torch.dtype) -> float:
+        return roundoff_of(self.root.precision, dtype, self.device)
+
+    def _refuse_chance(self, error: Random) -> NoReturn:
+        refuse(self.where, "model", "answer the same to the same input in every call", str(error))
 
     def _divide(self) -> None:
         """Let passes hold a part of the batch that is too large for memory, if rows do not depend on each other."""
@@ -572,6 +620,12 @@ class Plan:
             if "clean" not in self._shared:
                 tables = [part.table for part in parts if part.table is not None]
                 self._shared["clean"] = _joined(tables, [part.scores for part in parts])
+
+
+def _random_numbers(device: torch.device) -> tuple[bytes, ...]:
+    """Return where torch's generators stand from which a model on a device draws."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return tuple(state.numpy().tobytes() for state in states)
 
 
 def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:

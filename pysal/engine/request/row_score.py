@@ -68,7 +68,10 @@ class Score:
 
     Attributes:
         look: what is known of the model's output, shared by all that ask about the same images.
+        is_square: whether the output that was looked at last has as many columns as rows, more than one.
     """
+
+    is_square = False
 
     def __init__(
         self,
@@ -157,6 +160,7 @@ class Score:
         if scores.shape[1] == 1 and self.kind in ("softmax", "log_softmax"):
             what = "be 'raw', or 'sigmoid' for a logit, where the model's output is one column"
             refuse(self.where, "score", what, repr(self.kind))
+        self.is_square = 1 < scores.shape[0] == scores.shape[1]
         return scores if scores.dtype == torch.float64 else scores.float()
 
     @property
