@@ -233,57 +233,92 @@ struct Finished {
   }
 };
 
+// The parts of a number, of which each is what the one before cuts off.
+enum Part : int64_t { kHigh = 0, kMiddle = 1, kLow = 2 };
+
+// Which tiles along a sum are multiplied.
+struct Along {
+  const uint16_t* positions;    // of the split map
+  const int64_t* positions_at;  // where each tile begins from there on
+  int64_t part;                 // from one part of a position to the next
+  const uint16_t* weights;      // of the first block of channels
+  const int64_t* weights_at;    // where each tile begins from there on
+  int64_t next_channels;        // from one block of channels to the next
+  int64_t tiles;
+};
+
+// One or two blocks of 16 positions times one or two of 16 output channels. Registers 0 to 3 hold the sums, 4 and 5
+// positions, 6 and 7 weights.
+template <int kPositionTiles, int kChannelTiles>
+struct Tiles {
+  static constexpr bool kFour = kPositionTiles == 2 && kChannelTiles == 2;
+  const Along& along;
+
+  static void clear() {
+    _tile_zero(0);
+    if (kChannelTiles == 2) _tile_zero(1);
+    if (kPositionTiles == 2) _tile_zero(2);
+    if (kFour) _tile_zero(3);
+  }
+  void load_positions(int64_t tile, Part which) const {
+    const uint16_t* const from = along.positions + along.positions_at[tile] + which * along.part;
+    _tile_loadd(4, from, 2 * kDepth);
+    if (kPositionTiles == 2) _tile_loadd(5, from + kTile, 2 * kDepth);
+  }
+  void load_weights(int64_t tile, Part which) const {
+    const uint16_t* const from = along.weights + along.weights_at[tile] + which * kTile;
+    _tile_loadd(6, from, 2 * kDepth);
+    if (kChannelTiles == 2) _tile_loadd(7, from + along.next_channels, 2 * kDepth);
+  }
+  static void add_product() {
+    _tile_dpbf16ps(0, 4, 6);
+    if (kChannelTiles == 2) _tile_dpbf16ps(1, 4, 7);
+    if (kPositionTiles == 2) _tile_dpbf16ps(2, 5, 6);
+    if (kFour) _tile_dpbf16ps(3, 5, 7);
+  }
+  static void store(float* found) {
+    _tile_stored(0, found, 64);
+    if (kChannelTiles == 2) _tile_stored(1, found + kSum, 64);
+    if (kPositionTiles == 2) _tile_stored(2, found + 2 * kSum, 64);
+    if (kFour) _tile_stored(3, found + 3 * kSum, 64);
+  }
+};
+
 // Writes to found, tiles of sums (2, 2), the products of some tiles, and what waits to be written meanwhile. Six of
 // nine products: what is left out is below 2^-25 of the largest. The five small ones are added up first, and the sum of
 // these tiles from nothing, so that few roundings are of the size of the whole sum.
 template <int kPositionTiles, int kChannelTiles>
-inline void multiply(const Bf16x6Convolution& c, const uint16_t* a, const int64_t* a_steps, int64_t part,
-                     const uint16_t* b, const int64_t* b_steps, int64_t b_next, int64_t tiles, float* found,
-                     const Ahead& ahead, Finished& finished) {
+void multiply(const Bf16x6Convolution& c, const Along& along, float* found, const Ahead& ahead, Finished& finished) {
+  using Some = Tiles<kPositionTiles, kChannelTiles>;
+  const Some some{along};
+  const int64_t tiles = along.tiles;
   // of those that wait, for each of the six products of a tile: all are written before new sums replace those before
   const int64_t rows = (2 * kRows + 6 * tiles - 1) / (6 * tiles);
-  _tile_zero(0);
-  if (kChannelTiles == 2) _tile_zero(1);
-  if (kPositionTiles == 2) _tile_zero(2);
-  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_zero(3);
-#define PYSAL_LOAD_A(which)                                    \
-  _tile_loadd(4, a + a_steps[k] + (which) * part, 2 * kDepth); \
-  if (kPositionTiles == 2) _tile_loadd(5, a + a_steps[k] + (which) * part + kTile, 2 * kDepth)
-#define PYSAL_LOAD_B(which)                                     \
-  _tile_loadd(6, b + b_steps[k] + (which) * kTile, 2 * kDepth); \
-  if (kChannelTiles == 2) _tile_loadd(7, b + b_next + b_steps[k] + (which) * kTile, 2 * kDepth)
-#define PYSAL_MULTIPLY                                                    \
-  _tile_dpbf16ps(0, 4, 6);                                                \
-  if (kChannelTiles == 2) _tile_dpbf16ps(1, 4, 7);                        \
-  if (kPositionTiles == 2) _tile_dpbf16ps(2, 5, 6);                       \
-  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_dpbf16ps(3, 5, 7); \
-  finished.write(c, rows)
+  const auto add_product = [&] {
+    Some::add_product();
+    finished.write(c, rows);
+  };
+  Some::clear();
   for (int64_t k = 0; k < tiles; ++k) {
-    PYSAL_LOAD_A(2);
-    PYSAL_LOAD_B(0);
-    PYSAL_MULTIPLY;
+    some.load_positions(k, kLow);
+    some.load_weights(k, kHigh);
+    add_product();  // low x high
     ahead.fetch(k, tiles);
-    PYSAL_LOAD_A(1);
-    PYSAL_MULTIPLY;
-    PYSAL_LOAD_B(1);
-    PYSAL_MULTIPLY;
-    PYSAL_LOAD_A(0);
-    PYSAL_MULTIPLY;
-    PYSAL_LOAD_B(2);
-    PYSAL_MULTIPLY;
+    some.load_positions(k, kMiddle);
+    add_product();  // middle x high
+    some.load_weights(k, kMiddle);
+    add_product();  // middle x middle
+    some.load_positions(k, kHigh);
+    add_product();  // high x middle
+    some.load_weights(k, kLow);
+    add_product();  // high x low
   }
   for (int64_t k = 0; k < tiles; ++k) {
-    PYSAL_LOAD_A(0);
-    PYSAL_LOAD_B(0);
-    PYSAL_MULTIPLY;
+    some.load_positions(k, kHigh);
+    some.load_weights(k, kHigh);
+    add_product();  // high x high
   }
-#undef PYSAL_LOAD_A
-#undef PYSAL_LOAD_B
-#undef PYSAL_MULTIPLY
-  _tile_stored(0, found, 64);
-  if (kChannelTiles == 2) _tile_stored(1, found + kSum, 64);
-  if (kPositionTiles == 2) _tile_stored(2, found + 2 * kSum, 64);
-  if (kPositionTiles == 2 && kChannelTiles == 2) _tile_stored(3, found + 3 * kSum, 64);
+  Some::store(found);
 }
 
 // Adds tiles of sums (2, 2) to others.
@@ -310,6 +345,161 @@ struct alignas(64) TileConfig {
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+
+// Where everything lies in a task's scratch.
+struct Scratch {
+  uint16_t* planes;       // of a slab: the split map
+  float* sums;            // those that wait for the next part or slab
+  int64_t* where;         // for each position the pixel of the output, -1 where there is none
+  int64_t* positions_at;  // where each tile along a sum begins in the planes
+  int64_t* weights_at;    // and in the weights
+
+  Scratch(const Layout& at, void* scratch) {
+    planes = (uint16_t*)scratch;
+    sums = (float*)((char*)planes + at.split_bytes());
+    where = (int64_t*)((char*)sums + at.sum_bytes());
+    positions_at = (int64_t*)((char*)where + at.where_bytes());
+    weights_at = positions_at + at.steps;
+  }
+};
+
+// One task: its loops, from the outside in, each a function.
+class Run {
+ public:
+  Run(const Bf16x6Convolution& convolution, const Bf16x6Task& task, void* scratch)
+      : c_(convolution), task_(task), at_(convolution, task), scratch_(at_, scratch) {
+    positions_ = up(at_.count, 2 * kRows);
+    taps_ = c_.kernel_height * c_.kernel_width;
+    channel_tiles_ = up(c_.out_channels, kRows) / kRows;
+    part_ = at_.places * kDepth;
+    weight_block_ = taps_ * at_.all * kStep;
+    sums_block_ = at_.sums == 1 ? 0 : positions_ * 2 * kRows;
+  }
+
+  void all() {
+    find_pixels();
+    for (int64_t from = 0; from < at_.all; from += at_.slab) slab({from, least(at_.slab, at_.all - from)});
+    finished_.write(c_, 2 * kRows);
+  }
+
+ private:
+  // Blocks of 32 channels that are split together.
+  struct Slab {
+    int64_t from, blocks;
+  };
+  // A part of a slab's sum whose weights stay in the first-level cache, for some blocks of 16 output channels.
+  struct PartOfSum {
+    int64_t channels_from, channels_to;  // blocks of 16 output channels
+    int64_t first, tiles;                // along the sum
+    bool fresh, whole;                   // whether it begins the sum, and ends it
+    int64_t lines;                       // of the cache: weights that will be wanted next
+  };
+
+  void find_pixels() {
+    for (int64_t p = 0; p < positions_; ++p) {
+      const int64_t image = task_.first_image + p % task_.images, column = p / task_.images % at_.width,
+                    row = task_.first_row + p / (task_.images * at_.width);
+      const bool inside = p < at_.count && column < c_.out_width;
+      scratch_.where[p] = inside ? (image * c_.out_height + row) * c_.out_width + column : -1;
+    }
+  }
+
+  void find_tiles(const Slab& slab) {
+    const int64_t column_grids = at_.columns.grids(at_.columns.stride);
+    for (int64_t tap = 0, k = 0; tap < taps_; ++tap) {
+      const int64_t i = tap / c_.kernel_width, j = tap % c_.kernel_width;
+      const int64_t grid = at_.rows.grids(at_.rows.phase(i)) * column_grids + at_.columns.grids(at_.columns.phase(j));
+      const int64_t moved = (at_.rows.shift(i) - at_.rows.lowest()) * at_.width + at_.columns.shift(j);
+      for (int64_t block = 0; block < slab.blocks; ++block, ++k) {
+        scratch_.positions_at[k] =
+            (grid * slab.blocks + block) * 3 * part_ + (at_.lead + moved * task_.images) * kDepth;
+        scratch_.weights_at[k] = (tap * at_.all + slab.from + block) * kStep;
+      }
+    }
+  }
+
+  void slab(const Slab& slab) {
+    arrange(c_, task_, at_, slab.from, slab.from + slab.blocks, scratch_.planes);
+    find_tiles(slab);
+    const int64_t steps = taps_ * slab.blocks;
+    // a sum of one part: weights stay in the second-level cache and outputs are written one after the other
+    const int64_t group = steps > kPart ? 2 : channel_tiles_;
+    for (int64_t channels = 0; channels < channel_tiles_; channels += group)
+      for (int64_t first = 0; first < steps; first += kPart) {
+        PartOfSum part;
+        part.channels_from = channels;
+        part.channels_to = least(channels + group, channel_tiles_);
+        part.first = first;
+        part.tiles = least(kPart, steps - first);
+        part.fresh = slab.from + first == 0;
+        part.whole = slab.from + slab.blocks == at_.all && first + part.tiles == steps;
+        // the next part of this sum, or the first of the next block's
+        const bool more = first + part.tiles < steps;
+        const int64_t next = more ? channels : part.channels_to < channel_tiles_ ? part.channels_to : 0;
+        const int64_t next_first = more ? first + part.tiles : 0;
+        part.lines = steps > kPart ? least(kPart, steps - next_first) * 2 * kStep * 2 / kLine : 0;
+        ahead_.first = c_.weight + next * weight_block_;
+        ahead_.second = ahead_.first + (next + 1 < channel_tiles_ ? weight_block_ : 0);
+        ahead_.steps = scratch_.weights_at + next_first;
+        part_of_sum(part);
+      }
+  }
+
+  void part_of_sum(const PartOfSum& part) {
+    for (int64_t p = 0; p < positions_; p += 2 * kRows) {
+      ahead_.from = part.lines * p / positions_;
+      ahead_.to = part.lines * (p + 2 * kRows) / positions_;
+      for (int64_t n = part.channels_from; n < part.channels_to; n += 2) block(part, p, n);
+    }
+  }
+
+  // 32 positions from p on by 32 output channels, which begin with block n of 16.
+  void block(const PartOfSum& part, int64_t p, int64_t n) {
+    const int64_t* const where = scratch_.where + p;
+    if (part.whole) announce(c_, where, n * kRows);
+    const bool pair = p + kRows < at_.count, two = n + 1 < channel_tiles_;
+    Along along;
+    along.positions = scratch_.planes + p * kDepth;
+    along.positions_at = scratch_.positions_at + part.first;
+    along.part = part_;
+    along.weights = c_.weight + n * weight_block_;
+    along.weights_at = scratch_.weights_at + part.first;
+    along.next_channels = weight_block_;
+    along.tiles = part.tiles;
+    float* const waiting = scratch_.sums + n / 2 * sums_block_ + p * 2 * kRows;
+    float* const found = part.fresh && !part.whole ? waiting : local_[turn_];
+    const auto multiply_tiles = pair && two ? multiply<2, 2>
+                                : two       ? multiply<1, 2>
+                                : pair      ? multiply<2, 1>
+                                            : multiply<1, 1>;
+    multiply_tiles(c_, along, found, ahead_, finished_);
+    finished_.write(c_, 2 * kRows);
+    if (part.whole) {
+      finished_.found = found;
+      finished_.before = part.fresh ? nullptr : waiting;
+      finished_.where = where;
+      finished_.channel = n * kRows;
+      finished_.rows = kRows * (1 + pair);
+      finished_.row = 0;
+      turn_ = 1 - turn_;
+    } else if (!part.fresh) {
+      add(found, waiting);
+    }
+  }
+
+  alignas(64) float local_[2][4 * kSum];
+  const Bf16x6Convolution& c_;
+  const Bf16x6Task& task_;
+  const Layout at_;
+  const Scratch scratch_;
+  int64_t positions_, taps_, channel_tiles_;
+  int64_t part_;          // from one part of a split map to the next
+  int64_t weight_block_;  // from one block of 16 output channels to the next
+  int64_t sums_block_;    // from the waiting sums of 32 output channels to the next
+  int64_t turn_ = 0;
+  Ahead ahead_;
+  Finished finished_;
+};
 }  // namespace
 
 Bf16x6Task bf16x6_task(const Bf16x6Convolution& c, int64_t threads) {
@@ -332,85 +522,7 @@ int64_t bf16x6_scratch_bytes(const Bf16x6Convolution& c, const Bf16x6Task& task)
 void bf16x6_run(const Bf16x6Convolution& c, const Bf16x6Task& task, void* scratch) {
   const TileConfig config;
   _tile_loadconfig(&config);
-  const Layout at(c, task);
-  uint16_t* const planes = (uint16_t*)scratch;
-  float* const sums = (float*)((char*)planes + at.split_bytes());
-  int64_t* const where = (int64_t*)((char*)sums + at.sum_bytes());
-  int64_t* const a_steps = (int64_t*)((char*)where + at.where_bytes());
-  int64_t* const b_steps = a_steps + at.steps;
-
-  const int64_t positions = up(at.count, 2 * kRows);
-  for (int64_t p = 0; p < positions; ++p) {
-    const int64_t column = p / task.images % at.width, row = p / (task.images * at.width);
-    const bool inside = p < at.count && column < c.out_width;
-    where[p] = inside
-                   ? ((task.first_image + p % task.images) * c.out_height + task.first_row + row) * c.out_width + column
-                   : -1;
-  }
-  const int64_t taps = c.kernel_height * c.kernel_width, channel_tiles = up(c.out_channels, kRows) / kRows;
-  const int64_t part = at.places * kDepth, weight_block = taps * at.all * kStep;
-  const int64_t column_grids = at.columns.grids(at.columns.stride);
-  const int64_t sums_block = at.sums == 1 ? 0 : positions * 2 * kRows;
-  alignas(64) float local[2][4 * kSum];
-  int64_t turn = 0;
-  Finished finished;
-  for (int64_t from = 0; from < at.all; from += at.slab) {
-    const int64_t blocks = least(at.slab, at.all - from), steps = taps * blocks;
-    arrange(c, task, at, from, from + blocks, planes);
-    for (int64_t tap = 0, k = 0; tap < taps; ++tap) {
-      const int64_t i = tap / c.kernel_width, j = tap % c.kernel_width;
-      const int64_t grid = at.rows.grids(at.rows.phase(i)) * column_grids + at.columns.grids(at.columns.phase(j));
-      const int64_t moved = (at.rows.shift(i) - at.rows.lowest()) * at.width + at.columns.shift(j);
-      for (int64_t block = 0; block < blocks; ++block, ++k) {
-        a_steps[k] = (grid * blocks + block) * 3 * part + (at.lead + moved * task.images) * kDepth;
-        b_steps[k] = (tap * at.all + from + block) * kStep;
-      }
-    }
-    // a sum of one part: weights stay in the second-level cache and outputs are written one after the other
-    const int64_t group = steps > kPart ? 2 : channel_tiles;
-    for (int64_t group_first = 0; group_first < channel_tiles; group_first += group)
-      for (int64_t first = 0; first < steps; first += kPart) {
-        const int64_t some = least(kPart, steps - first), group_last = least(group_first + group, channel_tiles);
-        const bool fresh = from + first == 0, whole = from + blocks == at.all && first + some == steps;
-        // the next part of this sum, or the first of the next block's
-        const bool more = first + some < steps;
-        const int64_t next = more ? group_first : group_last < channel_tiles ? group_last : 0;
-        const int64_t next_first = more ? first + some : 0;
-        const int64_t lines = steps > kPart ? least(kPart, steps - next_first) * 2 * kStep * 2 / kLine : 0;
-        Ahead ahead;
-        ahead.first = c.weight + next * weight_block;
-        ahead.second = ahead.first + (next + 1 < channel_tiles ? weight_block : 0);
-        ahead.steps = b_steps + next_first;
-        for (int64_t p = 0; p < positions; p += 2 * kRows) {
-          ahead.from = lines * p / positions;
-          ahead.to = lines * (p + 2 * kRows) / positions;
-          const bool pair = p + kRows < at.count;
-          for (int64_t n = group_first; n < group_last; n += 2) {
-            if (whole) announce(c, where + p, n * kRows);
-            const bool two = n + 1 < channel_tiles;
-            const uint16_t* const weight = c.weight + n * weight_block;
-            const uint16_t* const a = planes + p * kDepth;
-            float* const waiting = sums + n / 2 * sums_block + p * 2 * kRows;
-            float* const found = fresh && !whole ? waiting : local[turn];
-            const int64_t* const a_at = a_steps + first;
-            const int64_t* const b_at = b_steps + first;
-            const auto multiply_tiles = pair && two ? multiply<2, 2>
-                                        : two       ? multiply<1, 2>
-                                        : pair      ? multiply<2, 1>
-                                                    : multiply<1, 1>;
-            multiply_tiles(c, a, a_at, part, weight, b_at, weight_block, some, found, ahead, finished);
-            finished.write(c, 2 * kRows);
-            if (whole) {
-              finished = {found, fresh ? nullptr : waiting, where + p, n * kRows, kRows * (1 + pair)};
-              turn = 1 - turn;
-            } else if (!fresh) {
-              add(found, waiting);
-            }
-          }
-        }
-      }
-  }
-  finished.write(c, 2 * kRows);
+  Run(c, task, scratch).all();
   _tile_release();
 }
 

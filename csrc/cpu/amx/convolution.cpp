@@ -72,32 +72,33 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
   const std::optional<Tensor> added = shortcut ? std::optional(dense(*shortcut, true)) : std::nullopt;
   const std::optional<Tensor> through = mask ? std::optional(dense(*mask)) : std::nullopt;
   const int64_t height = output.size(2), width = output.size(3);
-  const Bf16x6Convolution convolution{input.size(0),
-                                      input.size(2),
-                                      input.size(3),
-                                      channels,
-                                      height,
-                                      width,
-                                      out_channels,
-                                      weight.size(1),
-                                      weight.size(2),
-                                      row_stride,
-                                      column_stride,
-                                      top,
-                                      left,
-                                      row_dilation,
-                                      column_dilation,
-                                      from.const_data_ptr<float>(),
-                                      static_cast<const uint16_t*>(parts.data_ptr()),
-                                      shift.const_data_ptr<float>(),
-                                      added ? added->const_data_ptr<float>() : nullptr,
-                                      output.mutable_data_ptr<float>(),
-                                      static_cast<float>(lower),
-                                      static_cast<float>(upper),
-                                      gates ? gates->mutable_data_ptr<uint8_t>() : nullptr,
-                                      through ? through->const_data_ptr<uint8_t>() : nullptr,
-                                      images_of_mask * height * width,
-                                      static_cast<Bf16x6Rule>(rule)};
+  Bf16x6Convolution convolution;
+  convolution.images = input.size(0);
+  convolution.height = input.size(2);
+  convolution.width = input.size(3);
+  convolution.channels = channels;
+  convolution.out_height = height;
+  convolution.out_width = width;
+  convolution.out_channels = out_channels;
+  convolution.kernel_height = kernel_height;
+  convolution.kernel_width = kernel_width;
+  convolution.row_stride = row_stride;
+  convolution.column_stride = column_stride;
+  convolution.top = top;
+  convolution.left = left;
+  convolution.row_dilation = row_dilation;
+  convolution.column_dilation = column_dilation;
+  convolution.input = from.const_data_ptr<float>();
+  convolution.weight = static_cast<const uint16_t*>(parts.data_ptr());
+  convolution.bias = shift.const_data_ptr<float>();
+  convolution.shortcut = added ? added->const_data_ptr<float>() : nullptr;
+  convolution.output = output.mutable_data_ptr<float>();
+  convolution.lower = static_cast<float>(lower);
+  convolution.upper = static_cast<float>(upper);
+  convolution.gates = gates ? gates->mutable_data_ptr<uint8_t>() : nullptr;
+  convolution.mask = through ? through->const_data_ptr<uint8_t>() : nullptr;
+  convolution.mask_pixels = images_of_mask * height * width;
+  convolution.rule = static_cast<Bf16x6Rule>(rule);
   const Bf16x6Task like = bf16x6_task(convolution, torch::stable::get_num_threads());
   const int64_t across = (height + like.rows - 1) / like.rows;
   const int64_t tasks = (input.size(0) + like.images - 1) / like.images * across;
