@@ -155,7 +155,7 @@ def test_one_channel_and_all_channels_are_left_out_in_the_same_arithmetic() -> N
 MAKERS = frozenset("zeros ones empty full rand randn randint randperm arange linspace eye tensor as_tensor Generator".split())
 FLOATING = frozenset("zeros ones empty rand randn linspace eye".split())
 # What makes a module of the caller's, on the caller's device and in the caller's dtype, as torch.nn does.
-OF_THE_CALLER = {"pysal/models/classifier.py", "pysal/models/request.py"}
+OF_THE_CALLER = {"pysal/models/classifier.py", "pysal/models/spec.py"}
 
 
 def test_what_makes_a_tensor_says_where_and_of_which_dtype() -> None:

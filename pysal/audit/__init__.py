@@ -10,8 +10,9 @@ if find_spec("pyarrow") is None:
 
 from pysal.audit.engines import Stopped
 from pysal.audit.files import DiskFault
-from pysal.audit.job import Job, Status, resume, status
+from pysal.audit.job import Job, resume
 from pysal.audit.report import report
+from pysal.audit.status import Status, status
 from pysal.audit.verify import verify
 
 __all__ = ["DiskFault", "Job", "Status", "Stopped", "report", "resume", "status", "verify"]

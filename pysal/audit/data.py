@@ -26,7 +26,7 @@ Labels = Literal["auto", "folder", "none"]
 LARGEST_FILE = 2**30
 DAMAGED = "damaged or cut off"
 
-PLAN = pa.schema(
+IMAGES = pa.schema(
     [
         pa.field("id", pa.int64(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
@@ -40,7 +40,7 @@ PLAN = pa.schema(
 
 
 class Item(NamedTuple):
-    """An image of the plan: see plan.parquet in docs/auditing.md."""
+    """An image of an audit: see plan.parquet in docs/auditing.md."""
 
     id: int
     path: str
@@ -78,23 +78,23 @@ class Data:
     Attributes:
         kind: "folder", "glob", "table" or "tars".
         root: the folder that paths are relative to.
-        plan: a table with the schema `PLAN`.
-        sha256: of the plan's columns.
+        images: a table with the schema `IMAGES`, which is plan.parquet.
+        sha256: of its columns.
     """
 
     kind: str
     root: Path
-    plan: pa.Table
+    images: pa.Table
     sha256: str
 
     @property
     def shards(self) -> int:
         """Number of shards."""
-        return int(self.plan["shard"][-1].as_py()) + 1
+        return int(self.images["shard"][-1].as_py()) + 1
 
     def items(self, shard: int, shard_size: int) -> list[Item]:
         """Return the images of a shard."""
-        rows = self.plan.slice(shard * shard_size, shard_size).drop_columns(["shard"]).to_pylist()
+        rows = self.images.slice(shard * shard_size, shard_size).drop_columns(["shard"]).to_pylist()
         return [Item(**row) for row in rows]
 
 
@@ -124,7 +124,7 @@ def find(
     for item in items:
         if item.label not in known:
             known[item.label] = _label(where, item, class_index, classes)
-    plan = pa.table(
+    images = pa.table(
         [
             pa.array(range(len(items)), pa.int64()),
             pa.array([item.path for item in items], pa.string()),
@@ -134,15 +134,15 @@ def find(
             pa.array([item.offset for item in items], pa.int64()),
             pa.array([item.size for item in items], pa.int64()),
         ],
-        schema=PLAN,
+        schema=IMAGES,
     )
-    return Data(kind, root, plan, fingerprint(plan))
+    return Data(kind, root, images, fingerprint(images))
 
 
-def fingerprint(plan: pa.Table) -> str:
-    """Return the SHA-256 of what a plan says, whatever file it is in."""
+def fingerprint(images: pa.Table) -> str:
+    """Return the SHA-256 of what a table of images says, whatever file it is in."""
     digest = hashlib.sha256()
-    for batch in plan.to_batches(max_chunksize=65536):
+    for batch in images.to_batches(max_chunksize=65536):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(repr(row).encode())
     return digest.hexdigest()
@@ -246,7 +246,7 @@ def _shown(name: str) -> str:
 
 
 def _place(root: Path, name: str) -> Path:
-    """Return the file of a name in the plan."""
+    """Return the file of a name in the table of images."""
     place = root / name
     if "\\x" not in name or place.exists():
         return place

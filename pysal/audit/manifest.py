@@ -18,7 +18,7 @@ from pysal.audit import files
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "pyarrow")
-# Said of a job, not compared when it is resumed: who began it, and how long the plan's file is follows from the data.
+# Said of a job, not compared when it is resumed: who began it, and how long plan.parquet is follows from the data.
 NOT_COMPARED = ("created",)
 
 # What every manifest holds, and of which kind; nobody's file is taken at its word.
@@ -169,24 +169,24 @@ def _are(values: Iterable[Any], kind: type) -> bool:
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two manifests, a phrase each: "seed was 0, is 1"."""
-    found: list[str] = []
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return what differs between two manifests, by its place in them, a phrase each: {"seed": "seed was 0, is 1"}."""
+    found: dict[str, str] = {}
     _compare("", {key: before[key] for key in before if key not in NOT_COMPARED}, now, found)
     return found
 
 
-def _compare(name: str, before: Any, now: Any, found: list[str]) -> None:
+def _compare(name: str, before: Any, now: Any, found: dict[str, str]) -> None:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [*before, *(key for key in now if key not in before and (name or key not in NOT_COMPARED))]
         if name == "methods":
             if list(before) != list(now):
-                found.append(f"methods were {', '.join(before)}, are {', '.join(now)}")
+                found["methods"] = f"methods were {', '.join(before)}, are {', '.join(now)}"
             keys = [key for key in before if key in now]
         for key in keys:
             _compare(f"{name}.{key}" if name else str(key), before.get(key), now.get(key), found)
     elif before != now:
-        found.append(f"{name} was {_short(before)}, is {_short(now)}")
+        found[name] = f"{name} was {_short(before)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -21,7 +21,7 @@ from pysal import metrics
 from pysal._checks import refuse
 from pysal.audit import files, plots
 from pysal.audit.results import Figure, Results
-from pysal.methods.traits import keeps_drops
+from pysal.methods.traits import stores_drops
 from pysal.viz import overlay, palette, photo
 
 WHERE = "pysal.audit.report"
@@ -428,7 +428,7 @@ class _Report:
 
     def _has_maps(self, method: str) -> bool:
         manifest = self.results.manifest
-        if keeps_drops(method):
+        if stores_drops(method):
             return bool(manifest["boxes"]) or manifest["maps"] != "none"
         return bool(manifest["maps"] != "none")
 

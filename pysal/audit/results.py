@@ -19,8 +19,8 @@ from pysal import ops
 from pysal._checks import first_line, refuse
 from pysal.audit import files
 from pysal.audit import manifest as manifests
-from pysal.audit.data import PLAN, Item, Unreadable, decode, read_bytes
-from pysal.methods.traits import keeps_drops
+from pysal.audit.data import IMAGES, Item, Unreadable, decode, read_bytes
+from pysal.methods.traits import stores_drops
 from pysal.metrics import METRICS
 from pysal.models import Classifier
 
@@ -96,10 +96,10 @@ class Results:
         return str(files.shard_path(self.out, folder, shard))
 
     @cached_property
-    def plan(self) -> pa.Table:
+    def listed(self) -> pa.Table:
         """All images of the audit, row n with id n."""
         try:
-            return pq.read_table(self.out / "plan.parquet", schema=PLAN)
+            return pq.read_table(self.out / "plan.parquet", schema=IMAGES)
         except (OSError, pa.ArrowException) as error:
             refuse(
                 self._where,
@@ -112,7 +112,7 @@ class Results:
     def planned(self) -> int:
         """How many images are in the finished shards."""
         size = self.manifest["data"]["shard_size"]
-        return sum(min(size, len(self.plan) - shard * size) for shard in self.shards)
+        return sum(min(size, len(self.listed) - shard * size) for shard in self.shards)
 
     @cached_property
     def figures(self) -> list[Figure]:
@@ -152,7 +152,7 @@ class Results:
 
     def path(self, image: int) -> str:
         """Return the path of an image."""
-        return str(self.plan["path"][image].as_py())
+        return str(self.listed["path"][image].as_py())
 
     def class_name(self, index: float) -> str:
         """Return the name of a class, or its number."""
@@ -166,7 +166,7 @@ class Results:
         wanted = sorted(set(images))
         names = set(self._data.schema.names)
         size = tuple(self.manifest["model"]["input_size"])
-        if keeps_drops(method):
+        if stores_drops(method):
             columns = ["drops", *(["segments"] if "segments" in names else [])]
             if self.manifest["boxes"] is None and "segments" not in names:
                 return {}
@@ -184,7 +184,7 @@ class Results:
         table = table.filter(pc.is_valid(table[columns[0]]))
         found: dict[int, Tensor] = {}
         for row, image in enumerate(table["id"].to_pylist()):
-            if keeps_drops(method):
+            if stores_drops(method):
                 found[image] = self._drops(table, row, size)
             else:
                 values = table[columns[0]][row].as_py()
@@ -221,7 +221,7 @@ class Results:
 
     def photo(self, image: int) -> Tensor | None:
         """Return an image (3, H, W) as the model saw it, or None where its file is not there any more."""
-        row = {name: self.plan[name][image].as_py() for name in Item._fields}
+        row = {name: self.listed[name][image].as_py() for name in Item._fields}
         try:
             content = read_bytes(Path(self.manifest["data"]["root"]), Item(**row))
             about = self.manifest["model"]  # of grey images three equal channels are shown

@@ -1,4 +1,4 @@
-"""One shard of an audit: from the images to the bytes of its Parquet files, a pure function of the plan and the manifest."""
+"""One shard of an audit: from the images to the bytes of its Parquet files, a pure function of the images and the manifest."""
 
 import contextlib
 import functools
@@ -290,7 +290,7 @@ class Worker:
         """Return the columns of each image that hold its map."""
         manifest, details = self.setup.manifest, attribution.details
         maps, method = manifest["maps"], manifest["methods"][name]
-        if METHODS[name].kept == "drops":
+        if METHODS[name].stored == "drops":
             columns: list[dict[str, Any]] = [{"drops": drops.float().cpu().numpy()} for drops in details["drops"]]
             if maps != "none" and "labels" in details:
                 for row, labels in zip(columns, details["labels"].cpu().numpy(), strict=True):
@@ -340,7 +340,7 @@ def _error(item: Item, why: Unreadable) -> dict[str, Any]:
 
 def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[np.floating[Any]]:
     """Return the maps (B, h, w) of one channel that are stored: Grad-CAM's at its layer's size."""
-    map = attribution.details["native"] if METHODS[name].kept == "native" else attribution.map
+    map = attribution.details["native"] if METHODS[name].stored == "native" else attribution.map
     if reduction == "sum":
         map = map.sum(1)
     elif reduction == "max_abs":

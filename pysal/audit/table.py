@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pysal.methods.traits import keeps_drops
+from pysal.methods.traits import stores_drops
 
 # Columns of every shard, in order; docs/auditing.md says what they hold. Metrics come after the first group, maps at the end.
 IMAGE = {"id": pa.int64(), "path": pa.string(), "label": pa.int32(), "sha256": pa.string()}
@@ -92,7 +92,7 @@ def schema(manifest: Mapping[str, Any]) -> pa.Schema:
             if method["map_shape"]:
                 kind = map_type(manifest["maps"], method["signed"])
                 fields.append(pa.field(f"map_{name}", pa.fixed_shape_tensor(kind, method["map_shape"])))
-    if any(map(keeps_drops, manifest["methods"])):
+    if any(map(stores_drops, manifest["methods"])):
         fields.append(pa.field("drops", pa.list_(pa.float32())))
         if manifest["maps"] != "none" and manifest["boxes"] is None:
             fields.append(pa.field("segments", pa.fixed_shape_tensor(pa.uint16(), manifest["model"]["input_size"])))

@@ -16,7 +16,7 @@ from pysal._checks import check_count, first_line
 from pysal.audit import data, files, manifest, table
 from pysal.audit.data import Item, Unreadable, read_bytes
 from pysal.audit.job import Job, resume
-from pysal.methods.traits import keeps_drops
+from pysal.methods.traits import stores_drops
 
 
 def verify(
@@ -33,7 +33,7 @@ def verify(
     It checks that
 
     - every page of every file can be read and has the right checksum,
-    - the plan has the hash that the manifest names,
+    - plan.parquet has the hash that the manifest names,
     - each image of a finished shard has its row for each method, in order, or one reason why it has none,
     - no number is NaN or infinite, and none is missing unless a fault is named or the method has no such number.
 
@@ -69,14 +69,14 @@ def _computed_otherwise(job: Job, number: int) -> list[str]:
 def _problems(out: Path, images: bool) -> Iterator[str]:
     stored = manifest.read("pysal.audit.verify", out)
     try:
-        plan = pq.read_table(out / "plan.parquet", schema=data.PLAN)
+        listed = pq.read_table(out / "plan.parquet", schema=data.IMAGES)
     except (OSError, pa.ArrowException) as error:
         yield f"plan.parquet cannot be read ({first_line(error)})"
         return
-    if data.fingerprint(plan) != stored["data"]["sha256"]:
+    if data.fingerprint(listed) != stored["data"]["sha256"]:
         yield "plan.parquet is not the one that manifest.json names"
         return
-    found = data.Data(stored["data"]["kind"], Path(stored["data"]["root"]), plan, stored["data"]["sha256"])
+    found = data.Data(stored["data"]["kind"], Path(stored["data"]["root"]), listed, stored["data"]["sha256"])
     done = files.finished(out)
     for number in range(found.shards):
         if number not in done:
@@ -90,7 +90,7 @@ def _problems(out: Path, images: bool) -> Iterator[str]:
         except (OSError, pa.ArrowException) as error:
             yield f"shard {number} cannot be read ({first_line(error)})"
     for number in sorted(done - set(range(found.shards))):
-        yield f"shard {number} is not in the plan"
+        yield f"shard {number} is not in plan.parquet"
 
 
 def _read(out: Path, folder: str, number: int) -> pa.Table:
@@ -123,7 +123,7 @@ def _of_shard(out: Path, stored: dict[str, Any], number: int, items: list[Item])
     for folder, found in (("shards", rows), ("errors", errors)):
         for n, (id, path, label) in enumerate(zip(*(found[name].to_pylist() for name in ("id", "path", "label")), strict=True)):
             if (path, label) != (by_id[id].path, by_id[id].label):
-                yield f"row {n} of {folder} has another path or label than the plan"
+                yield f"row {n} of {folder} has another path or label than plan.parquet"
     sound = pc.is_null(rows["fault"])
     for field in rows.schema:
         if pa.types.is_floating(field.type):
@@ -136,7 +136,7 @@ def _of_shard(out: Path, stored: dict[str, Any], number: int, items: list[Item])
         if pc.any(pc.and_(sound, pc.is_null(rows[name]))).as_py():
             yield f"{name} is missing where no fault is named"
     for name, method in stored["methods"].items():
-        column = "drops" if keeps_drops(name) else f"map_{name}" if method["map_shape"] else None
+        column = "drops" if stores_drops(name) else f"map_{name}" if method["map_shape"] else None
         if column is not None and methods:
             own = pc.equal(rows["method"], name)
             if pc.any(pc.and_(pc.and_(own, sound), pc.is_null(rows[column]))).as_py():

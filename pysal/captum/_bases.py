@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysal._checks import check_choice, refuse
-from pysal.captum import _request
-from pysal.captum._request import Inputs, Target
+from pysal.captum import _call
+from pysal.captum._call import Inputs, Target
 from pysal.engine.running.states import restoring
 from pysal.methods import gradient
 
@@ -94,13 +94,13 @@ class GradientAttribution(Attribution, _GradientAttribution):
     @property
     def gradient_func(self) -> Callable[..., tuple[Tensor, ...]]:
         """Read-only: (forward_fn, inputs, target_ind, additional_forward_args) -> the gradient of each input."""
-        return _request.compute_gradients
+        return _call.compute_gradients
 
-    def _ask(self, inputs: Inputs, target: Target, additional_forward_args: object, **options: Any) -> _request.Request:
-        return _request.Request(where(self), self.forward_func, inputs, target, additional_forward_args, **options)
+    def _ask(self, inputs: Inputs, target: Target, additional_forward_args: object, **options: Any) -> _call.Call:
+        return _call.Call(where(self), self.forward_func, inputs, target, additional_forward_args, **options)
 
-    def _gradients(self, request: _request.Request) -> tuple[Tensor, ...]:
-        return request.unpack(request.run(lambda plan: gradient.prepare(plan).run(report=False).map))
+    def _gradients(self, call: _call.Call) -> tuple[Tensor, ...]:
+        return call.unpack(call.run(lambda plan: gradient.prepare(plan).run(report=False).map))
 
     @entry
     def compute_convergence_delta(
@@ -126,18 +126,18 @@ class GradientAttribution(Attribution, _GradientAttribution):
         Raises:
             AssertionError: the numbers of examples do not match.
         """
-        ends = _request.as_tuple(end_point)
+        ends = _call.as_tuple(end_point)
         given = baselines_of(self, start_point, ends)
         check_baselines(self, given, ends)
-        starts = tuple(_request.spread(end, start) for end, start in zip(ends, given, strict=True))
-        found = _request.as_tuple(attributions)
+        starts = tuple(_call.spread(end, start) for end, start in zip(ends, given, strict=True))
+        found = _call.as_tuple(attributions)
         for one, end in zip(found, ends, strict=False):
             if len(one) != len(end):
                 refuse(where(self), "attributions", f"have {len(end)} rows, as end_point", len(one), AssertionError)
-        _request.check_target(where(self), target, len(ends[0]))
+        _call.check_target(where(self), target, len(ends[0]))
         with torch.no_grad():
             change = [
-                _row_sums(_request.evaluate(self.forward_func, points, target, additional_forward_args))
+                _row_sums(_call.evaluate(self.forward_func, points, target, additional_forward_args))
                 for points in (starts, ends)
             ]
             return torch.stack([_row_sums(one) for one in found]).sum(0) - (change[1] - change[0])

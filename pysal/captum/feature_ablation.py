@@ -16,7 +16,7 @@ from pysal._checks import FLOATING, refuse
 from pysal._library import widest
 from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
 from pysal.captum._batches import call, independent, of_its_own
-from pysal.captum._request import Inputs, PerBatch, Request, Target, arguments, as_tuple, check_target, select, spread
+from pysal.captum._call import Call, Inputs, PerBatch, Target, arguments, as_tuple, check_target, select, spread
 from pysal.engine.ablation.ablation import Ablation
 from pysal.engine.ablation.features import Features, Masks
 from pysal.engine.prepared.model import PreparedModel
@@ -147,9 +147,9 @@ class FeatureAblation(PerturbationAttribution):
             prepared = isinstance(self.forward_func, PreparedModel) and self.forward_func.fused
             if segments is not None and prepared and ablation.fills[0].isfinite().all():
                 rows = None if chunk == 1 else chunk * len(inputs[0])
-                request = Request(where(self), self.forward_func, inputs[0], target, additional_forward_args)
+                call = Call(where(self), self.forward_func, inputs[0], target, additional_forward_args)
                 try:
-                    return (self._of_images(request, rows, segments, ablation.fills[0], len(queue), done, show_progress),)
+                    return (self._of_images(call, rows, segments, ablation.fills[0], len(queue), done, show_progress),)
                 except (PerBatch, AssertionError):  # the output is not one number for each row
                     done(None)
             evaluate = functools.partial(self._evaluate, inputs, target, additional_forward_args)
@@ -170,7 +170,7 @@ class FeatureAblation(PerturbationAttribution):
 
     def _of_images(
         self,
-        request: Request,
+        call: Call,
         rows: int | None,
         segments: Segments,
         fill: Tensor,
@@ -186,12 +186,12 @@ class FeatureAblation(PerturbationAttribution):
             done(0 if clean else round(features * rows / total))
             clean = clean and rows < total
 
-        plan = request.plan()
+        plan = call.plan()
         plan = plan.derive(plan.inputs, plan.origin, batch_size=rows)
         plan.dtype = plan.accumulator_dtype = widest(plan.device)  # until it is known what the function returns
         with progress(report) if show else nullcontext():
             found = leave_one_out.prepare(plan, segments=segments, fill=fill, approximate=None).run(report=False)
-        return self._rounded(found.map.expand_as(request.inputs[0]).contiguous(), found.details["drops"][0].dtype)
+        return self._rounded(found.map.expand_as(call.inputs[0]).contiguous(), found.details["drops"][0].dtype)
 
     def _together(self, chunk: int, ablation: Ablation, queue: list[int], additional_forward_args: object) -> int:
         """Return how many features run in one pass: as many as asked, but one where a further argument forbids it."""

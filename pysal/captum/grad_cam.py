@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pysal import ops
 from pysal._checks import refuse
 from pysal.captum._bases import GradientAttribution, LayerAttribution, check_interpolation, entry, where
-from pysal.captum._request import Inputs, Request, Target
+from pysal.captum._call import Call, Inputs, Target
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel
@@ -71,12 +71,12 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
         for name in grad_kwargs or ():
             if name not in HARMLESS_GRAD_KWARGS:
                 refuse(where(self), "grad_kwargs", "hold retain_graph or allow_unused", repr(name), NotImplementedError)
-        request = self._ask(inputs, target, additional_forward_args, whole_numbers="kept")
+        call = self._ask(inputs, target, additional_forward_args, whole_numbers="kept")
         cams: list[Tensor] = []
         tensors = 1
         while len(cams) < tensors:
             layer = _Watched(self.layer, self.forward_func, at_input=attribute_to_layer_input, index=len(cams))
-            activation, gradient, _ = _run(request, layer, None)
+            activation, gradient, _ = _run(call, layer, None)
             tensors = layer.tensors
             cams.append(weighted(activation, gradient, relu=relu_attributions, add_up=attr_dim_summation))
         return tuple(cams) if len(cams) > 1 else cams[0]
@@ -130,18 +130,18 @@ class GuidedGradCam(GradientAttribution):
                 an input's shape, where captum returns an empty tensor.
         """
         check_interpolation(where(self), interpolate_mode)
-        request = self._ask(inputs, target, additional_forward_args)
+        call = self._ask(inputs, target, additional_forward_args)
         rules = make_rules(where(self), "guided", "error" if self.strict else "plain")
         layer = _Watched(self.layer, self.forward_func, at_input=attribute_to_layer_input)
-        activation, gradient, guided = _run(request, layer, rules)
+        activation, gradient, guided = _run(call, layer, rules)
         if layer.tensors > 1:
             refuse(where(self), "layer", "be of one tensor", layer.tensors, AssertionError)
         assert guided is not None
         cam = weighted(activation, gradient, relu=True, add_up=True)
-        return request.answer(
+        return call.answer(
             [
                 one * LayerAttribution.interpolate(cam, tuple(one.shape[2:]), interpolate_mode).to(one)
-                for one in request.unpack(guided)
+                for one in call.unpack(guided)
             ]
         )
 
@@ -166,7 +166,7 @@ class _Watched:
 
 
 @restoring
-def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return a layer's activation, the gradient there and, with `rules`, the gradient of the packed inputs under them."""
 
     def work(plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -185,7 +185,7 @@ def _run(request: Request, watched: _Watched, rules: ReluRules | None) -> tuple[
 
     watched.watch()
     try:
-        return request.run(work)
+        return call.run(work)
     except ValueError as error:
         if watched.tensors:
             raise

@@ -6,7 +6,7 @@ from torch import nn
 
 from pysal._checks import refuse
 from pysal.captum._bases import GradientAttribution, entry, where
-from pysal.captum._request import Inputs, Target
+from pysal.captum._call import Inputs, Target
 from pysal.engine.model.relu_rules import OtherActivations
 from pysal.engine.prepared.model import PreparedModel
 from pysal.methods import guided_backprop
@@ -42,12 +42,12 @@ class _ReluRuleAttribution(GradientAttribution):
             AssertionError: see `Saliency`.
             ValueError: with `strict`, the network has no ReLU, or an activation that the rule does not cover.
         """
-        request = self._ask(inputs, target, additional_forward_args, any_rows=True)
+        call = self._ask(inputs, target, additional_forward_args, any_rows=True)
         other = self._other_activations
-        found = request.run(
+        found = call.run(
             lambda plan: guided_backprop.prepare(plan, rule=self._rule, other_activations=other).run(report=False).map
         )
-        return request.answer(request.unpack(found))
+        return call.answer(call.unpack(found))
 
 
 class GuidedBackprop(_ReluRuleAttribution):

@@ -12,7 +12,7 @@ from pysal import ops
 from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
-from pysal.captum._request import Inputs, Request, Target, floating, spread
+from pysal.captum._call import Call, Inputs, Target, floating, spread
 from pysal.engine.paths.quadrature import Quadrature, Rule, rule
 from pysal.engine.request.plan import Plan
 
@@ -89,10 +89,10 @@ class IntegratedGradients(GradientAttribution):
             RuntimeError: see `Saliency`.
             TypeError: `n_steps` or `internal_batch_size` is not a whole number.
         """
-        request = self._ask(inputs, target, additional_forward_args, whole_numbers="floating")
-        request.copies = n_steps
-        given = baselines_of(self, baselines, request.inputs)
-        check_baselines(self, given, request.inputs)
+        call = self._ask(inputs, target, additional_forward_args, whole_numbers="floating")
+        call.copies = n_steps
+        given = baselines_of(self, baselines, call.inputs)
+        check_baselines(self, given, call.inputs)
         if method not in QUADRATURES:
             refuse_unknown(where(self), "method", f"be one of {', '.join(QUADRATURES)}", method, QUADRATURES, AssertionError)
         for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
@@ -102,15 +102,15 @@ class IntegratedGradients(GradientAttribution):
         if n_steps < least:
             refuse(where(self), "n_steps", f"be at least {least} for {method}", n_steps, AssertionError)
         steps = (captum_rule if self._exact_captum else rule)(QUADRATURES[method], n_steps)
-        starts = [floating(spread(one, start)) for one, start in zip(request.inputs, given, strict=True)]
-        found = self._integrate(request, starts, steps, internal_batch_size)
+        starts = [floating(spread(one, start)) for one, start in zip(call.inputs, given, strict=True)]
+        found = self._integrate(call, starts, steps, internal_batch_size)
         if not return_convergence_delta:
-            return request.answer(found)
+            return call.answer(found)
         delta = self.compute_convergence_delta(found, baselines, inputs, target, additional_forward_args)
-        return request.answer(found), delta
+        return call.answer(found), delta
 
-    def _integrate(self, request: Request, starts: list[Tensor], steps: Rule, most: int | None) -> tuple[Tensor, ...]:
-        packed_starts, number = request.pack(starts).contiguous(), len(steps.nodes)
+    def _integrate(self, call: Call, starts: list[Tensor], steps: Rule, most: int | None) -> tuple[Tensor, ...]:
+        packed_starts, number = call.pack(starts).contiguous(), len(steps.nodes)
         of_complex = any(one.is_complex() for one in starts)  # which are multiplied as numbers, not part by part
 
         def work(plan: Plan) -> Tensor:
@@ -130,16 +130,16 @@ class IntegratedGradients(GradientAttribution):
                 gradients = plan.gradients(points(rows, places), rows)
                 ops.path_integral_accumulate_(total, gradients, None, rows, weights[places])
 
-            prepared = request.prepared and not request.whole
-            plan.run(plan.images * number, body, batch_size=most if prepared else request.rows(points, most))
+            prepared = call.prepared and not call.whole
+            plan.run(plan.images * number, body, batch_size=most if prepared else call.rows(points, most))
             if self._multiply_by_inputs and not of_complex:
                 return ops.path_integral_product(plan.inputs, packed_starts, total)
             return total
 
-        found = request.unpack(request.run(work), least=torch.float32)
+        found = call.unpack(call.run(work), least=torch.float32)
         if not (self._multiply_by_inputs and of_complex):
             return found
-        return tuple((one - start) * mean for one, start, mean in zip(request.inputs, starts, found, strict=True))
+        return tuple((one - start) * mean for one, start, mean in zip(call.inputs, starts, found, strict=True))
 
 
 def captum_rule(quadrature: Quadrature, steps: int) -> Rule:

@@ -12,7 +12,7 @@ from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._batches import copies_per_pass, goes_along, of_rows
-from pysal.captum._request import Inputs, arguments, as_tuple, check_rows, check_target, floating
+from pysal.captum._call import Inputs, arguments, as_tuple, check_rows, check_target, floating
 from pysal.engine.running.chunks import run_chunks
 
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")

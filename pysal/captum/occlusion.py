@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pysal._checks import FLOATING, refuse
 from pysal.captum._bases import Baselines, entry, where
-from pysal.captum._request import Inputs, Target, as_tuple
+from pysal.captum._call import Inputs, Target, as_tuple
 from pysal.captum.feature_ablation import FeatureAblation
 from pysal.engine.ablation.features import Boxes, sliding_boxes
 from pysal.segments import Window

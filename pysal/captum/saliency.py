@@ -3,7 +3,7 @@
 from typing import Any
 
 from pysal.captum._bases import GradientAttribution, entry
-from pysal.captum._request import Inputs, Target
+from pysal.captum._call import Inputs, Target
 
 
 class Saliency(GradientAttribution):
@@ -40,6 +40,6 @@ class Saliency(GradientAttribution):
             AssertionError: the target does not pick one number of each row.
             RuntimeError: the output does not depend on the inputs.
         """
-        request = self._ask(inputs, target, additional_forward_args, any_rows=True)
-        found = self._gradients(request)
-        return request.answer([one.abs() for one in found] if abs else found)
+        call = self._ask(inputs, target, additional_forward_args, any_rows=True)
+        found = self._gradients(call)
+        return call.answer([one.abs() for one in found] if abs else found)

@@ -237,7 +237,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
 def _knobs() -> list[gr.Slider | gr.Dropdown]:
     """Return the controls of Options, in the order of its fields."""
     start = Options()
-    bases = [name for name in METHODS if not METHODS[name].noisy and METHODS[name].kept != "drops"]
+    bases = [name for name in METHODS if not METHODS[name].noisy and METHODS[name].stored != "drops"]
     with gr.Row():
         with gr.Group():
             gr.HTML('<div class="pysal group">Leave-one-out</div>')

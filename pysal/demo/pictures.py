@@ -347,7 +347,7 @@ def _cost(found: Explanation, name: str) -> str:
 def _note(found: Explanation, name: str) -> str:
     method = METHODS[name]
     lines = [_sentence(method.page or method.summary)]
-    if method.kept == "drops":
+    if method.stored == "drops":
         apart = label_map(found.panel(name)) is not None
         lines.append("Point at a segment to hide it." if apart else "Windows overlap; a pixel has their mean.")
     if said := completeness(found, name):

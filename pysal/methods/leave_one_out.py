@@ -187,7 +187,7 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
     details |= {"boxes": regions.boxes} if isinstance(regions, Boxes) else {"labels": regions.labels}
     if class_drops is not None:
         details["class_drops"] = [class_drops[image, :, :count] for image, count in enumerate(counts)]
-    passes += 0 if in_boxes is None else in_boxes.images_kept
+    passes += 0 if in_boxes is None else in_boxes.images_run
     return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
 
 

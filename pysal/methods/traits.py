@@ -17,7 +17,7 @@ class Traits:
         reduction: how its channels become one picture: "none" where there is one, "max_abs" or "sum".
         signed: whether that picture has a sign.
         per: the option that the cost is multiplied by.
-        kept: what an audit keeps of it: the "drops" of its segments, its "map", or the map at its "native" size.
+        stored: what an audit stores of it: the "drops" of its segments, its "map", or the map at its "native" size.
         slopes: whether the values are slopes of the score, to be multiplied by a change of the pixels, or shares of it.
         on_path: whether it integrates along a path, so that its steps can be too few.
         noisy: whether it draws noise, which a seed and ids of the images pick.
@@ -33,7 +33,7 @@ class Traits:
     reduction: Literal["none", "max_abs", "sum"]
     signed: bool
     per: str | None = None
-    kept: Literal["drops", "map", "native"] = "map"
+    stored: Literal["drops", "map", "native"] = "map"
     slopes: bool = False
     on_path: bool = False
     noisy: bool = False
@@ -52,7 +52,7 @@ TRAITS: dict[str, Traits] = {
             unit="drop of {score}",
             reduction="none",
             signed=True,
-            kept="drops",
+            stored="drops",
         ),
         Traits(
             "gradient",
@@ -83,7 +83,7 @@ TRAITS: dict[str, Traits] = {
             unit="weighted activation",
             reduction="none",
             signed=False,
-            kept="native",
+            stored="native",
             hint="As coarse as the layer it looks at.",
         ),
         Traits(
@@ -155,7 +155,7 @@ CAMS = {
 PATHS = tuple(name for name, traits in TRAITS.items() if traits.on_path)
 
 
-def keeps_drops(name: str) -> bool:
+def stores_drops(name: str) -> bool:
     """Whether an audit keeps the drops of segments of a method, which a manifest may name without there being one."""
     traits = TRAITS.get(name)
-    return traits is not None and traits.kept == "drops"
+    return traits is not None and traits.stored == "drops"

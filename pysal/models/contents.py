@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 
 from pysal._checks import first_line, refuse
-from pysal.models.request import WHERE, Request
+from pysal.models.spec import WHERE, ModelSpec
 
 # Operations of these libraries compute with tensors.
 LIBRARIES = {"aten", "prim", "prims", "quantized", "quantized_decomposed", "torchvision"}
@@ -32,41 +32,41 @@ class Foreign(Exception):
     """Something in a file that could do more than compute; the message names it."""
 
 
-def check_program(request: Request, content: bytes) -> None:
+def check_program(spec: ModelSpec, content: bytes) -> None:
     """Refuse a program of torch.export that could do more than compute, unless code may run.
 
     Args:
-        request: what was asked for.
+        spec: what was asked for.
         content: of the file.
 
     Raises:
         PermissionError: names what was found.
         ValueError: the file is no archive of torch.
     """
-    _check(request, content, "a program of torch.export", _check_program)
+    _check(spec, content, "a program of torch.export", _check_program)
 
 
-def check_script(request: Request, content: bytes) -> None:
+def check_script(spec: ModelSpec, content: bytes) -> None:
     """Refuse a TorchScript file that could do more than compute, unless code may run; see `check_program`."""
-    _check(request, content, "a TorchScript file", _check_script)
+    _check(spec, content, "a TorchScript file", _check_script)
 
 
-def _check(request: Request, content: bytes, kind: str, check: Any) -> None:
-    if request.allow_code:
+def _check(spec: ModelSpec, content: bytes, kind: str, check: Any) -> None:
+    if spec.allow_code:
         return
     try:
         reader = torch._C.PyTorchFileReader(io.BytesIO(content))
         names = reader.get_all_records()
         check(reader, names)
     except Foreign as found:
-        _refuse_code(kind, str(found), request)
+        _refuse_code(kind, str(found), spec)
     except (RuntimeError, ValueError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        refuse(WHERE, "source", f"be {kind}", f"{request.name} ({first_line(error)})")
+        refuse(WHERE, "source", f"be {kind}", f"{spec.name} ({first_line(error)})")
 
 
-def _refuse_code(kind: str, found: str, request: Request) -> NoReturn:
+def _refuse_code(kind: str, found: str, spec: ModelSpec) -> NoReturn:
     requirement = f"be True (--allow-code) for {kind} that holds more than tensors and operations on them"
-    refuse(WHERE, "allow_code", requirement, f"False for {request.source}, which has {found}", PermissionError)
+    refuse(WHERE, "allow_code", requirement, f"False for {spec.source}, which has {found}", PermissionError)
 
 
 def _shown(text: object) -> str:

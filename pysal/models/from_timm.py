@@ -9,10 +9,10 @@ import torch
 from pysal._checks import first_line, refuse
 from pysal._spelling import close_to, did_you_mean
 from pysal.models.classifier import Classifier
-from pysal.models.request import (
+from pysal.models.spec import (
     IMAGENET_CLASSES,
     WHERE,
-    Request,
+    ModelSpec,
     classifier,
     load_weights,
     needed,
@@ -25,7 +25,7 @@ from pysal.models.request import (
 _FILTERS = {"random": "bicubic", "lanczos3": "lanczos"}
 
 
-def load(request: Request) -> Classifier:
+def load(spec: ModelSpec) -> Classifier:
     """Return a classifier of timm, with the preprocessing of its pretrained configuration.
 
     Its weights are those that timm publishes under this name, from the cache of the Hugging Face hub; or a file's, or
@@ -35,37 +35,37 @@ def load(request: Request) -> Classifier:
         ImportError: timm is not installed, or does not fit the torch that is.
         ValueError: no such classifier, or no weights of it on this machine and no permission to download them.
     """
-    timm = needed(request, "timm", "timm")
-    models, data = needed(request, "timm.models", "timm"), needed(request, "timm.data", "timm")
-    if not models.is_model(request.name):
-        close = [repr(f"timm:{name}") for name in close_to(request.name.split(".")[0], timm.list_models())]
-        refuse(WHERE, "source", f"be a model of timm{did_you_mean(close)}", repr(request.source))
+    timm = needed(spec, "timm", "timm")
+    models, data = needed(spec, "timm.models", "timm"), needed(spec, "timm.data", "timm")
+    if not models.is_model(spec.name):
+        close = [repr(f"timm:{name}") for name in close_to(spec.name.split(".")[0], timm.list_models())]
+        refuse(WHERE, "source", f"be a model of timm{did_you_mean(close)}", repr(spec.source))
     try:
-        config = models.get_pretrained_cfg(request.name)
+        config = models.get_pretrained_cfg(spec.name)
     except RuntimeError:  # the architecture is known, the tag is not
-        tags = [f"timm:{name}" for name in timm.list_pretrained(f"{request.name.split('.')[0]}.*")]
-        refuse(WHERE, "source", f"be a model of timm ({', '.join(tags[:5])})", repr(request.source))
+        tags = [f"timm:{name}" for name in timm.list_pretrained(f"{spec.name.split('.')[0]}.*")]
+        refuse(WHERE, "source", f"be a model of timm ({', '.join(tags[:5])})", repr(spec.source))
     arguments: dict[str, Any] = {"pretrained": False}
-    if request.weights is None:
-        path = _published(request, config)
+    if spec.weights is None:
+        path = _published(spec, config)
         arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)} if path else {}}
-    elif request.classes is not None:
-        arguments["num_classes"] = request.classes
-    with offline_unless_permitted(request), quietly_seeded(), tensors_only():
+    elif spec.classes is not None:
+        arguments["num_classes"] = spec.classes
+    with offline_unless_permitted(spec), quietly_seeded(), tensors_only():
         try:
-            network = timm.create_model(request.name, **arguments)
+            network = timm.create_model(spec.name, **arguments)
         except Exception as error:  # no connection, a damaged file, a configuration it does not like
-            refuse(WHERE, f"source {request.source!r}", "be a model that timm can make", first_line(error))
-    if request.weights is not None and not request.random:
-        load_weights(request, network)
+            refuse(WHERE, f"source {spec.source!r}", "be a model that timm can make", first_line(error))
+    if spec.weights is not None and not spec.random:
+        load_weights(spec, network)
     settings = data.resolve_model_data_config(network)
     classes = int(network.num_classes)
     if classes < 1:
-        refuse(WHERE, f"source {request.source!r}", "be a classifier", "a model without a head")
+        refuse(WHERE, f"source {spec.source!r}", "be a classifier", "a model without a head")
     return classifier(
-        request,
+        spec,
         network,
-        name=request.name,
+        name=spec.name,
         size=tuple(settings["input_size"][1:]),
         mean=settings["mean"],
         std=settings["std"],
@@ -76,14 +76,14 @@ def load(request: Request) -> Classifier:
     )
 
 
-def _published(request: Request, config: Any) -> Path | None:
+def _published(spec: ModelSpec, config: Any) -> Path | None:
     """Return the file of timm's weights on this machine, None where it may be fetched."""
     if config is None or not config.has_weights:
-        refuse(WHERE, "weights", "be given ('random' or a file)", f"{request.source!r}, of which timm publishes none")
-    if request.download:
+        refuse(WHERE, "weights", "be given ('random' or a file)", f"{spec.source!r}, of which timm publishes none")
+    if spec.download:
         return None
     if config.hf_hub_id:
-        hub = needed(request, "huggingface_hub", "timm")
+        hub = needed(spec, "huggingface_hub", "timm")
         for name in [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
             found = hub.try_to_load_from_cache(config.hf_hub_id, name)
             if isinstance(found, str):

@@ -11,10 +11,10 @@ from PIL import Image
 
 from pysal._checks import first_line, refuse
 from pysal.models.classifier import Classifier
-from pysal.models.request import (
+from pysal.models.spec import (
     WHERE,
     Logits,
-    Request,
+    ModelSpec,
     classifier,
     load_weights,
     needed,
@@ -24,7 +24,7 @@ from pysal.models.request import (
 )
 
 
-def load(request: Request) -> Classifier:
+def load(spec: ModelSpec) -> Classifier:
     """Return an image classifier of transformers, with its processor's preprocessing and its configuration's labels.
 
     It is read from a folder, or from the cache of the Hugging Face hub, and fetched only where that was permitted.
@@ -34,23 +34,21 @@ def load(request: Request) -> Classifier:
         ValueError: no such model on this machine and no permission to fetch it, no image classifier, one whose head was
             not trained, or one without a processor where size and normalisation were not given.
     """
-    transformers = needed(request, "transformers", "transformers")
-    where = {"local_files_only": not request.download, "trust_remote_code": request.allow_code}
-    argument = f"source {request.source!r}"
-    with _quiet(transformers), offline_unless_permitted(request), quietly_seeded(), tensors_only():
+    transformers = needed(spec, "transformers", "transformers")
+    where = {"local_files_only": not spec.download, "trust_remote_code": spec.allow_code}
+    argument = f"source {spec.source!r}"
+    with _quiet(transformers), offline_unless_permitted(spec), quietly_seeded(), tensors_only():
         try:
-            config = transformers.AutoConfig.from_pretrained(request.name, **where)
+            config = transformers.AutoConfig.from_pretrained(spec.name, **where)
         except Exception as error:  # no such folder or repository, no connection, no configuration in it
-            _refuse_absent(request, error)
+            _refuse_absent(spec, error)
         auto = transformers.AutoModelForImageClassification
         try:
-            if request.weights is None:
-                found = auto.from_pretrained(
-                    request.name, config=config, dtype=torch.float32, output_loading_info=True, **where
-                )
+            if spec.weights is None:
+                found = auto.from_pretrained(spec.name, config=config, dtype=torch.float32, output_loading_info=True, **where)
                 network, missing = found[0], sorted(found[1]["missing_keys"])
             else:
-                network, missing = auto.from_config(config, trust_remote_code=request.allow_code), []
+                network, missing = auto.from_config(config, trust_remote_code=spec.allow_code), []
         except ImportError as error:  # transformers imports an architecture, and what it needs, when it is asked for
             cause: BaseException = error
             while cause.__cause__ is not None:
@@ -60,14 +58,14 @@ def load(request: Request) -> Classifier:
             refuse(WHERE, argument, "be an image classifier", first_line(error))
     if missing:
         refuse(WHERE, argument, "have trained weights for all of it", f"none for {', '.join(missing[:3])}")
-    if request.weights is not None and not request.random:
-        load_weights(request, network)
-    size, mean, std, fraction, resample = _preprocessing(request, transformers, where)
+    if spec.weights is not None and not spec.random:
+        load_weights(spec, network)
+    size, mean, std, fraction, resample = _preprocessing(spec, transformers, where)
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     return classifier(
-        request,
+        spec,
         Logits(network, "logits"),
-        name=Path(request.name).name,
+        name=Path(spec.name).name,
         size=size,
         mean=mean,
         std=std,
@@ -79,21 +77,21 @@ def load(request: Request) -> Classifier:
 
 
 def _preprocessing(
-    request: Request, transformers: Any, where: dict[str, bool]
+    spec: ModelSpec, transformers: Any, where: dict[str, bool]
 ) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...], float, Any]:
     """Return size, mean, std, crop fraction and filter of a model's image processor.
 
     What a processor does to values is seen in what it makes of a black and a white image: its settings do not say it
     all (EfficientNet's divides by the deviation twice, or not at all).
     """
-    with _quiet(transformers), offline_unless_permitted(request):
+    with _quiet(transformers), offline_unless_permitted(spec):
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(request.name, **where)
+            processor = transformers.AutoImageProcessor.from_pretrained(spec.name, **where)
         except Exception as error:  # no file of its settings
-            if request.size is None or request.mean is None or request.std is None:
+            if spec.size is None or spec.mean is None or spec.std is None:
                 requirement = "come with an image processor, or be given size and normalize"
-                refuse(WHERE, f"source {request.source!r}", requirement, first_line(error))
-            return request.size, request.mean, request.std, 1.0, "bicubic"
+                refuse(WHERE, f"source {spec.source!r}", requirement, first_line(error))
+            return spec.size, spec.mean, spec.std, 1.0, "bicubic"
         levels = []
         for level in (0, 255):
             picture = Image.fromarray(np.full((512, 512, 3), level, dtype=np.uint8))
@@ -134,11 +132,11 @@ def _filter(processor: Any) -> Any:
         return str(getattr(number, "value", "bicubic"))
 
 
-def _refuse_absent(request: Request, error: Exception) -> NoReturn:
-    if isinstance(error, OSError) and not request.download and not Path(request.name).is_dir():
+def _refuse_absent(spec: ModelSpec, error: Exception) -> NoReturn:
+    if isinstance(error, OSError) and not spec.download and not Path(spec.name).is_dir():
         requirement = "be a folder, or a model on this machine, or be fetched (download=True, --download)"
-        refuse(WHERE, f"source {request.source!r}", requirement, "none in the cache of the Hugging Face hub", FileNotFoundError)
-    refuse(WHERE, f"source {request.source!r}", "be a folder or repository with an image classifier", first_line(error))
+        refuse(WHERE, f"source {spec.source!r}", requirement, "none in the cache of the Hugging Face hub", FileNotFoundError)
+    refuse(WHERE, f"source {spec.source!r}", "be a folder or repository with an image classifier", first_line(error))
 
 
 @contextlib.contextmanager

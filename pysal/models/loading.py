@@ -23,7 +23,7 @@ from pysal.models import (
 )
 from pysal.models.classifier import Classifier
 from pysal.models.photos import checked_size
-from pysal.models.request import IMAGENET_MEAN, IMAGENET_STD, WHERE, Normalization, Request
+from pysal.models.spec import IMAGENET_MEAN, IMAGENET_STD, WHERE, ModelSpec, Normalization
 
 LIBRARIES = {"torchvision": from_torchvision.load, "timm": from_timm.load, "transformers": from_transformers.load}
 """Library name -> what loads a model of it: the words before the colon in `load`'s sources."""
@@ -85,7 +85,7 @@ def load(
     if not isinstance(source, (str, Path)):
         refuse(WHERE, "source", "be a name or a file", type(source).__name__, TypeError)
     mean, std = _checked_normalize(normalize)
-    request = Request(
+    spec = ModelSpec(
         source=str(source),
         name=str(source),
         weights=None if weights is None else str(weights),
@@ -96,7 +96,7 @@ def load(
         std=std,
         class_names=_checked_names(class_names),
     )
-    classifier = _load(request)
+    classifier = _load(spec)
     if device is None:
         return classifier
     try:
@@ -105,20 +105,20 @@ def load(
         refuse(WHERE, "device", "be a device this torch can use", f"{str(device)!r} ({first_line(error)})")
 
 
-def _load(request: Request) -> Classifier:
-    source = request.source
+def _load(spec: ModelSpec) -> Classifier:
+    source = spec.source
     if source in efficientnet_lite.NAMES:
-        return efficientnet_lite.load(request)
+        return efficientnet_lite.load(spec)
     library, _, name = source.partition(":")
     if library in LIBRARIES and name:
-        return LIBRARIES[library](dataclasses.replace(request, name=name))
+        return LIBRARIES[library](dataclasses.replace(spec, name=name))
     if re.fullmatch(r".+\.py:\w+", source):
-        return from_code.load(request)
+        return from_code.load(spec)
     suffix = Path(source).suffix.lower()
     if suffix in FILES:
-        if request.weights is not None:
-            refuse(WHERE, "weights", "be None for a file, which has its own", repr(request.weights))
-        return FILES[suffix](request)
+        if spec.weights is not None:
+            refuse(WHERE, "weights", "be None for a file, which has its own", repr(spec.weights))
+        return FILES[suffix](spec)
     _refuse_source(source, suffix)
 
 

@@ -64,9 +64,9 @@ def test_every_source_finds_the_same_photos(photos, tars, tmp_path) -> None:
     labels = pa.array([path.parent.name for path in names]).dictionary_encode()
     pq.write_table(pa.table({"path": [str(path) for path in names], "label": labels}), tmp_path / "list.parquet")
     folder = look(photos, "folder")
-    expected, labels = pixels_of(folder), folder.plan["label"].to_pylist()
+    expected, labels = pixels_of(folder), folder.images["label"].to_pylist()
     assert labels == [0] * 5 + [1] * 6
-    assert folder.plan["shard"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 3
+    assert folder.images["shard"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 3
     sources = {
         "glob": (f"{photos}/**/*.png", "folder"),
         "table": (tmp_path / "list.csv", "auto"),
@@ -75,15 +75,15 @@ def test_every_source_finds_the_same_photos(photos, tars, tmp_path) -> None:
     for kind, (source, how) in sources.items():
         found = look(source, how)
         assert found.kind == kind
-        assert found.plan["label"].to_pylist() == labels
+        assert found.images["label"].to_pylist() == labels
         assert all(map(torch.equal, pixels_of(found), expected)), kind
-        assert found.plan["size"].to_pylist() == folder.plan["size"].to_pylist()
+        assert found.images["size"].to_pylist() == folder.images["size"].to_pylist()
     for other in ("list.tsv", "list.parquet"):
-        assert look(tmp_path / other).plan.equals(look(tmp_path / "list.csv").plan)
-    assert look(f"{tars}/*.tar").plan.equals(look(tars).plan)
-    assert look(tars / "000.tar").plan["path"].to_pylist() == look(tars).plan["path"].to_pylist()[:6]
-    assert look(photos).plan["label"].null_count == PHOTOS
-    assert look(tmp_path / "list.csv", "none").plan["label"].null_count == PHOTOS
+        assert look(tmp_path / other).images.equals(look(tmp_path / "list.csv").images)
+    assert look(f"{tars}/*.tar").images.equals(look(tars).images)
+    assert look(tars / "000.tar").images["path"].to_pylist() == look(tars).images["path"].to_pylist()[:6]
+    assert look(photos).images["label"].null_count == PHOTOS
+    assert look(tmp_path / "list.csv", "none").images["label"].null_count == PHOTOS
 
 
 def test_hidden_files_and_other_files_are_not_in_a_folder(tmp_path) -> None:
@@ -93,15 +93,15 @@ def test_hidden_files_and_other_files_are_not_in_a_folder(tmp_path) -> None:
         (tmp_path / name).write_text("x")
     (tmp_path / ".git").mkdir()
     write_photo(tmp_path / ".git" / "d.png", 0)
-    assert look(tmp_path).plan["path"].to_pylist() == ["a/c.JPG.png", "b.png"]
-    assert look(f"{tmp_path}/*").plan["path"].to_pylist() == ["b.png", "notes.txt"]
+    assert look(tmp_path).images["path"].to_pylist() == ["a/c.JPG.png", "b.png"]
+    assert look(f"{tmp_path}/*").images["path"].to_pylist() == ["b.png", "notes.txt"]
 
 
 def test_files_may_repeat_in_a_table(photos, tmp_path) -> None:
     path = next(photos.rglob("*.png"))
     (tmp_path / "list.csv").write_text("path,label\n" + f"{path},2\n" * 5 + f"{path},\n")
     found = look(tmp_path / "list.csv")
-    assert found.plan["label"].to_pylist() == [2, 2, 2, 2, 2, None]
+    assert found.images["label"].to_pylist() == [2, 2, 2, 2, 2, None]
 
 
 def test_what_is_no_source(tmp_path) -> None:
@@ -142,5 +142,6 @@ def test_the_fingerprint_is_that_of_the_data(photos, tmp_path) -> None:
     assert look(photos).sha256 == look(f"{photos}/**/*.png").sha256
     assert look(photos).sha256 != look(photos, "folder").sha256
     assert look(photos).sha256 != look(photos, shard_size=5).sha256
-    assert first_difference(look(photos).plan, look(photos, "folder").plan) == ("label of image 0 (cat/01.png) was None, is 0")
+    unlabelled, labelled = look(photos).images, look(photos, "folder").images
+    assert first_difference(unlabelled, labelled) == ("label of image 0 (cat/01.png) was None, is 0")
     assert read_bytes(photos, Item(0, "cat/01.png", None, None, None, -1)) == (photos / "cat/01.png").read_bytes()

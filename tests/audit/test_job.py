@@ -47,7 +47,7 @@ ROWS = 4
 def images_of(found: Job) -> torch.Tensor:
     model = tiny.classifier()
     root = Path(found.manifest["data"]["root"])
-    return torch.cat([pysal.read_image(root / path, model) for path in found.plan["path"].to_pylist()])
+    return torch.cat([pysal.read_image(root / path, model) for path in found.images["path"].to_pylist()])
 
 
 def explained(images: torch.Tensor, options: dict) -> pysal.Explanation:
@@ -442,7 +442,7 @@ def test_figures_are_those_of_metrics(job) -> None:
         rows = rows_of(planned.out, name)
         for metric in planned.manifest["metrics"]:
             expected = pysal.metrics.per_image(
-                metric, model, images, maps, seed=3, ids=ids, method=name, method_options=options
+                metric, model, images, maps, seed=3, image_ids=ids, method=name, method_options=options
             )
             assert no_further(rows[metric].to_numpy(), expected), (name, metric)
     with pytest.raises(ValueError, match=r"^pysal.audit.Job: metrics must be names out of deletion, .*, got 'pointing_game'$"):

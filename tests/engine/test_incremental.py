@@ -75,7 +75,7 @@ def outputs_of(engine: Incremental, image: Tensor, images: Tensor, boxes: list[t
     before = patches.clone()
     with torch.no_grad():
         output = engine.run(engine.keep(image), patches, geometry)
-    assert torch.equal(patches, before) or engine.steps[0].node.users, "patches are the caller's"
+    assert torch.equal(patches, before) or engine.operators[0].node.users, "patches are the caller's"
     return output
 
 
@@ -348,7 +348,7 @@ def test_graphs_are_exact_everywhere(name: str, dtype: torch.dtype, share: float
 def test_what_is_local_is_followed_and_what_is_not_ends_it() -> None:
     kinds = {}
     for name in ("convolutions", "squeeze and excitation"):
-        kinds[name] = [step.kind for step in engine_of(*seeded(GRAPHS[name], 3, 17, 14)).steps]
+        kinds[name] = [each.kind for each in engine_of(*seeded(GRAPHS[name], 3, 17, 14)).operators]
     assert kinds["convolutions"] == ["input", "window", "window", "mean", "whole", "whole", "whole"]
     excited = kinds["squeeze and excitation"]
     assert excited[:3] == ["input", "window", "mean"]

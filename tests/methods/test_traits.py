@@ -10,7 +10,7 @@ import pytest
 
 import pysal
 from pysal.methods.registry import METHODS
-from pysal.methods.traits import TRAITS, keeps_drops
+from pysal.methods.traits import TRAITS, stores_drops
 from tests.methods.calls import request, row_by_row
 from tests.methods.networks import images
 
@@ -39,13 +39,13 @@ def test_traits_follow_from_the_options(name: str) -> None:
 def test_traits_follow_from_what_is_found(name: str) -> None:
     given = {"samples": 2} if TRAITS[name].noisy else {"steps": 2} if TRAITS[name].on_path else {}
     found = METHODS[name].attribute(request(row_by_row(), images(2, 3, 8, 8), 1), **given)
-    assert keeps_drops(name) == ("drops" in found.details)
-    assert TRAITS[name].kept != "native" or found.details["native"].shape[:2] == (2, 1)
+    assert stores_drops(name) == ("drops" in found.details)
+    assert TRAITS[name].stored != "native" or found.details["native"].shape[:2] == (2, 1)
     assert (TRAITS[name].reduction == "none") == (found.map.shape[1] == 1)
 
 
 def test_a_method_that_there_is_not_keeps_no_drops() -> None:
-    assert not keeps_drops("no such method")
+    assert not stores_drops("no such method")
 
 
 def compared(source: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pysal.models.request import quietly_seeded
+from pysal.models.spec import quietly_seeded
 
 CLASSES = 5
 

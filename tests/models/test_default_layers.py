@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 import pysal
-from pysal.models.request import Logits
+from pysal.models.spec import Logits
 from tests.models.networks import CLASSES, drawn
 
 VISION = torchvision.models

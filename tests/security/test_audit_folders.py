@@ -27,7 +27,7 @@ GRADIENT: dict[str, Any] = {"model": "tests.audit.tiny:classifier", "methods": [
 
 def found(source: Path | str, labels: data.Labels = "none") -> list[str]:
     """Return the paths of what an audit of a source would explain."""
-    return data.find("pysal.audit.Job", str(source), labels, 100, None, 3).plan["path"].to_pylist()
+    return data.find("pysal.audit.Job", str(source), labels, 100, None, 3).images["path"].to_pylist()
 
 
 def refusal(source: Path | str, labels: data.Labels = "auto") -> str:

@@ -243,7 +243,7 @@ def test_pickles_among_the_tensors_are_not_run(place, program, mark, tmp_path) -
 def test_a_program_with_any_text_replaced_runs_nothing(program, data) -> None:
     """Each text of a program, replaced by code, is refused or harmless: with code in it no file may reach torch."""
     from pysal.models import contents
-    from pysal.models.request import Request
+    from pysal.models.spec import Request
 
     model = json.loads(program["models/model.json"])
     places: list[tuple[Any, Any]] = []

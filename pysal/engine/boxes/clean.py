@@ -22,7 +22,7 @@ class Nodes:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self._graph = graph
-        self._in_place: set[fx.Node] = set()  # whose first argument is copied, because it is a kept map
+        self._in_place: set[fx.Node] = set()  # whose first argument is copied, because it is a clean map
 
     @restoring
     def run(self, image: Tensor, check: bool = False) -> dict[fx.Node, Any]:

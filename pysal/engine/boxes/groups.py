@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal.engine.boxes.kinds import Step
+from pysal.engine.boxes.kinds import BoxOperator
 from pysal.engine.boxes.reach import Integers, Reals, Truths
 from pysal.engine.running.chunks import to_device
 
@@ -40,27 +40,27 @@ class Geometry:
         origins: (maps, n, 2), where each box begins.
         corners: (maps, n, 2), where what windows read begins.
         on_device: origins and corners, (2, maps, n, 2) int32.
-        kept: of maps where limited boxes differ in size: (n, 1, h, w), where the box of an image is that of the unchanged one.
+        unchanged: of maps where limited boxes differ in size: (n, 1, h, w), where a box holds what the unchanged image has.
     """
 
     sizes: Integers
     origins: Integers
     corners: Integers
     on_device: Tensor
-    kept: dict[int, Tensor]
+    unchanged: dict[int, Tensor]
 
 
 class Groups:
     """Boxes of the image followed through all maps, as far as `share` of each map's side: see `Incremental.limited`.
 
     Args:
-        steps: the steps of the graph, in order.
+        operators: the operators of the graph, in order.
         maps: height and width of each map.
         share: most of a map's side that a box grows to; None = no bound.
     """
 
-    def __init__(self, steps: Sequence[Step], maps: Sequence[tuple[int, int]], share: float | None = None) -> None:
-        self._steps, self._maps, self._share = steps, maps, share
+    def __init__(self, operators: Sequence[BoxOperator], maps: Sequence[tuple[int, int]], share: float | None = None) -> None:
+        self._operators, self._maps, self._share = operators, maps, share
 
     def extents(self, boxes: Integers) -> Integers:
         """Return what boxes (n, 4) of the image can change of every map: (maps, n, 4) top, left, bottom, right."""
@@ -71,24 +71,26 @@ class Groups:
         found = np.zeros((len(self._maps), len(boxes), 4), dtype=np.int64)
         limited = np.zeros(found.shape[:2], dtype=bool)
         footprints = np.zeros(found.shape)
-        for step in self._steps:
-            if step.kind == "input":
-                footprints[step.map] = found[step.map] = boxes
-            elif step.map >= 0:
-                own = found[step.map]
-                source = found[step.sources[0]]
+        for operator in self._operators:
+            if operator.kind == "input":
+                footprints[operator.map] = found[operator.map] = boxes
+            elif operator.map >= 0:
+                own = found[operator.map]
+                source = found[operator.sources[0]]
                 for axis in range(2):
-                    low, high = step.reach[axis].outputs(source[:, axis], source[:, axis + 2], self._maps[step.map][axis])
+                    low, high = operator.reach[axis].outputs(
+                        source[:, axis], source[:, axis + 2], self._maps[operator.map][axis]
+                    )
                     own[:, axis], own[:, axis + 2] = low, high
-                for other in step.sources[1:]:
+                for other in operator.sources[1:]:
                     np.minimum(own[:, :2], found[other][:, :2], out=own[:, :2])
                     np.maximum(own[:, 2:], found[other][:, 2:], out=own[:, 2:])
                 if self._share is not None:
                     for axis in range(2):
                         sides = slice(axis, None, 2)
-                        footprint = step.reach[axis].places(footprints[step.sources[0]][:, sides])
-                        footprints[step.map][:, sides] = footprint
-                        limited[step.map] |= _limit(own[:, sides], footprint, self._share, self._maps[step.map][axis])
+                        footprint = operator.reach[axis].places(footprints[operator.sources[0]][:, sides])
+                        footprints[operator.map][:, sides] = footprint
+                        limited[operator.map] |= _limit(own[:, sides], footprint, self._share, self._maps[operator.map][axis])
         return found, limited
 
     def _sizes(self, extents: Integers) -> Integers:
@@ -102,7 +104,7 @@ class Groups:
 
     def cost(self, extents: Integers) -> float:
         """Return what running a group of images costs, in multiplications."""
-        costs = np.array([step.cost for step in self._steps if step.map >= 0])
+        costs = np.array([operator.cost for operator in self._operators if operator.map >= 0])
         return float((self._sizes(extents).prod(1) * costs).sum() * extents.shape[1])
 
     def pays(self, boxes: Integers) -> bool:
@@ -111,7 +113,7 @@ class Groups:
 
     def _whole_cost(self) -> float:
         """Return what running an image whole costs, in multiplications."""
-        return sum(step.cost * math.prod(self._maps[step.map]) for step in self._steps if step.map >= 0)
+        return sum(operator.cost * math.prod(self._maps[operator.map]) for operator in self._operators if operator.map >= 0)
 
     def batches(self, boxes: Integers, rows: int) -> list[tuple[Integers, bool]]:
         """Return the images to run together, at most `rows` in boxes at a time, and whether in boxes: else they run whole.
@@ -178,14 +180,14 @@ class Groups:
         origins = np.clip(extents[..., :2], 0, (maps - sizes)[:, None])
         stride, before = np.ones((2, len(maps), 1, 2), dtype=np.int64)
         before[:] = 0
-        for step in self._steps:
-            if step.map >= 0:
+        for operator in self._operators:
+            if operator.map >= 0:
                 for axis in range(2):
-                    stride[step.map, 0, axis] = step.reach[axis].stride
-                    before[step.map, 0, axis] = step.reach[axis].before
+                    stride[operator.map, 0, axis] = operator.reach[axis].stride
+                    before[operator.map, 0, axis] = operator.reach[axis].before
         corners = origins * stride - before
         on_device = to_device(np.stack([origins, corners]).astype(np.int32), device)
-        kept: dict[int, Tensor] = {}
+        unchanged: dict[int, Tensor] = {}
         for map in np.flatnonzero(limited.any(1)).tolist():
             if (extents[map, :, 2:] - extents[map, :, :2] < sizes[map]).any():
                 inside = [
@@ -193,8 +195,8 @@ class Groups:
                     for axis in range(2)
                     for places in [origins[map, :, axis, None] + np.arange(sizes[map, axis])]
                 ]
-                kept[map] = to_device(~(inside[0][:, None, :, None] & inside[1][:, None, None, :]), device)
-        return Geometry(sizes, origins, corners, on_device, kept)
+                unchanged[map] = to_device(~(inside[0][:, None, :, None] & inside[1][:, None, None, :]), device)
+        return Geometry(sizes, origins, corners, on_device, unchanged)
 
 
 def _most(share: float, side: int) -> int:

@@ -3,7 +3,7 @@
 After Nakandala, Kumar and Papakonstantinou 2019 (Incremental and approximate inference for faster occlusion-based deep CNN
 explanations). The activations of the unchanged image are kept. What an occlusion changes of a map lies in a box, which grows
 with every convolution and pooling; of each map only that box is computed, for many images at once, its surroundings taken from
-the kept activations. Global pooling takes differences of sums. Where boxes have grown to most of a map, and from the first op
+its activations. Global pooling takes differences of sums. Where boxes have grown to most of a map, and from the first op
 on that is not known to be local, whole maps are computed, so that an unknown op costs time and is never wrong.
 
 `Incremental.limited` is the paper's approximation (section 4.2, projective field thresholding): boxes grow up to a share of
@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from pysal.engine.boxes.clean import Nodes, NotIncremental
 from pysal.engine.boxes.groups import Geometry, Groups
-from pysal.engine.boxes.kinds import COST_OF_MOVING, MAPPED, Step, step_of
-from pysal.engine.boxes.run import Kept, Program, Run
+from pysal.engine.boxes.kinds import COST_OF_MOVING, MAPPED, BoxOperator, operator_of
+from pysal.engine.boxes.run import CleanMaps, Program, Run
 
 
 class Incremental:
@@ -31,7 +31,7 @@ class Incremental:
         keep: whether to keep its activations, too.
 
     Attributes:
-        kept: what `keep` returns for the example, where that was asked for.
+        clean: what `keep` returns for the example, where that was asked for.
 
     Raises:
         NotIncremental: the graph changes its activations in place where others read them, or has several inputs.
@@ -45,17 +45,17 @@ class Incremental:
         nodes = Nodes(graph)
         clean = nodes.run(example, check=True)
         self._program = _analysed(graph, nodes, clean)
-        self._kept = _kept_by(self._program)
-        self.followed = sum(step.kind in (*MAPPED, "mean") and step.kind != "input" for step in self.steps)
+        self._needed = _needed_of(self._program)
+        self.followed = sum(operator.kind in (*MAPPED, "mean") and operator.kind != "input" for operator in self.operators)
         if not self.followed:
             raise NotIncremental("its first layer is not known to be local")
-        self.groups = Groups(self._program.steps, self._program.maps)
-        self.kept = self._keep(clean) if keep else None
+        self.groups = Groups(self._program.operators, self._program.maps)
+        self.clean = self._keep(clean) if keep else None
 
     @property
-    def steps(self) -> list[Step]:
+    def operators(self) -> list[BoxOperator]:
         """The nodes of the graph in order, and how each runs."""
-        return self._program.steps
+        return self._program.operators
 
     def limited(self, share: float | None) -> "Incremental":
         """Return an engine whose boxes grow to a share of each map's side at most, or without bounds for None.
@@ -69,38 +69,38 @@ class Incremental:
         With share 1 they are exact.
         """
         limited = copy.copy(self)
-        limited.groups = Groups(self._program.steps, self._program.maps, share)
+        limited.groups = Groups(self._program.operators, self._program.maps, share)
         return limited
 
     def takes(self, images: Tensor) -> bool:
         """Say whether images have the shape, dtype and device of the example."""
         return tuple(images.shape[1:]) == self.shape[1:] and (images.dtype, images.device) == (self._dtype, self._device)
 
-    def keep(self, image: Tensor) -> Kept:
+    def keep(self, image: Tensor) -> CleanMaps:
         """Return the activations of an image (1, C, H, W), on which `run` builds."""
         return self._keep(self._program.nodes.run(image))
 
-    def _keep(self, values: dict[fx.Node, Any]) -> Kept:
+    def _keep(self, values: dict[fx.Node, Any]) -> CleanMaps:
         maps = {
             node: values[node].contiguous(memory_format=torch.channels_last) if node in self._program.boxed else values[node]
-            for node in self._kept
+            for node in self._needed
         }
-        return Kept(maps, {}, values[self.steps[-1].node])
+        return CleanMaps(maps, {}, values[self.operators[-1].node])
 
-    def run(self, kept: Kept, patches: Tensor, geometry: Geometry) -> Tensor:
-        """Return the graph's output for images that are the kept one but for a patch each.
+    def run(self, clean: CleanMaps, patches: Tensor, geometry: Geometry) -> Tensor:
+        """Return the graph's output for images that are the clean one but for a patch each.
 
         Args:
-            kept: what `keep` returned for that image.
+            clean: what `keep` returned for that image.
             patches: (n, C, h, w), what the images hold in the boxes of the first map of `geometry`.
             geometry: where they lie.
         """
-        return Run(self._program, kept, patches, geometry).output()
+        return Run(self._program, clean, patches, geometry).output()
 
 
 def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any]) -> Program:
     """Decide once how each node runs, from the values of one image."""
-    steps: list[Step] = []
+    operators: list[BoxOperator] = []
     maps: list[tuple[int, int]] = []
     depends: set[fx.Node] = set()
     boxed: dict[fx.Node, int] = {}
@@ -108,33 +108,33 @@ def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any]) ->
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             depends.add(node)
-            step = Step(node, "input")
+            operator = BoxOperator(node, "input")
         elif not any(each in depends for each in node.all_input_nodes):
-            step = Step(node, "constant")
+            operator = BoxOperator(node, "constant")
         else:
             depends.add(node)
-            step = step_of(graph, node, clean, boxed, depends)
-        if step.kind in MAPPED:
-            step.map = boxed[node] = len(maps)
+            operator = operator_of(graph, node, clean, boxed, depends)
+        if operator.kind in MAPPED:
+            operator.map = boxed[node] = len(maps)
             maps.append(tuple(clean[node].shape[2:]))
-            if not step.cost:
-                step.cost = float(clean[node].shape[1] * COST_OF_MOVING)
-        steps.append(step)
+            if not operator.cost:
+                operator.cost = float(clean[node].shape[1] * COST_OF_MOVING)
+        operators.append(operator)
         for each in node.all_input_nodes:
             last[each] = node
-    by_node = {step.node: step for step in steps}
+    by_node = {operator.node: operator for operator in operators}
     for node, end in last.items():
         by_node[end].release += (node,)
-    return Program(nodes, steps, boxed, maps)
+    return Program(nodes, operators, boxed, maps)
 
 
-def _kept_by(program: Program) -> set[fx.Node]:
+def _needed_of(program: Program) -> set[fx.Node]:
     """Return the nodes whose values for the unchanged image are needed."""
-    constants = {step.node for step in program.steps if step.kind == "constant"}
+    constants = {operator.node for operator in program.operators if operator.kind == "constant"}
     return {
         source
-        for step in program.steps
-        if step.kind in (*MAPPED, "mean", "whole", "constant")
-        for source in (step.node, *step.node.all_input_nodes)
+        for operator in program.operators
+        if operator.kind in (*MAPPED, "mean", "whole", "constant")
+        for source in (operator.node, *operator.node.all_input_nodes)
         if source in program.boxed or source in constants
     }

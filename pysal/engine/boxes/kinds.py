@@ -1,4 +1,4 @@
-"""What each node of a graph makes of boxes: the kinds of steps that are known to be local, and how they read."""
+"""What each node of a graph makes of boxes: the kinds of operators that are known to be local, and how they read."""
 
 import operator
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pysal.engine.graph.fused_convolution import FusedConvolution
 
 # What moving one number through memory costs, in multiplications: with it the sizes of groups are chosen.
 COST_OF_MOVING = 12
-# The kinds of steps that give a map with boxes.
+# The kinds of operators that give a map with boxes.
 MAPPED = ("input", "window", "pointwise", "concatenation")
 
 _POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
@@ -104,7 +104,7 @@ _SIZES = ("size", "dim")
 
 
 @dataclass
-class Step:
+class BoxOperator:
     """One node of the graph, and how it is run on boxes.
 
     Attributes:
@@ -135,9 +135,9 @@ class Step:
     release: tuple[fx.Node, ...] = ()
 
 
-def step_of(
+def operator_of(
     graph: fx.GraphModule, node: fx.Node, clean: dict[fx.Node, Any], boxed: dict[fx.Node, int], depends: set[fx.Node]
-) -> Step:
+) -> BoxOperator:
     """Return how a node that depends on the image runs.
 
     Args:
@@ -150,37 +150,37 @@ def step_of(
     result = clean[node]
     sources = [each for each in node.all_input_nodes if each in depends]
     if _is_size(node) and node.args[0] in boxed:
-        return Step(node, "sizes")
+        return BoxOperator(node, "sizes")
     if node.op == "output" or not all(each in boxed for each in sources):
-        return Step(node, "whole")
+        return BoxOperator(node, "whole")
     maps = tuple(boxed[each] for each in sources)
     if _is_mean(graph, node, clean):
-        return Step(node, "mean", sources=maps)
+        return BoxOperator(node, "mean", sources=maps)
     if not isinstance(result, Tensor) or result.ndim != 4 or len(result) != 1 or not result.is_floating_point():
-        return Step(node, "whole")
+        return BoxOperator(node, "whole")
     module = module_of(graph, node)
     if isinstance(module, FusedConvolution):
         return _convolution(graph, node, module, clean, boxed)
     pooling = pooling_of(node, module, clean)
     if pooling is not None and node.args[0] is sources[0] and len(sources) == 1:
         reach, outside = pooling.reach, pooling.outside
-        return Step(node, "window", sources=maps, reach=reach, module=pooling, outside=outside)
+        return BoxOperator(node, "window", sources=maps, reach=reach, module=pooling, outside=outside)
     same = all(clean[each].shape[2:] == result.shape[2:] for each in sources)
     if same and _is_concatenation(node, sources):
-        return Step(node, "concatenation", sources=maps)
+        return BoxOperator(node, "concatenation", sources=maps)
     if same and _is_pointwise(node, module) and all(clean[each].dtype == result.dtype for each in sources):
         others = [clean[each] for each in node.all_input_nodes if each not in depends]
         if all(not isinstance(each, Tensor) or _same_everywhere(each) for each in others):
-            return Step(node, "pointwise", sources=maps)
-    return Step(node, "whole")
+            return BoxOperator(node, "pointwise", sources=maps)
+    return BoxOperator(node, "whole")
 
 
 def _convolution(
     graph: fx.GraphModule, node: fx.Node, module: FusedConvolution, clean: dict[fx.Node, Any], boxed: dict[fx.Node, int]
-) -> Step:
+) -> BoxOperator:
     inputs = [each for each in node.args if isinstance(each, fx.Node)]
     if any(each not in boxed for each in inputs) or node.kwargs:
-        return Step(node, "whole")
+        return BoxOperator(node, "whole")
     convolution = module.convolution
     left, _, top, _ = convolution.padding
     height, width = convolution.weight.shape[2:]
@@ -191,16 +191,16 @@ def _convolution(
     channels = convolution.weight.shape[0]
     moved = clean[inputs[0]].shape[1] * reach[0].stride * reach[1].stride + channels
     cost = float(convolution.weight.numel() + COST_OF_MOVING * moved)
-    step = Step(node, "window", sources=tuple(boxed[each] for each in inputs), reach=reach, cost=cost, module=module)
+    operator = BoxOperator(node, "window", sources=tuple(boxed[each] for each in inputs), reach=reach, cost=cost, module=module)
     # only results of convolutions: those of other modules may be views of what somebody else needs
-    step.overwrites = len(inputs) > 1 and isinstance(module_of(graph, inputs[1]), FusedConvolution)
+    operator.overwrites = len(inputs) > 1 and isinstance(module_of(graph, inputs[1]), FusedConvolution)
     if convolution.groups == channels == clean[inputs[0]].shape[1]:
         weight, bias = convolution.weight, convolution.bias
-        step.depthwise = (
+        operator.depthwise = (
             weight[:, 0].permute(1, 2, 0).contiguous(),
             weight.new_zeros(channels) if bias is None else bias,
         )
-    return step
+    return operator
 
 
 def _is_size(node: fx.Node) -> bool:

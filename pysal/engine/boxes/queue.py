@@ -11,7 +11,7 @@ from pysal import ops
 from pysal.engine.boxes.groups import Geometry
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.boxes.reach import Integers, Truths
-from pysal.engine.boxes.run import Kept
+from pysal.engine.boxes.run import CleanMaps
 from pysal.engine.running.chunks import to_device
 
 
@@ -29,7 +29,7 @@ class BoxQueue:
     Attributes:
         ends: where the groups of the sorted queue begin.
         approximate: (N,), which rows of the sorted queue get approximate scores.
-        images_kept: how many images have been run for their activations.
+        images_run: how many images have been run for their activations.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class BoxQueue:
         self.most_rows = most_rows
         self.ends: list[int] = []
         self.approximate = torch.empty(0, dtype=torch.bool, device="cpu")
-        self.images_kept = 0
+        self.images_run = 0
         self._sorted = np.empty((0, 2), dtype=np.int64)
         self._whole: set[int] = set()  # groups that run as whole images, by where they begin
         self._image = -1
-        self._kept: Kept | None = None
+        self._clean: CleanMaps | None = None
 
     def sort(self, queue: Tensor, whole_rows: int, share: float | None = None) -> Tensor:
         """Return the queue in groups that run together, image after image.
@@ -125,8 +125,8 @@ class BoxQueue:
         return image, patches, lambda batch: self._run(image, batch, geometry)
 
     def _run(self, image: int, patches: Tensor, geometry: Geometry) -> Tensor:
-        if self._image != image or self._kept is None:
-            self._kept = None  # before the next, so that two are never held
-            self._kept, self._image = self._engine.keep(self._images[image : image + 1]), image
-            self.images_kept += 1
-        return self._engine.run(self._kept, patches, geometry)
+        if self._image != image or self._clean is None:
+            self._clean = None  # before the next, so that two are never held
+            self._clean, self._image = self._engine.keep(self._images[image : image + 1]), image
+            self.images_run += 1
+        return self._engine.run(self._clean, patches, geometry)

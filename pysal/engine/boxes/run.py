@@ -13,14 +13,14 @@ from torch import Tensor, fx
 from pysal import ops  # noqa: F401  defines torch.ops.pysal.box_regions
 from pysal.engine.boxes.clean import Nodes
 from pysal.engine.boxes.groups import Geometry
-from pysal.engine.boxes.kinds import Step
+from pysal.engine.boxes.kinds import BoxOperator
 from pysal.engine.boxes.reach import Integers
 from pysal.engine.graph import onednn
 from pysal.engine.graph.fused_convolution import FusedConvolution, convolved_by_torch
 
 
 @dataclass
-class Kept:
+class CleanMaps:
     """What one image leaves behind: the maps that boxes are put into, their means where asked for, the graph's output."""
 
     maps: dict[fx.Node, Any]
@@ -34,14 +34,14 @@ class Program:
 
     Attributes:
         nodes: calls a node by itself.
-        steps: the nodes in order, and how each runs.
+        operators: the nodes in order, and how each runs.
         boxed: the nodes that have boxes, and which map is theirs.
         maps: height and width of each map.
         packed: weights arranged for oneDNN, as they are first needed.
     """
 
     nodes: Nodes
-    steps: list[Step]
+    operators: list[BoxOperator]
     boxed: dict[fx.Node, int]
     maps: list[tuple[int, int]]
     packed: dict[Any, Tensor] = field(default_factory=dict)
@@ -50,30 +50,30 @@ class Program:
 class Run:
     """One pass of a group of images through the graph."""
 
-    def __init__(self, program: Program, kept: Kept, patches: Tensor, geometry: Geometry) -> None:
+    def __init__(self, program: Program, clean: CleanMaps, patches: Tensor, geometry: Geometry) -> None:
         self.program, self.geometry, self.patches = program, geometry, patches
-        self.clean, self.means = kept.maps, kept.means
+        self.clean, self.means = clean.maps, clean.means
         self.boxes: dict[fx.Node, Tensor] = {}
         self.values: dict[fx.Node, Any] = {}
 
     def output(self) -> Tensor:
-        """Run every step."""
-        for step in self.program.steps:
-            if step.kind == "constant":
-                self.values[step.node] = self.clean.get(step.node)
-            elif step.map >= 0:
-                self.boxes[step.node] = self._box(step)
-            elif step.kind == "mean":
-                self.values[step.node] = self._mean(step)
-            elif step.kind == "sizes":
-                self.values[step.node] = self._size(step.node)
-            elif step.node.op == "output":
-                result: Tensor = self._whole(step.node.args[0])
+        """Run every operator."""
+        for operator in self.program.operators:
+            if operator.kind == "constant":
+                self.values[operator.node] = self.clean.get(operator.node)
+            elif operator.map >= 0:
+                self.boxes[operator.node] = self._box(operator)
+            elif operator.kind == "mean":
+                self.values[operator.node] = self._mean(operator)
+            elif operator.kind == "sizes":
+                self.values[operator.node] = self._size(operator.node)
+            elif operator.node.op == "output":
+                result: Tensor = self._whole(operator.node.args[0])
                 return result
             else:
-                args, kwargs = fx.node.map_arg((step.node.args, step.node.kwargs), self._whole)
-                self.values[step.node] = self.program.nodes.call(step.node, args, kwargs)
-            for node in step.release:
+                args, kwargs = fx.node.map_arg((operator.node.args, operator.node.kwargs), self._whole)
+                self.values[operator.node] = self.program.nodes.call(operator.node, args, kwargs)
+            for node in operator.release:
                 self.boxes.pop(node, None)
                 self.values.pop(node, None)
         raise AssertionError("a graph ends with its output")
@@ -102,12 +102,12 @@ class Run:
         corners: Integers,
         size: Sequence[int],
         corners_on_device: Tensor,
-        steps: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
         outside: float = 0.0,
     ) -> Tensor:
         """Return the pixels of a node's maps in the regions of a size at `corners`."""
         map, boxes = self.program.boxed[node], self.boxes[node]
-        if tuple(boxes.shape[2:]) == tuple(size) and steps == (1, 1) and np.array_equal(corners, self.geometry.origins[map]):
+        if tuple(boxes.shape[2:]) == tuple(size) and stride == (1, 1) and np.array_equal(corners, self.geometry.origins[map]):
             return boxes
         height, width = size
         regions: Tensor = torch.ops.pysal.box_regions(
@@ -117,44 +117,44 @@ class Run:
             corners_on_device,
             int(height),
             int(width),
-            *steps,
+            *stride,
             outside,
         )
         return regions
 
-    def _box(self, step: Step) -> Tensor:
-        box, kept = self._computed(step), self.geometry.kept.get(step.map)
-        if kept is None:
+    def _box(self, operator: BoxOperator) -> Tensor:
+        box, unchanged = self._computed(operator), self.geometry.unchanged.get(operator.map)
+        if unchanged is None:
             return box
-        nothing, origins = box.new_empty(*box.shape[:2], 0, 0), self.geometry.on_device[0, step.map]
-        clean = torch.ops.pysal.box_regions(self.clean[step.node], nothing, origins, origins, *box.shape[2:], 1, 1, 0.0)
-        return torch.where(kept, clean, box).contiguous(memory_format=torch.channels_last)
+        nothing, origins = box.new_empty(*box.shape[:2], 0, 0), self.geometry.on_device[0, operator.map]
+        clean = torch.ops.pysal.box_regions(self.clean[operator.node], nothing, origins, origins, *box.shape[2:], 1, 1, 0.0)
+        return torch.where(unchanged, clean, box).contiguous(memory_format=torch.channels_last)
 
-    def _computed(self, step: Step) -> Tensor:
-        if step.kind == "input":
+    def _computed(self, operator: BoxOperator) -> Tensor:
+        if operator.kind == "input":
             return self.patches
-        geometry, node = self.geometry, step.node
-        size = (int(geometry.sizes[step.map, 0]), int(geometry.sizes[step.map, 1]))
+        geometry, node = self.geometry, operator.node
+        size = (int(geometry.sizes[operator.map, 0]), int(geometry.sizes[operator.map, 1]))
 
         def placed(source: fx.Node) -> Tensor:
-            return self._region(source, geometry.origins[step.map], size, geometry.on_device[0, step.map])
+            return self._region(source, geometry.origins[operator.map], size, geometry.on_device[0, operator.map])
 
-        if step.kind == "window":
+        if operator.kind == "window":
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            if isinstance(step.module, FusedConvolution):
+            if isinstance(operator.module, FusedConvolution):
                 shortcut = None
                 if len(node.args) > 1:
                     other = node.args[1]
                     assert isinstance(other, fx.Node)
                     shortcut = placed(other)
-                    if shortcut is self.boxes[other] and not (step.overwrites and other in step.release):
+                    if shortcut is self.boxes[other] and not (operator.overwrites and other in operator.release):
                         shortcut = shortcut.clone(memory_format=torch.channels_last)
-                return self._convolution(step, step.module, source, shortcut, size)
-            inputs = (step.reach[0].inputs(size[0]), step.reach[1].inputs(size[1]))
-            corners = geometry.corners[step.map]
-            regions = self._region(source, corners, inputs, geometry.on_device[1, step.map], outside=step.outside)
-            result: Tensor = step.module(regions, corners, size)
+                return self._convolution(operator, operator.module, source, shortcut, size)
+            inputs = (operator.reach[0].inputs(size[0]), operator.reach[1].inputs(size[1]))
+            corners = geometry.corners[operator.map]
+            regions = self._region(source, corners, inputs, geometry.on_device[1, operator.map], outside=operator.outside)
+            result: Tensor = operator.module(regions, corners, size)
             return result
         args, kwargs = fx.node.map_arg(
             (node.args, node.kwargs), lambda each: placed(each) if each in self.boxes else self._whole(each)
@@ -165,35 +165,35 @@ class Run:
         return called.contiguous(memory_format=torch.channels_last)
 
     def _convolution(
-        self, step: Step, module: FusedConvolution, source: fx.Node, shortcut: Tensor | None, size: tuple[int, int]
+        self, operator: BoxOperator, module: FusedConvolution, source: fx.Node, shortcut: Tensor | None, size: tuple[int, int]
     ) -> Tensor:
         geometry, convolution = self.geometry, module.convolution
         maps = self.program.maps
-        if step.depthwise is not None and shortcut is None:
-            return self._depthwise(step, module, source, size)
-        corners, on_device = geometry.corners[step.map], geometry.on_device[1, step.map]
-        if step.reach[0].taps == step.reach[1].taps == 1:
-            region = self._region(source, corners, size, on_device, steps=convolution.stride)
-            return self._convolve(step, module, region, shortcut, (1, 1), (0, 0))
-        whole = size == maps[step.map] and tuple(self.boxes[source].shape[2:]) == maps[step.sources[0]]
+        if operator.depthwise is not None and shortcut is None:
+            return self._depthwise(operator, module, source, size)
+        corners, on_device = geometry.corners[operator.map], geometry.on_device[1, operator.map]
+        if operator.reach[0].taps == operator.reach[1].taps == 1:
+            region = self._region(source, corners, size, on_device, stride=convolution.stride)
+            return self._convolve(operator, module, region, shortcut, (1, 1), (0, 0))
+        whole = size == maps[operator.map] and tuple(self.boxes[source].shape[2:]) == maps[operator.sources[0]]
         if whole and convolution.symmetric is not None:
-            return self._convolve(step, module, self.boxes[source], shortcut, convolution.stride, convolution.symmetric)
-        inputs = (step.reach[0].inputs(size[0]), step.reach[1].inputs(size[1]))
+            return self._convolve(operator, module, self.boxes[source], shortcut, convolution.stride, convolution.symmetric)
+        inputs = (operator.reach[0].inputs(size[0]), operator.reach[1].inputs(size[1]))
         region = self._region(source, corners, inputs, on_device)
-        return self._convolve(step, module, region, shortcut, convolution.stride, (0, 0))
+        return self._convolve(operator, module, region, shortcut, convolution.stride, (0, 0))
 
-    def _depthwise(self, step: Step, module: FusedConvolution, source: fx.Node, size: tuple[int, int]) -> Tensor:
-        """Return a depthwise convolution, which reads the kept map and the boxes where they lie."""
+    def _depthwise(self, operator: BoxOperator, module: FusedConvolution, source: fx.Node, size: tuple[int, int]) -> Tensor:
+        """Return a depthwise convolution, which reads the clean map and the boxes where they lie."""
         geometry, convolution = self.geometry, module.convolution
-        assert step.depthwise is not None
+        assert operator.depthwise is not None
         upper = math.inf if module.upper is None else module.upper
         result: Tensor = torch.ops.pysal.box_regions_depthwise(
             self.clean[source],
             self.boxes[source],
-            geometry.on_device[0, step.sources[0]],
-            geometry.on_device[1, step.map],
+            geometry.on_device[0, operator.sources[0]],
+            geometry.on_device[1, operator.map],
             *size,
-            *step.depthwise,
+            *operator.depthwise,
             *convolution.stride,
             *convolution.dilation,
             -math.inf if module.upper is None else 0.0,
@@ -203,7 +203,7 @@ class Run:
 
     def _convolve(
         self,
-        step: Step,
+        operator: BoxOperator,
         module: FusedConvolution,
         region: Tensor,
         shortcut: Tensor | None,
@@ -217,7 +217,7 @@ class Run:
             between = (-math.inf, math.inf) if module.upper is None else (0.0, module.upper)
             return module.matrix.run(region, stride, sides, shortcut=shortcut, over=True, limits=between)
         geometry = (padding, stride, convolution.dilation, convolution.groups)
-        key = (step.map, stride, padding)
+        key = (operator.map, stride, padding)
         if key not in self.program.packed:
             weight = convolution.weight.contiguous(memory_format=torch.channels_last)
             # arranged for one shape, as fast for others; oneDNN is wrong there for one channel and outputs one pixel wide
@@ -231,9 +231,9 @@ class Run:
             return onednn.convolved(region, weight, convolution.bias, geometry, module.upper)
         return onednn.convolved_onto(shortcut, region, weight, convolution.bias, geometry, module.upper)
 
-    def _mean(self, step: Step) -> Tensor:
+    def _mean(self, operator: BoxOperator) -> Tensor:
         """Return the mean of a map over all pixels, from the clean one and the difference of the sums."""
-        node, program = step.node, self.program
+        node, program = operator.node, self.program
         source = node.args[0]
         assert isinstance(source, fx.Node)
         map, boxes = program.boxed[source], self.boxes[source]

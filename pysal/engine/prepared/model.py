@@ -475,13 +475,13 @@ def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> s
     changed[:, :, top:bottom, left:right] = noise[:, :, top:bottom, left:right]
     try:
         engine = Incremental(graph, example, keep=True)
-        assert engine.kept is not None
+        assert engine.clean is not None
         with torch.no_grad():
             expected = graph(changed.clone())
             geometry = engine.groups.geometry(box, example.device)
             (top, left), (height, width) = geometry.origins[0, 0], geometry.sizes[0]
             patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-            difference = distance(engine.run(engine.kept, patch, geometry), expected, float("inf"))
+            difference = distance(engine.run(engine.clean, patch, geometry), expected, float("inf"))
     except Exception as error:
         return first_line(error)
     return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"

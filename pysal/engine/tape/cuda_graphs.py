@@ -218,7 +218,7 @@ class _ReplayedTape(Tape):
     def __init__(self, replay: _Replay) -> None:
         tape = replay.tape
         values = {place: value.clone() for place, value in tape.values.items()}
-        super().__init__(tape.program, tape._kept, tape.output.clone(), values, tape.dtype)
+        super().__init__(tape.program, tape._saved, tape.output.clone(), values, tape.dtype)
         self._replay = replay
 
     def sweep(

@@ -1,7 +1,7 @@
 """One forward pass over a lowered graph, and any number of backward sweeps from its output to its input.
 
 Autograd keeps the input of every convolution for the gradient of its weights. Here each node keeps what the gradient of its
-input needs (`engine.tape.steps`). A sweep overwrites the gradients it no longer needs, and may carry several gradients per
+input needs (`engine.tape.operators`). A sweep overwrites the gradients it no longer needs, and may carry several gradients per
 image (of several classes, say), which share the image's bits.
 """
 
@@ -18,7 +18,7 @@ from pysal.engine.graph.inverted_residual import InvertedResidual
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules
 from pysal.engine.tape.gradients import Gates, Gradients
-from pysal.engine.tape.steps import BlockStep, FusedStep, Step, step_of
+from pysal.engine.tape.operators import BlockOperator, FusedOperator, Operator, operator_of
 
 _WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 
@@ -54,12 +54,12 @@ class Program:
             if any(source in self.needed for source in node.all_input_nodes) and node.target not in _WITHOUT_GRADIENT:
                 self.needed.add(node)
         interpreter = fx.Interpreter(graph)  # one for all: to make one looks at every node
-        self.steps = {node: step_of(graph, interpreter, node) for node in self.nodes if node.op != "placeholder"}
+        self.operators = {node: operator_of(graph, interpreter, node) for node in self.nodes if node.op != "placeholder"}
         met: set[fx.Node] = set()  # by nodes before: in a sweep those come later
         for node in self.nodes:
-            step = self.steps.get(node)
-            if isinstance(step, FusedStep):
-                step.comes_last = step.inputs[0] not in met and step.inputs[0] not in step.inputs[1:]
+            operator = self.operators.get(node)
+            if isinstance(operator, FusedOperator):
+                operator.comes_last = operator.inputs[0] not in met and operator.inputs[0] not in operator.inputs[1:]
             met.update(source for source in node.all_input_nodes if node in self.needed)
         self.blocks = _blocks(self) if backward_dtype in (None, torch.float32) else {}
         last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
@@ -85,19 +85,19 @@ class Program:
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
-    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, BlockStep]:
+    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, BlockOperator]:
         """Return the blocks whose inner values nobody asks for, by their last node."""
         asked = {place.node for place in layers if place.part != "output" or place.node not in self.blocks}
-        return {last: step for last, step in self.blocks.items() if asked.isdisjoint(step.members)}
+        return {last: operator for last, operator in self.blocks.items() if asked.isdisjoint(operator.members)}
 
     def record(self, images: Tensor, layers: Sequence[Place] = ()) -> "Tape":
         """Run the graph and keep what sweeps need, and some values."""
         inner = {place.node for place in layers if place.part != "output"}
         asked: dict[Place, Tensor] = {}
         values: dict[fx.Node, Any] = {self.input: images.detach()}
-        kept: list[tuple[fx.Node, Step, Any]] = []
+        saved: list[tuple[fx.Node, Operator, Any]] = []
         blocks = self._blocks_around(layers) if images.dtype == torch.float32 else {}
-        inside = {member for step in blocks.values() for member in step.members}
+        inside = {member for operator in blocks.values() for member in operator.members}
         with torch.no_grad():
             for node in self.nodes:
                 if node.op == "placeholder":
@@ -105,21 +105,21 @@ class Program:
                     continue
                 if node in inside and node not in blocks:
                     continue
-                step = blocks.get(node) or self.steps[node]
-                if node in inner and isinstance(step, FusedStep):
-                    parts, entry = step.run_in_parts(*(values[source] for source in step.inputs))
+                operator = blocks.get(node) or self.operators[node]
+                if node in inner and isinstance(operator, FusedOperator):
+                    parts, entry = operator.run_in_parts(*(values[source] for source in operator.inputs))
                     asked |= {Place(node, part): value for part, value in parts.items()}
                     values[node] = parts["output"]
                 else:
-                    values[node], entry = step.run(values, self.needed)
+                    values[node], entry = operator.run(values, self.needed)
                 if node in self.needed:
-                    kept.append((node, step, entry))
+                    saved.append((node, operator, entry))
                 if Place(node) in layers:
                     asked[Place(node)] = values[node]
-                for member in step.members or (node,):
+                for member in operator.members or (node,):
                     for source in self.spent.get(member, ()):
                         values.pop(source, None)  # what is inside a block never was there
-        return Tape(self, kept, values[self.output], {place: asked[place] for place in layers}, images.dtype)
+        return Tape(self, saved, values[self.output], {place: asked[place] for place in layers}, images.dtype)
 
 
 class Tape:
@@ -134,13 +134,13 @@ class Tape:
     def __init__(
         self,
         program: Program,
-        kept: list[tuple[fx.Node, Step, Any]],
+        saved: list[tuple[fx.Node, Operator, Any]],
         output: Tensor,
         values: dict[Place, Tensor],
         dtype: torch.dtype,
     ) -> None:
         self.program, self.output, self.values, self.dtype = program, output, values, dtype
-        self._kept = kept
+        self._saved = saved
 
     def sweep(
         self, grad: Tensor, rule: ReluRule = "plain", *, layers: Sequence[Place] = (), to_input: bool = True
@@ -159,14 +159,14 @@ class Tape:
         asked: dict[fx.Node, list[Place]] = {}
         for place in layers:
             asked.setdefault(place.node, []).append(place)
-        gates = {node: step.gates(kept) for node, step, kept in self._kept}
+        gates = {node: operator.gates(saved) for node, operator, saved in self._saved}
         gradients = Gradients(program.needed, {node: own for node, own in gates.items() if own and node not in asked}, dtype)
         gradients.add(program.output, grad.to(dtype), owned=False)
 
         def find(place: Place, value: Tensor | None) -> None:
             found[place] = None if value is None else value.to(self.values[place].dtype)
 
-        for node, step, kept in reversed(self._kept):
+        for node, operator, saved in reversed(self._saved):
             places = asked.get(node, ())
             held, owned = gradients.pop(node)
             inner = [place for place in places if place.part != "output"]
@@ -183,7 +183,7 @@ class Tape:
             if complete:
                 return None, found
             if held is not None or gradients.reached(node):
-                step.pull(gradients, kept, held, rule, owned=owned)
+                operator.pull(gradients, saved, held, rule, owned=owned)
         result, _ = gradients.pop(program.input)
         return None if result is None else result.to(self.dtype), found
 
@@ -194,18 +194,18 @@ class Tape:
 
     @property
     def bytes(self) -> int:
-        """Memory kept for sweeps, but for what autograd keeps of the nodes that run under it."""
+        """Memory saved for sweeps, but for what autograd keeps of the nodes that run under it."""
         tensors = [part.bits if isinstance(part, Gates) else part for part in self._parts()]
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def others(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return (output, input) of every autograd graph of a node that ran under autograd."""
-        for _, step, kept in self._kept:
-            yield from step.graphs(kept)
+        for _, operator, saved in self._saved:
+            yield from operator.graphs(saved)
 
     def _parts(self) -> Iterator[Any]:
-        for _, step, kept in self._kept:
-            yield from step.parts(kept)
+        for _, operator, saved in self._saved:
+            yield from operator.parts(saved)
 
 
 class Recorded(torch.autograd.Function):
@@ -229,27 +229,27 @@ class Recorded(torch.autograd.Function):
         return ctx.tape.sweep(grads[0], rule)[0], None
 
 
-def _blocks(program: Program) -> dict[fx.Node, BlockStep]:
+def _blocks(program: Program) -> dict[fx.Node, BlockOperator]:
     """Return the inverted residual blocks of a graph, by their last node.
 
     Their nodes follow each other in the graph, so that nothing which runs between them is put off or brought forward.
     """
-    found: dict[fx.Node, BlockStep] = {}
+    found: dict[fx.Node, BlockOperator] = {}
     for position, node in enumerate(program.nodes):
         for count in (3, 2):
             members = program.nodes[max(position + 1 - count, 0) : position + 1]
-            steps = [step for step in map(program.steps.get, members) if isinstance(step, FusedStep)]
+            operators = [operator for operator in map(program.operators.get, members) if isinstance(operator, FusedOperator)]
             chained = all(
                 list(before.users) == [after] and after.args[0] is before for before, after in itertools.pairwise(members)
             )
-            if len(steps) < count or not chained or program.output in members[:-1] or len(steps[-2].inputs) > 1:
+            if len(operators) < count or not chained or program.output in members[:-1] or len(operators[-2].inputs) > 1:
                 continue
-            if count == 3 and len(steps[0].inputs) > 1:
+            if count == 3 and len(operators[0].inputs) > 1:
                 continue
-            *first, depthwise, project = (step.module for step in steps)
+            *first, depthwise, project = (operator.module for operator in operators)
             expand = first[0] if first else None
             if InvertedResidual.suited(expand, depthwise, project):
-                inputs = [steps[0].inputs[0], *steps[-1].inputs[1:]]
-                found[node] = BlockStep(InvertedResidual(expand, depthwise, project), inputs, members)
+                inputs = [operators[0].inputs[0], *operators[-1].inputs[1:]]
+                found[node] = BlockOperator(InvertedResidual(expand, depthwise, project), inputs, members)
                 break
     return found

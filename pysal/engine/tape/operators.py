@@ -23,7 +23,7 @@ from pysal.engine.tape.gradients import Gates, Gradients
 _MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 
 
-class Step:
+class Operator:
     """What a kind of node does.
 
     Args:
@@ -51,37 +51,37 @@ class Step:
         """Return what `run` does, for a node that takes and returns tensors alone."""
         raise NotImplementedError
 
-    def gates(self, kept: Any) -> Gates | None:
+    def gates(self, saved: Any) -> Gates | None:
         """Return the gates that a gradient of the value goes through before anything else."""
         return None
 
-    def pull(self, gradients: Gradients, kept: Any, grad: Tensor | None, rule: ReluRule, *, owned: bool) -> None:
+    def pull(self, gradients: Gradients, saved: Any, grad: Tensor | None, rule: ReluRule, *, owned: bool) -> None:
         """Send a gradient of the value, of its first tensor if it has several, to the inputs.
 
         Args:
             gradients: where to add; holds those of further tensors.
-            kept: what `run` returned beside the value.
+            saved: what `run` returned beside the value.
             grad: the gradient, None where nothing depends on the first tensor.
             rule: of the ReLUs.
             owned: whether the gradient may be overwritten.
         """
         assert grad is not None
-        self.backward(gradients, kept, grad, rule, owned=owned)
+        self.backward(gradients, saved, grad, rule, owned=owned)
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
         """Do what `pull` does, for a node that returns one tensor."""
         raise NotImplementedError
 
-    def parts(self, kept: Any) -> tuple[Any, ...]:
-        """Return what is kept, one by one, but for what autograd keeps."""
-        return kept if type(kept) is tuple else (kept,)
+    def parts(self, saved: Any) -> tuple[Any, ...]:
+        """Return what is saved, one by one, but for what autograd keeps."""
+        return saved if type(saved) is tuple else (saved,)
 
-    def graphs(self, kept: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def graphs(self, saved: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Return (output, input) of every autograd graph that is kept."""
         return iter(())
 
 
-class FusedStep(Step):
+class FusedOperator(Operator):
     """A fused convolution.
 
     Attributes:
@@ -95,7 +95,7 @@ class FusedStep(Step):
         self.module = module
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         shortcut = inputs[1] if len(inputs) > 1 else None
         if self.module.upper is None:
             return self.module.run(inputs[0], shortcut), (inputs[0].shape, None)
@@ -108,14 +108,14 @@ class FusedStep(Step):
         output = parts["output"]
         return parts, (inputs[0].shape, None if upper is None else Gates.of(output, ops.guided_relu_gates(output, upper)))
 
-    def gates(self, kept: Any) -> Gates | None:
-        """See `Step`."""
-        gates: Gates | None = kept[1]
+    def gates(self, saved: Any) -> Gates | None:
+        """See `Operator`."""
+        gates: Gates | None = saved[1]
         return gates
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
-        shape, _ = kept
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
+        shape, _ = saved
         source = self.inputs[0]
         if gradients.needed(source):
             onto = gradients.pop_owned(source)
@@ -127,21 +127,21 @@ class FusedStep(Step):
             gradients.add(shortcut, grad, owned=owned)
 
 
-class BlockStep(Step):
-    """An inverted residual block: the steps of two or three nodes in one."""
+class BlockOperator(Operator):
+    """An inverted residual block: the operators of two or three nodes in one."""
 
     def __init__(self, block: InvertedResidual, inputs: Sequence[fx.Node], members: Sequence[fx.Node]) -> None:
         super().__init__(inputs)
         self.block, self.members = block, members
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         output, gates = self.block.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
         return output, (inputs[0].shape, *(Gates(bits, len(output), channels_last=True) for bits in gates))
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
-        shape, *gates = kept
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
+        shape, *gates = saved
         source, *shortcuts = self.inputs
         added = grad if source in shortcuts else gradients.pop_owned(source)
         result = self.block.input_gradient(grad, [one.bits for one in gates], shape, rule, added)
@@ -151,7 +151,7 @@ class BlockStep(Step):
                 gradients.add(shortcut, grad, owned=owned)
 
 
-class ReluStep(Step):
+class ReluOperator(Operator):
     """A ReLU that no convolution stands before.
 
     Args:
@@ -164,34 +164,34 @@ class ReluStep(Step):
         self.upper = upper
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         output, bits = ops.guided_relu(inputs[0], self.upper)
         return output, Gates.of(output, bits)
 
-    def gates(self, kept: Any) -> Gates | None:
-        """See `Step`."""
-        gates: Gates | None = kept
+    def gates(self, saved: Any) -> Gates | None:
+        """See `Operator`."""
+        gates: Gates | None = saved
         return gates
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
         gradients.add(self.inputs[0], grad, owned=owned)
 
 
-class AddStep(Step):
+class AddOperator(Operator):
     """The sum of two values of one shape."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         return inputs[0] + inputs[1], None
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
         for source in self.inputs:
             gradients.add(source, grad, owned=False)
 
 
-class NormStep(Step):
+class NormOperator(Operator):
     """A batch norm that no convolution stands before."""
 
     def __init__(self, inputs: Sequence[fx.Node], module: nn.BatchNorm2d) -> None:
@@ -202,16 +202,16 @@ class NormStep(Step):
         self.scale = (scale if module.weight is None else scale * module.weight.detach()).view(1, -1, 1, 1)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         return self.module(inputs[0]), None
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
         scale = self.scale.to(grad.dtype)
         gradients.add(self.inputs[0], grad.mul_(scale) if owned else grad * scale, owned=True)
 
 
-class MaxPoolStep(Step):
+class MaxPoolOperator(Operator):
     """The largest value of each window.
 
     Args:
@@ -224,14 +224,14 @@ class MaxPoolStep(Step):
         self.geometry = geometry
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         output, places = torch.ops.aten.max_pool2d_with_indices(inputs[0], *self.geometry)
         narrow = torch.int32 if inputs[0][0, 0].numel() < 2**31 else torch.int64
         return output, (inputs[0].shape, places.to(narrow))
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
-        shape, places = kept
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
+        shape, places = saved
         order = torch.contiguous_format if places.is_contiguous() else torch.channels_last
         places = places.long()
         if len(grad) > len(places):
@@ -242,20 +242,20 @@ class MaxPoolStep(Step):
         gradients.add(self.inputs[0], result, owned=True)
 
 
-class MeanStep(Step):
+class MeanOperator(Operator):
     """The mean of each map."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
-        """See `Step`."""
+        """See `Operator`."""
         return F.adaptive_avg_pool2d(inputs[0], 1), inputs[0].shape
 
-    def backward(self, gradients: Gradients, kept: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`."""
-        wide = (grad / (kept[2] * kept[3])).expand(-1, -1, *kept[2:])
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
+        wide = (grad / (saved[2] * saved[3])).expand(-1, -1, *saved[2:])
         gradients.add(self.inputs[0], wide, owned=False)
 
 
-class AutogradStep(Step):
+class AutogradOperator(Operator):
     """Any other node, under autograd."""
 
     def __init__(self, interpreter: fx.Interpreter, node: fx.Node) -> None:
@@ -298,11 +298,11 @@ class AutogradStep(Step):
         value = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
         return value, (outputs, leaves) if any(output is not None for output in outputs) else None
 
-    def pull(self, gradients: Gradients, kept: Any, grad: Tensor | None, rule: ReluRule, *, owned: bool) -> None:
-        """See `Step`; nothing is sent where no gradient can go through the node."""
-        if kept is None:
+    def pull(self, gradients: Gradients, saved: Any, grad: Tensor | None, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`; nothing is sent where no gradient can go through the node."""
+        if saved is None:
             return
-        outputs, leaves = kept
+        outputs, leaves = saved
         reached, grads = [], []
         for position, output in enumerate(outputs):
             own = grad if position == 0 else gradients.pop(self.node, position)[0]
@@ -321,14 +321,14 @@ class AutogradStep(Step):
                 whole = whole if whole.is_complex() else whole.to(gradients.dtype)
                 gradients.add(source, whole, owned=len(found) > 1, position=position)
 
-    def parts(self, kept: Any) -> tuple[Any, ...]:
-        """See `Step`."""
+    def parts(self, saved: Any) -> tuple[Any, ...]:
+        """See `Operator`."""
         return ()
 
-    def graphs(self, kept: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Step`."""
-        if kept is not None:
-            outputs, leaves = kept
+    def graphs(self, saved: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Operator`."""
+        if saved is not None:
+            outputs, leaves = saved
             yield from ((output, leaf) for output in outputs if output is not None for leaf in leaves.values())
 
 
@@ -338,27 +338,27 @@ def _as_autograd_expects(grad: Tensor, output: Tensor) -> Tensor:
     return grad.to(output.dtype, memory_format=torch.contiguous_format if single else torch.preserve_format)
 
 
-def step_of(graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Node) -> Step:
+def operator_of(graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Node) -> Operator:
     """Return what a node of a graph does."""
     module = module_of(graph, node)
     first: Any = node.args[0] if node.args else None
     if isinstance(module, FusedConvolution):
-        return FusedStep(node.args, module)  # type: ignore[arg-type]
+        return FusedOperator(node.args, module)  # type: ignore[arg-type]
     if isinstance(first, fx.Node):
         upper = relu_upper(graph, node)
         if upper is not None:
-            return ReluStep([first], upper)
+            return ReluOperator([first], upper)
         if isinstance(module, nn.BatchNorm2d) and type(module).forward is nn.BatchNorm2d.forward:
             if module.running_mean is not None and module.running_var is not None:
-                return NormStep([first], module)
+                return NormOperator([first], module)
         pool = _max_pool(module, node)
         if pool is not None:
-            return MaxPoolStep([first], pool)
+            return MaxPoolOperator([first], pool)
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            return MeanStep([first])
+            return MeanOperator([first])
     if node.meta.get("same_shapes") and is_addition(node):
-        return AddStep(node.args)  # type: ignore[arg-type]
-    return AutogradStep(interpreter, node)
+        return AddOperator(node.args)  # type: ignore[arg-type]
+    return AutogradOperator(interpreter, node)
 
 
 def _max_pool(module: nn.Module | None, node: fx.Node) -> tuple[Any, ...] | None:

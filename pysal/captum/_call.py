@@ -228,7 +228,7 @@ class Score(RowTarget):
         return torch.cat([total, total.new_zeros(len(rows) - 1)])
 
 
-class Request:
+class Call:
     """One call of `attribute`.
 
     Args:
@@ -325,7 +325,7 @@ class Request:
         return tuple(found) if self.is_tuple else found[0]
 
     def plan(self) -> Plan:
-        """Return the plan of this request: each batch in one pass, but for a prepared model, whose rows are independent."""
+        """Return the plan of this call: each batch in one pass, but for a prepared model, whose rows are independent."""
         images = self.pack(self.inputs).detach()
         prepared = self.prepared and not self.whole
         finite = not prepared or bool(finite_rows(images).all())
@@ -472,5 +472,5 @@ def compute_gradients(
     forward_fn: Callable[..., Any], inputs: Inputs, target_ind: Target = None, additional_forward_args: object = None
 ) -> tuple[Tensor, ...]:
     """Return the gradient of the selected output with respect to each input."""
-    request = Request("pysal.captum.compute_gradients", forward_fn, inputs, target_ind, additional_forward_args)
-    return request.unpack(request.run(lambda plan: gradient.prepare(plan).run(report=False).map))
+    call = Call("pysal.captum.compute_gradients", forward_fn, inputs, target_ind, additional_forward_args)
+    return call.unpack(call.run(lambda plan: gradient.prepare(plan).run(report=False).map))

@@ -28,7 +28,7 @@ IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelSpec:
     """What `load` was asked for; None = as the source says.
 
     Attributes:
@@ -67,7 +67,7 @@ class Request:
 
 
 def classifier(
-    request: Request,
+    spec: ModelSpec,
     network: nn.Module,
     *,
     name: str | None = None,
@@ -82,7 +82,7 @@ def classifier(
     """Return the network as a classifier, in eval mode, with what was asked for in place of what the source says.
 
     Args:
-        request: what was asked for.
+        spec: what was asked for.
         network: takes normalised images, returns logits.
         name: of the model; None = the source.
         size: (height, width) of its images, pixels.
@@ -97,8 +97,8 @@ def classifier(
     Raises:
         ValueError: class names for another number of classes.
     """
-    wanted = request.class_names or class_names
-    if wanted is None and classes == IMAGENET_CLASSES and tuple(request.mean or mean) == IMAGENET_MEAN:
+    wanted = spec.class_names or class_names
+    if wanted is None and classes == IMAGENET_CLASSES and tuple(spec.mean or mean) == IMAGENET_MEAN:
         wanted = "imagenet"
     names, synonyms = imagenet_names() if isinstance(wanted, str) else (wanted, None)
     if names is None:
@@ -106,10 +106,10 @@ def classifier(
     if len(names) != classes:
         refuse(WHERE, "class_names", f"have one name for each of the model's {classes} classes", f"{len(names)} names")
     return Classifier(
-        Normalized(network, request.mean or mean, request.std or std),
-        name=name or request.source,
-        class_names=names if request.class_names else distinct(names),
-        input_size=request.size or size,
+        Normalized(network, spec.mean or mean, spec.std or std),
+        name=name or spec.source,
+        class_names=names if spec.class_names else distinct(names),
+        input_size=spec.size or size,
         crop_fraction=crop_fraction,
         resample=resample,
         synonyms=synonyms,
@@ -117,34 +117,34 @@ def classifier(
     ).eval()
 
 
-def from_file(request: Request, network: nn.Module, *, size: tuple[int, int] | None = None) -> Classifier:
+def from_file(spec: ModelSpec, network: nn.Module, *, size: tuple[int, int] | None = None) -> Classifier:
     """Return a network whose file does not say how its images are prepared as a classifier, once it was seen to be one.
 
     Args:
-        request: says what the file does not.
+        spec: says what the file does not.
         network: takes normalised images.
         size: (height, width) where the file says it.
 
     Raises:
         ValueError: nothing says the size or the normalisation; the network fails on an image, or returns no logits.
     """
-    size = request.size or size
+    size = spec.size or size
     if size is None:
         refuse(WHERE, "size", "be given for a file that does not say which images it takes (224, say)", None)
-    if request.mean is None or request.std is None:
+    if spec.mean is None or spec.std is None:
         requirement = (
             "be given for a file, which does not say how its images were normalised ('imagenet', 'none' for images in [0, 1], "
             "or (mean, std))"
         )
         refuse(WHERE, "normalize", requirement, None)
     network.eval()
-    classes = _count_classes(request, network, (2, len(request.mean), *size))
-    return classifier(request, network, size=size, mean=request.mean, std=request.std, classes=classes)
+    classes = _count_classes(spec, network, (2, len(spec.mean), *size))
+    return classifier(spec, network, size=size, mean=spec.mean, std=spec.std, classes=classes)
 
 
-def _count_classes(request: Request, network: nn.Module, shape: tuple[int, ...]) -> int:
+def _count_classes(spec: ModelSpec, network: nn.Module, shape: tuple[int, ...]) -> int:
     """Return how many logits a network answers with."""
-    argument = f"source {request.source!r}"
+    argument = f"source {spec.source!r}"
     try:
         with torch.no_grad():
             output = network(torch.zeros(shape))
@@ -199,14 +199,14 @@ def distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({index})" if name.casefold() in several else name for index, name in enumerate(names)]
 
 
-def needed(request: Request, package: str, extra: str) -> ModuleType:
+def needed(spec: ModelSpec, package: str, extra: str) -> ModuleType:
     """Return a package that an extra installs.
 
     Raises:
         ModuleNotFoundError: it is not installed; the sentence has the pip command.
         ImportError: it is, but does not go with what else is.
     """
-    argument, command = f"source {request.source!r}", f'pip install "pysal-saliency[{extra}]"'
+    argument, command = f"source {spec.source!r}", f'pip install "pysal-saliency[{extra}]"'
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -232,11 +232,11 @@ def tensors_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def offline_unless_permitted(request: Request) -> Iterator[None]:
+def offline_unless_permitted(spec: ModelSpec) -> Iterator[None]:
     """Keep huggingface_hub from asking the network, which it does on its own account even for files that are here."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not request.download
+    constants.HF_HUB_OFFLINE = before or not spec.download
     try:
         yield
     finally:
@@ -257,16 +257,16 @@ def quietly_seeded() -> Iterator[None]:
         generator.set_state(before)
 
 
-def load_weights(request: Request, network: nn.Module) -> None:
+def load_weights(spec: ModelSpec, network: nn.Module) -> None:
     """Give a network the weights of a file: a state dict, as tensors (.pth, .pt, .bin: `weights_only=True`) or safetensors.
 
     Raises:
         ValueError: no such file, no state dict in it, or one of another network.
     """
-    path = Path(request.weights or "")
+    path = Path(spec.weights or "")
     try:
         if path.suffix == ".safetensors":
-            state = needed(request, "safetensors.torch", "transformers").load_file(path)
+            state = needed(spec, "safetensors.torch", "transformers").load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -286,7 +286,7 @@ def load_weights(request: Request, network: nn.Module) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
-        refuse(WHERE, "weights", f"be those of {request.source} (class_names= says how many classes)", f"{path} ({reason})")
+        refuse(WHERE, "weights", f"be those of {spec.source} (class_names= says how many classes)", f"{path} ({reason})")
 
 
 def read_file(argument: str, path: Path) -> bytes:
