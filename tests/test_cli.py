@@ -137,7 +137,8 @@ def test_the_static_tables_are_the_registrys() -> None:
     assert SCORE_KINDS == cli.SCORE_NAMES
     for option, names in cli.OPTION_OF.items():
         takers = [name for name, method in METHODS.items() if option in inspect.signature(method.prepare).parameters]
-        assert list(names) == takers
+        # what SmoothGrad calls kind is of its mean
+        assert list(names) == [name for name in takers if (option, name) != ("kind", "smooth_grad")]
 
 
 def test_version() -> None:
@@ -147,6 +148,12 @@ def test_version() -> None:
 
 
 # --- explain
+
+
+def test_a_kind_of_class_activation_map(small, photo, out) -> None:
+    succeeded("explain", photo, "--method", "grad_cam", "--kind", "layer_cam", "--out", out)
+    found = Explanation.load(out / "photo.npz")["grad_cam"]
+    assert (found.title, found.details["cam"]) == ("LayerCAM", "layer_cam")
 
 
 def test_explain_writes_files_and_prints_the_table(small, photo, out) -> None:
