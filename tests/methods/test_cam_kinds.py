@@ -350,7 +350,7 @@ class Twice(nn.Module):
         return self.head(self.act(self.conv(self.act(self.conv(inputs)))).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("label", "run"), [("act[0]", 0), ("act[1]", 1), ("act[-1]", 1)])
+@pytest.mark.parametrize(("label", "run"), [("act@0", 0), ("act@1", 1), ("act@-1", 1)])
 def test_ablation_of_one_run_of_a_module(label: str, run: int) -> None:
     model, inputs = seeded(Twice), images(2, 3, 6, 6)
     first = model.conv(inputs).relu().detach()
@@ -448,12 +448,13 @@ def test_the_tables_agree() -> None:
 
 
 NAMES = ", ".join(map(repr, KINDS))
+MEANT = " (did you mean 'grad_cam', 'xgrad_cam', 'eigen_grad_cam'?)"
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kind": "gradcam"}, ValueError, f"kind must be a function or one of {NAMES}, got 'gradcam'"),
+        ({"kind": "gradcam"}, ValueError, f"kind must be a function or one of {NAMES}{MEANT}, got 'gradcam'"),
         ({"kind": 3}, TypeError, f"kind must be a function or one of {NAMES}, got 3"),
         ({"fuse": "sum"}, ValueError, "fuse must be one of 'mean', 'max', 'product', got 'sum'"),
         ({"eigen_smooth": 1}, TypeError, "eigen_smooth must be True or False, got 1"),
