@@ -31,6 +31,7 @@ class Kind:
         collapse: terms -> map (N, 1, h, w).
         gradient: whether G is needed.
         passes: what the weights of the channels take passes of their own for; `terms` is not asked then.
+        curvature: c, where the kind is told G - c H A in the place of G, H being the score's second derivative.
         align_corners: of Score-CAM's masks, as `torch.nn.functional.interpolate` has it.
     """
 
@@ -40,6 +41,7 @@ class Kind:
     collapse: Callable[[Tensor], Tensor]
     gradient: bool = True
     passes: Literal["none", "masked", "ablated"] = "none"
+    curvature: float = 0.0
     align_corners: bool = False
 
 
@@ -55,6 +57,7 @@ KindName: TypeAlias = Literal[
     "seg_eigen_cam",
     "kpca_cam",
     "fem",
+    "shapley_cam",
     "score_cam",
     "ablation_cam",
 ]
@@ -234,6 +237,8 @@ KINDS: dict[str, Kind] = {
         _kind("seg_eigen_cam", seg_eigen, largest_positive),
         _kind("kpca_cam", alone, kernel_projection, gradient=False),
         _kind("fem", fem, total, gradient=False),
+        # the mean of G - H A / 2, times A_k: Cai 2025, arXiv:2501.06261, equation 11
+        _kind("shapley_cam", grad_cam, total, curvature=0.5),
         _kind("score_cam", alone, total, gradient=False, passes="masked"),
         _kind("ablation_cam", alone, total, gradient=False, passes="ablated"),
     )

@@ -109,7 +109,7 @@ def grad_cam(
             "grad_cam_elementwise": relu(G A). "grad_cam_plus_plus" and "xgrad_cam": w_k A_k with other weights. "eigen_cam": A
             along its first singular vector, whatever the score. "eigen_grad_cam", "seg_eigen_cam": the first principal
             component of G A, of |G| A. "kpca_cam": A's in a kernel's space. "fem": the share of a channel's cells that stand
-            out, times A_k. "score_cam": w_k is a softmax of the scores of the image seen through each channel. "ablation_cam":
+            out, times A_k. "shapley_cam": Grad-CAM of G less half the curvature times A. "score_cam": w_k is a softmax of the scores of the image seen through each channel. "ablation_cam":
             w_k is the drop of the score without the channel. Or a function (A, G), (N, K, h, w) each, to terms of that shape,
             weights (N, K) or a map (N, 1, h, w). `docs/methods/cam_kinds.md` says which when.
         eigen_smooth: whether the first principal component of the terms is drawn, not their sum.
@@ -312,7 +312,9 @@ def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, drawn: _
         return Work(plan, lambda _report: _without_gradient(plan, asked, tokens, cam))
 
     def sweeps(chosen: Layer, how: Reading | None) -> list[Sweep]:
-        return [Sweep(layer=chosen, reduce=cam(chosen, how), where=plan.where), *([guided] if guided else [])]
+        curvature = drawn.kind.curvature
+        at_layer = Sweep(layer=chosen, reduce=cam(chosen, how), curvature=curvature, where=plan.where)
+        return [at_layer, *([guided] if guided else [])]
 
     def wanted() -> list[Sweep]:
         if asked is not None:

@@ -148,6 +148,7 @@ CAMS = {
     "seg_eigen_cam": "Seg-Eigen-CAM",
     "kpca_cam": "KPCA-CAM",
     "fem": "FEM",
+    "shapley_cam": "ShapleyCAM",
     "score_cam": "Score-CAM",
     "ablation_cam": "Ablation-CAM",
 }

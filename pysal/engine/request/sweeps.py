@@ -37,6 +37,8 @@ class Sweep:
         other: what to do with activations the rule does not define.
         layer: where the gradient is wanted; None = at the images.
         reduce: (activation, gradient) of the layer -> what is kept of them, (N, ...) each.
+        curvature: of a layer; c > 0 has `reduce` be told G - c H A in the gradient's place, H being the score's second
+            derivative at the activation A.
         where: public name of the method whose layer it is, for errors.
     """
 
@@ -44,6 +46,7 @@ class Sweep:
     other: OtherActivations = "error"
     layer: Layer | None = None
     reduce: Callable[[Tensor, Tensor], Found] | None = None
+    curvature: float = 0.0
     where: str = field(default="pysal", compare=False)
 
 
@@ -89,7 +92,8 @@ def _sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], req
         place = program.layer(one.layer) if program is not None and one.layer is not None else None
         if one.layer is not None and place is not None:
             places[one.layer] = place
-    on_tape = [one for one in wanted if program is not None and (one.layer is None or one.layer in places)]
+    first_order = [one for one in wanted if not one.curvature]
+    on_tape = [one for one in first_order if program is not None and (one.layer is None or one.layer in places)]
     with_autograd = [one for one in wanted if one not in on_tape]
     results: list[Swept] = []
     with plan.modes(grad=True):
@@ -276,7 +280,10 @@ def _with_autograd(
                 again = rule != kinds[-1]
                 total, sources = scores.sum(), list(ends.values())
                 if rules is None:
-                    grads = torch.autograd.grad(total, sources, retain_graph=again, allow_unused=True)
+                    curved = any(one.curvature for one in some)
+                    grads = torch.autograd.grad(
+                        total, sources, retain_graph=again or curved, allow_unused=True, create_graph=curved
+                    )
                 else:
                     grads = rules.gradients(total, sources, retain_graph=again)
             at = dict(zip(ends, grads, strict=True))
@@ -285,8 +292,19 @@ def _with_autograd(
                     found[one] = (_found(plan, at[None]),)
                 else:
                     used = features[one.layer].used(at[one.layer])
-                    found[one] = _reduced(one, activations[one.layer].detach(), used)
+                    if one.curvature:
+                        used = used - one.curvature * _bent(used, activations[one.layer])
+                    found[one] = _reduced(one, activations[one.layer].detach(), used.detach())
         return Swept(None if table is None else table.detach(), scores.detach(), found)
+
+
+def _bent(gradient: Tensor, activation: Tensor) -> Tensor | float:
+    """Return the second derivative of the score at an activation, times that: 0 of what is linear in it."""
+    if not gradient.requires_grad:
+        return 0.0
+    along = activation.detach()
+    (found,) = torch.autograd.grad(gradient, activation, along, retain_graph=True, allow_unused=True)
+    return 0.0 if found is None else found
 
 
 def _has_backward_hooks(model: object) -> bool:
