@@ -31,6 +31,7 @@ LAYERS = {
     "audit": 10,
     "captum": 10,
     "pair": 10,
+    "pytorch_grad_cam": 10,
     "demo": 10,
     "cli": 11,
     "__init__": 12,

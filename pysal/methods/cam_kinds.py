@@ -61,6 +61,7 @@ KindName: TypeAlias = Literal[
     "score_cam",
     "ablation_cam",
 ]
+Kernel: TypeAlias = Literal["linear", "cosine", "sigmoid", "rbf", "poly"]
 
 
 def total(terms: Tensor) -> Tensor:
@@ -182,9 +183,7 @@ def projection(terms: Tensor, *, centred: bool = True, sign: Literal["terms", "l
     return _with_sign(found, terms, sign)
 
 
-def kernel_projection(
-    terms: Tensor, *, kernel: Literal["linear", "cosine", "sigmoid", "rbf", "poly"] = "sigmoid", gamma: float | None = None
-) -> Tensor:
+def kernel_projection(terms: Tensor, *, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Tensor:
     """Return the cells' first principal component in a kernel's space: Karmani et al. 2024, arXiv:2410.00267.
 
     Args:

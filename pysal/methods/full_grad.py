@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal._library import without_autocast
 from pysal.engine.layers.features import Layer, find_layer
-from pysal.engine.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.sweeps import Sweep
 from pysal.engine.request.work import Work
 from pysal.methods.cam_kinds import projection, unit
-from pysal.methods.grad_cam import resized
+from pysal.methods.grad_cam import Augment, augmented, copies_of, resized
 
 # Where Srinivas and Fleuret's maps are smoothed: an eighth of the image's size, or the projection would be of too many cells.
 SMOOTHED_AT = 8
@@ -57,13 +57,14 @@ def enlarged(terms: Tensor, height: int, width: int) -> Tensor:
     return resized(scaled, (height, width)).reshape(*terms.shape[:2], height, width)
 
 
-def prepare(plan: Plan, *, eigen_smooth: bool) -> Work:
+def prepare(plan: Plan, *, eigen_smooth: bool, augment: Augment) -> Work:
     """Return the work that finds FullGrad of every image of a plan, (B, 1, H, W), in [0, 1].
 
     Args:
         plan: of the images.
         eigen_smooth: whether the maps of the image's channels and of the layers become their first principal component, at an
             eighth of the size, instead of their sum.
+        augment: see `pysal.grad_cam`.
 
     Raises:
         NotApplicable: no layer has a bias.
@@ -71,6 +72,13 @@ def prepare(plan: Plan, *, eigen_smooth: bool) -> Work:
     Source:
         Srinivas and Fleuret 2019, arXiv:1905.00780, equation 9; every map is scaled and enlarged by itself.
     """
+    copies = copies_of(plan.where, augment)
+    if copies:
+
+        def again(copied: Plan) -> Attribution:
+            return prepare(copied, eigen_smooth=eigen_smooth, augment=False).run(report=False)
+
+        return Work(plan, lambda _report: augmented(plan, copies, again))
     model = plan.layered_model
     if not isinstance(model, nn.Module):
         refuse(plan.where, "model", "be an nn.Module, whose layers can be captured", type(model).__name__, TypeError)

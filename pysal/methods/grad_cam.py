@@ -109,9 +109,10 @@ def grad_cam(
             "grad_cam_elementwise": relu(G A). "grad_cam_plus_plus" and "xgrad_cam": w_k A_k with other weights. "eigen_cam": A
             along its first singular vector, whatever the score. "eigen_grad_cam", "seg_eigen_cam": the first principal
             component of G A, of |G| A. "kpca_cam": A's in a kernel's space. "fem": the share of a channel's cells that stand
-            out, times A_k. "shapley_cam": Grad-CAM of G less half the curvature times A. "score_cam": w_k is a softmax of the scores of the image seen through each channel. "ablation_cam":
-            w_k is the drop of the score without the channel. Or a function (A, G), (N, K, h, w) each, to terms of that shape,
-            weights (N, K) or a map (N, 1, h, w). `docs/methods/cam_kinds.md` says which when.
+            out, times A_k. "shapley_cam": Grad-CAM of G less half the curvature times A. "score_cam": w_k is a softmax of the
+            scores of the image seen through each channel. "ablation_cam": w_k is the drop of the score without the channel. Or
+            a function (A, G), (N, K, h, w) each, to terms of that shape, weights (N, K) or a map (N, 1, h, w).
+            `docs/methods/cam_kinds.md` says which when.
         eigen_smooth: whether the first principal component of the terms is drawn, not their sum.
         fuse: what becomes of the maps of several layers, each scaled to [0, 1]: their "mean", "max" or "product".
         augment: whether six copies of each image are explained, flipped or not, times 0.9, 1 and 1.1, and their maps, each
@@ -218,7 +219,7 @@ def prepare(
         refuse(plan.where, "eigen_smooth", "be True or False", repr(eigen_smooth), TypeError)
     if fuse not in FUSIONS:
         refuse_unknown(plan.where, "fuse", f"be one of {', '.join(map(repr, FUSIONS))}", fuse, FUSIONS)
-    copies = _copies(plan.where, augment)
+    copies = copies_of(plan.where, augment)
     several: list[str | nn.Module | None] = list(layer) if isinstance(layer, (list, tuple)) else [layer]  # type: ignore[list-item]
     if not several:
         refuse(plan.where, "layer", "name at least one layer", "none")
@@ -234,7 +235,7 @@ def prepare(
         )
         return inner.run(report=False)
 
-    return Work(plan, lambda _report: _augmented(plan, copies, again))
+    return Work(plan, lambda _report: augmented(plan, copies, again))
 
 
 def prepare_guided(
@@ -427,7 +428,7 @@ def _fused(plan: Plan, works: Sequence[Work], fuse: Fuse) -> Work:
     return Work(plan, make, wanted)
 
 
-def _augmented(plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution]) -> Attribution:
+def augmented(plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution]) -> Attribution:
     """Return the mean of the maps of an image's copies, each scaled to [0, 1] and taken back."""
     plan.fix_target()
     number, kept = len(copies), list[Attribution]()
@@ -460,7 +461,7 @@ def _applied(where: str, function: Callable[[Tensor], Tensor], tensor: Tensor) -
     return found
 
 
-def _copies(where: str, augment: object) -> Sequence[Pair]:
+def copies_of(where: str, augment: object) -> Sequence[Pair]:
     """Return how copies are made of images, none where there is only the image itself."""
     if isinstance(augment, bool):
         return FLIPPED_AND_SCALED if augment else ()

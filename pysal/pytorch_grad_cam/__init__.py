@@ -1,0 +1,105 @@
+"""pytorch-grad-cam's classes over pysal: change the import, keep the program.
+
+`from pytorch_grad_cam.utils.image import show_cam_on_image` becomes `from pysal.pytorch_grad_cam.utils.image import
+show_cam_on_image`, and so with every module. Constructors, arguments, defaults, shapes and dtypes are those of grad-cam 1.5.7;
+docs/migrating.md lists where the answers differ and who is right. grad-cam need not be installed; the few names that are not
+here are its own where it is, and say so in a sentence where it is not.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pysal.pytorch_grad_cam._elsewhere import falling_through
+
+if TYPE_CHECKING:
+    from pysal.pytorch_grad_cam.ablation_cam import AblationCAM
+    from pysal.pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerFasterRCNN, AblationLayerVit
+    from pysal.pytorch_grad_cam.base_cam import BaseCAM
+    from pysal.pytorch_grad_cam.eigen_cam import EigenCAM
+    from pysal.pytorch_grad_cam.eigen_grad_cam import EigenGradCAM
+    from pysal.pytorch_grad_cam.fem import FEM
+    from pysal.pytorch_grad_cam.finer_cam import FinerCAM
+    from pysal.pytorch_grad_cam.fullgrad_cam import FullGrad
+    from pysal.pytorch_grad_cam.grad_cam import GradCAM
+    from pysal.pytorch_grad_cam.grad_cam_elementwise import GradCAMElementWise
+    from pysal.pytorch_grad_cam.grad_cam_plusplus import GradCAMPlusPlus
+    from pysal.pytorch_grad_cam.guided_backprop import GuidedBackpropReLUModel
+    from pysal.pytorch_grad_cam.hirescam import HiResCAM
+    from pysal.pytorch_grad_cam.kpca_cam import KPCA_CAM
+    from pysal.pytorch_grad_cam.layer_cam import LayerCAM
+    from pysal.pytorch_grad_cam.random_cam import RandomCAM
+    from pysal.pytorch_grad_cam.refine_cam import RefineCAM
+    from pysal.pytorch_grad_cam.score_cam import ScoreCAM
+    from pysal.pytorch_grad_cam.seg_eigen_cam import SegEigenCAM
+    from pysal.pytorch_grad_cam.shapley_cam import ShapleyCAM
+    from pysal.pytorch_grad_cam.xgrad_cam import XGradCAM
+
+_HOMES = {
+    "AblationCAM": "ablation_cam",
+    "AblationLayer": "ablation_layer",
+    "AblationLayerFasterRCNN": "ablation_layer",
+    "AblationLayerVit": "ablation_layer",
+    "BaseCAM": "base_cam",
+    "EigenCAM": "eigen_cam",
+    "EigenGradCAM": "eigen_grad_cam",
+    "FEM": "fem",
+    "FinerCAM": "finer_cam",
+    "FullGrad": "fullgrad_cam",
+    "GradCAM": "grad_cam",
+    "GradCAMElementWise": "grad_cam_elementwise",
+    "GradCAMPlusPlus": "grad_cam_plusplus",
+    "GuidedBackpropReLUModel": "guided_backprop",
+    "HiResCAM": "hirescam",
+    "KPCA_CAM": "kpca_cam",
+    "LayerCAM": "layer_cam",
+    "RandomCAM": "random_cam",
+    "RefineCAM": "refine_cam",
+    "ScoreCAM": "score_cam",
+    "SegEigenCAM": "seg_eigen_cam",
+    "ShapleyCAM": "shapley_cam",
+    "XGradCAM": "xgrad_cam",
+}
+# Modules, which `import pytorch_grad_cam` brings along.
+_MODULES = ("metrics", "utils")
+
+__all__ = [
+    "FEM",
+    "KPCA_CAM",
+    "AblationCAM",
+    "AblationLayer",
+    "AblationLayerFasterRCNN",
+    "AblationLayerVit",
+    "BaseCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FinerCAM",
+    "FullGrad",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "GuidedBackpropReLUModel",
+    "HiResCAM",
+    "LayerCAM",
+    "RandomCAM",
+    "RefineCAM",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "XGradCAM",
+]
+
+_of_the_peer = falling_through("")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        return _of_the_peer(name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Deep feature factorization: the peer's own."""

@@ -1,0 +1,63 @@
+"""GuidedBackpropReLUModel of the peer."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.plan import Plan
+from pysal.engine.running.states import restoring
+from pysal.methods import guided_backprop
+from pysal.pytorch_grad_cam._elsewhere import falling_through
+from pysal.pytorch_grad_cam._request import evaluating, where
+
+__getattr__ = falling_through("guided_backprop")
+
+
+class GuidedBackpropReLUModel:
+    """Guided backprop, at every ReLU, be it a module or not.
+
+    Args:
+        model: the model, or what `pysal.prepare` made of it; it is not changed.
+        device: where the model is moved to; None = it stays where it is.
+
+    Source:
+        Springenberg et al. 2014, arXiv:1412.6806.
+    """
+
+    def __init__(self, model: nn.Module | PreparedModel, device: Any = None) -> None:
+        if device is not None and isinstance(model, nn.Module):
+            model = model.to(torch.device(device))
+        self.model = model
+
+    @restoring
+    def __call__(self, input_img: Tensor, target_category: int | None = None) -> NDArray[np.float32]:
+        """Return the map (H, W, C) of the first image.
+
+        Args:
+            input_img: (B, C, H, W).
+            target_category: the class; None = the highest.
+
+        Raises:
+            ValueError: the model has no ReLU, or activations for which the rule is not defined; a wrong shape or class.
+        """
+        evaluating(self.model)
+        model = self.model.original if isinstance(self.model, PreparedModel) else self.model
+        device = next((one.device for one in model.parameters()), input_img.device)
+        plan = Plan(
+            where(self),
+            self.model,
+            input_img[:1].detach().to(device),
+            None if target_category is None else int(target_category),
+            score="logit",
+            extra_inputs=(),
+            batch_size=None,
+            precision="as set",
+            dtype=None,
+        )
+        work = guided_backprop.prepare(plan, rule="guided", other_activations="error")
+        answer: NDArray[np.float32] = work.run(report=False).map[0].permute(1, 2, 0).cpu().numpy()
+        return answer

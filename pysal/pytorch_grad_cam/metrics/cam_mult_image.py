@@ -1,0 +1,36 @@
+"""The score of the image times its map."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pysal.pytorch_grad_cam.metrics.perturbation_confidence import PerturbationConfidenceMetric
+
+
+def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
+    """Return an image (C, H, W) times a map (H, W)."""
+    return input_tensor * cam
+
+
+class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
+    """How much the target changes when the image is multiplied by its map."""
+
+    def __init__(self) -> None:
+        super().__init__(multiply_tensor_with_cam)
+
+
+class DropInConfidence(CamMultImageConfidenceChange):
+    """How much the target falls, 0 where it rises."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return (B,) float32; see `PerturbationConfidenceMetric`."""
+        return np.maximum(-super().__call__(*args, **kwargs), 0)
+
+
+class IncreaseInConfidence(CamMultImageConfidenceChange):
+    """Whether the target rises: 1 or 0."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return (B,) float32; see `PerturbationConfidenceMetric`."""
+        return np.float32(super().__call__(*args, **kwargs) > 0)
