@@ -287,8 +287,10 @@ def made(kind: Kind, where: str, activations: Tensor, gradients: Tensor, *, smoo
         got = type(found).__name__ if shape is None else f"shape {shape}"
         wanted = f"{(number, channels, *size)}, {(number, channels)} or {(number, 1, *size)}"
         refuse(where, "kind", f"return a tensor of shape {wanted}", got)
-    # what is a principal component already stays it
-    return projection(found) if smooth and kind.collapse in (total, uncentred) else kind.collapse(found)
+    if not smooth or kind.collapse not in (total, uncentred):  # what is a principal component already stays it
+        return kind.collapse(found)
+    # activations add up to nothing that speaks for or against the score: behind a layer norm, to 0
+    return projection(found, sign="largest" if kind.collapse is uncentred else "terms")
 
 
 def unit(maps: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def jet(levels: Pixels) -> Pixels:
     level = levels.astype(np.int64)
     red = np.minimum(4 * level - 382, 1148 - 4 * level)
     green = np.minimum(4 * level - 128, 892 - 4 * level)
-    blue = np.minimum(4 * level + 128, 638 - 4 * level)
+    blue = np.minimum(4 * level + 128, 638 - 4 * level) - (level == 159)  # OpenCV's table has 1 there, not 2
     return np.asarray(np.clip(np.stack([red, green, blue], -1), 0, 255), dtype=np.uint8)
 
 
