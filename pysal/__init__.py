@@ -100,6 +100,7 @@ __all__ = [
     "plots",
     "prepare",
     "progress",
+    "pytorch_grad_cam",
     "read_image",
     "read_images",
     "segments",

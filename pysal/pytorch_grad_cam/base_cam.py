@@ -12,6 +12,7 @@ from pysal._checks import refuse
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.running.states import restoring
 from pysal.methods import grad_cam
 from pysal.methods.cam_kinds import KINDS, Kind, made, total, unit
@@ -151,17 +152,10 @@ class BaseCAM:
     def _plan(self, input_tensor: Tensor, targets: Targets) -> Plan:
         if isinstance(input_tensor, Tensor):
             input_tensor = input_tensor.detach().to(self.device)
-        return Plan(
-            where(self),
-            self.model,
-            input_tensor,
-            plan_targets(where(self), targets, input_tensor),
-            score="logit",
-            extra_inputs=(),
-            batch_size=self.batch_size or (len(input_tensor) if self._own and len(input_tensor) else None),
-            precision="as set",
-            dtype=None,
-        )
+        number = len(input_tensor) if isinstance(input_tensor, Tensor) and input_tensor.ndim else None
+        rows = self.batch_size or (number or None if self._own else None)  # of a class of one's own: the batch, as there
+        running = Running("logit", (), rows, "as set", None)
+        return Plan(where(self), self.model, input_tensor, plan_targets(where(self), targets, input_tensor), running)
 
     @property
     def _own(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.running.states import restoring
 from pysal.methods import guided_backprop
 from pysal.pytorch_grad_cam._elsewhere import falling_through
@@ -47,17 +48,9 @@ class GuidedBackpropReLUModel:
         evaluating(self.model)
         model = self.model.original if isinstance(self.model, PreparedModel) else self.model
         device = next((one.device for one in model.parameters()), input_img.device)
-        plan = Plan(
-            where(self),
-            self.model,
-            input_img[:1].detach().to(device),
-            None if target_category is None else int(target_category),
-            score="logit",
-            extra_inputs=(),
-            batch_size=None,
-            precision="as set",
-            dtype=None,
-        )
+        target = None if target_category is None else int(target_category)
+        images = input_img[:1].detach().to(device)
+        plan = Plan(where(self), self.model, images, target, Running("logit", (), None, "as set", None))
         work = guided_backprop.prepare(plan, rule="guided", other_activations="error")
         answer: NDArray[np.float32] = work.run(report=False).map[0].permute(1, 2, 0).cpu().numpy()
         return answer

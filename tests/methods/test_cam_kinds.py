@@ -460,13 +460,12 @@ def test_the_tables_agree() -> None:
 
 
 NAMES = ", ".join(map(repr, KINDS))
-MEANT = " (did you mean 'grad_cam', 'xgrad_cam', 'eigen_grad_cam'?)"
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kind": "gradcam"}, ValueError, f"kind must be a function or one of {NAMES}{MEANT}, got 'gradcam'"),
+        ({"kind": "zebra"}, ValueError, f"kind must be a function or one of {NAMES}, got 'zebra'"),
         ({"kind": 3}, TypeError, f"kind must be a function or one of {NAMES}, got 3"),
         ({"fuse": "sum"}, ValueError, "fuse must be one of 'mean', 'max', 'product', got 'sum'"),
         ({"eigen_smooth": 1}, TypeError, "eigen_smooth must be True or False, got 1"),
