@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pysal import audit, captum, metrics, models, ops, pair, plots, segments, viz
+    from pysal import audit, captum, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, viz
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel, prepare
@@ -63,7 +63,7 @@ _HOMES = {
     "read_images": ".models",
     "smooth_grad": ".methods.smooth_grad",
 }
-_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "segments", "viz")
+_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "pytorch_grad_cam", "segments", "viz")
 
 __all__ = [
     "Cancelled",
