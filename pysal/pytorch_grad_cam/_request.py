@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.target import RowTarget, Target, class_scores
+from pysal.engine.request.row_score import class_scores
+from pysal.engine.request.target import RowTarget, Target
 from pysal.engine.running.states import restoring, undo_later
 from pysal.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.target import class_scores
+from pysal.engine.request.row_score import class_scores
 from pysal.methods.cam_targets import most_alike
 from pysal.pytorch_grad_cam._request import Targets, outputs_of
 from pysal.pytorch_grad_cam.base_cam import BaseCAM, Maps
