@@ -231,7 +231,7 @@ def check_seed(where: str, seed: object) -> int:
 MOST_REACH = 2**31 - 1
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: object) -> str:
     """Return what an error says, cut at the first line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

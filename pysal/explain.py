@@ -25,7 +25,7 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.explanation import Explanation, MethodResult
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import METHODS, method_names
 
 WHERE = "pysal.explain"
 
@@ -80,7 +80,7 @@ def explain(
         torch.Size([1, 3, 8, 8])
     """
     started = time.perf_counter()
-    names = _method_names(methods)
+    names = method_names(WHERE, methods)
     options = _checked_options(names, methods, method_options or {}, seed)
     _check_that_no_method_is_a_target(model, target)
     plan = Plan(WHERE, model, images, target, Running(score or "logit", extra_inputs, batch_size, precision, None))
@@ -153,18 +153,6 @@ def explain(
         build=build_info(),
         output=output or "",
     )
-
-
-def _method_names(methods: str | Sequence[str]) -> list[str]:
-    if not isinstance(methods, Sequence):
-        refuse(WHERE, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
-    names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
-    for name in names:
-        if not isinstance(name, str) or name not in METHODS:
-            refuse_unknown(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", name, METHODS)
-    if not names:
-        refuse(WHERE, "methods", "name at least one method", "none")
-    return list(dict.fromkeys(names))
 
 
 def _check_that_no_method_is_a_target(model: object, target: object) -> None:

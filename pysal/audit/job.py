@@ -23,7 +23,6 @@ from pysal.audit.options import (
     Maps,
     Options,
     device_of,
-    method_names,
     metric_names,
     model_arguments,
     one_of,
@@ -37,7 +36,7 @@ from pysal.engine.prepared.model import check_eval
 from pysal.engine.running.chunks import fast_rows
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import restoring
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import METHODS, method_names
 from pysal.models import Classifier
 from pysal.models.classifier import channels_of
 
@@ -107,7 +106,7 @@ class Job:
         prepared: bool = True,
         device: str = "auto",
     ) -> None:
-        names = method_names(methods)
+        names = method_names(WHERE, methods)
         options = Options(
             methods=options_of_methods(names, method_options or {}),
             metrics=metric_names(metrics),

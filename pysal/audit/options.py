@@ -73,19 +73,6 @@ def device_of(device: str) -> str:
     return device
 
 
-def method_names(methods: object) -> list[str]:
-    """Return the names of methods, each once."""
-    if not isinstance(methods, (str, Sequence)):
-        refuse(WHERE, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
-    names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
-    for name in names:
-        if name not in METHODS:
-            refuse_unknown(WHERE, "methods", f"be 'all' or names out of {', '.join(METHODS)}", name, METHODS)
-    if not names:
-        refuse(WHERE, "methods", "name at least one method", "none")
-    return list(dict.fromkeys(names))
-
-
 def metric_names(metrics: Sequence[str]) -> list[str]:
     """Return the names of metrics, each once."""
     if isinstance(metrics, str) or not isinstance(metrics, Sequence):

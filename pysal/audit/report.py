@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -508,7 +509,7 @@ def _groups(key: np.ndarray[Any, Any]) -> dict[float, np.ndarray[Any, Any]]:
 
 def _averaged(map: Tensor) -> Tensor:
     """Return a map (H, W) as the means of small squares, all that a thumbnail can show where every pixel is different."""
-    size = tuple(min(length, -(-length * THUMBNAIL // (2 * max(map.shape)))) for length in map.shape)
+    size = tuple(min(length, math.ceil(length * THUMBNAIL / (2 * max(map.shape)))) for length in map.shape)
     small = torch.nn.functional.interpolate(map[None, None], size, mode="area")
     return torch.nn.functional.interpolate(small, tuple(map.shape), mode="bilinear", align_corners=False)[0, 0]
 

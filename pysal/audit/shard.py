@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pysal._checks import finite_rows
+from pysal._checks import finite_rows, first_line
 from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
@@ -192,7 +192,7 @@ class Worker:
                     raise MemoryError(
                         f"{WHERE}: {items[0].path} alone does not fit into the memory of {self.device}"
                     ) from error
-                detail = without_addresses((str(error).splitlines() or [""])[0])
+                detail = without_addresses(first_line(error))
                 return [Unreadable(f"explaining it failed with {type(error).__name__}", detail)], fits
         # outside the except block, where the traceback still holds the tensors of the batch
         if self.device.startswith("cuda"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pysal._checks import FLOATING, INTEGER, finite_rows, refuse
 from pysal.captum._batches import call, copies_per_pass, independent
-from pysal.engine.model.not_applicable import NotApplicable
+from pysal.engine.model.not_applicable import NotDifferentiable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import PerImage, Shared
 from pysal.engine.request.plan import Plan
@@ -398,9 +398,7 @@ class Call:
             except PerBatch:
                 self.whole = True
                 return work(self.plan())
-        except NotApplicable as error:
-            if "must be differentiable" not in str(error):
-                raise
+        except NotDifferentiable as error:
             raise RuntimeError(str(error)) from error
 
     def _independent(self, points: Callable[[Tensor, Tensor], Tensor]) -> bool:

@@ -1,9 +1,10 @@
 """The methods by name: what `explain` and the command line offer, and how each map is drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pysal._checks import refuse, refuse_unknown
 from pysal.engine.request.attribution import Attribution, default_of, with_defaults
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.score import ScoreKind
@@ -61,3 +62,32 @@ def _method(traits: Traits) -> Method:
 
 
 METHODS: dict[str, Method] = {name: _method(traits) for name, traits in TRAITS.items()}
+
+
+def check_method(where: str, method: object) -> str:
+    """Return the name of a method that there is.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if not isinstance(method, str) or method not in METHODS:
+        refuse_unknown(where, "method", f"be one of {', '.join(METHODS)}", method, METHODS)
+    return method
+
+
+def method_names(where: str, methods: object) -> list[str]:
+    """Return the names that `methods`, "all" or names, stands for, each once.
+
+    Raises:
+        TypeError: neither text nor a sequence.
+        ValueError: no name, or one that no method has.
+    """
+    if not isinstance(methods, Sequence):
+        refuse(where, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
+    names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
+    for name in names:
+        if not isinstance(name, str) or name not in METHODS:
+            refuse_unknown(where, "methods", f"be 'all' or names out of {', '.join(METHODS)}", name, METHODS)
+    if not names:
+        refuse(where, "methods", "name at least one method", "none")
+    return list(dict.fromkeys(names))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse, refuse_unknown
+from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
 from pysal._library import widened, widest
 from pysal.engine.request.attribution import check_options
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -16,7 +16,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import METHODS, check_method
 from pysal.metrics._maps import check_maps, uniform
 
 
@@ -94,13 +94,6 @@ def max_sensitivity(
     )
 
 
-def check_method(where: str, method: object) -> str:
-    """Return the name of a known method."""
-    if not isinstance(method, str) or method not in METHODS:
-        refuse_unknown(where, "method", f"be one of {', '.join(METHODS)}", method, METHODS)
-    return method
-
-
 def max_sensitivity_of(
     plan: Plan,
     maps: Tensor | None,
@@ -114,7 +107,7 @@ def max_sensitivity_of(
 ) -> Tensor:
     """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
     where = plan.where
-    chosen = METHODS[check_method(where, method)]
+    chosen = METHODS[method]
     if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
         refuse(where, "radius", "be a number above 0", repr(radius))
     check_count(where, "samples", samples, most=MOST)

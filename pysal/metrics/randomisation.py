@@ -23,10 +23,9 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import METHODS, check_method
 from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import correlation, ranks_of, reduction_of
-from pysal.metrics.max_sensitivity import check_method
 
 Order: TypeAlias = Literal["cascading", "independent"]
 

@@ -14,13 +14,13 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import METHODS, check_method
 from pysal.metrics._maps import check_maps
 from pysal.metrics.agreement import reduction_of
 from pysal.metrics.curves import Curve, deletion, deletion_curve, insertion, insertion_curve
 from pysal.metrics.infidelity import infidelity, infidelity_of
 from pysal.metrics.localisation import mass_in_mask, pointing_game
-from pysal.metrics.max_sensitivity import check_method, max_sensitivity, max_sensitivity_of
+from pysal.metrics.max_sensitivity import max_sensitivity, max_sensitivity_of
 
 WHERE = "pysal.metrics.per_image"
 

@@ -33,7 +33,7 @@ def gaussian_noise(
 
 def gaussian_noise_bits(seed: int, image_ids: Tensor, samples: Tensor, elements: int) -> Tensor:
     """Return the 32-bit words (N, elements), int64 in [0, 2^32), from which the noise is made."""
-    quads = torch.arange(-(-elements // 4), device=image_ids.device)
+    quads = torch.arange((elements + 3) // 4, device=image_ids.device)
     ids, samples = image_ids[:, None], samples[:, None]
     counter = torch.broadcast_tensors(quads, samples & _MASK, ids & _MASK, ids >> 32 & _MASK)
     words = philox(counter, (seed & _MASK, seed >> 32 & _MASK))

@@ -1,5 +1,6 @@
 """The queue of leave-one-out where a model recomputes only what a segment reaches: its order, and its rows as patches."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -79,7 +80,7 @@ class BoxQueue:
                 known = {key: (groups.batches(boxes, self.most_rows), groups.approximates(boxes))}
             batches, limited = known[key]
             for group, pays in batches:
-                pieces = [group] if pays else np.array_split(group, -(-len(group) // whole_rows))
+                pieces = [group] if pays else np.array_split(group, math.ceil(len(group) / whole_rows))
                 for piece in pieces:
                     self.ends.append(done)
                     if not pays:

@@ -1,5 +1,6 @@
 """The gradient of a convolution's input from that of its output: a class for each way to compute it, and which one is taken."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -276,7 +277,7 @@ class Phases:
                 top, left = shift_y - taps_y + 1 - low[0], shift_x - taps_x + 1 - low[1]
                 joint[:, a, b, :, top : top + taps_y, left : left + taps_x] = part
         self.weight, self.stride = joint.flatten(0, 2), stride
-        self._counts = [-(-size[i] // stride[i]) for i in range(2)]
+        self._counts = [math.ceil(size[i] / stride[i]) for i in range(2)]
         after = [self._counts[i] + high[i] - grad_size[i] for i in range(2)]
         self.padding = (max(-low[0], after[0], 0), max(-low[1], after[1], 0))
         self._first = [self.padding[i] + low[i] for i in range(2)]

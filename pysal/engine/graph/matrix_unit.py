@@ -138,6 +138,6 @@ def arranged(weight: Tensor) -> Tensor:
     for _ in range(3):
         parts.append(rest.bfloat16())
         rest = rest - parts[-1].float()
-    stacked = torch.stack(parts).reshape(3, -(-outputs // 16), 16, -(-inputs // 32), 16, 2, height, width)
+    stacked = torch.stack(parts).reshape(3, math.ceil(outputs / 16), 16, math.ceil(inputs / 32), 16, 2, height, width)
     # part, block of K, of K, block of C, pair, of a pair, row, column
     return stacked.permute(1, 6, 7, 3, 0, 4, 2, 5).contiguous().flatten(6)

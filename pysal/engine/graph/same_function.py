@@ -7,6 +7,7 @@ with it.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def batches(example: Tensor, rows: int | None) -> Iterator[Tensor]:
     noise = (low + noise * ((high - low) or 1.0)).to(example)
     if rows is None:
         yield noise
-    yield torch.cat([noise, example] * (-(-(rows or 2) // 2)))[: rows or 2]
+    yield torch.cat([noise, example] * math.ceil((rows or 2) / 2))[: rows or 2]
 
 
 def in_float64(graph: fx.GraphModule) -> fx.GraphModule:

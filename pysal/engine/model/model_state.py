@@ -6,6 +6,7 @@ Only where something is, what it is gets looked for.
 """
 
 import functools
+import math
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -259,4 +260,4 @@ def _sample(tensor: Tensor) -> Tensor:
         return torch.zeros(0, dtype=tensor.dtype, device=tensor.device)
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     step = max(1, span // SAMPLES)
-    return tensor.detach().as_strided((-(-span // step),), (step,), tensor.storage_offset())
+    return tensor.detach().as_strided((math.ceil(span / step),), (step,), tensor.storage_offset())

@@ -11,9 +11,13 @@ class NotApplicable(ValueError):
     """
 
 
-def not_differentiable(where: str) -> NotApplicable:
+class NotDifferentiable(NotApplicable):
+    """The score has no gradient where one is needed."""
+
+
+def not_differentiable(where: str) -> NotDifferentiable:
     """Return what to raise where a score has no gradient at the inputs; `where` is the public name of the method."""
-    return NotApplicable(
+    return NotDifferentiable(
         f"{where}: model must be differentiable, got a score that does not depend on the inputs through torch; "
         "leave_one_out explains such a model"
     )
@@ -30,9 +34,9 @@ _REFUSALS = {
 }
 
 
-def reentrant(where: str) -> NotApplicable:
+def reentrant(where: str) -> NotDifferentiable:
     """Return what to raise where a part of the model has a gradient of its weights alone."""
-    return NotApplicable(f"{where}: model must be differentiable, got {REENTRANT}")
+    return NotDifferentiable(f"{where}: model must be differentiable, got {REENTRANT}")
 
 
 @contextlib.contextmanager
@@ -43,5 +47,5 @@ def differentiating(where: str) -> Iterator[None]:
     except RuntimeError as error:
         for words, reason in _REFUSALS.items():
             if words in str(error):
-                raise NotApplicable(f"{where}: model must be differentiable, got {reason}") from error
+                raise NotDifferentiable(f"{where}: model must be differentiable, got {reason}") from error
         raise

@@ -583,7 +583,7 @@ def _gain_of_boxes(prepared: PreparedModel, example: Tensor, budget: Budget) -> 
     if engine is None:
         return None
     height, width = example.shape[2:]
-    box = np.array([[height // 2, width // 2, height // 2 + -(-height // 8), width // 2 + -(-width // 8)]] * 2)
+    box = np.array([[height // 2, width // 2, height // 2 + math.ceil(height / 8), width // 2 + math.ceil(width / 8)]] * 2)
     if not engine.groups.pays(box):
         return None
     geometry, kept = engine.groups.geometry(box, example.device), engine.keep(example)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pysal._checks import first_line
 from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import is_out_of_memory
@@ -138,8 +139,8 @@ class Random(Coupled):
 
 def error_in_words(error: BaseException) -> str:
     """Return the kind of an error and the first line of what it says."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def _size(answers: Tensor) -> float:

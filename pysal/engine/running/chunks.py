@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import threading
 import weakref
@@ -225,7 +226,7 @@ def chunk_rows(total: int, most: int, device: torch.device) -> int:
     """
     if device.type == "cpu" or total <= most:
         return most
-    return -(-total // -(-total // most))
+    return math.ceil(total / math.ceil(total / most))
 
 
 def fast_rows(device: torch.device, row_bytes: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pysal._checks import first_line
 from pysal.engine.graph.distance import distance
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.engine.running.chunks import give_back_when_full, is_out_of_memory
@@ -169,7 +170,7 @@ class Replays:
 
     def refuse(self, reason: object) -> None:
         """Replay nothing any more, and give the memory of the graphs back."""
-        self.refused = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        self.refused = first_line(reason)
         self._held.clear()
 
 
