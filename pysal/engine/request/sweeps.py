@@ -1,11 +1,8 @@
 """Backward passes over the same forward pass: several methods, or several classes, for the price of one forward."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +13,9 @@ from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.not_applicable import NotApplicable, not_differentiable, reentrant
 from pysal.engine.model.relu_rules import OtherActivations, ReluRule, ReluRules
 from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.passes import Passes
 from pysal.engine.running.states import Hooks, restoring
 from pysal.engine.tape.tape import Place, Program, Tape
-
-if TYPE_CHECKING:
-    from pysal.engine.request.plan import Plan
 
 UNREACHED = "the model's activations must run where the rule of ReLUs reaches them"
 
@@ -60,7 +55,7 @@ class Swept:
 
 
 @restoring
-def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, required: bool = True) -> Swept:
+def sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, required: bool = True) -> Swept:
     """Run the model once on rows of a plan's images and sweep back as often as asked.
 
     Args:
@@ -84,7 +79,7 @@ def sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *, r
     return swept
 
 
-def _sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
+def _sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
     """Make sweeps with one `other`."""
     program = taped(plan, batch)
     places: dict[Layer, Place] = {}
@@ -107,7 +102,7 @@ def _sweep(plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], req
 
 
 @restoring
-def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *, at_once: int) -> Tensor:
+def class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, *, at_once: int) -> Tensor:
     """Return the gradients (N, T, C, H, W) of the scores of T classes per row from one forward pass.
 
     Args:
@@ -122,7 +117,7 @@ def class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, *,
     return found
 
 
-def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, at_once: int) -> Tensor:
+def _class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, at_once: int) -> Tensor:
     program = taped(plan, batch)
     columns = range(classes.shape[1])
     with contextlib.ExitStack() as stack:
@@ -155,21 +150,21 @@ def _class_gradients(plan: Plan, batch: Tensor, rows: Tensor, classes: Tensor, a
         return torch.stack(found, 1)
 
 
-def taped(plan: Plan, batch: Tensor) -> Program | None:
+def taped(plan: Passes, batch: Tensor) -> Program | None:
     """Return the program to record for a batch, None where the model is to be run as it is."""
     model = plan.model
     return model.program_for(batch) if isinstance(model, PreparedModel) and not plan.extra_inputs else None
 
 
 def _recorded(
-    plan: Plan, program: Program, batch: Tensor, layers: Sequence[Place] = ()
+    plan: Passes, program: Program, batch: Tensor, layers: Sequence[Place] = ()
 ) -> contextlib.AbstractContextManager[Tape]:
     """Return the context of a recorded pass, which may be a replay of an earlier one with the same shape."""
     replays = plan.model.replays if isinstance(plan.model, PreparedModel) else None
     return contextlib.nullcontext(program.record(batch, layers)) if replays is None else replays.recording(batch, layers)
 
 
-def _rules(plan: Plan, wanted: Sequence[Sweep]) -> ReluRules | None:
+def _rules(plan: Passes, wanted: Sequence[Sweep]) -> ReluRules | None:
     """Return what records the forward pass, where a sweep follows a rule."""
     ruled = [one for one in wanted if one.rule != "plain"]
     return ReluRules(plan.where, ruled[0].rule, ruled[0].other) if ruled else None
@@ -190,7 +185,7 @@ def _applicable(
 
 
 def _on_tape(
-    plan: Plan,
+    plan: Passes,
     program: Program,
     batch: Tensor,
     rows: Tensor,
@@ -208,7 +203,7 @@ def _on_tape(
 
 
 def _swept(
-    plan: Plan,
+    plan: Passes,
     tape: Tape,
     rows: Tensor,
     wanted: Sequence[Sweep],
@@ -239,7 +234,7 @@ def _swept(
 
 
 def _with_autograd(
-    plan: Plan, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool, *, may_cut: bool = True
+    plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool, *, may_cut: bool = True
 ) -> Swept:
     layers = {one.layer: one.where for one in wanted if one.layer is not None}
     rules = _rules(plan, wanted)
@@ -316,7 +311,7 @@ def _has_backward_hooks(model: object) -> bool:
 
 
 @contextlib.contextmanager
-def _reaching_all(plan: Plan, rules: ReluRules | None) -> Iterator[None]:
+def _reaching_all(plan: Passes, rules: ReluRules | None) -> Iterator[None]:
     """Say in one sentence where rules do not reach what torch runs in its own way."""
     try:
         yield
@@ -350,7 +345,7 @@ def _leaf(batch: Tensor) -> Tensor:
     return (batch.clone() if batch.is_inference() else batch).detach().requires_grad_()
 
 
-def _found(plan: Plan, gradient: Tensor | None) -> Tensor:
+def _found(plan: Passes, gradient: Tensor | None) -> Tensor:
     if gradient is None:
         raise not_differentiable(plan.where)
     return gradient
