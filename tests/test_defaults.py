@@ -22,6 +22,7 @@ from pysal import audit, cli
 from pysal.demo import server
 from pysal.engine.request.attribution import Attribution, default_of, with_defaults
 from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
 from pysal.engine.request.work import Work
 from pysal.methods.registry import METHODS
 from pysal.metrics.registry import METRICS
@@ -66,8 +67,8 @@ def test_what_takes_a_plan_has_no_default(package: ModuleType) -> None:
 
 
 def test_a_plan_has_no_defaults_of_its_own_for_what_methods_share() -> None:
-    known = parameters(Plan.__init__)
-    assert [name for name in ("target", *SHARED) if known[name].default is not EMPTY] == []
+    known = parameters(Plan.__init__) | parameters(Running.__init__)
+    assert [name for name in ("target", "running", *SHARED) if known[name].default is not EMPTY] == []
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -113,8 +114,8 @@ def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: 
     seen: dict[str, Any] = {}
 
     class Noted(Plan):
-        def __init__(self, where: str, model: Any, inputs: Tensor, target: Any, **options: Any) -> None:
-            plans.append((where, model, inputs, target, options))
+        def __init__(self, where: str, model: Any, inputs: Tensor, target: Any, running: Running, **more: Any) -> None:
+            plans.append((where, model, inputs, target, {name: getattr(running, name) for name in SHARED}))
 
     def noted(plan: Plan, **options: Any) -> Work:
         seen.update(options)
@@ -128,7 +129,6 @@ def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: 
     (where, *request, shared), *rest = plans
     assert not rest
     assert [where, *request] == [f"pysal.{name}", print, images, target]
-    shared.pop("report", None)
     assert shared == {option: given[option] for option in SHARED}
     assert seen == {option: given[option] for option in keyword_only(core)}
 
