@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal.engine.graph.distance import distance
-from pysal.engine.prepared import model as preparation
+from pysal.engine.prepared import exactness
 
 
 class Reversed(torch.autograd.Function):
@@ -162,14 +162,14 @@ def test_gradients_are_the_models(name: str) -> None:
 def test_a_graph_with_another_gradient_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Net(lambda net, y: net.b(y)).eval(), torch.rand(1, 3, 12, 12)
 
-    class Wrong(preparation.Program):
+    class Wrong(exactness.Program):
         def record(self, images: Tensor, layers: Any = ()) -> Any:
             tape = super().record(images, layers)
             sweep = tape.sweep
             tape.sweep = lambda *args, **kwargs: (sweep(*args, **kwargs)[0] * 1.0001, {})  # type: ignore[method-assign]
             return tape
 
-    monkeypatch.setattr(preparation, "Program", Wrong)
+    monkeypatch.setattr(exactness, "Program", Wrong)
     report = pysal.prepare(model, x, batch_size=1).report()
     assert report.startswith("runs as it is: the fused graph's gradient would be 1.0e-04 away from it in float64")
 

@@ -2,28 +2,33 @@
 
 import contextlib
 import copy
-import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
 from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
-from pysal.engine.graph.depthwise import DepthwiseByTaps
-from pysal.engine.graph.distance import distance
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.lowered import lower
-from pysal.engine.graph.same_function import EXACT, TRACED, Pass, batches, in_float64, run, seed_of
+from pysal.engine.graph.same_function import TRACED, batches, run
 from pysal.engine.graph.shapes import note_shapes
 from pysal.engine.layers.default_layer import Choice, Look, default_layer
-from pysal.engine.model.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
+from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.training import training_part
+from pysal.engine.prepared.exactness import (
+    NOTHING_FUSED,
+    RunsAsItIs,
+    check_ordinary,
+    compared,
+    exact_pass,
+    own_pass,
+)
 from pysal.engine.prepared.gains import GPU_TURNS, Budget, Gains, Way, least_seconds, pays, ratio
 from pysal.engine.running.chunks import CPU_ROWS, fast_rows
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
@@ -36,12 +41,6 @@ CPU_CHUNKS = (1, 2, 4, 8)
 GPU_CHUNKS = (8, 16, 32, 64, 128)
 # Rounds in which each is tried on a CPU, as far as time allows.
 TRIALS = 4
-# Folding changes the rounding of every layer, and rounding moves gates, of which each changes the gradient: by .01 in a random
-# ResNet-50 in float32. What is right in float64 may be this far from it in its own dtype, or twice as far as the model is.
-FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
-GRADIENT_TOLERANCE = 0.1
-# Where a model cannot run in float64 a gradient has to be as near as rounding alone leaves it.
-UNWITNESSED_TOLERANCE = 1e-5
 
 
 class PreparedModel:
@@ -257,7 +256,7 @@ def prepare(
                 _build(prepared, example)
             _keep_what_gains(prepared, example, budget)
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
-            reason = str(error) if isinstance(error, _RunsAsItIs) else first_line(error)
+            reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision)
             prepared._notes.append(f"runs as it is: {reason}")
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
@@ -266,13 +265,6 @@ def prepare(
     if prepared.rows is not None:
         prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
     return prepared
-
-
-_NOTHING_FUSED = "it has no convolution that could be fused"
-
-
-class _RunsAsItIs(Exception):
-    """A model is not prepared; the message says why."""
 
 
 def check_eval(where: str, model: nn.Module) -> None:
@@ -312,32 +304,32 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         Exception: anything; the model runs as it is then.
     """
     model, notes = prepared.original, prepared._notes
-    _check_ordinary(model)
+    check_ordinary(model)
     rows = getattr(model, "rows_per_pass", None)
     images = list(batches(example, rows))
-    own = [_own(model, images[0])]
+    own = [own_pass(model, images[0])]
     try:
         traced, written = trace(model)
     except NotTraceable as reason:
-        raise _RunsAsItIs(str(reason)) from reason
-    own += [_own(model, batch, without_gradients=False) for batch in images[1:]]
+        raise RunsAsItIs(str(reason)) from reason
+    own += [own_pass(model, batch, without_gradients=False) for batch in images[1:]]
     for batch, expected in zip(images, own, strict=True):
         # what is the same for all images shows in the shapes of the last batch
         output, gradient = run(note_shapes(traced).run if batch is images[-1] else traced, batch).apart(expected)
         if not max(output, gradient) <= TRACED[example.dtype]:
             what = "output" if output > TRACED[example.dtype] else "gradient"
-            raise _RunsAsItIs(
+            raise RunsAsItIs(
                 f"its traced graph's {what} is {max(output, gradient):.1e} away from its own: it "
                 "decides something anew in every pass, or acts on gradients where tracing does not see it"
             )
     mixed = prepared.precision == "mixed"
-    exact = _exact(traced, images[0], example)
+    exact = exact_pass(traced, images[0], example)
     graph = fold_graph(traced)
     lowered = lower(graph, example, torch.bfloat16 if mixed else example.dtype)
     if not lowered:
-        raise _RunsAsItIs(_NOTHING_FUSED)
+        raise RunsAsItIs(NOTHING_FUSED)
     program = Program(graph, torch.bfloat16 if mixed else None)
-    difference, gradient_difference = _compared(graph, program, images, own, exact)
+    difference, gradient_difference = compared(graph, program, images, own, exact)
     state = ModelState(model, written)
     state.remember_values()
     prepared._state, prepared._graph, prepared.program = state, graph, program
@@ -372,159 +364,6 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes.append(f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass")
-
-
-def _check_ordinary(model: nn.Module) -> None:
-    """Refuse to trace a model of which a part would be lost.
-
-    Raises:
-        _RunsAsItIs: it has a hook, a forward method of one module alone, or tensors that cannot be watched or copied.
-    """
-    state = ModelState(model)
-    for name, tensor in state.tensors.items():
-        reason = unusual(tensor)
-        if reason is not None:
-            raise _RunsAsItIs(f"its tensor {name!r} is {reason}")
-    for prefix, module in state.modules:
-        name = f"module {prefix[:-1]!r}" if prefix else "it"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise _RunsAsItIs(f"{name} is of TorchScript, which is not traced again")
-        if any(own_hooks_apart(getattr(module, kind)) for kind in HOOKS):
-            raise _RunsAsItIs(f"{name} has hooks, which fused layers would not run")
-        if "forward" in module.__dict__:
-            raise _RunsAsItIs(f"{name} has a forward method of its own, in the place of that of its class")
-    if any(own_hooks_apart(hooks) for hooks in global_hooks().values()):
-        raise _RunsAsItIs("there are hooks on every module, which fused layers would not run")
-
-
-def _own(model: nn.Module, images: Tensor, *, without_gradients: bool = True) -> Pass:
-    """Return what the model itself gives for images, and see whether it gives the same without gradients.
-
-    Raises:
-        _RunsAsItIs: it gives nothing that could be compared.
-    """
-    try:
-        found = run(model, images)
-    except Exception as error:
-        raise _RunsAsItIs(f"it does not run on a batch of {len(images)} like the example ({first_line(error)})") from error
-    output = found.output
-    if not isinstance(output, Tensor):
-        raise _RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}")
-    if not output.is_floating_point() or output.ndim == 0:
-        raise _RunsAsItIs("its output is not a tensor of floating-point numbers with a row for each image")
-    if not without_gradients:
-        return found
-    before = _versions(model)  # after a pass: what a first one stores for those that follow is the same in each of them
-    try:
-        with torch.no_grad():
-            plain = model(images.clone())
-    except Exception as error:
-        raise _RunsAsItIs(f"it does not run without gradients ({first_line(error)})") from error
-    written = [name for name, version in _versions(model).items() if before.get(name) != version]
-    if written:
-        raise _RunsAsItIs(f"its forward pass writes its own tensor {written[0]!r} each time")
-    difference = distance(plain, output, float("inf"))
-    if not difference <= max(TRACED[images.dtype], FORWARD_TOLERANCE.get(images.dtype, 3e-2)):
-        raise _RunsAsItIs(f"two passes on the same images, one without gradients, are {difference:.1e} apart")
-    return found
-
-
-def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return which weights and buffers a model has, and how often each was written."""
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    return {name: (id(tensor), tensor._version) for name, tensor in tensors}
-
-
-class _Exact:
-    """What the model gives in float64, how far from its gradient the fused graph is, and whether it runs in parts."""
-
-    def __init__(self, found: Pass, apart: float, not_incremental: str | None) -> None:
-        self.found, self.apart, self.not_incremental = found, apart, not_incremental
-
-
-def _exact(traced: fx.GraphModule, images: Tensor, example: Tensor) -> _Exact | None:
-    """Hold the fused graph against the model's in float64; None where the model cannot run in it.
-
-    Raises:
-        _RunsAsItIs: they differ.
-    """
-    wide, example = images.double(), example.double()
-    try:
-        graph = in_float64(traced)
-        with DepthwiseByTaps():
-            expected = run(graph, wide)
-        if not isinstance(expected.output, Tensor) or expected.output.dtype != torch.float64:
-            return None
-    except Exception:  # of a dtype that the model's code fixes, or of a device without float64
-        return None
-    if not lower(fold_graph(graph), example, torch.float64):
-        raise _RunsAsItIs(_NOTHING_FUSED)
-    output, gradient = _recorded(Program(graph), wide).apart(expected)
-    if not max(output, gradient) <= EXACT:
-        what = "output" if output > EXACT else "gradient"
-        raise _RunsAsItIs(f"the fused graph's {what} would be {max(output, gradient):.1e} away from it in float64")
-    return _Exact(expected, gradient, _not_incremental(graph, example, wide[:1]))
-
-
-def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> str | None:
-    """Return what keeps a graph from running on boxes: a part of an image is noise, and the outputs are compared."""
-    height, width = example.shape[2:]
-    box = np.array([[height // 3, width // 4, height // 3 + max(1, height // 4), width // 4 + max(1, width // 3)]])
-    top, left, bottom, right = box[0]
-    changed = example.clone()
-    changed[:, :, top:bottom, left:right] = noise[:, :, top:bottom, left:right]
-    try:
-        engine = Incremental(graph, example, keep=True)
-        assert engine.clean is not None
-        with torch.no_grad():
-            expected = graph(changed.clone())
-            geometry = engine.groups.geometry(box, example.device)
-            (top, left), (height, width) = geometry.origins[0, 0], geometry.sizes[0]
-            patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-            difference = distance(engine.run(engine.clean, patch, geometry), expected, float("inf"))
-    except Exception as error:
-        return first_line(error)
-    return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"
-
-
-def _recorded(program: Program, images: Tensor) -> Pass:
-    """Return what a program gives for images."""
-    tape = program.record(images.clone())
-    return Pass(tape.output, tape.sweep(seed_of(tape.output))[0])
-
-
-def _compared(
-    graph: fx.GraphModule, program: Program, images: Sequence[Tensor], own: Sequence[Pass], exact: _Exact | None
-) -> tuple[float, float]:
-    """Return how far the fused graph is from the model, output and gradient, in its own dtype.
-
-    The first batch is held against float64, too, where there is that; any other has to be as near to the model.
-
-    Raises:
-        _RunsAsItIs: it is further than rounding takes it.
-    """
-    limits = [FORWARD_TOLERANCE.get(images[0].dtype, 3e-2), UNWITNESSED_TOLERANCE if exact is None else GRADIENT_TOLERANCE]
-    apart = []
-    for number, (batch, expected) in enumerate(zip(images, own, strict=True)):
-        found = _recorded(program, batch)
-        apart.append(found.apart(expected))
-        measured = list(apart[-1])
-        if number == 0:
-            with torch.no_grad():
-                # the graph as it runs without gradients, and as it is recorded: the two part where something else sees a tensor
-                # that a ReLU overwrites
-                plain = graph(batch.clone())
-            measured[0] = max(measured[0], distance(plain, expected.output, float("inf")))
-            if exact is not None:
-                rounding = expected.apart(exact.found)
-                limits = [max(limit, 2 * own) for limit, own in zip(limits, rounding, strict=True)]
-                measured = list(found.apart(exact.found))
-                measured[0] = max(measured[0], distance(plain, exact.found.output, float("inf")))
-        allowed = limits if number == 0 else [2 * limit for limit in limits]  # each of the two may be away from float64
-        for what, size, limit in zip(("output", "gradient"), measured, allowed, strict=True):
-            if not size <= limit:
-                raise _RunsAsItIs(f"the fused graph's {what} is {size:.1e} away from it")
-    return max(output for output, _ in apart), max(gradient for _, gradient in apart)
 
 
 def _keep_what_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> None:
