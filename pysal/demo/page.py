@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pysal.demo import article, pictures
+from pysal.demo import article, pictures, tiles, words
 from pysal.demo.session import COLLAGE, Answer, Found, Options, Told, Workspace, photos, watch
 from pysal.engine.running.chunks import Cancelled
 from pysal.explanation import Explanation
@@ -60,7 +60,7 @@ def head() -> str:
     A style sheet that is handed to Gradio by itself gets other selectors than were written.
     """
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    return f"<style>{style}\n{pictures.ramps()}</style><script>{script}</script>"
+    return f"<style>{style}\n{tiles.ramps()}</style><script>{script}</script>"
 
 
 class Reader:
@@ -126,7 +126,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                 )
             with gr.Column(scale=4, min_width=320):
                 with gr.Row(elem_id="doing"):
-                    status = gr.HTML(pictures.status("Loading the model …", 0.0, "busy"), elem_id="status", min_width=200)
+                    status = gr.HTML(words.status("Loading the model …", 0.0, "busy"), elem_id="status", min_width=200)
                     explain = gr.Button("Explain", variant="primary", size="sm", scale=0, min_width=90, elem_id="explain")
                     stop = gr.Button("Stop", size="sm", scale=0, min_width=70, elem_id="stop")
                 with gr.Row():
@@ -324,13 +324,13 @@ class _Actions:
         reader.source, reader.caption, reader.target = source, caption, found[0].index
         names = list(self._workspace.model(model).classifier.class_names)
         return [
-            pictures.thumbnails(self._shown_photos(), reader.source),
-            pictures.preview(image[0], reader.caption),
-            pictures.answers(found, reader.target),
+            words.thumbnails(self._shown_photos(), reader.source),
+            words.preview(image[0], reader.caption),
+            words.answers(found, reader.target),
             gr.update(choices=names, value=None),
             gr.update(choices=names, value=found[0].name),
             gr.update(choices=names, value=found[1].name if len(found) > 1 else found[0].name),
-            pictures.status("Waiting for the model …", 0.0, "busy"),
+            words.status("Waiting for the model …", 0.0, "busy"),
         ]
 
     def _shown_photos(self) -> dict[str, tuple[str, str]]:
@@ -338,7 +338,7 @@ class _Actions:
             for key, (caption, source) in photos().items():
                 with Image.open(source) if isinstance(source, Path) else source.copy() as photo:
                     small = ImageOps.fit(photo.convert("RGB"), (THUMBNAIL, THUMBNAIL))
-                self._thumbnails[key] = (caption, pictures.picture_uri(small))
+                self._thumbnails[key] = (caption, tiles.picture_uri(small))
         return self._thumbnails
 
     def pick_class(self, reader: Reader, model: str, order: int, event: gr.EventData) -> Any:
@@ -361,7 +361,7 @@ class _Actions:
             return [gr.skip(), gr.skip()]
         reader.target = chosen.index
         listed = [*found, *([] if chosen.index in {answer.index for answer in found} else [chosen])]
-        return [pictures.answers(listed, chosen.index), pictures.status("Waiting for the model …", 0.0, "busy")]
+        return [words.answers(listed, chosen.index), words.status("Waiting for the model …", 0.0, "busy")]
 
     def walk(self, reader: Reader, number: int, order: int) -> Any:
         """Go to a step of the article."""
@@ -440,11 +440,11 @@ class _Actions:
                 raise reader.no
             for item in watch(work, cancel):
                 if isinstance(item, Told):
-                    yield said(pictures.status(item.text, item.share, "busy"))
+                    yield said(words.status(item.text, item.share, "busy"))
                 else:
                     yield said(gr.skip(), item)
             done = "Done. Point at a picture to read its values; everything on this page can be moved."
-            end = pictures.status(done, run=order)
+            end = words.status(done, run=order)
         except Exception as error:
             end = _sentence(error, order)
             if isinstance(error, Cancelled) and not reader.superseded:
@@ -535,8 +535,8 @@ def _sentence(error: Exception, run: int) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, Cancelled):
         done = text.removeprefix("pysal demo: ").removeprefix("pysal: ").replace("_", " ")
-        return pictures.status(f"Stopped: {done}. What was finished is kept.", kind="stopped", run=run)
+        return words.status(f"Stopped: {done}. What was finished is kept.", kind="stopped", run=run)
     if text.startswith("pysal"):
-        return pictures.status(pictures.plain(text), kind="wrong", run=run)
+        return words.status(words.plain(text), kind="wrong", run=run)
     traceback.print_exception(error)  # a mistake of ours: the reader gets the sentence, the terminal the place
-    return pictures.status(f"Something went wrong: {type(error).__name__}: {text}", kind="wrong", run=run)
+    return words.status(f"Something went wrong: {type(error).__name__}: {text}", kind="wrong", run=run)

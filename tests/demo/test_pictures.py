@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from pysal import viz
-from pysal.demo import article, pictures
+from pysal.demo import article, pictures, segments, tiles, words
 from pysal.demo.session import Answer, Found, Options, Workspace
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS
@@ -60,10 +60,10 @@ def test_everything_from_outside_is_escaped() -> None:
     other = explanation(grad_cam=result("grad_cam", torch.rand(1, 1, SIZE, SIZE), layer=NASTY))
     page = "".join(
         [
-            pictures.answers([Answer(1, NASTY, 0.5)], 1),
-            pictures.thumbnails({NASTY: (NASTY, "data:,")}, NASTY),
-            pictures.preview(found.images[0], NASTY),
-            pictures.status(NASTY, 0.5, "busy"),
+            words.answers([Answer(1, NASTY, 0.5)], 1),
+            words.thumbnails({NASTY: (NASTY, "data:,")}, NASTY),
+            words.preview(found.images[0], NASTY),
+            words.status(NASTY, 0.5, "busy"),
             pictures.side_by_side(Found(found, ("grad_cam",), {"guided_backprop": NASTY}), found.images),
             pictures.side_by_side(Found(other, (), {}), found.images),
             pictures.two_classes(Found(found, (), {"smooth_grad": NASTY}), Found(found, (), {}), found.images),
@@ -89,7 +89,7 @@ def test_the_light_is_that_of_viz() -> None:
 )
 def test_each_method_begins_with_its_own_colours(name, own) -> None:
     map = torch.randn(1, 1 if name == "grad_cam" else 3, SIZE, SIZE)
-    views = pictures.Views.of(explanation(**{name: result(name, map)}).panel(name))
+    views = tiles.Views.of(explanation(**{name: result(name, map)}).panel(name))
     assert views.own == own
     torch.testing.assert_close(views.signed, map[0].sum(0))
     reduced = map[0].abs().amax(0) if name == "gradient" else map[0].sum(0).abs()
@@ -151,17 +151,17 @@ def test_borders_lie_between_different_labels_and_nowhere_else() -> None:
     labels = np.random.default_rng(0).integers(0, 3, (7, 9))
     expected = {(x, y, "h") for y in range(1, 7) for x in range(9) if labels[y, x] != labels[y - 1, x]}
     expected |= {(x, y, "v") for y in range(7) for x in range(1, 9) if labels[y, x] != labels[y, x - 1]}
-    assert edges(pictures.border_path(labels)) == expected
-    assert pictures.border_path(np.zeros((4, 4), np.int64)) == ""
-    assert pictures.border_path(quarters().numpy()) == f"M0 6h{SIZE}M6 0v{SIZE}"
+    assert edges(segments.border_path(labels)) == expected
+    assert segments.border_path(np.zeros((4, 4), np.int64)) == ""
+    assert segments.border_path(quarters().numpy()) == f"M0 6h{SIZE}M6 0v{SIZE}"
 
 
 def test_falls_are_drawn_as_the_article_draws_them() -> None:
     found = explanation(leave_one_out=left_out([0.28, -0.04, 0.0, 0.1], quarters()))
     panel = found.panel("leave_one_out")
-    assert [(segment, text) for segment, text, _ in pictures.falls(panel, 8)] == [(0, "95 % → 67 %"), (3, "95 % → 85 %")]
-    assert [after for *_, after in pictures.falls(panel, 8)] == pytest.approx([0.67, 0.85])
-    assert len(pictures.falls(panel, 1)) == 1
+    assert [(segment, text) for segment, text, _ in segments.falls(panel, 8)] == [(0, "95 % → 67 %"), (3, "95 % → 85 %")]
+    assert [after for *_, after in segments.falls(panel, 8)] == pytest.approx([0.67, 0.85])
+    assert len(segments.falls(panel, 1)) == 1
     page = pictures.side_by_side(Found(found, (), {}), found.images)
     assert re.findall(r'class="fall"[^>]*>([^<]+)<', page) == ["95 % → 67 %", "95 % → 85 %"]
     assert re.findall(r'<li data-segment="(\d)">.*?<i style="width:([\d.]+)%"></i><b style="width:([\d.]+)%"', page) == [
@@ -184,7 +184,7 @@ def test_boxes_are_segments_unless_they_overlap() -> None:
     found = explanation(
         leave_one_out=result("leave_one_out", torch.zeros(1, 1, SIZE, SIZE), drops=[torch.tensor([0.28, 0.1])], boxes=boxes)
     )
-    labels = pictures.label_map(found.panel("leave_one_out"))
+    labels = segments.label_map(found.panel("leave_one_out"))
     np.testing.assert_array_equal(labels, np.repeat([0, 1], 6)[:, None].repeat(12, 1))
     overlapping = result(
         "leave_one_out",
@@ -194,7 +194,7 @@ def test_boxes_are_segments_unless_they_overlap() -> None:
     )
     overlapping.details["boxes"] = torch.tensor([[0, 0, 8, 12], [4, 0, 12, 12]])
     found = explanation(leave_one_out=overlapping)
-    assert pictures.label_map(found.panel("leave_one_out")) is None
+    assert segments.label_map(found.panel("leave_one_out")) is None
     page = pictures.side_by_side(Found(found, (), {}), found.images)
     assert "data-labels" not in page
     assert re.findall(r'class="fall"[^>]*>([^<]+)<', page) == ["95 % → 67 %", "95 % → 85 %"]
@@ -225,16 +225,16 @@ def test_what_a_reader_can_choose_is_not_said_to_be_the_default() -> None:
 def test_completeness_is_said_with_its_residual() -> None:
     map = torch.full((1, 3, SIZE, SIZE), 4.5 / (3 * SIZE * SIZE))
     found = explanation(integrated_gradients=result("integrated_gradients", map, residual=torch.tensor([-0.5])))
-    assert pictures.completeness(found, "integrated_gradients") == f"Adds up to 4.5 of 5: residual {viz.MINUS}0.5 (10 %)."
+    assert words.completeness(found, "integrated_gradients") == f"Adds up to 4.5 of 5: residual {viz.MINUS}0.5 (10 %)."
     page = pictures.side_by_side(Found(found, (), {}), found.images)
     assert f'<span class="residual">Adds up to 4.5 of 5: residual {viz.MINUS}0.5 (10 %).</span>' in page
     assert "40 ms · 2 passes" in page
-    assert pictures.completeness(explanation(gradient=result("gradient", map)), "gradient") == ""
+    assert words.completeness(explanation(gradient=result("gradient", map)), "gradient") == ""
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.0412, "41 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (12.34, "12.3 s")])
 def test_seconds(value, said) -> None:
-    assert pictures.seconds(value) == said
+    assert words.seconds(value) == said
 
 
 def test_what_is_to_come_and_what_does_not_apply_keep_their_places() -> None:
@@ -325,7 +325,7 @@ def test_each_step_goes_on_from_the_one_before() -> None:
     ],
 )
 def test_a_refusal_names_no_arguments_of_python(refusal, sentence) -> None:
-    assert pictures.plain(refusal) == sentence
+    assert words.plain(refusal) == sentence
 
 
 def test_a_model_without_a_layer_for_grad_cam_is_told_nothing_that_cannot_be_done_here() -> None:
@@ -333,4 +333,4 @@ def test_a_model_without_a_layer_for_grad_cam_is_told_nothing_that_cannot_be_don
     workspace = Workspace({"flat": flat.eval})
     image = workspace.photo("flat", "coffee")
     *_, found = workspace.explain("flat", image, 0, ["grad_cam"], Options())
-    assert pictures.plain(found.refused["grad_cam"]) == "The model has no layer with a spatial map (N, C, h, w)."
+    assert words.plain(found.refused["grad_cam"]) == "The model has no layer with a spatial map (N, C, h, w)."
