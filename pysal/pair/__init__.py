@@ -8,20 +8,24 @@ docs/migrating.md lists where the results differ and which are right. A call_mod
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pysal._spelling import close_to, did_you_mean
+
 if TYPE_CHECKING:
     from pysal.pair.base import (
         CONVOLUTION_LAYER_VALUES,
         CONVOLUTION_OUTPUT_GRADIENTS,
         INPUT_OUTPUT_GRADIENTS,
         OUTPUT_LAYER_VALUES,
+        SHAPE_ERROR_MESSAGE,
         CoreSaliency,
     )
-    from pysal.pair.blur_ig import BlurIG
+    from pysal.pair.blur_ig import BlurIG, gaussian_blur
     from pysal.pair.grad_cam import GradCam
     from pysal.pair.gradients import GradientSaliency
     from pysal.pair.integrated_gradients import IntegratedGradients
     from pysal.pair.occlusion import Occlusion
     from pysal.pair.source import TorchModel, torch_model
+    from pysal.pair.visualization import VisualizeImageDiverging, VisualizeImageGrayscale
 
 _HOMES = {
     "BlurIG": "blur_ig",
@@ -34,15 +38,22 @@ _HOMES = {
     "IntegratedGradients": "integrated_gradients",
     "OUTPUT_LAYER_VALUES": "base",
     "Occlusion": "occlusion",
+    "SHAPE_ERROR_MESSAGE": "base",
     "TorchModel": "source",
+    "VisualizeImageDiverging": "visualization",
+    "VisualizeImageGrayscale": "visualization",
+    "gaussian_blur": "blur_ig",
     "torch_model": "source",
 }
+# PAIR's modules, which its programs reach by name without having imported them: `saliency.base.INPUT_OUTPUT_GRADIENTS`.
+_MODULES = ("base", "blur_ig", "grad_cam", "gradients", "integrated_gradients", "occlusion", "visualization")
 
 __all__ = [
     "CONVOLUTION_LAYER_VALUES",
     "CONVOLUTION_OUTPUT_GRADIENTS",
     "INPUT_OUTPUT_GRADIENTS",
     "OUTPUT_LAYER_VALUES",
+    "SHAPE_ERROR_MESSAGE",
     "BlurIG",
     "CoreSaliency",
     "GradCam",
@@ -50,17 +61,25 @@ __all__ = [
     "IntegratedGradients",
     "Occlusion",
     "TorchModel",
+    "VisualizeImageDiverging",
+    "VisualizeImageGrayscale",
+    "gaussian_blur",
     "torch_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pysal.pair' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name == "tf1":
+        raise AttributeError("pysal.pair has no tf1: it explains torch models and call_model_functions, not TensorFlow graphs")
+    meant = did_you_mean([repr(one) for one in close_to(name, [*__all__, *_MODULES])])
+    raise AttributeError(f"module 'pysal.pair' has no attribute {name!r}{meant}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -20,6 +20,7 @@ SHAPE_ERROR_MESSAGE = {
     INPUT_OUTPUT_GRADIENTS: f"pysal.pair: {INPUT_OUTPUT_GRADIENTS} must have the shape of the batch, {{}}, got {{}}",
     **{key: f"pysal.pair: {key} must have one row for each of {{}} inputs, got {{}}" for key in _ROWS},
 }
+"""What is said of a model's answer that does not fit the batch, by key: what is expected, and what there is."""
 
 Array: TypeAlias = NDArray[Any]
 # (x_value_batch, call_model_args=..., expected_keys=[...]) -> {key: array with one row for each input}

@@ -33,6 +33,8 @@ class IntegratedGradients(CoreSaliency):
     ) -> Array:
         """Return the integrated gradients, of x_value's shape, by PAIR's rule: equal weights, both ends among the steps.
 
+        They are float64 where x_value or the baseline is.
+
         Args:
             x_value: see `CoreSaliency.GetMask`.
             call_model_function: see `CoreSaliency.GetMask`.
@@ -46,10 +48,12 @@ class IntegratedGradients(CoreSaliency):
             ValueError: the gradients have another shape than the batch.
         """
         shape = np.shape(x_value)
-        baseline = np.zeros(shape) if x_baseline is None else np.asarray(x_baseline)
+        baseline = np.zeros_like(x_value) if x_baseline is None else np.asarray(x_baseline)
         if baseline.shape != shape:
             refuse("pysal.pair", "x_baseline", f"have the shape of x_value, {shape}", baseline.shape, AssertionError)
-        model = source(self, x_value, call_model_function, call_model_args)
+        # a baseline of more digits keeps them, at every step and in the result
+        value = np.asarray(x_value, np.result_type(np.asarray(x_value), baseline))
+        model = source(self, value, call_model_function, call_model_args)
         start, device = model.as_image(baseline).to(model.image), model.image.device
         alphas = torch.linspace(0, 1, x_steps, dtype=torch.float64, device="cpu").to(device, widest(device))
         weights = torch.full_like(alphas, 1 / x_steps)
