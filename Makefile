@@ -65,7 +65,7 @@ ifeq ($(and $(wildcard pysal/_C.*.so),$(wildcard pysal/_C_cpu.so),$(or $(filter 
 .PHONY: $(VENV)/stamp-built
 endif
 # pip compiles in a temporary folder, from nothing; once it has installed, changed sources alone are compiled again.
-$(VENV)/stamp-built: export PYSAL_CMAKE_ARGS := -DPYSAL_EMU=$(EMU) $(PYSAL_CMAKE_ARGS)
+$(VENV)/stamp-built: export PYSAL_CMAKE_ARGS := -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DPYSAL_EMU=$(EMU) $(PYSAL_CMAKE_ARGS)
 $(VENV)/stamp-built: $(sources) $(VENV)/stamp-run
 	@if [ $(VENV)/stamp-installed -nt pyproject.toml ] && [ $(VENV)/stamp-installed -nt $(VENV)/stamp-run ]; then \
 	  set -x; $(python) setup.py --quiet build_ext --inplace; \

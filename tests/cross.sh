@@ -11,6 +11,7 @@ python=$(command -v "${PYTHON:-python3}")
 [[ $python == /* ]] || python=$PWD/$python
 clang=${CLANG:-clang++} aarch64=${AARCH64:-aarch64-linux-gnu-g++}
 work=$PWD/build/cross
+strict=-DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 need() {
   command -v "$1" >/dev/null || { echo "no $1: apt-get install $2" >&2; exit 2; }
@@ -19,7 +20,7 @@ need() {
 configure() {
   local target=$1
   shift
-  cmake -S . -B "$target" -G Ninja -DPYSAL_PYTHON="$python" -DPYSAL_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON "$@"
+  cmake -S . -B "$target" -G Ninja -DPYSAL_PYTHON="$python" -DPYSAL_CUDA=OFF "$strict" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON "$@"
 }
 
 syntax() {
@@ -43,7 +44,7 @@ clang() {
   git ls-files -z | tar --null --files-from=- --create --file=- | tar --extract --directory="$tree"
   (
     cd "$tree"
-    CXX=$clang PYSAL_CUDA=OFF PYSAL_CMAKE_ARGS=-DPYSAL_EMU=ON \
+    CXX=$clang PYSAL_CUDA=OFF PYSAL_CMAKE_ARGS="$strict -DPYSAL_EMU=ON" \
       "$python" setup.py --quiet build_ext --inplace --build-temp "$work/clang/objects"
     export PYSAL_REQUIRE=cpu,emulated PYTHONPATH=$tree
     "$python" -c 'import pysal; info = pysal.build_info(); print(info["compiler"]); assert "Clang" in info["compiler"]'
