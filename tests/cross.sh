@@ -25,7 +25,7 @@ configure() {
 
 syntax() {
   need "$clang" clang
-  configure "$work/syntax" -DCMAKE_CXX_COMPILER="$clang" -DPYSAL_EMU=ON --log-level=WARNING
+  configure "$work/syntax" --fresh -DCMAKE_CXX_COMPILER="$clang" -DPYSAL_EMU=ON --log-level=WARNING
   "$python" - "$work/syntax/compile_commands.json" <<'PY' | xargs -P "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" -d '\n' -n 1 bash -c
 import json, sys
 
