@@ -153,7 +153,7 @@ class FeatureAblation(PerturbationAttribution):
                 except (PerBatch, AssertionError):  # the output is not one number for each row
                     done(None)
             evaluate = functools.partial(self._evaluate, inputs, target, additional_forward_args)
-            initial = evaluate(tuple(one.clone() for one in inputs), 1)
+            initial = evaluate(tuple(one.clone() for one in inputs), 1).clone()  # the function may answer into one buffer
             done(0)
             chunk = self._together(chunk, ablation, queue, additional_forward_args)
             drops = _no_drops(ablation, initial)

@@ -93,7 +93,7 @@ class Oracle:
 
     def layer(self) -> tuple[Tensor, Tensor]:
         """Activation and gradient (B, K, h, w) of the default layer."""
-        name, _, run = self.network.layer.partition("[")
+        name, _, run = self.network.layer.partition("@")
         module = self.model.get_submodule(name.removeprefix("module."))
         kept: list[Tensor] = []
 
@@ -106,7 +106,7 @@ class Oracle:
             for group in self.groups(self.images):
                 kept.clear()
                 total = self.score(group.clone().requires_grad_().clone()).sum()
-                activation = kept[int(run[:-1]) if run else -1]
+                activation = kept[int(run) if run else -1]
                 parts.append((activation.detach(), torch.autograd.grad(total, activation)[0]))
         activations, gradients = (torch.cat(part) for part in zip(*parts, strict=True))
         if activations.ndim == 3:  # a class token, then the cells of a map

@@ -110,7 +110,7 @@ def find(model: Any, name: str) -> nn.Module:
     if not name:
         pytest.skip("no layer to ask for")
     model = getattr(model, "_orig_mod", model)
-    return model.get_submodule(name.partition("[")[0])  # type: ignore[no-any-return]
+    return model.get_submodule(name.partition("@")[0])  # type: ignore[no-any-return]
 
 
 def saliency(case: Case) -> Tensor:

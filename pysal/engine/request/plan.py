@@ -176,9 +176,9 @@ class Plan(Passes):
             assert scores is not None
             self.check_rows(rows)
             return scores, None
+        classes = self.score.scaled(table.clone())  # a model that answers into one buffer overwrites it in the next pass
         if model is None:
             self.check_rows(rows)
-        classes = self.score.scaled(table)
         return self.score.pick(classes, self.origin[rows]), classes
 
     def gradients(self, batch: Tensor, rows: Tensor) -> Tensor:

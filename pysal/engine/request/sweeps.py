@@ -230,7 +230,7 @@ def _swept(
             else:
                 used = Features(one.where, one.layer).used(grads.get(at[one.layer]))
                 found[one] = _reduced(one, tape.values[at[one.layer]], used)
-    return Swept(None if table is None else table.detach(), scores.detach(), found)
+    return Swept(None if table is None else table.detach().clone(), scores.detach(), found)
 
 
 def _with_autograd(
@@ -290,7 +290,7 @@ def _with_autograd(
                     if one.curvature:
                         used = used - one.curvature * _bent(used, activations[one.layer])
                     found[one] = _reduced(one, activations[one.layer].detach(), used.detach())
-        return Swept(None if table is None else table.detach(), scores.detach(), found)
+        return Swept(None if table is None else table.detach().clone(), scores.detach(), found)
 
 
 def _bent(gradient: Tensor, activation: Tensor) -> Tensor | float:
