@@ -9,6 +9,7 @@ as fast as one; beyond it rows or copies are kept together unless two of them, r
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from pysal.engine.model.training import training_part
 from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.independence import away, size_of
 from pysal.engine.running.chunks import fast_rows, is_out_of_memory
 from pysal.engine.running.precision import precision_mode
 from pysal.engine.running.states import keep_random_numbers, restoring
@@ -106,8 +108,7 @@ def independent(
         return False
     apart = torch.cat([first, last])
     # half the digits: passes of different sizes round differently
-    allowed = float(apart.abs().nan_to_num(posinf=0).max()) * torch.finfo(apart.dtype).eps ** 0.5 if apart.numel() else 0.0
-    return torch.allclose(apart, together, rtol=0, atol=allowed, equal_nan=True)
+    return away(apart, together) <= math.sqrt(torch.finfo(apart.dtype).eps) * size_of(apart)
 
 
 def _table(output: Any, rows: int) -> Tensor | None:

@@ -81,7 +81,7 @@ def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callab
         if number == 1 or is_out_of_memory(error):
             return  # two rows are more than it takes, or than fit: each is alone in any case
         raise Coupled(f"an error for 2 rows ({error_in_words(error)})") from error
-    roundoff, size = roundoff_of(together.dtype), _size(together)
+    roundoff, size = roundoff_of(together.dtype), size_of(together)
     for place in (0, 1):
         one, row, among = pair[place : place + 1], rows[place : place + 1], together[place : place + 1]
         try:
@@ -90,7 +90,7 @@ def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callab
             if is_out_of_memory(error):
                 raise
             raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
-        if _away(alone, among) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
+        if away(alone, among) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
             _look_closer(ask, one, row, place, alone, among, roundoff, size)
 
 
@@ -102,10 +102,10 @@ def check_chance(ask: Ask, images: Tensor, rows: Tensor, roundoff_of: Callable[[
     """
     with _Arithmetic() as arithmetic:
         first = ask(images, rows)
-    size, roundoff = _size(first), max(roundoff_of(first.dtype), arithmetic.roundoff)
+    size, roundoff = size_of(first), max(roundoff_of(first.dtype), arithmetic.roundoff)
     for _ in range(1, repeats):
         again = ask(images, rows)
-        if _away(first, again) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
+        if away(first, again) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
             raise Random(f"answers that differ by {_share(first, again, size)} of their size")
 
 
@@ -119,17 +119,17 @@ def _look_closer(
     allowed = min(ROUNDING * roundoff, math.sqrt(roundoff)) * size
     if alone.shape != among.shape:
         raise Coupled(f"{_shape(among)} numbers for one of two rows and {_shape(alone)} for the same row alone")
-    if _away(again, alone) > allowed:
+    if away(again, alone) > allowed:
         raise Random(f"answers that differ by {_share(again, alone, size)} of their size")
     # a signed last digit, the same in every run
     signs = 1 - 2 * (torch.arange(one.numel(), device=one.device) % 2).view_as(one).to(one.dtype)
     step = max(roundoff, torch.finfo(one.dtype).eps)
-    last_digit = _away(ask(one * (1 + step * signs), row), again)
+    last_digit = away(ask(one * (1 + step * signs), row), again)
     unit = max(roundoff * size, last_digit)
     repeated = ask(torch.cat([one, one]), torch.cat([row, row]))[place : place + 1]
-    if _away(repeated, among) > max(allowed, ROUNDING * last_digit):
+    if away(repeated, among) > max(allowed, ROUNDING * last_digit):
         raise Coupled(f"an answer that other rows change by {_share(repeated, among, size)} of its size")
-    if _away(alone, among) > max(allowed, unit / math.sqrt(roundoff)):
+    if away(alone, among) > max(allowed, unit / math.sqrt(roundoff)):
         raise Coupled(f"an answer that the number of rows changes by {_share(alone, among, size)} of its size")
 
 
@@ -143,12 +143,13 @@ def error_in_words(error: BaseException) -> str:
     return kind if said == kind else f"{kind}: {said}"
 
 
-def _size(answers: Tensor) -> float:
+def size_of(answers: Tensor) -> float:
+    """Return the largest magnitude of answers that is finite, 0 where there are none."""
     finite = answers.detach().abs().nan_to_num(0.0, 0.0, 0.0)
     return float(finite.max()) if finite.numel() else 0.0
 
 
-def _away(one: Tensor, other: Tensor) -> float:
+def away(one: Tensor, other: Tensor) -> float:
     """Return the largest difference; infinity for another shape, or where one of the two is NaN or infinite."""
     if one.shape != other.shape:
         return math.inf
@@ -159,8 +160,8 @@ def _away(one: Tensor, other: Tensor) -> float:
 
 
 def _share(one: Tensor, other: Tensor, size: float) -> str:
-    away = _away(one, other)
-    return f"{away / size:.1e}" if size and math.isfinite(away) else "more than all"
+    distance = away(one, other)
+    return f"{distance / size:.1e}" if size and math.isfinite(distance) else "more than all"
 
 
 def _shape(answers: Tensor) -> int:
