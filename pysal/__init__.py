@@ -3,10 +3,11 @@
 Names are imported on first use, so that `import pysal` and `pysal --help` do not wait for torch.
 """
 
-import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from pysal._interrupts import import_whole
 
 if TYPE_CHECKING:
     from pysal import audit, captum, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, viz
@@ -111,11 +112,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+        value = getattr(import_whole(__name__ + _HOMES[name]), name)
     elif name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return import_whole(f"{__name__}.{name}")
     elif name == "__version__":
-        value = importlib.import_module("._library", __name__).version()
+        value = import_whole(f"{__name__}._library").version()
     else:
         raise AttributeError(f"module 'pysal' has no attribute {name!r}")
     globals()[name] = value

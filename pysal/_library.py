@@ -32,7 +32,8 @@ CPU_OPS = "_C_cpu.so"
 SCHEMAS: dict[str, str] = {}
 REFERENCES: dict[str, Callable[..., Any]] = {}
 
-_library = torch.library.Library(NAMESPACE, "DEF")
+# a fragment, as a whole library could not be made again by an import that was interrupted after it
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _compiled = False
 _native: ModuleType | None = None
 _cuda_status = "not compiled"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pysal._checks import check_count, check_dense, refuse
+from pysal._interrupts import held_back
 
 __all__ = ["Grid", "Slic", "Window", "parse"]
 
@@ -140,7 +141,8 @@ class Slic:
 
     def cut(self, images: Tensor) -> Labels:
         """Return the label maps for images (B, C, H, W), whatever their range of values and their number of channels."""
-        from skimage.segmentation import slic
+        with held_back():
+            from skimage.segmentation import slic
 
         maps = []
         for image in images.detach().cpu().double().numpy():

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "pysal"
 LAYERS = {
     "_C": 0,
     "_gpus": 0,
+    "_interrupts": 0,
     "_names": 0,
     "_spelling": 0,
     "_checks": 1,

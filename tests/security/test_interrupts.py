@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 ATTACK = bool(os.environ.get("PYSAL_ATTACK"))  # set by `make attack`: every place, not some
 
@@ -46,3 +48,22 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     interrupted = dict(re.findall(r"^(.+): (\d+) interrupted$", done.stdout, re.MULTILINE))
     assert set(interrupted) == set(EVERY)
     assert min(map(int, interrupted.values())) > 2
+
+
+# calls that import the most of what is imported late; the others with `make attack`
+FIRST = ("gradient", "grad_cam", "leave_one_out", "ops")
+SEED = os.environ.get("PYSAL_ATTACK") or "0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each interrupt has a process of its own")
+def test_an_interrupt_of_the_first_call_leaves_no_half_import() -> None:
+    """No op registered twice, no module of sympy's or scikit-image's that is half there: the next call is right."""
+    names = (*FIRST, "prepare", "explain", "metrics") if ATTACK else FIRST
+    tries = 100 if ATTACK else 2
+    command = [sys.executable, str(Path(__file__).with_name("first_calls.py")), str(tries), SEED, *names]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(names) * (tries + 1)
+    assert [line for line in lines if ": right " not in line] == []

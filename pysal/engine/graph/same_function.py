@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pysal._interrupts import import_whole
 from pysal.engine.graph.distance import distance
+from pysal.engine.layers.lineage import SEEDS
 from pysal.engine.model.gradient_layouts import lay_out
 
 # The same ops in the same order give the same bits on a CPU; a GPU may add in another order, which moves no gate before it.
@@ -58,6 +60,7 @@ def run(function: Callable[[Tensor], Any], images: Tensor) -> Pass:
         if not isinstance(output, Tensor) or not output.requires_grad or not output.is_floating_point():
             return Pass(output, None)
         lay_out(output, len(images))
+        import_whole(SEEDS)
         (gradient,) = torch.autograd.grad(output, leaf, seed_of(output), allow_unused=True)
         return Pass(output.detach(), gradient)
 

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from pysal._interrupts import import_whole
+
+# what torch imports, and sympy with it, for the first gradients that begin with given ones
+SEEDS = "torch.fx.experimental.symbolic_shapes"
+
 # Names of autograd's nodes, by their beginnings. These move values and change none.
 _MOVES = (
     "Alias AsStrided Cat Chunk Clone Contiguous ConstantPadNd CopyBackwards Expand Flip Index Narrow Permute PixelShuffle "
@@ -82,6 +87,7 @@ class Lineage:
     def gradients(self, edges: list[GradientEdge]) -> list[Tensor | None]:
         """Return the score's gradient at each value, None where it does not depend on it."""
         seed = torch.ones_like(self._score)
+        import_whole(SEEDS)
         return list(torch.autograd.grad([self._score], edges, [seed], allow_unused=True, retain_graph=True))
 
     def answers(self, outputs: Iterable[Tensor]) -> set[Node]:
