@@ -2,18 +2,21 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from pysal.audit import Stopped, verify
+from pysal.audit import Stopped, status, verify
 from tests.audit.conftest import contents
+from tests.audit.test_commands import process
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ray gives its workers a low priority and its clusters a token; neither is what is tested.
@@ -108,3 +111,23 @@ def test_an_address_where_nobody_listens_is_refused_at_once(job) -> None:
         with pytest.raises(ConnectionError) as caught:
             job().run(engine="ray", address=address)
     assert str(caught.value) == f"pysal.audit: address must be that of a Ray cluster, got '{address}' (connection refused)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_says_what_is_done(photos, tmp_path, number) -> None:
+    """Ray handles SIGTERM itself, and would end the process without a word."""
+    out = tmp_path / "out"
+    slow = ["--model", "tests.audit.tiny:slow", "--methods", "gradient,grad-cam", "--shard-size", "1"]
+    running = process("run", photos, "--out", out, *slow, "--engine", "ray", "--workers", "1")
+    while not (out / "shards").exists() or not any((out / "shards").glob("*.parquet")):
+        assert running.poll() is None, running.communicate()
+        threading.Event().wait(0.05)
+    running.send_signal(number)
+    _, error = running.communicate(timeout=600)
+    done = status(out).shards_done
+    assert running.returncode == 130
+    assert 1 <= done < 11
+    go_on = f"pysal audit resume {out} --allow-code goes on with the rest"
+    assert error.splitlines()[-1] == f"pysal audit run: interrupted, {done} of 11 shards are done; {go_on}"
+    assert "Traceback" not in error
+    assert not list(out.rglob(".*"))
