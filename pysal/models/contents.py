@@ -24,8 +24,27 @@ from pysal.models.spec import WHERE, ModelSpec
 
 # Operations of these libraries compute with tensors.
 LIBRARIES = {"aten", "prim", "prims", "quantized", "quantized_decomposed", "torchvision"}
-# But for these: memory that is not theirs, and whatever takes the name of a file (see `_harmful`).
-HARMFUL = {"save", "from_file", "load", "set_", "set_data", "data_ptr", "_reinterpret_tensor", "_print"}
+# But for these: memory that is not theirs, and whatever `_harmful` finds beside them.
+HARMFUL = {"save", "from_file", "load", "set_", "set_data", "data_ptr"}
+# And for those that change torch's settings in the process, or write wherever the indices or lengths they are given point to.
+HARMFUL |= {"manual_seed", "set_grad_enabled", "segment_reduce", "ctc_loss"}
+# Of the operations that torch keeps to itself, which check little, those that a traced or exported network is made of.
+INTERNAL = set(
+    "__and__ __contains__ __derive_index __getitem__ __iand__ __interpolate __ior__ __is__ __isnot__ __ixor__ __lshift__ "
+    "__not__ __or__ __range_length __round_to_zero_floordiv __rshift__ __upsample __upsample_bilinear __upsample_nearest "
+    "__xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _addmm_activation _assert_async _assert_scalar "
+    "_assert_tensor_metadata _batch_norm_impl_index _cast_Float _cast_Half _cdist_forward _conj _convolution "
+    "_convolution_mode _fft_c2c _fft_c2r _fft_r2c _functional_assert_async _functional_assert_scalar "
+    "_fused_moving_avg_obs_fq_helper _fused_rms_norm _fused_sdp_choice _grouped_mm _indices _int_mm _local_scalar_dense "
+    "_log_softmax _masked_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training "
+    "_native_multi_head_attention _pad_circular _pad_enum _prelu_kernel _reshape_copy _safe_softmax "
+    "_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable _set_item "
+    "_shape_as_tensor _softmax _stack _to_copy _transform_bias_rescale_qkv _transformer_encoder_layer_fwd _trilinear "
+    "_unsafe_index _unsafe_masked_index _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _values _version _weight_norm "
+    "_weight_norm_interface".split()
+)
 
 
 class Foreign(Exception):
@@ -80,13 +99,19 @@ def _shown(text: object) -> str:
 
 @cache
 def _harmful() -> frozenset[str]:
-    """Return the names of operations that take the name of a file, as this torch knows them, and those known by name."""
-    takes_a_file = {
-        schema.name.split("::")[1]
-        for schema in torch._C._jit_get_all_schemas()
-        if any(str(argument.type) == "str" and re.search(r"file|path|url", argument.name) for argument in schema.arguments)
-    }
-    return frozenset(takes_a_file | HARMFUL)
+    """Return the names of operations that take the name of a file or check too little, as this torch knows them.
+
+    Derivatives are among the second: they take the indices of a pooling, say, for what a pooling has returned.
+    """
+    found = set(HARMFUL)
+    for schema in torch._C._jit_get_all_schemas():
+        name = schema.name.split("::")[1]
+        takes_a_file = any(
+            str(argument.type) == "str" and re.search(r"file|path|url", argument.name) for argument in schema.arguments
+        )
+        if takes_a_file or name.endswith("_backward") or (name.startswith("_") and name not in INTERNAL):
+            found.add(name)
+    return frozenset(found)
 
 
 # torch.export -------------------------------------------------------------------------------------------------------

@@ -154,6 +154,9 @@ TARGETS = [
     "torch.ops.aten.from_file.default",
     "torch.ops.aten.save.default",
     "torch.ops.aten.set_.source_Storage",
+    "torch.ops.aten.max_pool2d_with_indices_backward.default",
+    "torch.ops.aten._nested_view_from_buffer.default",
+    "torch.ops.aten.segment_reduce.default",
     "torch.ops.other_library.op.default",
     "torch.sys.exit",
     "torch._C._jit_pass_inline",
@@ -338,6 +341,10 @@ CODE = [
     b"    images.save(self.path)",
     b"    a = ''''' torch.save(images, self.path) '''''",
     b"    x = ops.c10d.anything(images)",
+    b"    torch.set_grad_enabled(False)",
+    b"    torch.manual_seed(0)",
+    b"    x = torch._sparse_coo_tensor_unsafe(torch.tensor([[10000000000]]), torch.ones([1]), [3]).to_dense()",
+    b"    x = torch.max_pool2d_with_indices_backward(images, images, [2], [2], [0], [1], False, i)",
     b"    x = ops . evil . anything(images)",
     b"    s = __torch__.torch.classes.dist_c10d.FileStore(self.path, 1)",
 ]
@@ -395,6 +402,21 @@ def test_what_is_checked_is_what_is_loaded(program, tmp_path, monkeypatch) -> No
 
     monkeypatch.setattr(contents, "check_program", swap)
     assert load(path, **ABOUT).input_size == (16, 16)
+
+
+@pytest.mark.parametrize("ending", ["default", "out", "grad_input"])
+def test_operations_that_trust_indices_are_asked_for(ending) -> None:
+    """Every derivative that torch has, and every operation that it keeps to itself and no network needs."""
+    from pysal.models import contents
+
+    names = {schema.name.removeprefix("aten::") for schema in torch._C._jit_get_all_schemas()}
+    derivatives = {name for name in names if name.endswith("_backward") and "::" not in name}
+    assert len(derivatives) > 100
+    own = {name for name in names if name.startswith("_") and "unsafe" in name and name not in contents.INTERNAL}
+    assert own
+    for name in derivatives | own:
+        with pytest.raises(contents.Foreign, match=f"an operation 'torch.ops.aten.{name[:20]}"):
+            contents._check_text("target", f"torch.ops.aten.{name}.{ending}")
 
 
 # Others --------------------------------------------------------------------------------------------------------------
