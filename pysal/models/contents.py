@@ -37,13 +37,13 @@ INTERNAL = set(
     "_convolution_mode _fft_c2c _fft_c2r _fft_r2c _functional_assert_async _functional_assert_scalar "
     "_fused_moving_avg_obs_fq_helper _fused_rms_norm _fused_sdp_choice _grouped_mm _indices _int_mm _local_scalar_dense "
     "_log_softmax _masked_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training "
-    "_native_multi_head_attention _pad_circular _pad_enum _prelu_kernel _reshape_copy _safe_softmax "
-    "_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable _set_item "
-    "_shape_as_tensor _softmax _stack _to_copy _transform_bias_rescale_qkv _transformer_encoder_layer_fwd _trilinear "
-    "_unsafe_index _unsafe_masked_index _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa "
-    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _values _version _weight_norm "
-    "_weight_norm_interface".split()
+    "_native_multi_head_attention _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned _pad_circular _pad_enum "
+    "_prelu_kernel _reshape_copy _safe_softmax _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention "
+    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_fused_attention_overrideable _set_item _shape_as_tensor _softmax _stack _to_copy "
+    "_transform_bias_rescale_qkv _transformer_encoder_layer_fwd _trilinear _unsafe_index _unsafe_masked_index _unsafe_view "
+    "_upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa _upsample_nearest_exact1d "
+    "_upsample_nearest_exact2d _upsample_nearest_exact3d _values _version _weight_norm _weight_norm_interface".split()
 )
 
 

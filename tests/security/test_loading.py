@@ -246,7 +246,7 @@ def test_pickles_among_the_tensors_are_not_run(place, program, mark, tmp_path) -
 def test_a_program_with_any_text_replaced_runs_nothing(program, data) -> None:
     """Each text of a program, replaced by code, is refused or harmless: with code in it no file may reach torch."""
     from pysal.models import contents
-    from pysal.models.spec import Request
+    from pysal.models.spec import ModelSpec
 
     model = json.loads(program["models/model.json"])
     places: list[tuple[Any, Any]] = []
@@ -268,7 +268,7 @@ def test_a_program_with_any_text_replaced_runs_nothing(program, data) -> None:
         writer.write_record(name, content, len(content))
     writer.write_end_of_file()
     with pytest.raises((PermissionError, ValueError)):
-        contents.check_program(Request("x.pt2", "x.pt2"), buffer.getvalue())
+        contents.check_program(ModelSpec("x.pt2", "x.pt2"), buffer.getvalue())
 
 
 # TorchScript ---------------------------------------------------------------------------------------------------------
@@ -417,6 +417,37 @@ def test_operations_that_trust_indices_are_asked_for(ending) -> None:
     for name in derivatives | own:
         with pytest.raises(contents.Foreign, match=f"an operation 'torch.ops.aten.{name[:20]}"):
             contents._check_text("target", f"torch.ops.aten.{name}.{ending}")
+
+
+class Usual(nn.Module):
+    """Layers whose scripts name operations that torch keeps to itself, in branches that nobody takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.lines = nn.Conv2d(3, 8, 8, 8, padding_mode="circular"), nn.LSTM(8, 8, batch_first=True)
+        self.tokens = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.rectify, self.head = nn.PReLU(), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = nn.functional.interpolate(images, size=(16, 16), mode="bilinear", antialias=True)
+        tokens = self.tokens(self.rectify(self.cut(images)).flatten(2).transpose(1, 2))
+        return self.head(self.lines(tokens)[0].mean(1)).log_softmax(1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about TorchScript
+@pytest.mark.parametrize("kind", ["script", "trace", "program", "decomposed program"])
+def test_usual_networks_are_not_asked_for(kind, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, images = Usual().eval(), torch.rand(2, 3, 16, 16)
+    path = tmp_path / ("usual.pt2" if "program" in kind else "usual.pt")
+    if kind == "script":
+        torch.jit.save(torch.jit.script(model), path)
+    elif kind == "trace":
+        torch.jit.save(torch.jit.trace(model, images, check_trace=False), path)
+    else:
+        program = torch.export.export(model, (images,))
+        torch.export.save(program if kind == "program" else program.run_decompositions(), path)
+    torch.testing.assert_close(load(path, **ABOUT)(images), model(images))
 
 
 # Others --------------------------------------------------------------------------------------------------------------
