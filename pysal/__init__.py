@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pysal.methods.grad_cam import grad_cam, guided_grad_cam
     from pysal.methods.gradient import class_gradients, gradient
     from pysal.methods.guided_backprop import guided_backprop
+    from pysal.methods.guided_integrated_gradients import guided_integrated_gradients
     from pysal.methods.integrated_gradients import integrated_gradients
     from pysal.methods.leave_one_out import leave_one_out
     from pysal.methods.smooth_grad import smooth_grad
@@ -56,6 +57,7 @@ _HOMES = {
     "gradient": ".methods.gradient",
     "guided_backprop": ".methods.guided_backprop",
     "guided_grad_cam": ".methods.grad_cam",
+    "guided_integrated_gradients": ".methods.guided_integrated_gradients",
     "integrated_gradients": ".methods.integrated_gradients",
     "leave_one_out": ".methods.leave_one_out",
     "numpy_model": ".engine.model.black_box",
@@ -91,6 +93,7 @@ __all__ = [
     "gradient",
     "guided_backprop",
     "guided_grad_cam",
+    "guided_integrated_gradients",
     "integrated_gradients",
     "leave_one_out",
     "metrics",

@@ -18,6 +18,8 @@ from pysal.methods.traits import TRAITS
 TAIL = tuple(field.name for field in fields(Running))
 # `gradient` is the source of what is shared; beside its tail, of how a target is said.
 SOURCE = pysal.gradient
+# Methods that have no place in `explain`.
+UNLISTED = ("guided_integrated_gradients",)
 # What a figure, an explanation and a set of maps is explained by, where it is not what the method itself would take.
 SCORES = {"explain": None, "max_sensitivity": None, "parameter_randomisation": None, "per_image": None}
 
@@ -58,7 +60,7 @@ def test_all_that_share_are_found() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signatures_end_alike(name: str) -> None:
     parameters, source = parameters_of(FUNCTIONS[name]), parameters_of(SOURCE)
-    tail = TAIL if name in METHODS or name == "class_gradients" else TAIL[:-1]  # figures and explanations have one dtype
+    tail = TAIL if name in (*METHODS, *UNLISTED, "class_gradients") else TAIL[:-1]  # figures and explanations have one dtype
     assert tuple(parameters)[-len(tail) :] == tail
     for argument in tail:
         assert parameters[argument].kind is inspect.Parameter.KEYWORD_ONLY
@@ -68,7 +70,7 @@ def test_signatures_end_alike(name: str) -> None:
     if name in METHODS:
         usual: str | None = METHODS[name].score
     else:
-        usual = SCORES.get(name, "logit" if name in ("class_gradients", "converge") else "auto")
+        usual = SCORES.get(name, "logit" if name in (*UNLISTED, "class_gradients", "converge") else "auto")
     assert score.default == usual
     assert score.annotation == (ScoreKind if usual is not None else ScoreKind | None)
 

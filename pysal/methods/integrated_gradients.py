@@ -119,7 +119,7 @@ def prepare(
     how = Steps.check(
         plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
     )
-    baselines = _baselines(plan, baseline)
+    baselines = baselines_of(plan, baseline)
     return Work(plan, lambda report: _integrated(plan, baselines, how, report))
 
 
@@ -142,7 +142,7 @@ def _integrated(plan: Plan, baselines: Tensor, how: Steps, report: bool) -> Attr
     maps = finish(integral.total, torch.arange(len(owners), device=plan.device))
     result = maps.unflatten(0, (plan.images, many)).mean(1)
     passes = float(integral.steps.sum()) / plan.images
-    first_scores = functools.partial(_scores, plan, owners, baselines) if report else None
+    first_scores = functools.partial(scores_of, plan, owners, baselines) if report else None
     details = path_details(plan, integral, owners, maps, first_scores)
     return Attribution(result.to(plan.dtype), passes, details)
 
@@ -170,7 +170,7 @@ def path_details(
     return details
 
 
-def _baselines(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
+def baselines_of(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
     """Return the baselines of all images, (B * many, C, H, W), those of an image side by side."""
     several = baseline if isinstance(baseline, list) else [baseline]
     if not several:
@@ -181,7 +181,7 @@ def _baselines(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
     return torch.stack(resolved, 1).flatten(0, 1)
 
 
-def _scores(plan: Plan, owners: Tensor, batch: Tensor) -> Tensor:
+def scores_of(plan: Plan, owners: Tensor, batch: Tensor) -> Tensor:
     """Return f of changed images (P, C, H, W), in chunks."""
     many = len(batch) // plan.images
     found: list[Tensor] = []

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pysal.pair.blur_ig import BlurIG, gaussian_blur
     from pysal.pair.grad_cam import GradCam
     from pysal.pair.gradients import GradientSaliency
+    from pysal.pair.guided_ig import GuidedIG, guided_ig_impl
     from pysal.pair.integrated_gradients import IntegratedGradients
     from pysal.pair.occlusion import Occlusion
     from pysal.pair.source import TorchModel, torch_model
@@ -34,6 +35,7 @@ _HOMES = {
     "CoreSaliency": "base",
     "GradCam": "grad_cam",
     "GradientSaliency": "gradients",
+    "GuidedIG": "guided_ig",
     "INPUT_OUTPUT_GRADIENTS": "base",
     "IntegratedGradients": "integrated_gradients",
     "OUTPUT_LAYER_VALUES": "base",
@@ -43,10 +45,11 @@ _HOMES = {
     "VisualizeImageDiverging": "visualization",
     "VisualizeImageGrayscale": "visualization",
     "gaussian_blur": "blur_ig",
+    "guided_ig_impl": "guided_ig",
     "torch_model": "source",
 }
 # PAIR's modules, which its programs reach by name without having imported them: `saliency.base.INPUT_OUTPUT_GRADIENTS`.
-_MODULES = ("base", "blur_ig", "grad_cam", "gradients", "integrated_gradients", "occlusion", "visualization")
+_MODULES = ("base", "blur_ig", "grad_cam", "gradients", "guided_ig", "integrated_gradients", "occlusion", "visualization")
 
 __all__ = [
     "CONVOLUTION_LAYER_VALUES",
@@ -58,12 +61,14 @@ __all__ = [
     "CoreSaliency",
     "GradCam",
     "GradientSaliency",
+    "GuidedIG",
     "IntegratedGradients",
     "Occlusion",
     "TorchModel",
     "VisualizeImageDiverging",
     "VisualizeImageGrayscale",
     "gaussian_blur",
+    "guided_ig_impl",
     "torch_model",
 ]
 

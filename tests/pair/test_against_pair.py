@@ -1,6 +1,7 @@
 """The same calls of PAIR and of pysal.pair, side by side, and where PAIR is wrong."""
 
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 import pysal
 import pysal.pair as ours
 
+USED_BY_GUIDED_IG = "abs asarray errstate expand_dims float64 inf isnan logical_and nan where zeros_like".split()
 EXACT = 1e-9  # of the largest value, float64
-CLASSES = ["GradientSaliency", "IntegratedGradients", "BlurIG", "GradCam", "Occlusion"]
+CLASSES = ["GradientSaliency", "IntegratedGradients", "BlurIG", "GuidedIG", "GradCam", "Occlusion"]
 
 
 def network(relu: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
@@ -48,6 +50,15 @@ def call_model(batch: np.ndarray, call_model_args: Any = None, expected_keys: Se
     return {key: found[key] for key in expected_keys}
 
 
+@pytest.fixture(autouse=True)
+def quantile_of_older_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PAIR's GuidedIG calls `np.quantile` by an argument that NumPy 2.4 has no more."""
+    numpy = vars(theirs.guided_ig)["np"]
+    older = types.SimpleNamespace(**{name: getattr(numpy, name) for name in USED_BY_GUIDED_IG})
+    older.quantile = lambda values, share, interpolation: np.quantile(values, share, method=interpolation)
+    monkeypatch.setattr(theirs.guided_ig, "np", older)
+
+
 def difference(expected: np.ndarray, found: np.ndarray) -> float:
     assert found.shape == expected.shape
     return float(np.abs(expected - found).max() / np.abs(expected).max())
@@ -62,6 +73,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "BlurIG": [
         {}, {"max_sigma": 9, "steps": 20}, {"steps": 13, "batch_size": 5}, {"steps": 10, "sqrt": True},
         {"steps": 5, "grad_step": 0.5},
+    ],
+    "GuidedIG": [
+        {"x_steps": 12}, {"x_steps": 9, "fraction": 0.1, "max_dist": 0.5}, {"x_steps": 6, "max_dist": 1.0},
+        {"x_steps": 5, "x_baseline": IMAGE[::-1].copy(), "max_dist": 0.0}, {"x_steps": 7, "fraction": 1.0},
     ],
     "GradCam": [{}, {"should_resize": False}, {"three_dims": False}, {"should_resize": False, "three_dims": False}],
     "Occlusion": [{"size": 5}, {"size": 12, "value": 0.5}, {"size": 4, "value": 1}, {"size": 13}],
@@ -158,6 +173,20 @@ def test_plain_lists_vectors_and_whole_numbers() -> None:
     np.testing.assert_allclose(ours.IntegratedGradients().GetMask(value, squares), [9, 4, 1], rtol=1e-6)
     flat = ours.Occlusion().GetMask(np.ones((4, 3)), lambda batch, **_: {ours.OUTPUT_LAYER_VALUES: batch.sum((1, 2))}, size=2)
     assert flat.tolist() == [[4, 8, 4], [8, 16, 8], [8, 16, 8], [4, 8, 4]]
+
+
+def test_guided_ig_runs_on_this_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(TypeError, match="interpolation"):
+        theirs.GuidedIG().GetMask(IMAGE, call_model, {"target": 1}, x_steps=2)
+    assert ours.GuidedIG().GetMask(IMAGE, call_model, {"target": 1}, x_steps=2).any()
+
+
+def test_native_guided_integrated_gradients() -> None:
+    images = torch.from_numpy(np.moveaxis(IMAGE, -1, 0)[None].copy())
+    found = ours.GuidedIG().GetMask(IMAGE, call_model, {"target": 2}, x_steps=9, max_dist=0.1)
+    expected = pysal.guided_integrated_gradients(MODEL, images, 2, steps=9, max_distance=0.1)[0].movedim(0, -1).numpy()
+    assert difference(expected, found) < EXACT
 
 
 @pytest.mark.parametrize("size", [7, 40])

@@ -9,6 +9,7 @@ import pytest
 import saliency
 
 FILES = ["base_test", "gradients_test", "integrated_gradients_test", "blur_ig_test", "grad_cam_test", "occlusion_test"]
+FILES += ["guided_ig_test"]
 
 
 @pytest.mark.filterwarnings("ignore:__package__ != __spec__.parent")

@@ -59,7 +59,7 @@ class Passes(Request):
 
         run_chunks(
             total,
-            part if self.company == "whole" and self.images > 1 and not ends else body,
+            part if self.company == "whole" and self.images > 1 and (not ends or batch_size is None) else body,
             label=self.where.removeprefix("pysal."),
             batch_size=batch_size or self.batch_size,
             device=self.device,
