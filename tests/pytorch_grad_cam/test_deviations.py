@@ -224,6 +224,17 @@ def test_an_index_error_is_not_swallowed() -> None:
         raise IndexError("mine")
 
 
+def test_a_call_after_the_with_block() -> None:
+    net, images = seeded(ResNet), pictures(1)
+    with ours.GradCAM(net, [net.layer2]) as cam:
+        found = cam(images)
+    assert off(cam(images), found) == 0
+    with peer.GradCAM(net, [net.layer2]) as theirs:
+        pass
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'shape'"):
+        theirs(images, None)
+
+
 def state(net: nn.Module) -> Any:
     hooks = [len(module._forward_hooks) + len(module._backward_hooks) for module in net.modules()]
     grads = [parameter.grad is None for parameter in net.parameters()]
