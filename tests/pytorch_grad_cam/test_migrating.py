@@ -103,7 +103,7 @@ with GradCAM(model=model, target_layers=target_layers) as cam:
     model_outputs = cam.outputs
 
 gb_model = GuidedBackpropReLUModel(model=model, device="cpu")
-gb = gb_model(input_tensor, target_category=None)
+gb = gb_model(input_tensor.clone(), target_category=None)  # the peer leaves a gradient in it
 cam_mask = np.stack([grayscale_cam] * 3, axis=-1)
 cam_gb = deprocess_image(cam_mask * gb)
 
@@ -113,7 +113,7 @@ inverse_cams = 1 - grayscale_cams
 targets = [ClassifierOutputSoftmaxTarget(2)]
 metric = CamMultImageConfidenceChange()
 scores, batch_visualizations = metric(input_tensor, inverse_cams, targets, model, return_visualization=True)
-picture = deprocess_image(batch_visualizations[0, :].detach().numpy())
+picture = deprocess_image(batch_visualizations[0, :].numpy())
 torch.manual_seed(0)
 removed, _ = ROADMostRelevantFirst(percentile=75)(input_tensor, grayscale_cams, targets, model, return_visualization=True)
 combined = ROADCombined(percentiles=[20, 60])(input_tensor, grayscale_cams, targets, model)
