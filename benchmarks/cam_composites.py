@@ -1,6 +1,6 @@
 """Whether kinds of class activation map find one photo among four: `python -m benchmarks.cam_composites`.
 
-Four photos make a picture, each in a quarter of it. The class of one of them, which the classifier gives it when it is alone, is
+Four photos make a picture, each in a quarter of it. The class of one of them, which the classifier gives it alone, is
 explained. A map is right where its highest pixel lies in that photo's quarter; chance is a quarter. The second number is the
 share of the map's sum in there.
 """
