@@ -144,14 +144,15 @@ def test_methods_share_the_clean_pass() -> None:
         methods=["gradient", "leave_one_out", "integrated_gradients"],
         method_options=_only("leave_one_out", "integrated_gradients"),
     )
-    # the clean images, their gradient with them; 4 segments; 5 steps and the baselines' scores: of 3 images each
-    assert sum(rows) == 3 * (1 + 4 + 5 + 1)
+    # the clean images, their gradient with them; 4 segments; 5 steps and the baselines' scores: of 3 images each; and one
+    # image without gradients, for whether that changes what the model says
+    assert sum(rows) == 3 * (1 + 4 + 5 + 1) + 1
     apart: list[int] = []
     model = Watched(row_by_row(), lambda batch: apart.append(len(batch)))
     for name in ("gradient", "leave_one_out", "integrated_gradients"):
         CALLS[name](model, INPUTS)
     # each of the others has its own clean pass; only explain asks for the baselines' scores, for the residual
-    assert sum(apart) == sum(rows) + 3 * 2 - 3
+    assert sum(apart) == sum(rows) - 1 + 3 * 2 - 3
 
 
 def test_default_layer_is_looked_for_once() -> None:
@@ -350,3 +351,32 @@ def test_progress_names_each_method() -> None:
         explain(row_by_row())
     with_the_clean_pass = ("gradient", "guided_backprop", "grad_cam", "guided_grad_cam")
     assert list(dict.fromkeys(seen)) == ["explain", *(name for name in METHODS if name not in with_the_clean_pass)]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_drops_are_those_of_passes_of_one_kind() -> None:
+    """torch's transformer layers make padded tokens zero where no gradients are kept, and gradient methods keep them."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.patches, self.encoder, self.head = nn.Conv2d(3, 8, 2, 2), nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            padding = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+            padding[:, -6:] = True
+            return self.head(self.encoder(tokens, src_key_padding_mask=padding).mean(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Padded().eval()
+        images = torch.rand(2, 3, 8, 8)
+    segments = pysal.Grid(2, 2)
+    for size in (None, 1, 2):
+        alone = pysal.leave_one_out(model, images, 1, segments=segments, score="raw", batch_size=size)
+        options = {"leave_one_out": {"segments": segments}}
+        methods = ["gradient", "leave_one_out"]
+        among = pysal.explain(model, images, 1, methods=methods, score="raw", batch_size=size, method_options=options)
+        torch.testing.assert_close(among.maps["leave_one_out"], alone, rtol=0, atol=1e-5)

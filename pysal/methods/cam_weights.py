@@ -60,7 +60,7 @@ def ablated_weights(plan: Plan, number: int, layer: Layer, spatial: Callable[[Te
     def score(rows: Tensor, channels: Tensor) -> Tensor:
         return scores_with(plan, plan.inputs[rows], rows, layer, lambda value: without_channels(value, channels, spatial))
 
-    before, _ = plan.clean_scores()
+    before, _ = plan.clean_scores_without_gradients()
     return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, score)
 
 

@@ -128,7 +128,7 @@ def prepare(
 
 
 def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: float | None) -> Attribution:
-    clean, clean_classes = plan.clean_scores()
+    clean, clean_classes = plan.clean_scores_without_gradients()
     affected = _affected(plan.inputs, fills, regions)
     counts = _counts(regions, plan.images)
     queue = affected.nonzero()  # (N, 2): image and segment; a segment equal to its fill has drop 0 and needs no pass

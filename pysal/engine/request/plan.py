@@ -1,6 +1,7 @@
 """What all methods share: a request that says its clean scores, scores changed images, and makes sweeps."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from pysal.engine.layers.features import Layer
 from pysal.engine.model.gradient_layouts import lay_out
 from pysal.engine.model.not_applicable import NotApplicable, differentiating
 from pysal.engine.model.relu_rules import ReluRules
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ordinary
 from pysal.engine.request.passes import Passes
 from pysal.engine.request.request import Model
@@ -141,6 +143,31 @@ class Plan(Passes):
         classes = self.score.scaled(clean.table)
         return self.score.pick(classes, self.origin), classes
 
+    def clean_scores_without_gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Return `clean_scores()` as passes without gradients tell them, with which those of changed images are compared.
+
+        Passes with gradients may have told them, in which some layers take another path: torch's own transformer layers make
+        padded tokens zero only where no gradients are kept. One pass more shows whether it matters.
+        """
+        scores, classes = self.clean_scores()
+        if "swept" not in self._shared or (isinstance(self.model, PreparedModel) and self.model.fused):
+            return scores, classes
+        rows = torch.arange(self.images if self.company == "whole" else 1, device=self.device)
+        again, _ = self.scores(self.inputs[rows].clone(), rows)
+        largest = float((scores if classes is None else classes).abs().nan_to_num(0.0, 0.0, 0.0).amax())
+        allowed = math.sqrt(torch.finfo(again.dtype).eps) * largest
+        if torch.allclose(again, scores[rows], rtol=0, atol=allowed, equal_nan=True):
+            return scores, classes
+        parts: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+        def body(start: int, stop: int) -> None:
+            rows = torch.arange(start, stop, device=self.device)
+            parts[start] = self.scores(self.inputs[start:stop].clone(), rows)
+
+        self.run(self.images, body)
+        tables = [table for _, table in parts.values() if table is not None]
+        return torch.cat([part for part, _ in parts.values()]), torch.cat(tables) if tables else None
+
     @restoring
     def look(self, image: int) -> Look:
         """Run the model with gradients on one of the images, for whoever watches its layers."""
@@ -232,6 +259,7 @@ class Plan(Passes):
             if "clean" not in self._shared:
                 tables = [part.table for part in parts if part.table is not None]
                 self._shared["clean"] = _joined(tables, [part.scores for part in parts])
+                self._shared["swept"] = True
 
 
 def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
