@@ -1,5 +1,6 @@
 """An interrupt, wherever it comes, leaves the process as it was: calls are interrupted in a process of its own, which tells."""
 
+import functools
 import os
 import re
 import subprocess
@@ -7,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+import pysal
 
 ROOT = Path(__file__).parents[2]
 ATTACK = bool(os.environ.get("PYSAL_ATTACK"))  # set by `make attack`: every place, not some
@@ -67,3 +72,45 @@ def test_an_interrupt_of_the_first_call_leaves_no_half_import() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == len(names) * (tries + 1)
     assert [line for line in lines if ": right " not in line] == []
+
+
+class Impatient(nn.Module):
+    """Is interrupted in its own pass, or in the gradients that come back through it, when it was asked `at` times."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.at, self.asked = network, 0, 0
+        self.eval()
+
+    def ask(self, *_: object) -> None:
+        self.asked += 1
+        if self.asked == self.at:
+            raise KeyboardInterrupt
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.ask()
+        scores = self.network(images)
+        if scores.requires_grad:
+            scores.register_hook(self.ask)
+        return scores
+
+
+@pytest.mark.parametrize(
+    "method", ["guided_backprop", "guided_grad_cam", "integrated_gradients", "smooth_grad", "leave_one_out", "explain"]
+)
+def test_an_interrupt_of_the_model_itself_is_passed_on(method: str) -> None:
+    """Whichever pass it comes in, forward or backward, the caller gets it, and what was set is as it was."""
+    from tests.security import interrupts
+
+    model = Impatient(interrupts.model)
+    options = {"segments": pysal.Grid(2, 2)} if method == "leave_one_out" else {}
+    call = functools.partial(getattr(pysal, method), model, interrupts.images, 1, **options)
+    call()
+    passes, before, gradient = model.asked, interrupts.state(), interrupts.plain_gradient()
+    assert passes >= 2
+    for at in range(1, passes + 1, max(1, passes // 8)):
+        model.asked, model.at = 0, at
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert interrupts.changed(before) == []
+        assert torch.equal(interrupts.plain_gradient(), gradient)
