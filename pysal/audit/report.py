@@ -1,52 +1,28 @@
 """The report of an audit: one HTML file that needs no network, to be read, printed and passed on."""
 
-import base64
 import hashlib
-import io
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from pysal import metrics
 from pysal._checks import refuse
 from pysal.audit import files, plots
 from pysal.audit.results import Figure, Results
-from pysal.methods.traits import stores_drops
-from pysal.viz import overlay, palette, photo
+from pysal.audit.sheets import Sheets, finite
+from pysal.audit.words import count, counted, moment, number, percent, settings, signed
+from pysal.viz import palette
 
 WHERE = "pysal.audit.report"
 
-THUMBNAIL = 208  # pixels of the longer side
-QUALITY = 82  # of JPEG: a photo and its overlay take about 20 kB
 MOST_IMAGES = 24  # on one contact sheet, which keeps the file below some tens of megabytes
 COMPARED = 64  # images whose maps are compared between methods
 SHOWN_CLASSES, LISTED_CLASSES, LISTED_REASONS, LISTED_PATHS, LISTED_PAIRS = 25, 1000, 50, 5, 12
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A photo on a contact sheet.
-
-    Attributes:
-        path: of the image.
-        caption: what to say of it, a line each.
-        pictures: data URI ("" where there is none), what it shows, and the figure of the map or "".
-    """
-
-    path: str
-    caption: list[str]
-    pictures: list[tuple[str, str, str]]
 
 
 def report(out: str | Path, *, to: str | Path | None = None, images: int = 6) -> Path:
@@ -88,10 +64,8 @@ class _Report:
     """Gathers what the template shows."""
 
     def __init__(self, results: Results, images: int) -> None:
-        self.results, self.tiles = results, images
-        self._photos: dict[int, Tensor | None] = {}
-        self._maps: dict[tuple[str, int], Tensor] = {}
-        self.missing_photos: set[int] = set()
+        self.results = results
+        self.sheets = Sheets(results, self.first, images)
 
     @property
     def first(self) -> Figure | None:
@@ -111,23 +85,23 @@ class _Report:
             "plots": self._plots(),
             "classes": self._classes(),
             "pairs": self._pairs(),
-            "wrong": self._wrong(),
-            "sheets": self._sheets(),
-            "disputed": self._disputed(),
+            "wrong": self.sheets.wrong(),
+            "sheets": self.sheets.best_and_worst(),
+            "disputed": self.sheets.disputed(*self._matrix()) if self.first is not None and len(results.rows) > 1 else [],
             "agreement": self._agreement(),
             "errors": self._errors(),
             "faults": self._faults(),
             "stages": self._stages(),
             "style": (resources(__package__) / "report.css").read_text("utf-8"),
         }
-        found["missing_photos"] = len(self.missing_photos)
+        found["missing_photos"] = len(self.sheets.missing_photos)
         found["verdict"] = self._verdict(found["facts"], found["methods"])
-        kinds = {method["signed"] for name, method in results.methods.items() if self._has_maps(name)}
+        kinds = {method["signed"] for name, method in results.methods.items() if self.sheets.has_maps(name)}
         found["palettes"] = {
             "signed": _gradient(True) if True in kinds else "",
             "unsigned": _gradient(False) if False in kinds else "",
         }
-        found["options"] = {name: _options(method["options"]) for name, method in results.methods.items()}
+        found["options"] = {name: settings(method["options"]) for name, method in results.methods.items()}
         return found
 
     def _verdict(self, facts: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -144,9 +118,9 @@ class _Report:
         if not facts["unreadable"] and not facts["faults"]:
             found.append("Every image could be explained.")
         if facts["unreadable"]:
-            found.append(f"{_counted(facts['unreadable'], 'image')} could not be explained.")
+            found.append(f"{counted(facts['unreadable'], 'image')} could not be explained.")
         if facts["faults"]:
-            found.append(f"{_counted(facts['faults'], 'result')} {'is' if facts['faults'] == 1 else 'are'} not finite.")
+            found.append(f"{counted(facts['faults'], 'result')} {'is' if facts['faults'] == 1 else 'are'} not finite.")
         return found
 
     # Tables ------------------------------------------------------------------------------------------------------------
@@ -182,10 +156,10 @@ class _Report:
         for name, rows in results.rows.items():
             cells = []
             for figure in results.figures:
-                values = _finite(rows.columns[figure.name])
+                values = finite(rows.columns[figure.name])
                 cells.append(dict(zip(("low", "middle", "high"), np.percentile(values, [25, 50, 75]).tolist(), strict=True))
                              if len(values) else None)  # fmt: skip
-            residual = _finite(np.abs(rows.columns["residual"]))
+            residual = finite(np.abs(rows.columns["residual"]))
             table.append(
                 {
                     "name": name,
@@ -270,7 +244,7 @@ class _Report:
                 own = key[np.searchsorted(images.ids, method.ids)] if len(method.ids) else np.empty(0)
                 places = _groups(own)
                 for index, row in rows.items():
-                    values = _finite(method.columns[self.first.name][places.get(index, np.empty(0, np.int64))])
+                    values = finite(method.columns[self.first.name][places.get(index, np.empty(0, np.int64))])
                     row["cells"].append(float(np.median(values)) if len(values) else None)
         if by_label:  # what needs attention comes first
             ordered = sorted(rows.values(), key=lambda row: (row["right"], -row["images"], row["name"]))
@@ -343,137 +317,10 @@ class _Report:
             return metric.title if metric else stage
         return names.get(stage) or self.results.methods.get(stage, {}).get("title", stage)
 
-    # Pictures ----------------------------------------------------------------------------------------------------------
-
-    def _sheets(self) -> list[dict[str, Any]]:
-        """Return the best and the worst images of each method."""
-        found: list[dict[str, Any]] = []
-        if self.first is None:
-            return found
-        for method, rows in self.results.rows.items():
-            values = self.first.sign * rows.columns[self.first.name]
-            known = np.flatnonzero(np.isfinite(values))
-            most = min(self.tiles, len(known) // 2)
-            if not most:
-                continue
-            ordered = known[np.argsort(-values[known], kind="stable")]
-            best, worst = ordered[:most], ordered[::-1][:most]
-            self._load_maps(method, rows.ids[np.concatenate([best, worst])].tolist())
-            found.append(
-                {
-                    "title": self.results.methods[method]["title"],
-                    "best": [self._ranked(method, int(row)) for row in best],
-                    "worst": [self._ranked(method, int(row)) for row in worst],
-                }
-            )
-        return found
-
-    def _ranked(self, method: str, row: int) -> Tile:
-        rows = self.results.rows[method]
-        assert self.first is not None
-        image = int(rows.ids[row])
-        value = rows.columns[self.first.name][row]
-        caption = [f"{self.first.title} {signed(value)}", self._answer(rows.columns, row)]
-        return self._tile(image, caption, [method])
-
-    def _disputed(self) -> list[Tile]:
-        """Return the images on which methods differ most in the first figure."""
-        if self.first is None or len(self.results.rows) < 2:
-            return []
-        ids, values = self._matrix()
-        spread = values.max(1) - values.min(1)
-        ordered = np.argsort(-spread, kind="stable")[: self.tiles]
-        names = list(self.results.rows)
-        for method in names:
-            self._load_maps(method, ids[ordered].tolist())
-        found = []
-        for place in ordered.tolist():
-            image = int(ids[place])
-            row = int(np.searchsorted(self.results.images.ids, image))
-            own = {name: signed(self.first.sign * values[place, n]) for n, name in enumerate(names)}
-            found.append(self._tile(image, [self._answer(self.results.images.columns, row)], names, own))
-        return found
-
-    def _wrong(self) -> dict[str, Any]:
-        """Return the wrong predictions, the surest first, with the overlay of the method that ranks highest."""
-        images = self.results.images
-        label, predicted = images.columns["label"], images.columns["predicted"]
-        sure = images.columns["predicted_probability"]
-        wrong = np.flatnonzero(np.isfinite(label) & np.isfinite(predicted) & (label != predicted))
-        ordered = wrong[np.argsort(-np.nan_to_num(sure[wrong], nan=-1.0), kind="stable")][: 2 * self.tiles]
-        method = self._shown_method()
-        if method is not None:
-            self._load_maps(method, images.ids[ordered].tolist())
-        tiles = []
-        for row in ordered.tolist():
-            caption = [
-                f"taken for {self.results.class_name(predicted[row])} ({percent(sure[row])})",
-                f"is {self.results.class_name(label[row])}",
-            ]
-            tiles.append(self._tile(int(images.ids[row]), caption, [method] if method is not None else []))
-        title = self.results.methods[method]["title"] if method is not None else None
-        return {"images": len(wrong), "tiles": tiles, "method": title, "target": self.results.manifest["target"]}
-
-    def _shown_method(self) -> str | None:
-        """Return the method with maps whose first figure has the best median."""
-        kept = [name for name in self.results.rows if self._has_maps(name)]
-        if self.first is None or not kept:
-            return kept[0] if kept else None
-
-        def rank(name: str) -> float:
-            assert self.first is not None
-            values = _finite(self.results.rows[name].columns[self.first.name])
-            return self.first.sign * float(np.median(values)) if len(values) else -np.inf
-
-        return max(kept, key=rank)
-
-    def _has_maps(self, method: str) -> bool:
-        manifest = self.results.manifest
-        if stores_drops(method):
-            return bool(manifest["boxes"]) or manifest["maps"] != "none"
-        return bool(manifest["maps"] != "none")
-
-    def _answer(self, columns: Mapping[str, Any], row: int) -> str:
-        """Return what the class explained is, how sure the model is of it, and whether it is right."""
-        target, label = columns["target"][row], columns["label"][row]
-        sure = columns["probability"][row]
-        text = self.results.class_name(target) + (f" {percent(sure)}" if np.isfinite(sure) else "")
-        if np.isfinite(label) and label != target:
-            return f"{text}, labelled {self.results.class_name(label)}"
-        return text
-
-    def _tile(self, image: int, caption: list[str], methods: Sequence[str], notes: Mapping[str, str] | None = None) -> Tile:
-        seen = self._photo(image)
-        pictures = []
-        if seen is not None:
-            pictures.append((_picture(photo(seen)), "photo", ""))
-        for method in methods:
-            title, value = self.results.methods[method]["title"], notes[method] if notes else ""
-            map = self._maps.get((method, image))
-            if map is not None:
-                behind = seen if seen is not None else torch.full((3, *map.shape), 0.2, device="cpu")
-                light = _averaged(map)
-                shown = overlay(behind, light, signed=self.results.methods[method]["signed"])
-                pictures.append((_picture(shown), title, value))
-            elif notes:
-                pictures.append(("", title, value))
-        return Tile(self.results.path(image), caption, pictures)
-
-    def _photo(self, image: int) -> Tensor | None:
-        if image not in self._photos:
-            self._photos[image] = self.results.photo(image)
-            if self._photos[image] is None:
-                self.missing_photos.add(image)
-        return self._photos[image]
-
-    def _load_maps(self, method: str, images: Iterable[int]) -> None:
-        missing = [image for image in images if (method, image) not in self._maps]
-        self._maps |= {(method, image): map for image, map in self.results.maps(method, missing).items()}
-
     def _agreement(self) -> dict[str, Any] | None:
         """Return how alike methods rank pixels: the mean over images spread evenly over the audit."""
         results = self.results
-        names = [name for name in results.rows if self._has_maps(name)]
+        names = [name for name in results.rows if self.sheets.has_maps(name)]
         if len(names) < 2:
             return None
         ids = results.images.ids
@@ -491,14 +338,6 @@ class _Report:
         return {"titles": [results.methods[name]["title"] for name in names], "rows": rows, "images": len(common)}
 
 
-# Small things --------------------------------------------------------------------------------------------------------
-
-
-def _finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    kept: np.ndarray[Any, Any] = values[np.isfinite(values)]
-    return kept
-
-
 def _groups(key: np.ndarray[Any, Any]) -> dict[float, np.ndarray[Any, Any]]:
     """Return the places of each finite value."""
     places = np.flatnonzero(np.isfinite(key))
@@ -507,65 +346,7 @@ def _groups(key: np.ndarray[Any, Any]) -> dict[float, np.ndarray[Any, Any]]:
     return dict(zip(values.tolist(), np.split(ordered, starts[1:]), strict=True)) if len(values) else {}
 
 
-def _averaged(map: Tensor) -> Tensor:
-    """Return a map (H, W) as the means of small squares, all that a thumbnail can show where every pixel is different."""
-    size = tuple(min(length, math.ceil(length * THUMBNAIL / (2 * max(map.shape)))) for length in map.shape)
-    small = torch.nn.functional.interpolate(map[None, None], size, mode="area")
-    return torch.nn.functional.interpolate(small, tuple(map.shape), mode="bilinear", align_corners=False)[0, 0]
-
-
 def _gradient(signed_map: bool) -> str:
     """Return the colours of maps as the stops of a CSS gradient."""
     colours = (palette(signed_map)[:: 510 // 10] * 255).round().astype(int).tolist()
     return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
-
-
-def _picture(pixels: np.ndarray[Any, Any]) -> str:
-    """Return colours (H, W, 3) in [0, 1] as a small JPEG in a data URI."""
-    image = Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items())
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
-
-
-def moment(text: str) -> str:
-    """Return a time of the manifest for people."""
-    when = datetime.fromisoformat(text).astimezone(UTC)
-    return f"{when.day} {when:%B %Y, %H:%M} UTC"
-
-
-def count(value: int) -> str:
-    """Return a whole number with its thousands apart."""
-    return f"{value:,}"
-
-
-def percent(value: float | None) -> str:
-    """Return a share in per cent."""
-    if value is None or not np.isfinite(value):
-        return "\N{EN DASH}"
-    return f"{100 * value:.1f} %" if value < 0.9995 or value == 1 else ">99.9 %"
-
-
-def number(value: float | None) -> str:
-    """Return a figure in three digits."""
-    if value is None or not np.isfinite(value):
-        return "\N{EN DASH}"
-    return signed(value)
-
-
-def signed(value: float) -> str:
-    """Return a figure with a minus sign that is as wide as a digit."""
-    if abs(value) >= 1e4 or 0 < abs(value) < 5e-4:
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return text.replace("-", "\N{MINUS SIGN}")

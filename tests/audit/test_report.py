@@ -14,7 +14,7 @@ from PIL import Image
 
 from pysal.audit import Job, report
 from pysal.audit.plots import confidences, distributions
-from pysal.audit.report import moment, number, percent
+from pysal.audit.words import moment, number, percent
 from tests.audit.conftest import write_photo
 from tests.browser import PATIENCE
 

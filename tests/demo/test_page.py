@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pysal import viz
-from pysal.demo import article, page
+from pysal.demo import actions, article
 from pysal.demo.session import Options, Workspace
 from pysal.explanation import Explanation
 from pysal.methods.registry import METHODS
@@ -376,12 +376,12 @@ class Asked:
     """A reader of a page without a browser, and the numbers of the questions asked for them."""
 
     def __init__(self) -> None:
-        self.actions = page._Actions(Workspace({"small": classifier}), lambda found: "token")
-        self.reader = page.Reader()
+        self.actions = actions.Actions(Workspace({"small": classifier}), lambda found: "token")
+        self.reader = actions.Reader()
 
     def run(self, order: int, steps: int = 4) -> Iterator[list[object]]:
         options = Options(segments=9, samples=3, steps=steps, sigma=4.0)
-        chosen = [list(METHODS), *astuple(options), "cat", "dog", [], 1, None, page.SIDE_BY_SIDE]
+        chosen = [list(METHODS), *astuple(options), "cat", "dog", [], 1, None, actions.SIDE_BY_SIDE]
         return self.actions.run(self.reader, "small", *chosen, order)
 
 
