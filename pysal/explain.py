@@ -15,7 +15,7 @@ from pysal._library import build_info
 from pysal.engine.model.class_names import names_of
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.attribution import check_options
+from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
@@ -169,6 +169,7 @@ def _checked_options(
     names: list[str], methods: object, given: Mapping[str, Mapping[str, Any]], seed: int
 ) -> dict[str, dict[str, Any]]:
     """Return the options of each method, refusing unknown methods and options."""
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
     if not isinstance(given, Mapping):
         refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
     for name in given:
@@ -177,10 +178,7 @@ def _checked_options(
         if name not in names:
             refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
         argument = f"method_options[{name!r}]"
-        if not isinstance(given[name], Mapping):
-            refuse(WHERE, argument, "be a mapping of option names to values", repr(given[name]), TypeError)
-        check_options(WHERE, argument, METHODS[name].prepare, given[name])
-    options = {name: dict(given.get(name, {})) for name in names}
+        options[name] = checked_options(WHERE, argument, METHODS[name].prepare, given[name])
     for name in names:
         if METHODS[name].noisy:
             options[name].setdefault("seed", seed)

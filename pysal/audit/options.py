@@ -11,7 +11,7 @@ import torch
 from pysal import models
 from pysal._checks import check_count, refuse, refuse_unknown
 from pysal.audit.data import Labels
-from pysal.engine.request.attribution import check_options
+from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.score import SCORE_KINDS
 from pysal.engine.running.precision import PRECISIONS, Precision
 from pysal.methods.registry import METHODS
@@ -99,17 +99,17 @@ def options_of_methods(names: list[str], given: Mapping[str, Mapping[str, Any]])
     """Return the options of each method as JSON has them."""
     if not isinstance(given, Mapping):
         refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
-    for name, options in given.items():
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name in given:
         argument = f"method_options[{name!r}]"
         if name not in names:
             refuse_unknown(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", name, names)
-        if not isinstance(options, Mapping):
-            refuse(WHERE, argument, "be a mapping of option names to values", repr(options), TypeError)
-        check_options(WHERE, argument, METHODS[name].prepare, options)
+        options = checked_options(WHERE, argument, METHODS[name].prepare, given[name])
         for reserved in ("seed", "image_ids"):
             if reserved in options:
                 refuse(WHERE, argument, "leave seed and image_ids to the job", repr(reserved))
-    return {name: {key: _plain(name, key, value) for key, value in given.get(name, {}).items()} for name in names}
+        found[name] = {key: _plain(name, key, value) for key, value in options.items()}
+    return found
 
 
 def _plain(method: str, option: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pysal._checks import refuse, refuse_unknown
 from pysal._spelling import close_to, did_you_mean
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.attribution import check_options, default_of
+from pysal.engine.request.attribution import checked_options, default_of
 from pysal.engine.request.plan import Model
 from pysal.engine.request.score import OUTPUTS, noun
 from pysal.engine.request.target import Target, of_image
@@ -140,7 +140,7 @@ def _figure(
     photo = found.images[image : image + 1].to(_device_of(model))
     if kind == "deletion_insertion":
         return _curves(found, image, names, subtitle, model, photo, target, given)
-    check_options(f"{WHERE}.plot", "options", plots.converge, given)
+    checked_options(f"{WHERE}.plot", "options", plots.converge, given)
     if "method" in given:
         refuse(f"{WHERE}.plot", "options", "leave the method to methods=", repr(given["method"]))
     kind = found.kind_of(found.results[names[0]])
@@ -153,7 +153,7 @@ def _figure(
 def _agreement(found: Findings, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:
     from pysal import metrics, plots
 
-    check_options(f"{WHERE}.plot", "options", metrics.agreement, options)
+    checked_options(f"{WHERE}.plot", "options", metrics.agreement, options)
     matrix = metrics.agreement({name: found.results[name].map[image : image + 1] for name in names}, **options)
     unit = f"Spearman's rank correlation of the pixels{', by magnitude' if options.get('absolute') else ''}"
     return plots.agreement(matrix[0], [found.results[name].title for name in names], subtitle=subtitle, unit=unit)
@@ -171,7 +171,7 @@ def _curves(
 ) -> Figure:
     from pysal import metrics, plots
 
-    check_options(f"{WHERE}.plot", "options", metrics.deletion, options)
+    checked_options(f"{WHERE}.plot", "options", metrics.deletion, options)
     # what tells methods apart best: the probability of the target, where there is one
     kind = "sigmoid" if found.output == "label_logits" else "auto"
     percent = not callable(target) and found.unit_of(options.get("score", kind)) == "probability"

@@ -11,7 +11,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import MOST, check_choice, check_count, check_ids, check_seed, refuse, refuse_unknown
 from pysal._library import widened
-from pysal.engine.request.attribution import Attribution, check_options, with_defaults
+from pysal.engine.request.attribution import Attribution, checked_options, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
@@ -135,7 +135,7 @@ def prepare(
         refuse_unknown(where, "kind", "be 'mean', 'squared' or 'variance'", kind, ("mean", "squared", "variance"))
     check_seed(where, seed)
     checked_ids = check_ids(plan.where, "image_ids", image_ids, plan.images, plan.device)
-    options = _method_options(where, base, method_options)
+    options = checked_options(where, "method_options", BASES[base], method_options)
     BASES[base](plan, **options)  # refuses what it refuses of the clean images
     smoothing = _Smoothing(base, options, noise, samples, kind, seed, checked_ids)
     return Work(plan, lambda _report: _smoothed(plan, smoothing))
@@ -193,11 +193,3 @@ def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
         details["approximation_error"] = errors[0]
     result = squares / samples if kind == "variance" else mean
     return Attribution(result.to(plan.dtype), passes, details)
-
-
-def _method_options(where: str, base: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    if given is not None and not isinstance(given, Mapping):
-        refuse(where, "method_options", "be a mapping of option names to values", repr(given), TypeError)
-    options = dict(given or {})
-    check_options(where, "method_options", BASES[base], options)
-    return options

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
 from pysal._library import widened, widest
-from pysal.engine.request.attribution import check_options
+from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
@@ -113,8 +113,7 @@ def max_sensitivity_of(
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)
-    options = dict(method_options or {})
-    check_options(where, "method_options", chosen.prepare, options)
+    options = checked_options(where, "method_options", chosen.prepare, method_options)
     noise_ids = None
     if chosen.noisy:
         given = options.get("image_ids")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pysal._checks import check_seed, refuse, refuse_unknown
 from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.attribution import check_options
+from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
@@ -123,8 +123,7 @@ def parameter_randomisation(
     if order not in get_args(Order):
         refuse_unknown(where, "order", f"be {' or '.join(map(repr, get_args(Order)))}", order, get_args(Order))
     check_seed(where, seed)
-    options = dict(method_options or {})
-    check_options(where, "method_options", METHODS[name].prepare, options)
+    options = checked_options(where, "method_options", METHODS[name].prepare, method_options)
     names = _layers(where, original, layers)
 
     running = Running(METHODS[name].score if score is None else score, extra_inputs, batch_size, precision, None)

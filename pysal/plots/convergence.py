@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pysal._checks import check_tensor, refuse, refuse_unknown
-from pysal.engine.request.attribution import check_options
+from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
@@ -100,8 +100,7 @@ def converge(
         refuse(where, "steps", "be whole numbers above 0 that rise towards the reference", f"{list(steps)} and {reference}")
     if len(check_tensor(where, "image", image, ndim=4)) != 1:
         refuse(where, "image", "be one image (1, C, H, W)", f"shape {tuple(image.shape)}")
-    options = dict(method_options or {})
-    check_options(where, "method_options", METHODS[method].prepare, options)
+    options = checked_options(where, "method_options", METHODS[method].prepare, method_options)
     for name in ("steps", "tolerance", "max_steps"):
         if name in options:
             refuse(where, "method_options", "leave the number of steps to this function", repr(name))

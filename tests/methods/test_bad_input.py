@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pysal
+from pysal.engine.model.not_applicable import NotDifferentiable
 from pysal.engine.request.score import SCORE_KINDS
 from tests.methods.calls import CALLS, Watched, row_by_row
 from tests.methods.networks import images
@@ -459,7 +460,7 @@ def test_model_without_gradients(method: str, how: str) -> None:
 
     refusal(
         lambda: CALLS[method](model, INPUTS, 1),
-        pysal.NotApplicable,
+        NotDifferentiable,
         f"pysal.{method}: model must be differentiable, got a score that does not depend on the inputs through torch; "
         "leave_one_out explains such a model",
     )

@@ -121,3 +121,5 @@ def test_errors() -> None:
     assert refused(seed="a") == "seed must be a whole number in [-2^63, 2^63), got 'a'"
     assert refused(image_ids=[1, 2, 3]) == "image_ids must have one id for each of the 2 images, got shape (3,)"
     assert refused(method_options={"steps": 3}) == "method_options must hold options out of none, got 'steps'"
+    said = "method_options must be a mapping of option names to values, got ['steps']"
+    assert refused(TypeError, method_options=["steps"]) == said

@@ -137,3 +137,5 @@ def test_errors() -> None:
     assert refused(TypeError, layers="2") == "layers must be a sequence of names, or None, got '2'"
     assert refused(seed=0.5) == "seed must be a whole number in [-2^63, 2^63), got 0.5"
     assert refused(method_options={"steps": 3}) == "method_options must hold options out of none, got 'steps'"
+    said = "method_options must be a mapping of option names to values, got ['steps']"
+    assert refused(TypeError, method_options=["steps"]) == said

@@ -2,13 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from pysal._checks import refuse_unknown
+from pysal._checks import refuse, refuse_unknown
 
 Found = TypeVar("Found")
 
@@ -41,16 +41,22 @@ def default_of(public: Callable[..., object], name: str) -> Any:
     return inspect.signature(public).parameters[name].default
 
 
-def check_options(where: str, argument: str, attribute: Callable[..., object], names: Iterable[object]) -> None:
-    """Refuse names that are no options of a method's core.
+def checked_options(where: str, argument: str, core: Callable[..., object], given: object) -> dict[str, Any]:
+    """Return the options that were given for a core, or for a function, by name; None = none.
 
     Raises:
-        ValueError: an unknown name.
+        TypeError: no mapping.
+        ValueError: an option that it does not have.
     """
-    known = _options_of(attribute)
-    for name in names:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        refuse(where, argument, "be a mapping of option names to values", repr(given), TypeError)
+    known = _options_of(core)
+    for name in given:
         if name not in known:
             refuse_unknown(where, argument, f"hold options out of {', '.join(known) or 'none'}", name, known)
+    return dict(given)
 
 
 def _options_of(core: Callable[..., object]) -> list[str]:
