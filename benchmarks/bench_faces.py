@@ -1,5 +1,6 @@
-"""Each class of pysal.captum and pysal.pair against the class it stands in for: the same program with another import."""
+"""Each class of pysal.captum, pysal.pair and, in part, pysal.pytorch_grad_cam against the class it stands in for: the same program with another import."""
 
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import pysal.captum
 import pysal.pair
+import pysal.pytorch_grad_cam
 from benchmarks.bench_methods import (
     DROPS,
     GATES,
@@ -27,6 +29,7 @@ from benchmarks.bench_methods import (
 )
 from benchmarks.conftest import MethodReport
 from benchmarks.peers import PairModel, as_map, last_channels, pair
+from tests.models.torchvision_ops import define
 
 NETWORK = "efficientnet_lite0"
 
@@ -61,12 +64,20 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
         faces.IntegratedGradients().GetMask(last_channels(s.image)[0], model, x_steps=STEPS)
     ),
     "pair.BlurIG": lambda faces, model, s: as_map(faces.BlurIG().GetMask(last_channels(s.image)[0], model)),
+    **{
+        f"pytorch_grad_cam.{name}": lambda faces, model, s, name=name: torch.from_numpy(
+            getattr(faces, name)(model, [s.layer])(s.image, [lambda output: output[s.target]])
+        )[:, None]
+        for name in ("GradCAM", "HiResCAM", "LayerCAM", "EigenCAM", "EigenGradCAM", "FullGrad")
+    },
     "pair.GradCam": lambda faces, model, s: as_map(
         faces.GradCam().GetMask(last_channels(s.image)[0], model, should_resize=False, three_dims=False)[..., None]
     ),
 }
 # What captum gets wrong on this network (docs/migrating.md): not compared with the peer.
 APART = {"captum.GuidedBackprop", "captum.Deconvolution", "captum.GuidedGradCam"}
+# Of pytorch-grad-cam, those whose sign is LAPACK's.
+APART |= {"pytorch_grad_cam.EigenCAM", "pytorch_grad_cam.EigenGradCAM"}
 
 
 def comparison(name: str, subject: Subject) -> Comparison:
@@ -77,6 +88,12 @@ def comparison(name: str, subject: Subject) -> Comparison:
         peer = lambda: run(attr, subject.model, subject).detach()  # noqa: E731
         same = lambda: run(pysal.captum, subject.model, subject)  # noqa: E731
         fast = lambda: run(pysal.captum, subject.fast, subject)  # noqa: E731
+    elif name.startswith("pytorch_grad_cam."):
+        define()  # what torchvision needs beside a CPU torch
+        theirs = importlib.import_module("pytorch_grad_cam")
+        peer = lambda: run(theirs, subject.model, subject)  # noqa: E731
+        same = lambda: run(pysal.pytorch_grad_cam, subject.model, subject)  # noqa: E731
+        fast = lambda: run(pysal.pytorch_grad_cam, subject.fast, subject)  # noqa: E731
     else:
         layer = subject.layer if name == "pair.GradCam" else None
         peer = lambda: run(pair, PairModel(subject.model, subject.target, layer), subject)  # noqa: E731

@@ -235,7 +235,8 @@ def prepare(
         )
         return inner.run(report=False)
 
-    return Work(plan, lambda _report: augmented(plan, copies, again))
+    scored = drawn.kind.gradient or drawn.kind.passes != "none"
+    return Work(plan, lambda _report: augmented(plan, copies, again, scored=scored))
 
 
 def prepare_guided(
@@ -428,9 +429,12 @@ def _fused(plan: Plan, works: Sequence[Work], fuse: Fuse) -> Work:
     return Work(plan, make, wanted)
 
 
-def augmented(plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution]) -> Attribution:
-    """Return the mean of the maps of an image's copies, each scaled to [0, 1] and taken back."""
-    plan.fix_target()
+def augmented(
+    plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution], *, scored: bool = True
+) -> Attribution:
+    """Return the mean of the maps of an image's copies, each scaled to [0, 1] and taken back; `scored`: of a score."""
+    if scored:
+        plan.fix_target()
     number, kept = len(copies), list[Attribution]()
     size = (plan.images, 1, *plan.inputs.shape[2:])
     mean = torch.zeros(size, dtype=plan.accumulator_dtype, device=plan.device)

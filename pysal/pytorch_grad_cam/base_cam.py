@@ -144,7 +144,7 @@ class BaseCAM:
             transforms = self.tta_transforms
             pairs: Any = True if transforms is None else [(one.augment_image, one.deaugment_mask) for one in transforms]
         found = self._attribution(plan, targets, augment=pairs if aug_smooth else False, eigen_smooth=eigen_smooth)
-        self._outputs = plan.clean().table
+        self._outputs = None if plan.known is None else plan.known.table
         maps = found.map if aug_smooth else unit(found.map.to(torch.promote_types(found.map.dtype, torch.float32)))
         answer: Maps = maps[:, 0].float().cpu().numpy()
         return answer

@@ -155,6 +155,52 @@ def test_a_list_of_a_program_of_ones_own() -> None:
         assert 0 <= float(found.min()) <= float(found.max()) == pytest.approx(1, abs=1e-6)
 
 
+class Detector(nn.Module):
+    """Answers with what no class is told from: boxes, scales, names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = seeded(ResNet)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return [{"boxes": torch.zeros(3, 4), "names": ["a"] * 3} for _ in images], (self.net(images).abs(),), None
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "KPCA_CAM", "FEM"])
+def test_a_map_without_a_score_of_a_detector(name: str) -> None:
+    library = importlib.import_module("pysal.pytorch_grad_cam")
+    net, detector, images = seeded(ResNet), Detector(), pictures(2)
+    cam = getattr(library, name)(detector, [detector.net.layer2])
+    expected = getattr(library, name)(net, [net.layer2])(images, None)
+    np.testing.assert_array_equal(cam(images, None), expected)
+    assert len(cam.outputs[0]) == 2
+
+
+def test_similarity_to_an_embedding() -> None:
+    # the peer's tutorial of embeddings: the target compares the output with that of another picture
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = seeded(ResNet, 1)
+            self.net.fc = nn.Identity()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.net(images)
+
+    class Similarity:
+        def __init__(self, features: torch.Tensor) -> None:
+            self.features = features
+
+        def __call__(self, output: torch.Tensor) -> torch.Tensor:
+            return nn.CosineSimilarity(dim=0)(output, self.features)
+
+    model, images = Embedding().eval(), pictures(3)
+    targets = [Similarity(model(images[2:])[0].detach())] * 2
+    mine = importlib.import_module("pysal.pytorch_grad_cam")
+    found = [library.GradCAM(model, [model.net.layer2])(images[:2], targets) for library in (peer, mine)]
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5)
+
+
 def test_data_parallel_and_wrapped_models() -> None:
     class Logits(nn.Module):
         """As around a model of transformers, whose answer is an object."""

@@ -65,6 +65,12 @@ class Plan(Passes):
         return clean
 
     @property
+    def known(self) -> Clean | None:
+        """What the model says of the unchanged images, where a pass over them has been made."""
+        found: Clean | None = self._shared.get("clean")
+        return found
+
+    @property
     def output(self) -> Output | None:
         """What the model's output is taken for, from all unchanged images; None where the target is a callable."""
         table = self.root.clean().table
