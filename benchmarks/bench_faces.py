@@ -1,4 +1,4 @@
-"""Each class of pysal.captum, pysal.pair and, in part, pysal.pytorch_grad_cam against the class it stands in for: the same program with another import."""
+"""Each class of the faces (of pytorch_grad_cam, some) against the class it stands in for: the same program, another import."""
 
 import importlib
 from collections.abc import Callable

@@ -70,8 +70,8 @@ def prepare(plan: Plan, *, eigen_smooth: bool, augment: Augment) -> Work:
         NotApplicable: no layer has a bias.
 
     Source:
-        Srinivas and Fleuret 2019, arXiv:1905.00780, equation 9. Each channel is scaled and enlarged by itself, as pytorch-grad-cam
-        has it: of a bias it matters only whether it is 0. The authors' own code scales the channels of a layer together.
+        Srinivas and Fleuret 2019, arXiv:1905.00780, equation 9. Each channel is scaled and enlarged by itself, as in
+        pytorch-grad-cam: of a bias it matters only whether it is 0. The authors' own code scales a layer's channels together.
     """
     copies = copies_of(plan.where, augment)
     if copies:
