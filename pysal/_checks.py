@@ -1,5 +1,6 @@
 """The one way bad input is refused: one sentence that names the argument, the requirement and the value."""
 
+import math
 import os
 import sys
 import warnings
@@ -152,6 +153,12 @@ def check_same_device(where: str, argument: str, value: Tensor, other: str, devi
     """
     if value.device != device:
         refuse(where, argument, f"be on the device of {other}, {device}", value.device)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Say whether every value of a tensor with values is finite."""
+    # a finite sum has no other terms; another one may have overflowed
+    return math.isfinite(tensor.sum()) or bool(finite_rows(tensor).all())
 
 
 def finite_rows(tensor: Tensor) -> Tensor:

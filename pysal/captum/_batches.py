@@ -32,9 +32,12 @@ Inputs = tuple[Tensor, ...]
 def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequence[Any]) -> Any:
     """Return the forward function's output in the arithmetic of all methods here; a function of no arguments gets none."""
     with precision_mode("as set", inputs[0].device, backward=False):
-        if not isinstance(forward, (nn.Module, PreparedModel)) and not inspect.signature(forward).parameters:
-            return forward()
-        return forward(*inputs, *further)
+        return forward(*inputs, *further) if takes_inputs(forward) else forward()
+
+
+def takes_inputs(forward: Callable[..., Any]) -> bool:
+    """Say whether a forward function has any arguments; one without is called with none."""
+    return isinstance(forward, (nn.Module, PreparedModel)) or bool(inspect.signature(forward).parameters)
 
 
 def is_training(forward: object) -> bool:

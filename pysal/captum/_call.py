@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pysal._checks import FLOATING, INTEGER, finite_rows, refuse
-from pysal.captum._batches import call, copies_per_pass, independent
+from pysal._checks import FLOATING, INTEGER, all_finite, refuse
+from pysal.captum._batches import call, copies_per_pass, independent, takes_inputs
 from pysal.engine.model.not_applicable import NotDifferentiable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import PerImage, Shared
@@ -328,7 +328,7 @@ class Call:
         """Return the plan of this call: each batch in one pass, but for a prepared model, whose rows are independent."""
         images = self.pack(self.inputs).detach()
         prepared = self.prepared and not self.whole
-        finite = not prepared or bool(finite_rows(images).all())
+        finite = not prepared or all_finite(images)
         running = Running(
             score="logit",
             extra_inputs=[self._with_rows(one) for one in self.further],
@@ -426,6 +426,8 @@ class Call:
         fixed = getattr(forward, "rows_per_pass", None)
 
         def model_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+            asked = takes_inputs(forward)
+
             def model(images: Tensor, *further: Any) -> Any:
                 if len(images) % self.examples and fixed is None and not self._may_split():
                     raise RuntimeError(
@@ -435,7 +437,10 @@ class Call:
                 inputs = self.unpack(images)
                 if self.copies == 1 and len(images) == self.examples and not self.as_is:
                     inputs = tuple(laid_out(one, given) for one, given in zip(inputs, self.inputs, strict=True))
-                return call(forward, tuple(one[0] for one in inputs) if self.together else inputs, further)
+                if not asked:
+                    return forward()
+                # the plan has set the arithmetic
+                return forward(*(tuple(one[0] for one in inputs) if self.together else inputs), *further)
 
             model.__wrapped__ = forward  # type: ignore[attr-defined]  # as functools.wraps says it
             return model

@@ -1,7 +1,6 @@
 """Passes of a model over rows of a request's images: their size, arithmetic and company, and what is refused on the way."""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
+from pysal.engine.model.model_state import parts
 from pysal.engine.model.not_applicable import NotApplicable, differentiating
 from pysal.engine.request.independence import (
     MANY_ROWS,
@@ -96,11 +96,12 @@ class Passes(Request):
         model = self.layered_model
         if not isinstance(model, nn.Module) or "may be differentiated" in self.root._shared:
             return
-        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-            if tensor.is_inference():
+        held = ((prefix, kind) for prefix, module in parts(model) for kind in (module._parameters, module._buffers))
+        for prefix, name, tensor in ((prefix, name, tensor) for prefix, kind in held for name, tensor in kind.items()):
+            if tensor is not None and tensor.is_inference():
                 raise NotApplicable(
                     f"{self.where}: model must be made outside torch.inference_mode, whose tensors have no gradients, "
-                    f"got {name!r}; leave_one_out explains such a model"
+                    f"got {prefix + name!r}; leave_one_out explains such a model"
                 )
         self.root._shared["may be differentiated"] = True
 
@@ -285,8 +286,8 @@ class _Modes(precision_mode):
         super().__init__(precision, device, backward=backward)
         self.without_cudnn = without_cudnn
 
-    def __enter__(self) -> None:
-        super().__enter__()
+    def set(self) -> None:
+        super().set()
         leave_inference_mode()
         torch._C._set_grad_enabled(self.backward)
         if self.backward:

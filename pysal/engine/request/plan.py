@@ -240,7 +240,6 @@ class Plan(Passes):
             self._sweep_images(missing, required=True)
         return [made[self.score.kind, one] for one in wanted]
 
-    @restoring
     def _sweep_images(self, wanted: Sequence[Sweep], *, required: bool) -> None:
         """Make sweeps over the unchanged images, which also tell the clean scores; what is not required may be left out."""
         found: dict[int, Swept] = {}
@@ -255,19 +254,31 @@ class Plan(Passes):
         parts = list(found.values())
         self.score.close()
         made = self._shared.setdefault("sweeps", {})
-        with without_autocast(self.device.type):  # which does not join tensors of every dtype
-            for one in wanted:
-                if all(one in part.found for part in parts):
-                    pieces = zip(*(part.found[one] for part in parts), strict=True)
-                    # a gradient of the images is nobody else's, and of one pass it is whole
-                    own = one.layer is None and len(parts) == 1
-                    made[self.score.kind, one] = tuple(some[0] if own else torch.cat(some) for some in pieces)
-            if "clean" not in self._shared:
-                tables = [part.table for part in parts if part.table is not None]
-                self._shared["clean"] = _joined(tables, [part.scores for part in parts])
-                self._shared["swept"] = True
+        for one in wanted:
+            if all(one in part.found for part in parts):
+                pieces = zip(*(part.found[one] for part in parts), strict=True)
+                # a gradient of the images is nobody else's, and of one pass it is whole
+                own = one.layer is None and len(parts) == 1
+                made[self.score.kind, one] = tuple(some[0] if own else _cat(some) for some in pieces)
+        if "clean" not in self._shared:
+            tables = [part.table for part in parts if part.table is not None]
+            self._shared["clean"] = _joined(tables, [part.scores for part in parts])
+            self._shared["swept"] = True
 
 
 def _joined(tables: list[Tensor], scores: list[Tensor]) -> Clean:
     """Return what the model says of the unchanged images, whose parts were run one after the other."""
-    return Clean(torch.cat(tables), None) if tables else Clean(None, torch.cat(scores))
+    return Clean(_cat(tables), None) if tables else Clean(None, _cat(scores))
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors one after the other in a new one; autocast does not join those of every dtype."""
+    if len(parts) == 1:
+        return parts[0].clone()
+    return _cat_anew(parts) if torch.is_autocast_enabled(parts[0].device.type) else torch.cat(list(parts))
+
+
+@restoring
+def _cat_anew(parts: Sequence[Tensor]) -> Tensor:
+    with without_autocast(parts[0].device.type):
+        return torch.cat(list(parts))

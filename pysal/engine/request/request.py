@@ -6,7 +6,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import FLOATING, check_dense, check_tensor, finite_rows, refuse
+from pysal._checks import FLOATING, all_finite, check_dense, check_tensor, finite_rows, refuse
 from pysal.engine.model.class_names import names_of
 from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
 from pysal.engine.request.extra_inputs import ExtraArguments, ordinary
@@ -164,9 +164,9 @@ def _checked_inputs(where: str, inputs: object, *, finite: bool) -> Tensor:
     if tensor.shape[1] == 0 or tensor.shape[2] * tensor.shape[3] < 2:
         refuse(where, "inputs", "be images of more than one pixel", f"shape {tuple(tensor.shape)}")
     if finite:
-        rows = finite_rows(tensor)
-        if not bool(rows.all()):
-            refuse(where, "inputs", "be finite", f"NaN or infinity in image {int(rows.long().argmin())}")
+        if not all_finite(tensor):
+            image = int(finite_rows(tensor).long().argmin())
+            refuse(where, "inputs", "be finite", f"NaN or infinity in image {image}")
     return outside_inference(lambda: ordinary(tensor.detach()))
 
 

@@ -89,14 +89,16 @@ class Score:
         self.find = Finder(where, names)
         self.function = function_of(where, target, images)
         self._open = [target is None]  # shared by all names of this target
-        classes: tuple[list[int], list[int] | None] = [-1] * images, None
+        classes: tuple[list[int], list[int] | None] | None = None
         if not self.open and self.function is None:
             classes = classes_of(where, target, images, self.find)
-        self._largest = max(max(classes[0]), max(classes[1] or [-1]))
+        self._largest = -1 if classes is None else max(max(classes[0]), max(classes[1] or [-1]))
         self._rows_looked_at = [0]  # likewise
         made = functools.partial(torch.tensor, dtype=torch.int64, device=device)
-        self.index: Tensor = outside_inference(lambda: made(classes[0]))
-        self.minus: Tensor | None = None if classes[1] is None else outside_inference(lambda: made(classes[1]))
+        unknown = functools.partial(torch.full, (images,), -1, dtype=torch.int64, device=device)
+        index, minus = classes or (None, None)
+        self.index: Tensor = outside_inference(lambda: unknown() if index is None else made(index))
+        self.minus: Tensor | None = None if minus is None else outside_inference(lambda: made(minus))
 
     @property
     def open(self) -> bool:

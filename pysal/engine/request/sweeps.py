@@ -91,12 +91,12 @@ def _sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], r
     on_tape = [one for one in first_order if program is not None and (one.layer is None or one.layer in places)]
     with_autograd = [one for one in wanted if one not in on_tape]
     results: list[Swept] = []
-    with plan.modes(grad=True):
-        if on_tape:
-            assert program is not None
-            results.append(_on_tape(plan, program, batch, rows, on_tape, places, required))
-        if with_autograd:
-            results.append(_with_autograd(plan, batch, rows, with_autograd, required))
+    plan.modes(grad=True).set()  # until `sweep` ends
+    if on_tape:
+        assert program is not None
+        results.append(_on_tape(plan, program, batch, rows, on_tape, places, required))
+    if with_autograd:
+        results.append(_with_autograd(plan, batch, rows, with_autograd, required))
     found = {one: result for part in results for one, result in part.found.items()}
     return Swept(results[0].table, results[0].scores, found)
 

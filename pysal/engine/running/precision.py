@@ -34,6 +34,10 @@ class precision_mode(Restored):
     def __enter__(self) -> None:
         """Note what was, and set what is asked for."""
         super().__enter__()
+        self.set()
+
+    def set(self) -> None:
+        """Set what is asked for, in a `restoring` function that ends where the block would."""
         if self.device.type == "cuda":
             allow_tf32(KEPT if self.precision == "as set" else self.precision in ("tf32", "mixed"))
         if self.precision == "bf16":

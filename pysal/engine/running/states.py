@@ -3,7 +3,7 @@
 Python raises a KeyboardInterrupt, or an exception that another thread sends, wherever it begins a function or comes back from
 one: so also on the first step into a context's `__exit__`, which then undoes nothing, and a context manager made of a generator
 is finished later, whenever the traceback is let go. Here no state hangs on one call. What was is noted before anything changes,
-and is put back by value, twice: the second time does what an interrupt kept the first from doing, else nothing.
+and is put back by value; where an interrupt keeps that from being done, it is done again.
 """
 
 import functools
@@ -24,12 +24,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
-# what torch notes beside the stack of dispatch modes
-_DISPATCH_FLAGS = (
-    "_is_in_torch_dispatch_mode",
-    "_is_in_non_infra_torch_dispatch_mode",
-    "_is_in_any_mode_without_ignore_compile_internals",
-)
+# what torch notes beside the stack of dispatch modes, and what reads all of it
+_DISPATCH_FLAGS = [
+    name
+    for name in (
+        "_is_in_torch_dispatch_mode",
+        "_is_in_non_infra_torch_dispatch_mode",
+        "_is_in_any_mode_without_ignore_compile_internals",
+    )
+    if hasattr(_python_dispatch, name)
+]
+_flags = operator.attrgetter(*_DISPATCH_FLAGS, "__name__", "__name__")  # of two names or more it returns a tuple
 _variables: list[ContextVar[Any]] = []
 
 
@@ -60,53 +65,49 @@ class State:
     """
 
     def __init__(self) -> None:
-        _drop_dispatch_modes(lambda mode: not mode.open)  # which an earlier call could not take away
-        self._undoings = len(_undoings.held)
-        self._modes = [mode for mode in _get_current_function_mode_stack() if not _is_over(mode)]
+        self._modes: list[Any] = []
         self._dispatch_modes = torch._C._len_torch_dispatch_stack()
-        self._dispatch_flags = [getattr(_python_dispatch, name, False) for name in _DISPATCH_FLAGS]
-        self.grad = torch.is_grad_enabled()
-        self._autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _AUTOCAST_DEVICES]
-        self._cache, self._nesting = torch.is_autocast_cache_enabled(), _autocast_nesting()
-        self._optimise = torch._C._get_graph_executor_optimize()
-        self._threads = torch.get_num_threads()
-        self._values = [variable.get() for variable in _variables]
+        if self._dispatch_modes:
+            _drop_dispatch_modes(lambda mode: not mode.open)  # which an earlier call could not take away
+            self._dispatch_modes = torch._C._len_torch_dispatch_stack()
+        self._undoings = len(_undoings.held)
+        self._dispatch_flags = _flags(_python_dispatch)
+        self._settings = _settings()
+        self.grad = self._settings[0]
+        self._values = [*map(ContextVar.get, _variables)]
         self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
-        self._put_back_modes()
+        if torch._C._len_torch_function_stack():
+            self._modes = [mode for mode in _get_current_function_mode_stack() if not _is_over(mode)]
+            self._put_back_modes()
 
     def restore(self) -> None:
         """Put the state back."""
-        for undo in reversed(_undoings.held[self._undoings :]):
-            undo()
-        del _undoings.held[self._undoings :]
+        if len(_undoings.held) > self._undoings:
+            for undo in reversed(_undoings.held[self._undoings :]):
+                undo()
+            del _undoings.held[self._undoings :]
         self._put_back_modes()
-        if torch.is_grad_enabled() != self.grad:
-            torch._C._set_grad_enabled(self.grad)
-        for kind, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self._autocast, strict=True):
-            if torch.is_autocast_enabled(kind) != enabled:
-                torch.set_autocast_enabled(kind, enabled)
-            if torch.get_autocast_dtype(kind) != dtype:
-                torch.set_autocast_dtype(kind, dtype)
-        if torch.is_autocast_cache_enabled() != self._cache:
-            torch.set_autocast_cache_enabled(self._cache)
-        if _autocast_nesting() != self._nesting:
-            if self._nesting == 0:
-                torch.clear_autocast_cache()
-            while _autocast_nesting() > self._nesting:
-                torch.autocast_decrement_nesting()
-            while _autocast_nesting() < self._nesting:
-                torch.autocast_increment_nesting()
-        if torch._C._get_graph_executor_optimize() != self._optimise:
-            torch._C._set_graph_executor_optimize(self._optimise)
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        for variable, value in zip(_variables, self._values, strict=True):
-            if variable.get() is not value:
-                variable.set(value)
+        settings = (self.grad, *self._settings[1:])  # which whoever holds the state may want to be another
+        if _settings() != settings:
+            _set(settings)
+        if not all(map(operator.is_, map(ContextVar.get, _variables), self._values)):
+            for variable, value in zip(_variables, self._values, strict=True):
+                if variable.get() is not value:
+                    variable.set(value)
         if self._stream is not None and torch.cuda.current_stream() != self._stream:
             torch.cuda.set_stream(self._stream)
 
     def _put_back_modes(self) -> None:
+        if torch._C._len_torch_function_stack():
+            self._put_back_function_modes()
+        if torch._C._len_torch_dispatch_stack() > self._dispatch_modes:
+            _drop_dispatch_modes(lambda _: torch._C._len_torch_dispatch_stack() > self._dispatch_modes)
+        if _flags(_python_dispatch) != self._dispatch_flags and torch._C._len_torch_dispatch_stack() == self._dispatch_modes:
+            for name, value in zip(_DISPATCH_FLAGS, self._dispatch_flags, strict=False):
+                if getattr(_python_dispatch, name) != value:
+                    setattr(_python_dispatch, name, value)
+
+    def _put_back_function_modes(self) -> None:
         modes = _get_current_function_mode_stack()
         right = [mode for mode in modes if mode in self._modes or not isinstance(mode, FunctionMode)]
         if len(right) < len(modes):
@@ -117,11 +118,45 @@ class State:
             pushes = [functools.partial(torch._C._push_on_torch_function_stack, mode) for mode in right]
             steps: list[Callable[[], object]] = [*pops, *pushes]
             deque(map(operator.call, steps), maxlen=0)  # without a moment between: an interrupt must not lose others' modes
-        _drop_dispatch_modes(lambda _: torch._C._len_torch_dispatch_stack() > self._dispatch_modes)
-        if torch._C._len_torch_dispatch_stack() == self._dispatch_modes:
-            for name, value in zip(_DISPATCH_FLAGS, self._dispatch_flags, strict=True):
-                if getattr(_python_dispatch, name, value) != value:
-                    setattr(_python_dispatch, name, value)
+
+
+def _settings() -> tuple[Any, ...]:
+    """Return what autograd, autocast and TorchScript are set to, and the number of threads."""
+    return (
+        torch.is_grad_enabled(),
+        *map(torch.is_autocast_enabled, _AUTOCAST_DEVICES),
+        *map(torch.get_autocast_dtype, _AUTOCAST_DEVICES),
+        torch.is_autocast_cache_enabled(),
+        _autocast_nesting(),
+        torch._C._get_graph_executor_optimize(),
+        torch.get_num_threads(),
+    )
+
+
+def _set(settings: tuple[Any, ...]) -> None:
+    """Set what `_settings` returned, where it is not so."""
+    grad, *autocast, cache, nesting, optimise, threads = settings
+    if torch.is_grad_enabled() != grad:
+        torch._C._set_grad_enabled(grad)
+    count = len(_AUTOCAST_DEVICES)
+    for kind, enabled, dtype in zip(_AUTOCAST_DEVICES, autocast[:count], autocast[count:], strict=True):
+        if torch.is_autocast_enabled(kind) != enabled:
+            torch.set_autocast_enabled(kind, enabled)
+        if torch.get_autocast_dtype(kind) != dtype:
+            torch.set_autocast_dtype(kind, dtype)
+    if torch.is_autocast_cache_enabled() != cache:
+        torch.set_autocast_cache_enabled(cache)
+    if _autocast_nesting() != nesting:
+        if nesting == 0:
+            torch.clear_autocast_cache()
+        while _autocast_nesting() > nesting:
+            torch.autocast_decrement_nesting()
+        while _autocast_nesting() < nesting:
+            torch.autocast_increment_nesting()
+    if torch._C._get_graph_executor_optimize() != optimise:
+        torch._C._set_graph_executor_optimize(optimise)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def keep_random_numbers(*devices: torch.device) -> None:
@@ -147,8 +182,9 @@ def restoring(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             try:
                 before.restore()
-            finally:
+            except BaseException:
                 before.restore()
+                raise
 
     return run
 
@@ -193,9 +229,13 @@ def leave_inference_mode() -> None:
         guards.extend(map(torch._C._InferenceMode, (False,)))  # it holds from the moment it is made: no step may lie between
 
 
-@restoring
 def outside_inference(make: Callable[[], R]) -> R:
     """Return what a function makes outside of torch.inference_mode, whose tensors could not be differentiated later."""
+    return _left_inference(make) if torch.is_inference_mode_enabled() else make()
+
+
+@restoring
+def _left_inference(make: Callable[[], R]) -> R:
     leave_inference_mode()
     return make()
 
