@@ -158,7 +158,7 @@ def check_same_device(where: str, argument: str, value: Tensor, other: str, devi
 def all_finite(tensor: Tensor) -> bool:
     """Say whether every value of a tensor with values is finite."""
     # a finite sum has no other terms; another one may have overflowed
-    return math.isfinite(tensor.sum()) or bool(finite_rows(tensor).all())
+    return math.isfinite(tensor.detach().sum()) or bool(finite_rows(tensor).all())
 
 
 def finite_rows(tensor: Tensor) -> Tensor:

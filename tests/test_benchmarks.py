@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pysal
-from benchmarks import bench_faces, bench_methods, by_hand, common, networks, tables
+from benchmarks import bench_calls, bench_faces, bench_methods, by_hand, common, networks, tables
 from benchmarks.bench_ops import CASES, Case
 from pysal import _library
 
@@ -160,3 +160,14 @@ def test_every_face_gives_the_map_it_is_timed_for(name: str, small_subject: benc
         found = candidate.run()
         assert found.shape == expected.shape
         assert (comparison.distance or bench_methods.relative)(found, expected) <= comparison.bound
+
+
+@pytest.mark.parametrize("call", bench_calls.CALLS)
+@pytest.mark.parametrize("network", ["LeNet, 1 digit"])
+@pytest.mark.filterwarnings("ignore")  # captum's
+def test_calls_on_small_inputs_answer_as_captum_does(call: str, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_calls, "ROUNDS", 1)
+    row = bench_calls.measured(network, call)
+    # of a path of 50 steps or 10 samples, each of which has a hundred roundings at most
+    assert row.difference <= 100 * torch.finfo(torch.float32).eps
+    assert row.captum_over_pysal > 0

@@ -236,8 +236,8 @@ def test_threads_of_one_arithmetic_run_side_by_side() -> None:
 
 def test_the_faces_keep_the_callers_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    enter = precision_mode.__enter__
-    monkeypatch.setattr(precision_mode, "__enter__", lambda mode: (asked.append(mode.precision), enter(mode))[1])
+    apply = precision_mode.set
+    monkeypatch.setattr(precision_mode, "set", lambda mode: (asked.append(mode.precision), apply(mode))[1])
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
     Saliency(model).attribute(images(1, 3, 2, 2, dtype=torch.float32), target=0)
     assert set(asked) == {"as set"}

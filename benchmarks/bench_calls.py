@@ -1,0 +1,124 @@
+"""What a call costs beside the network's passes: small inputs, captum's classes and ours under the same program, in turns.
+
+`python -m benchmarks.bench_calls --results FOLDER` prints a table and writes calls--<device>.json. A ratio is captum's time
+divided by ours, of the least of each; every answer is held against captum's first.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from captum import attr
+from torch import Tensor, nn
+
+import pysal.captum
+from benchmarks import common
+
+ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class CallRow:
+    """One call of one class on one small input, as it is written to the results."""
+
+    network: str
+    call: str
+    rounds: int
+    captum_us: float
+    pysal_us: float
+    captum_over_pysal: float
+    difference: float
+
+
+class LastOutput(nn.Module):
+    """Classifies a sequence by the last output of an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 3)
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        return self.head(self.cells(sequences)[0][:, -1])
+
+
+def table() -> tuple[nn.Module, Tensor]:
+    """A network of three linear layers and 150 rows of four numbers."""
+    layers = [nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers), torch.rand(150, 4)
+
+
+def digits(number: int) -> tuple[nn.Module, Tensor]:
+    """LeNet and some digits."""
+    convolutions = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    linear = [nn.Flatten(), nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    return nn.Sequential(*convolutions, *linear), torch.rand(number, 1, 28, 28)
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "three linear layers, 150 rows": table,
+    "LeNet, 1 digit": lambda: digits(1),
+    "LeNet, 24 digits": lambda: digits(24),
+    "LSTM, 16 sequences": lambda: (LastOutput(), torch.rand(16, 12, 8)),
+}
+CALLS: dict[str, Callable[[ModuleType, nn.Module, Tensor], Any]] = {
+    "Saliency": lambda faces, model, inputs: faces.Saliency(model).attribute(inputs, target=1),
+    "IntegratedGradients": lambda faces, model, inputs: faces.IntegratedGradients(model).attribute(inputs, target=1),
+    "NoiseTunnel": lambda faces, model, inputs: noise_tunnel(faces, model, inputs),
+    "LayerGradCam": lambda faces, model, inputs: faces.LayerGradCam(model, model[3]).attribute(inputs, target=1),  # type: ignore[index]
+}
+
+
+def noise_tunnel(faces: ModuleType, model: nn.Module, inputs: Tensor) -> Tensor:
+    """SmoothGrad of 10 samples, with captum's noise."""
+    torch.manual_seed(0)
+    more = {} if faces is attr else {"rng": "captum"}
+    tunnel = faces.NoiseTunnel(faces.Saliency(model), **more)
+    result: Tensor = tunnel.attribute(inputs, target=1, nt_samples=10)
+    return result
+
+
+def measured(network: str, call: str) -> CallRow:
+    """Check one call against captum's, then time both in turns."""
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[network]()
+    model.eval()
+    run = CALLS[call]
+    theirs, ours = (run(faces, model, inputs).detach() for faces in (attr, pysal.captum))
+    difference = float((theirs - ours).abs().max() / theirs.abs().max())
+    seconds: dict[str, list[float]] = {"captum": [], "pysal": []}
+    for _ in range(ROUNDS):
+        for name, faces in (("captum", attr), ("pysal", pysal.captum)):
+            seconds[name].append(common.seconds_of(lambda faces=faces: run(faces, model, inputs), collect=False))  # type: ignore[misc]
+    captum, own = (min(some) for some in seconds.values())
+    return CallRow(network, call, ROUNDS, round(1e6 * captum, 1), round(1e6 * own, 1), round(captum / own, 3), difference)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, help="folder for the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    print(f"{'network':30} {'call':20} {'captum us':>10} {'pysal us':>10} {'ratio':>6} {'differs':>8}")
+    for network in NETWORKS:
+        for call in CALLS:
+            if call != "LayerGradCam" or network.startswith("LeNet"):
+                rows.append(measured(network, call))
+                one = rows[-1]
+                numbers = f"{one.captum_us:10.0f} {one.pysal_us:10.0f} {one.captum_over_pysal:6.2f} {one.difference:8.1e}"
+                print(f"{one.network:30} {one.call:20} {numbers}", flush=True)
+    if options.results is not None:
+        cpu = torch.device("cpu")
+        options.results.mkdir(parents=True, exist_ok=True)
+        content = {"metadata": common.metadata(cpu, 0.0), "rows": [asdict(row) for row in rows]}
+        path = options.results / f"calls--{common.device_name(cpu)}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
