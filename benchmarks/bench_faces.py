@@ -68,7 +68,7 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
         f"pytorch_grad_cam.{name}": lambda faces, model, s, name=name: torch.from_numpy(
             getattr(faces, name)(model, [s.layer])(s.image, [lambda output: output[s.target]])
         )[:, None]
-        for name in ("GradCAM", "HiResCAM", "LayerCAM", "EigenCAM", "EigenGradCAM", "FullGrad")
+        for name in ("GradCAM", "XGradCAM", "LayerCAM", "EigenCAM", "EigenGradCAM")
     },
     "pair.GradCam": lambda faces, model, s: as_map(
         faces.GradCam().GetMask(last_channels(s.image)[0], model, should_resize=False, three_dims=False)[..., None]
