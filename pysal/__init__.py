@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pysal.methods.integrated_gradients import integrated_gradients
     from pysal.methods.leave_one_out import leave_one_out
     from pysal.methods.smooth_grad import smooth_grad
+    from pysal.methods.xrai import xrai
     from pysal.models import Normalized, read_image, read_images
     from pysal.ops import build_info
     from pysal.segments import Grid, Slic, Window
@@ -65,6 +66,7 @@ _HOMES = {
     "read_image": ".models",
     "read_images": ".models",
     "smooth_grad": ".methods.smooth_grad",
+    "xrai": ".methods.xrai",
 }
 _MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "pytorch_grad_cam", "segments", "viz")
 
@@ -110,6 +112,7 @@ __all__ = [
     "segments",
     "smooth_grad",
     "viz",
+    "xrai",
 ]
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pysal.pair.occlusion import Occlusion
     from pysal.pair.source import TorchModel, torch_model
     from pysal.pair.visualization import VisualizeImageDiverging, VisualizeImageGrayscale
+    from pysal.pair.xrai import XRAI, XRAIOutput, XRAIParameters
 
 _HOMES = {
     "BlurIG": "blur_ig",
@@ -44,12 +45,25 @@ _HOMES = {
     "TorchModel": "source",
     "VisualizeImageDiverging": "visualization",
     "VisualizeImageGrayscale": "visualization",
+    "XRAI": "xrai",
+    "XRAIOutput": "xrai",
+    "XRAIParameters": "xrai",
     "gaussian_blur": "blur_ig",
     "guided_ig_impl": "guided_ig",
     "torch_model": "source",
 }
 # PAIR's modules, which its programs reach by name without having imported them: `saliency.base.INPUT_OUTPUT_GRADIENTS`.
-_MODULES = ("base", "blur_ig", "grad_cam", "gradients", "guided_ig", "integrated_gradients", "occlusion", "visualization")
+_MODULES = (
+    "base",
+    "blur_ig",
+    "grad_cam",
+    "gradients",
+    "guided_ig",
+    "integrated_gradients",
+    "occlusion",
+    "visualization",
+    "xrai",
+)
 
 __all__ = [
     "CONVOLUTION_LAYER_VALUES",
@@ -57,6 +71,7 @@ __all__ = [
     "INPUT_OUTPUT_GRADIENTS",
     "OUTPUT_LAYER_VALUES",
     "SHAPE_ERROR_MESSAGE",
+    "XRAI",
     "BlurIG",
     "CoreSaliency",
     "GradCam",
@@ -67,6 +82,8 @@ __all__ = [
     "TorchModel",
     "VisualizeImageDiverging",
     "VisualizeImageGrayscale",
+    "XRAIOutput",
+    "XRAIParameters",
     "gaussian_blur",
     "guided_ig_impl",
     "torch_model",

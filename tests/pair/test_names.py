@@ -17,8 +17,7 @@ OF_OTHERS = {
     "EPSILON", "absolute_import", "dilation", "disk", "division", "l1_distance", "logging", "math", "ndimage", "np",
     "print_function", "resize", "segmentation", "translate_alpha_to_x", "translate_x_to_alpha",
 }  # fmt: skip
-LEFT_OUT = {"XRAI", "XRAIOutput", "XRAIParameters", "xrai"}
-NAMES = [name for name in dir(theirs) if not name.startswith("_") and name not in OF_OTHERS | LEFT_OUT]
+NAMES = [name for name in dir(theirs) if not name.startswith("_") and name not in OF_OTHERS]
 RANDOM = np.random.default_rng(0)
 
 
