@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
-from skimage.morphology import dilation, disk
+from skimage import morphology, transform
 from skimage.segmentation import felzenszwalb
-from skimage.transform import resize
 from torch import Tensor
 
 from pysal import segments as cutting
@@ -35,6 +34,8 @@ ALGORITHMS = ("full", "fast")
 # The authors' segments: of the image in [-1, 1] at 224 x 224 pixels, each widened over its edges in pixels of the image itself.
 SCALES = (50, 100, 150, 250, 500, 1200)
 SIZE, SIGMA, LEAST_SEGMENT, WIDENED = (224, 224), 0.8, 150, 5
+_DISK: Array = morphology.disk(WIDENED)  # type: ignore[no-untyped-call]
+_resized: Callable[..., Array] = transform.resize
 # Sums over pixels that are added up in another order differ by less than this share of the largest value.
 NEAR = 1e-5
 
@@ -155,13 +156,15 @@ def regions(image: Array) -> Mask:
     """Return the authors' regions of an image (H, W, C), masks (S, H, W)."""
     low, high = image.min(), image.max()
     scaled = (image - low) / (high - low) * 2.0 - 1.0 if high > low else np.zeros(image.shape)
-    small = resize(scaled, SIZE, order=3, mode="constant", preserve_range=True, anti_aliasing=True)
+    small = _resized(scaled, SIZE, order=3, mode="constant", preserve_range=True, anti_aliasing=True)
     masks: list[Mask] = []
     for scale in SCALES:
         with warnings.catch_warnings():  # of more than three channels, which it takes as they are meant
             warnings.simplefilter("ignore", RuntimeWarning)
             labels = felzenszwalb(small, scale=scale, sigma=SIGMA, min_size=LEAST_SEGMENT)
-        labels = resize(labels, image.shape[:2], order=0, preserve_range=True, mode="constant", anti_aliasing=False).astype(int)
+        labels = _resized(labels, image.shape[:2], order=0, mode="constant", preserve_range=True, anti_aliasing=False).astype(
+            int
+        )
         masks += [_widened(labels == label, box) for label, box in enumerate(find_objects(labels + 1)) if box is not None]
     return np.stack(masks)
 
@@ -169,7 +172,7 @@ def regions(image: Array) -> Mask:
 def _widened(mask: Mask, box: tuple[slice, ...]) -> Mask:
     """Return a mask widened by a disk; only its box and what is near are looked at."""
     near = tuple(slice(max(0, side.start - WIDENED), side.stop + WIDENED) for side in box)
-    mask[near] = dilation(mask[near], footprint=disk(WIDENED))
+    mask[near] = morphology.dilation(mask[near], footprint=_DISK)
     return mask
 
 
@@ -189,7 +192,7 @@ def ranked(attribution: Array, masks: Mask, *, algorithm: Algorithm, area: float
     added: list[tuple[float, Mask]] = []
 
     def take(index: int) -> Mask:
-        new = regions_of[index] & free
+        new: Mask = regions_of[index] & free
         mean = flat[new].mean()
         found[new] = mean
         added.append((mean, new.reshape(attribution.shape)))
