@@ -70,7 +70,7 @@ class PreparedModel:
         self.default_layer: Choice | None = None
         self._layers: dict[Hashable, Choice] = {}
         self._incremental: Incremental | None = None
-        self._notes: list[str] = []
+        self._notes: dict[str, str] = {}  # of the report, by what they are about
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "original" not in self.__dict__:  # what copying and pickling ask for is not the model's
@@ -155,7 +155,7 @@ class PreparedModel:
 
     def report(self) -> str:
         """Return what was done to the model, and what was not, one line each."""
-        notes = list(self._notes)
+        notes = list(self._notes.values())
         if self.replays is not None:
             refused = self.replays.refused
             notes.append(
@@ -258,12 +258,12 @@ def prepare(
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
             reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision)
-            prepared._notes.append(f"runs as it is: {reason}")
+            prepared._notes["as it is"] = f"runs as it is: {reason}"
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
         prepared.rows = fixed or batch_size or _fastest_rows(prepared, example, budget)
         prepared.rows_asked = bool(fixed or batch_size)
     if prepared.rows is not None:
-        prepared._notes.append(f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest"))
+        prepared._notes["rows"] = f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest")
     return prepared
 
 
@@ -339,37 +339,40 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     matrix = sum(module.matrix is not None for module in fused)
     onednn = sum(module.onednn and module.matrix is None for module in fused)
     word = "convolution runs" if lowered == 1 else "convolutions run"
-    notes.append(f"{lowered} {word} fused, with batch norm, padding, shortcut and ReLU where they follow")
+    notes["convolutions"] = f"{lowered} {word} fused, with batch norm, padding, shortcut and ReLU where they follow"
     if onednn:
-        notes.append(f"{onednn} of them through oneDNN with weights arranged for it, channels_last")
+        notes["onednn"] = f"{onednn} of them through oneDNN with weights arranged for it, channels_last"
     if matrix:
-        notes.append(f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32")
+        notes["matrix unit"] = f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32"
     if blocks := len(program.blocks):
         word = "block runs" if blocks == 1 else "blocks run"
-        notes.append(
+        notes["blocks"] = (
             f"{blocks} inverted residual {word} in one pass over memory, what lies between their convolutions in a cache"
         )
-    notes.append("the backward pass is for the input alone and keeps one bit per ReLU element")
-    notes.append(f"output within {difference:.1e} of the model's, relative to its largest")
-    notes.append(f"gradient within {gradient_difference:.1e} of the model's, in l2")
+    notes["backward"] = "the backward pass is for the input alone and keeps one bit per ReLU element"
+    notes["output"] = f"output within {difference:.1e} of the model's, relative to its largest"
+    notes["gradient"] = f"gradient within {gradient_difference:.1e} of the model's, in l2"
     if exact is not None:
-        notes.append(f"in float64, where rounding moves no gate, gradient within {exact.apart:.1e} of the model's")
+        notes["float64"] = f"in float64, where rounding moves no gate, gradient within {exact.apart:.1e} of the model's"
     try:
         if exact is not None and exact.not_incremental is not None:
             raise NotIncremental(exact.not_incremental)
         prepared._incremental = Incremental(graph, example)
-        notes.append(f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes")
+        notes["boxes"] = (
+            f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes"
+        )
     except Exception as reason:  # of NotIncremental, or of an op that cannot be run in parts
-        notes.append(f"leave-one-out runs whole images: {first_line(reason)}")
+        notes["boxes"] = f"leave-one-out runs whole images: {first_line(reason)}"
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
-        notes.append(f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass")
+        notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
 
 
 def _keep_what_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> None:
     """Measure the prepared model against the model, and let what does not gain run as it is."""
     gains = _gains(prepared, example, budget)
-    notes = [*prepared._notes, gains.report()]
+    notes = prepared._notes
+    notes["gains"] = gains.report()
     prepared.gains = gains
     if not pays(gains.gradient):
         prepared.program = prepared.replays = None
@@ -377,10 +380,10 @@ def _keep_what_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -
         prepared._graph = None
         if not pays(gains.boxes):
             prepared._incremental = None
-            notes = [*(note for note in notes if not note.startswith("leave-one-out ")), "leave-one-out runs whole images"]
+            notes.pop("boxes", None)
+            notes["boxes"] = "leave-one-out runs whole images"
     if not prepared.fused and prepared._incremental is None:
-        prepared._state, notes = None, [gains.report()]
-    prepared._notes[:] = notes
+        prepared._state, prepared._notes = None, {"gains": gains.report()}
 
 
 def _gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> Gains:
