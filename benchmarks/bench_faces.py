@@ -68,7 +68,7 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
         f"pytorch_grad_cam.{name}": lambda faces, model, s, name=name: torch.from_numpy(
             getattr(faces, name)(model, [s.layer])(s.image, [lambda output: output[s.target]])
         )[:, None]
-        for name in ("GradCAM", "XGradCAM", "LayerCAM", "EigenCAM", "EigenGradCAM")
+        for name in ("GradCAM", "XGradCAM", "LayerCAM")
     },
     "pair.GradCam": lambda faces, model, s: as_map(
         faces.GradCam().GetMask(last_channels(s.image)[0], model, should_resize=False, three_dims=False)[..., None]
@@ -76,8 +76,6 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
 }
 # What captum gets wrong on this network (docs/migrating.md): not compared with the peer.
 APART = {"captum.GuidedBackprop", "captum.Deconvolution", "captum.GuidedGradCam"}
-# Of pytorch-grad-cam, those whose sign is LAPACK's.
-APART |= {"pytorch_grad_cam.EigenCAM", "pytorch_grad_cam.EigenGradCAM"}
 
 
 def comparison(name: str, subject: Subject) -> Comparison:
