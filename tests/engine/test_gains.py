@@ -157,3 +157,28 @@ def test_the_clock_of_one_thread_is_the_processors(monkeypatch: pytest.MonkeyPat
     took = Budget(torch.device("cpu")).seconds("gradient", lambda: ran.append(torch.ones(3).sum()))
     assert ran == [torch.tensor(3.0)]
     assert took >= 0
+
+
+@pytest.mark.parametrize("gain", [2.0, 0.5])
+def test_of_a_compiled_model_the_original_is_prepared(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    model, x = network(), torch.rand(2, 3, 16, 16)
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    fast = prepared_by(monkeypatch, compiled, gradient=1 / gain, forward=1 / gain)
+    assert not graphs  # nothing waits for a compiler
+    assert fast.fused == (gain > 1)
+    assert fast.original is (model if gain > 1 else compiled)  # what gains nothing runs as it was given
+    with torch.no_grad():
+        difference = (fast(x) - model(x)).abs().max()
+    assert difference <= 50 * torch.finfo(torch.float32).eps * (1 + model(x).abs().max())
+    assert bool(graphs) == (gain < 1)
+    found, expected = pysal.grad_cam(fast, x, 1, layer="3"), pysal.grad_cam(model, x, 1, layer="3")
+    assert (found - expected).abs().max() <= 500 * torch.finfo(torch.float32).eps * expected.abs().max()
+    found, expected = pysal.guided_backprop(fast, x, 1), pysal.guided_backprop(model, x, 1)
+    assert (found - expected).abs().max() <= 500 * torch.finfo(torch.float32).eps * expected.abs().max()
+    torch.compiler.reset()

@@ -214,7 +214,7 @@ def prepare(
     A copy or a pickle of the snapshot is prepared again.
 
     Args:
-        model: an nn.Module in eval mode.
+        model: an nn.Module in eval mode. Of one that torch.compile returned, what it was made from is prepared.
         example: (B, C, H, W), one or more images like those the methods will get. Images of another size run the original
             model.
         precision: arithmetic of the passes: "float32", "tf32", "bf16", or "mixed", which is a float32 forward pass (TF32 on a
@@ -246,6 +246,7 @@ def prepare(
         refuse_unknown(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", precision, PRECISIONS)
     leave_inference_mode()  # whose tensors could not be differentiated later
     keep_random_numbers(example.device)
+    given, model = model, getattr(model, "_orig_mod", model)  # of torch.compile, whose graphs cannot be taken apart
     with torch.enable_grad():
         budget = Budget(example.device)
         example = example[:1].detach().clone()
@@ -259,6 +260,11 @@ def prepare(
             reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision)
             prepared._notes["as it is"] = f"runs as it is: {reason}"
+        if given is not model:
+            if prepared.fused or prepared._incremental is not None:
+                prepared._notes["compiled"] = "made from what torch.compile was given, which also runs what this does not"
+            else:
+                prepared.original = given
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
         prepared.rows = fixed or batch_size or _fastest_rows(prepared, example, budget)
         prepared.rows_asked = bool(fixed or batch_size)

@@ -122,15 +122,16 @@ class Request:
     @property
     def eager_model(self) -> Model:
         """The model as Python runs it: without torch.compile, inside which activations cannot be reached."""
-        if isinstance(self.model, PreparedModel):
-            return self.model
-        eager: Model = getattr(self.model, "_orig_mod", self.model)
+        own = self.model.original if isinstance(self.model, PreparedModel) else self.model
+        eager: Model = getattr(own, "_orig_mod", self.model)
         return eager
 
     @property
     def layered_model(self) -> Model:
         """The model with its own layers: neither compiled nor prepared."""
-        return self.model.original if isinstance(self.model, PreparedModel) else self.eager_model
+        own = self.model.original if isinstance(self.model, PreparedModel) else self.model
+        layered: Model = getattr(own, "_orig_mod", own)
+        return layered
 
     def shared(self, key: object, make: Callable[[Self], Shared]) -> Shared:
         """Return `make(plan of the call's own images)`, made once however many derived plans ask for it."""
