@@ -162,9 +162,8 @@ def regions(image: Array) -> Mask:
         with warnings.catch_warnings():  # of more than three channels, which it takes as they are meant
             warnings.simplefilter("ignore", RuntimeWarning)
             labels = felzenszwalb(small, scale=scale, sigma=SIGMA, min_size=LEAST_SEGMENT)
-        labels = _resized(labels, image.shape[:2], order=0, mode="constant", preserve_range=True, anti_aliasing=False).astype(
-            int
-        )
+        labels = _resized(labels, image.shape[:2], order=0, mode="constant", preserve_range=True, anti_aliasing=False)
+        labels = labels.astype(int)
         masks += [_widened(labels == label, box) for label, box in enumerate(find_objects(labels + 1)) if box is not None]
     return np.stack(masks)
 

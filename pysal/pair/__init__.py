@@ -60,6 +60,7 @@ _MODULES = (
     "gradients",
     "guided_ig",
     "integrated_gradients",
+    "metrics",
     "occlusion",
     "visualization",
     "xrai",
