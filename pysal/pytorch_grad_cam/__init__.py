@@ -1,9 +1,8 @@
 """pytorch-grad-cam's classes over pysal: change the import, keep the program.
 
-`from pytorch_grad_cam.utils.image import show_cam_on_image` becomes `from pysal.pytorch_grad_cam.utils.image import
-show_cam_on_image`, and so with every module. Constructors, arguments, defaults, shapes and dtypes are those of grad-cam 1.5.7;
-docs/migrating.md lists where the answers differ and who is right. grad-cam need not be installed; the few names that are not
-here are its own where it is, and say so in a sentence where it is not.
+`pytorch_grad_cam.utils.image` becomes `pysal.pytorch_grad_cam.utils.image`, and so with every module. Constructors, arguments,
+defaults, shapes and dtypes are those of grad-cam 1.5.7; docs/migrating.md lists where the answers differ and who is right.
+grad-cam need not be installed; the few names that are not here are its own where it is, and say so where it is not.
 """
 
 import importlib

@@ -124,8 +124,8 @@ class BaseCAM:
     ) -> NDArray[Any]:
         """Return the map (N, h, w) that the weights of `get_cam_weights` make; subclasses may do otherwise."""
         weights = self.get_cam_weights(input_tensor, target_layer, targets, activations, grads)
-        values = torch.as_tensor(activations)
-        kind = Kind("own", where(self), lambda a, _g: torch.as_tensor(weights).to(a), total)
+        values = torch.as_tensor(activations, device="cpu")
+        kind = Kind("own", where(self), lambda a, _g: torch.as_tensor(weights, device="cpu").to(a), total)
         return made(kind, where(self), values, values, smooth=eigen_smooth, weights=None)[:, 0].numpy()
 
     def __enter__(self) -> Self:
@@ -173,7 +173,7 @@ class BaseCAM:
         def terms(activations: Tensor, gradients: Tensor) -> Tensor:
             arrays = [one.cpu().numpy() for one in (activations, gradients)]
             image = self.get_cam_image(plan.inputs, layer, targets, arrays[0], arrays[1], eigen_smooth)
-            return torch.as_tensor(image).to(activations)[:, None]
+            return torch.as_tensor(image, device="cpu").to(activations)[:, None]
 
         return Kind("own", type(self).__name__, terms, total, gradient=self.uses_gradients)
 

@@ -40,7 +40,9 @@ class NoisyLinearImputer:
         kept = mask != 0
         filled = linear_imputation(img, kept, self.weighting)
         if not bool(kept.all()):
-            filled[:, ~kept] += self.noise * torch.randn(len(img), int((~kept).sum())).to(filled)
+            filled[:, ~kept] += self.noise * torch.randn(len(img), int((~kept).sum()), dtype=torch.float32, device="cpu").to(
+                filled
+            )
         return filled
 
 

@@ -27,7 +27,7 @@ def preprocess_image(
     channels = pixels.permute(2, 0, 1)
     if channels.dtype == torch.uint8:
         channels = channels.to(torch.get_default_dtype()) / 255
-    levels = [torch.as_tensor(one, dtype=channels.dtype)[:, None, None] for one in (mean, std)]
+    levels = [torch.as_tensor(one, dtype=channels.dtype, device="cpu")[:, None, None] for one in (mean, std)]
     return ((channels - levels[0]) / levels[1])[None].contiguous()
 
 
