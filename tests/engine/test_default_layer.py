@@ -114,6 +114,43 @@ def test_of_averaged_patches_it_is_the_exact_split(layout: str) -> None:
         assert torch.equal(again.map, result.map)
 
 
+REARRANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "picked": lambda row: row[:, torch.arange(24).mul(7) % 24],
+    "backwards": lambda row: row.flip(1),
+    "rolled": lambda row: row.roll(5, 1),
+    "in units": lambda row: row.unflatten(1, (2, 2, 2, 3)).transpose(2, 3).flatten(1, 4),
+    "twice": lambda row: row.flip(1).roll(5, 1),
+    "pooled to a smaller map": lambda row: row.unflatten(1, (2, 2, 3, 2)).mean((2, 4)).flatten(1, 2),
+    "pooled by the largest": lambda row: row.unflatten(1, (2, 2, 3, 2)).amax((2, 4)).flatten(1, 2).flip(1),
+}
+
+
+@pytest.mark.parametrize("way", REARRANGED)
+def test_tokens_rearranged_between_blocks_are_put_back(way: str) -> None:
+    """Each cell's share of the score is known; where its token went is asked of the rearrangement itself."""
+    rearrange = REARRANGED[way]
+
+    class Rearranging(Layout):
+        def tokens(self, inputs: Tensor) -> Tensor:
+            row = self.blocks[0](self.patches(inputs).flatten(2).transpose(1, 2))
+            return self.blocks[1](rearrange(row))
+
+    model = seeded(Rearranging)
+    numbers = rearrange(torch.arange(24.0).view(1, 24, 1)).flatten()
+    rows, columns = CELLS if len(numbers) == 24 else (CELLS[0] // 2, CELLS[1] // 2)
+    with torch.no_grad():
+        tokens = model.tokens(INPUTS)[:, numbers.argsort()]  # type: ignore[operator]
+        share = (tokens @ model.head.weight[1]).unflatten(1, (rows, columns))[:, None] / tokens.shape[1]
+    for sign in (1, -1):
+
+        def score(output: Tensor, sign: int = sign) -> Tensor:
+            return sign * output[:, 1]
+
+        result = found(model, score)
+        assert result.details["layer"] == "blocks.1"
+        torch.testing.assert_close(result.details["native"], (sign * share).clamp_min(0), rtol=1e-9, atol=1e-12)
+
+
 class Tower(nn.Module):
     """Returns all tokens and the class token."""
 

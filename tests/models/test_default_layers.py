@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from timm.models.volo import VOLO
 from torch import Tensor, nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
@@ -43,6 +44,15 @@ def of_timm(name: str, **settings: object) -> Callable[[], nn.Module]:
 VIT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
 SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 64}
 
+VOLO_SETTINGS = {
+    "layers": (1, 1, 1, 1),
+    "embed_dims": (16, 32, 32, 32),
+    "num_heads": (2, 2, 2, 2),
+    "stem_hidden_dim": 8,
+    "use_aux_head": False,
+    "img_size": 64,
+}
+
 # name -> network, size of its images, the layer, and tokens before those of the map (None: a map; "last": channels last)
 ARCHITECTURES = {
     "torchvision resnet": (vision("resnet18"), (64, 96), "layer4.1.relu@1", None),
@@ -71,6 +81,12 @@ ARCHITECTURES = {
     "timm vit, oblong": (of_timm("vit_tiny_patch16_224", depth=2, img_size=(64, 96)), (64, 96), "blocks.1.norm1", 1),
     "timm deit, distilled": (of_timm("deit_tiny_distilled_patch16_224", depth=2, img_size=64), (64, 64), "blocks.1.norm1", 2),
     "timm swin": (of_timm("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), img_size=128), (128, 128), "norm", "last"),
+    "timm volo, without an auxiliary head": (
+        lambda: VOLO(**VOLO_SETTINGS, num_classes=CLASSES),
+        (64, 64),
+        "post_network.1.norm1",
+        1,
+    ),
     "transformers resnet": (
         of_transformers("ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
         (64, 64),
@@ -146,7 +162,7 @@ def by_hand(
         kept.append(output.clone())  # what follows may work in place
         return kept[-1].clone()
 
-    with model.get_submodule(label.split("[")[0]).register_forward_hook(keep):
+    with model.get_submodule(label.split("@")[0]).register_forward_hook(keep):
         score = target(model(images)).sum()
     activation, gradient = kept[-1], torch.autograd.grad(score, kept[-1])[0]
     if prefix is None:
@@ -165,6 +181,32 @@ def by_hand(
     return (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).clamp_min(0).detach()
 
 
+@pytest.mark.parametrize("layer", [None, "blocks.0", "blocks.1", "blocks.2"])
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_tokens_in_units_are_put_back_in_their_places(size: tuple[int, int], layer: str | None) -> None:
+    """Hiera keeps the tokens of a unit together and pools them between stages; its own `reroll` says where each lies."""
+    network = drawn(of_timm("hiera_tiny_224", embed_dim=16, stages=(1, 1, 1, 1), img_size=size)).double()
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    asked = "blocks.3" if layer is None else layer
+    kept: list[Tensor] = []
+    with network.get_submodule(asked).register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
+        score = network(images)[:, 2].sum()
+    both = (kept[0], torch.autograd.grad(score, kept[0])[0])
+    a, g = (network.reroll(value, int(asked[-1])).permute(0, 3, 1, 2) for value in both)
+    expected = (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).detach()
+    for sign in (1, -1):
+        found = pysal.explain(
+            network,
+            images,
+            lambda output, sign=sign: sign * output[:, 2],
+            methods=["grad_cam"],
+            method_options={"grad_cam": {} if layer is None else {"layer": layer}},
+        )["grad_cam"]
+        assert found.details["layer"] == asked
+        signed = (sign * expected).clamp_min(0)
+        torch.testing.assert_close(found.details["native"], signed, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_the_run_of_a_layer_that_runs_many_times(prepared: bool) -> None:
     """EfficientNet-Lite has one activation module for all its layers: the last of its runs is meant, and can be asked for."""
@@ -179,7 +221,7 @@ def test_the_run_of_a_layer_that_runs_many_times(prepared: bool) -> None:
         torch.no_grad(),
     ):
         model(images)
-    assert layer == f"network.model._swish[{len(runs) - 1}]"
+    assert layer == f"network.model._swish@{len(runs) - 1}"
     for name in (layer, "network.model._swish@-1"):
         again = pysal.explain(runner, images, methods=["grad_cam"], method_options={"grad_cam": {"layer": name}})["grad_cam"]
         assert again.details["layer"] == name

@@ -153,6 +153,10 @@ class Lineage:
         made = _walk([node], lambda one: self._before(one) if one.name().startswith(_KEEPING) else ())
         return not any(one.name().startswith(_OF_MAPS) for one in made)
 
+    def is_of_maps(self, node: Node) -> bool:
+        """Say whether a value is a map, or the image itself, but for what keeps a map's places or moves them."""
+        return self._is_image(node) or not self.is_attention(node)
+
     def position(self, node: Node) -> int:
         """Return a number that is larger than that of all nodes it was made of."""
         return self._positions[node]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +24,10 @@ CHAIN = 3
 _Tokens: TypeAlias = list[int | None]
 # Height and width of a map in a row, and the token of each cell, row by row.
 _Cells: TypeAlias = tuple[int, int, tuple[int, ...]]
+# Names of autograd's nodes, by their beginnings, that may return a row of as many tokens in another order.
+MOVING = ("Flip", "Index", "Roll", "View", "UnsafeView", "Reshape", "AsStrided", "Cat", "Gather")
+# How often a row may become another in which each token's place has to be asked for.
+GAPS = 24
 # Tokens are numbered in digits of this base, which come through half precision, too.
 BASE = 16
 # How far a digit may be from a whole number, and the gradients that tell it from being multiples of each other.
@@ -89,24 +94,28 @@ class TokenRows:
         grids = [grid for one in users for grid in self._grids(one, length) if _ends_there(grid, users[one])]
         grids.sort(key=lambda grid: (-grid.cells, self._lineage.position(grid.node)))
         for grid in grids[:TRIED]:
-            order = _whole(self._tokens(grid, users, length))
+            order = _whole(self._tokens(grid, users, length, node))
             if order is not None:
                 return grid.height, grid.width, order
-        return self._of_another_length(users, length, chain) if chain < CHAIN else None
+        return self._of_another_length(node, users, length, chain) if chain < CHAIN else None
 
-    def _of_another_length(self, users: dict[Node, list[Node]], length: int, chain: int) -> _Cells | None:
-        """Return the map in a row to which tokens were added later than to the first, or from which some were taken."""
+    def _of_another_length(self, end: Node, users: dict[Node, list[Node]], length: int, chain: int) -> _Cells | None:
+        """Return the map in a row to which tokens were added later than to the first, or from which some were taken.
+
+        Or whose tokens were pooled, a rectangle of cells to each.
+        """
         rows = [one for one in users if _length(shape_of(one)) not in (None, length)]
-        rows = [one for one in rows if any(_length(shape_of(user)) == length for user in users[one])]
-        for one in sorted(rows, key=self._lineage.position, reverse=True)[:TRIED]:
-            shape = shape_of(one)
-            tokens = self._tokens(_Grid(one, max(shape[:2]), 1, int(shape[0] == 1), dims=1), users, length)
-            earlier = self._cells(one, chain + 1) if tokens is not None else None
-            if tokens is not None and earlier is not None:
-                height, width, places = earlier
-                order = _whole([tokens[place] for place in places])
-                if order is not None:
-                    return height, width, order
+        changed = [one for one in rows if any(_length(shape_of(user)) == length for user in users[one])]
+        pooled = [one for one in rows if max(shape_of(one)[:2]) % length == 0]
+        for some in (changed, pooled):
+            for one in sorted(some, key=self._lineage.position, reverse=True)[:TRIED]:
+                tokens = self._tokens(_row(one), users, length, end)
+                earlier = self._cells(one, chain + 1) if tokens is not None else None
+                if tokens is not None and earlier is not None:
+                    height, width, places = earlier
+                    found = _pooled(height, width, [tokens[place] for place in places])
+                    if found is not None:
+                        return found
         return None
 
     def _grids(self, node: Node, length: int) -> list[_Grid]:
@@ -120,13 +129,32 @@ class TokenRows:
             found = [_Grid(node, shape[1], shape[2], 1)]
             if len(shape) == 4:
                 found.append(_Grid(node, shape[2], shape[3], 2))
-        return [grid for grid in found if 2 <= grid.cells <= length and is_like((grid.height, grid.width), self._image)]
+        found = [grid for grid in found if 2 <= grid.cells <= length and is_like((grid.height, grid.width), self._image)]
+        # heads, windows and tokens of attention may have a map's proportions, too
+        return found if found and (len(shape) == 3 or self._lineage.is_of_maps(node)) else []
 
-    def _tokens(self, grid: _Grid, users: dict[Node, list[Node]], length: int) -> _Tokens | None:
-        """Return the token that each cell became in the nearest row, None where tokens are not made of one cell each."""
+    def _tokens(self, grid: _Grid, users: dict[Node, list[Node]], length: int, end: Node) -> _Tokens | None:
+        """Return the token that each cell became in a row, None where a cell has a share in several.
+
+        The nearest row tells, and then every rearrangement of all tokens on the way to the end. What attention mixes is taken
+        to stay in its place.
+        """
         row = _first_row(grid.node, users, length)
-        if row is None:
-            return None
+        tokens = None if row is None else self._became(grid, row)
+        for _ in range(GAPS):
+            if row is None or tokens is None:
+                return tokens
+            kept = _in_order(row, users, length)
+            if end in kept:
+                return tokens
+            last = max(kept, key=self._lineage.position)
+            row = _first_row(last, users, length, kept, 2 * STEPS)
+            moved = None if row is None else _whole(self._became(_row(last), row))
+            if moved is not None and len(set(moved)) == length:
+                tokens = [None if token is None else moved[token] for token in tokens]
+        return None
+
+    def _became(self, grid: _Grid, row: Node) -> _Tokens | None:
         if (grid, row) not in self._known:
             self._known[grid, row] = _became(grid, row)
         return self._known[grid, row]
@@ -166,14 +194,50 @@ def _became(grid: _Grid, row: Node) -> _Tokens | None:
             return None
         token += digits.long() * BASE**digit
     became = [number if norm > 0 else None for number, norm in zip(token.tolist(), norms.tolist(), strict=True)]
-    numbered = [number for number in became if number is not None]
-    return became if len(set(numbered)) == len(numbered) and all(0 <= number < length for number in numbered) else None
+    return became if all(0 <= number < length for number in became if number is not None) else None
 
 
 def _whole(tokens: _Tokens | None) -> tuple[int, ...] | None:
-    """Return the tokens of all cells, None where a cell has none."""
+    """Return the tokens of all cells, None where a cell has none, or one that is another's, too."""
     found = [] if tokens is None else [token for token in tokens if token is not None]
-    return tuple(found) if tokens is not None and len(found) == len(tokens) else None
+    return tuple(found) if tokens is not None and len(set(found)) == len(tokens) else None
+
+
+def _pooled(height: int, width: int, tokens: _Tokens) -> _Cells | None:
+    """Return the map of the tokens of a map's cells: smaller by a whole number of cells each way where tokens were pooled.
+
+    Of cells that were pooled some may have no token: those that were the largest in no channel.
+    """
+    number = len({token for token in tokens if token is not None})
+    for rows in range(1, height + 1):
+        columns, rest = divmod(height * width, rows * max(number, 1))
+        if rest or height % rows or columns < 1 or width % columns:
+            continue
+        size = (height // rows, width // columns)
+        inside: list[set[int]] = [set() for _ in range(size[0] * size[1])]
+        for place, token in enumerate(tokens):
+            if token is not None:
+                inside[place // width // rows * size[1] + place % width // columns].add(token)
+        if all(len(one) == 1 for one in inside):
+            return *size, tuple(one.pop() for one in inside)
+    return None
+
+
+def _row(node: Node) -> _Grid:
+    """Return a row of tokens as a map of one column."""
+    shape = shape_of(node)
+    return _Grid(node, max(shape[:2]), 1, int(shape[0] == 1), dims=1)
+
+
+def _in_order(row: Node, users: dict[Node, list[Node]], length: int) -> set[Node]:
+    """Return the rows of so many tokens made of a row by what leaves each in its place."""
+    found, todo = {row}, [row]
+    while todo:
+        for user in users[todo.pop()]:
+            if user not in found and _length(shape_of(user)) == length and not user.name().startswith(MOVING):
+                found.add(user)
+                todo.append(user)
+    return found
 
 
 def _ends_there(grid: _Grid, users: list[Node]) -> bool:
@@ -204,10 +268,12 @@ def _unfolded(node: Node) -> list[_Grid]:
     return [_Grid(node, sizes[0], sizes[1], 2, dims=1)]
 
 
-def _first_row(start: Node, users: dict[Node, list[Node]], length: int) -> Node | None:
-    """Return the nearest value made of a map that is a row of so many tokens."""
-    some, seen = [start], {start}
-    for _ in range(STEPS):
+def _first_row(
+    start: Node, users: dict[Node, list[Node]], length: int, known: Collection[Node] = (), steps: int = STEPS
+) -> Node | None:
+    """Return the nearest value made of another that is a row of so many tokens, and not one of those that are known."""
+    some, seen = [start], {start, *known}
+    for _ in range(steps):
         some = [user for node in some for user in users[node] if user not in seen]
         seen.update(some)
         for node in some:
