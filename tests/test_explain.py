@@ -268,7 +268,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"method_options": {"grad_cam": {"target": 3}}},
         ValueError,
-        "method_options['grad_cam'] must hold options out of layer, tokens, kind, eigen_smooth, fuse, augment (did you mean 'augment'?), got 'target'",
+        "method_options['grad_cam'] must hold options out of layer, tokens, kind, eigen_smooth, fuse, augment "
+        "(did you mean 'augment'?), got 'target'",
     ),
     (
         {"method_options": {"grad_cam": "layer"}},
