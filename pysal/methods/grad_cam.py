@@ -506,8 +506,11 @@ def _default(plan: Plan) -> Choice:
 
 def _first(plan: Plan) -> Choice:
     """Look for the layer with the first image that changes its score."""
-    choices = (_looked(plan, image) for image in range(min(plan.root.images, LOOKS)))
-    return next((choice for choice in choices if not choice.flat), None) or _looked(plan, 0)
+    for image in range(min(plan.root.images, LOOKS)):
+        choice = _looked(plan, image)
+        if not choice.flat:
+            return choice
+    return _looked(plan, 0)
 
 
 def _looked(plan: Plan, image: int) -> Choice:

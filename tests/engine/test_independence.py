@@ -162,6 +162,32 @@ def test_an_error_that_does_not_come_again_is_said_in_its_own_words(method: str)
         getattr(pysal, method)(Watched(row_by_row(), before), images(3, 3, 8, 8), 1, batch_size=1, **call)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, RecursionError, ValueError, AssertionError, KeyError, StopIteration])
+@pytest.mark.parametrize("method", [*METHODS, "gradient", "grad_cam", "explain"])
+@pytest.mark.parametrize("count", [1, B])
+def test_the_models_own_error_in_any_pass_reaches_the_caller(count: int, method: str, kind: type[Exception]) -> None:
+    """Also in the passes that look whether rows depend on each other: failing once is no dependence."""
+    batch, number = images(count, 3, 8, 8), 0
+    passes = [0]
+    call = METHODS[method][0] if method in METHODS else getattr(pysal, method)
+    own = kind("once")
+
+    def before(_batch: Tensor) -> None:
+        passes[0] += 1
+        if passes[0] == number:
+            raise own
+
+    for number in range(1, 6):
+        passes[0] = 0
+        model = Watched(row_by_row(), before)  # a new one, of which nothing is remembered
+        try:
+            call(model, batch, 1)
+        except Exception as error:
+            assert error is own
+        else:
+            assert passes[0] < number, "an error was swallowed"
+
+
 def test_chance_is_called_by_its_name() -> None:
     model = seeded(lambda: Coupled(lambda model, x: F.dropout(x, 0.5, training=bool(len(x)))))  # type: ignore[arg-type, call-arg, misc]
     with torch.random.fork_rng():

@@ -74,12 +74,16 @@ def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callab
 
     Raises:
         Coupled: they do not.
+        Exception: the model's own, which did not come again.
     """
     try:
         together = ask(pair, rows)
     except Exception as error:  # the model's own, of any kind
-        if number == 1 or is_out_of_memory(error):
-            return  # two rows are more than it takes, or than fit: each is alone in any case
+        if is_out_of_memory(error):
+            return  # two rows are more than fit: each is alone in any case
+        _raise_if_gone(ask, pair, rows, error)
+        if number == 1:
+            return  # or more than it takes
         raise Coupled(f"an error for 2 rows ({error_in_words(error)})") from error
     roundoff, size = roundoff_of(together.dtype), size_of(together)
     for place in (0, 1):
@@ -89,9 +93,20 @@ def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callab
         except Exception as error:  # the model's own, of any kind
             if is_out_of_memory(error):
                 raise
+            _raise_if_gone(ask, one, row, error)
             raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
         if away(alone, among) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
             _look_closer(ask, one, row, place, alone, among, roundoff, size)
+
+
+def _raise_if_gone(ask: Ask, images: Tensor, rows: Tensor, error: Exception) -> None:
+    """Raise the model's own error if the same pass works now: the number of rows was not the reason."""
+    try:
+        ask(images, rows)
+    except Exception:  # the model's own, of any kind
+        return
+    error.add_note("(pysal ran the same pass again, and there it did not happen)")
+    raise error
 
 
 def check_chance(ask: Ask, images: Tensor, rows: Tensor, roundoff_of: Callable[[torch.dtype], float], *, repeats: int) -> None:
