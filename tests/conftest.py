@@ -116,8 +116,9 @@ def preparing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def independence_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make no pass to find out whether the rows of a model depend on each other, for tests that count or keep passes."""
+    """Make no pass to find out whether rows depend on each other or on chance, for tests that count or keep passes."""
     monkeypatch.setattr(Plan, "check_independence", lambda self, number=2, again=False: None)
+    monkeypatch.setattr(Plan, "_check_chance", lambda self: None)
     monkeypatch.setattr(Plan, "_works_on_whole", lambda self, model, rows: False)
 
 

@@ -1,6 +1,7 @@
 """An audit: what is asked for, planned, begun, interrupted and resumed."""
 
 import contextlib
+import dataclasses
 import platform
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from pysal.audit.options import (
 from pysal.audit.shard import Setup, Worker, in_one_order, stored_map
 from pysal.audit.status import Progress, Status, reporting, status
 from pysal.engine.model.class_names import names_of
-from pysal.engine.prepared.model import check_eval
+from pysal.engine.prepared.model import PreparedModel, check_eval
 from pysal.engine.running.chunks import fast_rows
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import restoring
@@ -135,7 +136,11 @@ class Job:
         """Try the model out, find the images, and write down what follows from both."""
         named, target = _class_of(options.target, loaded)
         self.manifest = _manifest(options, target, self._model, loaded)
+        if (self.out / "manifest.json").exists():
+            self.manifest["gains"] = manifest.read(WHERE, self.out)["gains"]
         self._worker = Worker(Setup(self.manifest, self._model, Path()), options.device, loaded)
+        if isinstance(self._worker.model, PreparedModel) and self._worker.model.gains is not None:
+            self.manifest["gains"] = dataclasses.asdict(self._worker.model.gains)
         classes = self._try_out()
         names_known = loaded.class_index if isinstance(loaded, Classifier) else None
         found = data.find(WHERE, source, options.labels, options.shard_size, names_known, classes)
@@ -362,6 +367,7 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
         "batch": options.batch or BATCH[options.device],
         "rows": options.rows or fast_rows(torch.device(options.device), row_bytes),
         "prepared": options.prepared,
+        "gains": None,
         "device": options.device,
         "data": {},
         "versions": manifest.versions(),

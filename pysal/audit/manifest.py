@@ -18,8 +18,8 @@ from pysal.audit import files
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "pyarrow")
-# Said of a job, not compared when it is resumed: who began it, and how long plan.parquet is follows from the data.
-NOT_COMPARED = ("created",)
+# Said of a job, not compared when it is resumed: who began it, and what was measured when it was planned.
+NOT_COMPARED = ("created", "gains")
 
 # What every manifest holds, and of which kind; nobody's file is taken at its word.
 NUMBER, TEXT_OR_NONE = (int, float), (str, type(None))
@@ -47,6 +47,7 @@ KEYS: dict[str, Any] = {
     "batch": int,
     "rows": int,
     "prepared": bool,
+    "gains": (Mapping, type(None)),
     "device": str,
     "data": {
         "source": str,
@@ -62,6 +63,7 @@ KEYS: dict[str, Any] = {
     "versions": Mapping,
     "created": {"time": str, "host": str, "processor": str, "simd": str},
 }
+GAIN_KEYS: dict[str, Any] = {"gradient": NUMBER, "forward": NUMBER, "boxes": (*NUMBER, type(None))}
 METHOD_KEYS: dict[str, Any] = {
     "title": str,
     "options": Mapping,
@@ -131,6 +133,9 @@ def _fault(manifest: Mapping[str, Any]) -> str | None:
     found = _mismatch(manifest, KEYS, "")
     if found is not None:
         return found
+    gains = manifest["gains"]
+    if gains is not None and (_mismatch(gains, GAIN_KEYS, "gains.") is not None or len(gains) > len(GAIN_KEYS)):
+        return f"where 'gains' is {_short(gains)}"
     for name, method in manifest["methods"].items():
         if not isinstance(method, Mapping):
             return f"where 'methods.{name}' is {_short(method)}"

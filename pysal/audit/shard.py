@@ -22,6 +22,7 @@ from pysal._checks import finite_rows, first_line
 from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
+from pysal.engine.prepared.gains import Gains
 from pysal.engine.prepared.model import PreparedModel, prepare
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
@@ -105,8 +106,10 @@ class Worker:
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
             with in_one_order(device):
+                # what was measured when the job was planned decides for all workers, which else could differ in their bits
+                gains = None if manifest["gains"] is None else Gains(**manifest["gains"])
                 self.model = prepare(
-                    self.original, self.example(), precision=manifest["precision"], batch_size=manifest["rows"]
+                    self.original, self.example(), precision=manifest["precision"], batch_size=manifest["rows"], gains=gains
                 )
 
     def example(self) -> Tensor:

@@ -79,7 +79,8 @@ def explain(
         sources = list(photos) or [models.example_photo()]
         for photo in sources:  # a photo that cannot be read is said before hours of work on the others
             image = models.read_image(photo, classifier)
-        # a fixed number of rows, not the one that measures fastest now: the same command gives the same bits
+        # a fixed number of rows, not the one that measures fastest now: the same command gives the same bits, unless the
+        # model is about as fast as what is prepared of it, so that either may be used
         rows = fast_rows(image.device, image[0].numel() * image.element_size())
         runner = prepare(classifier, image, batch_size=rows) if place == "cpu" else classifier
         for number, (photo, stem) in enumerate(zip(sources, _stems(sources), strict=True), start=1):

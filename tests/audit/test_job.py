@@ -222,7 +222,7 @@ def test_a_model_of_grey_images_is_given_grey_images(job, photos, size) -> None:
     planned = job(model=model, size=size)
     planned.run(engine="inline")
     assert planned.manifest["model"]["channels"] == 1
-    names = sorted(planned.plan["path"].to_pylist())
+    names = sorted(planned.images["path"].to_pylist())
     own = None if size else model
     images = torch.cat([models.read_image(photos / path, own, size=size, channels=1) for path in names])
     rows = rows_of(planned.out, "gradient").sort_by("path")

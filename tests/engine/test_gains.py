@@ -1,5 +1,6 @@
 """What a prepared model is measured to be faster at is what it is used for, and the report says what was measured."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -182,3 +183,20 @@ def test_of_a_compiled_model_the_original_is_prepared(monkeypatch: pytest.Monkey
     found, expected = pysal.guided_backprop(fast, x, 1), pysal.guided_backprop(model, x, 1)
     assert (found - expected).abs().max() <= 500 * torch.finfo(torch.float32).eps * expected.abs().max()
     torch.compiler.reset()
+
+
+def test_gains_that_are_given_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, x = prepared_by(monkeypatch, gradient=0.5, forward=2.0), torch.rand(2, 3, 16, 16)
+    assert fast.gains == Gains(2.0, 0.5, 1.0)
+
+    def no_clock(self: Budget, name: str, way: Any) -> float:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(Budget, "seconds", no_clock)
+    again = pysal.prepare(fast.original, x, batch_size=2, gains=fast.gains)
+    for twin in (again, copy.deepcopy(fast)):
+        assert twin.gains == fast.gains
+        assert (twin.program is None, twin._graph is None) == (fast.program is None, fast._graph is None) == (False, True)
+        assert torch.equal(pysal.gradient(twin, x, 1), pysal.gradient(fast, x, 1))
+    with pytest.raises(TypeError, match=r"pysal\.prepare: gains must be the `gains` of a prepared model or None, got 2\.0"):
+        pysal.prepare(fast.original, x, gains=2.0)  # type: ignore[arg-type]

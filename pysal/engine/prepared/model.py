@@ -88,7 +88,7 @@ class PreparedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # weights that are arranged for this machine cannot be written down, and would be of no use on another one
-        return _again, (self.original, self._example, self.precision, self.rows, self.rows_asked)
+        return _again, (self.original, self._example, self.precision, self.rows, self.rows_asked, self.gains)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output.
@@ -191,16 +191,23 @@ class PreparedModel:
             refuse(where, "model", f"be prepared again after its {kind} have changed", what)
 
 
-def _again(original: nn.Module, example: Tensor, precision: Precision, rows: int | None, asked: bool) -> PreparedModel:
+def _again(
+    original: nn.Module, example: Tensor, precision: Precision, rows: int | None, asked: bool, gains: Gains | None
+) -> PreparedModel:
     """Prepare a copy of a model, as what it is a copy of was."""
-    prepared = prepare(original, example, precision=precision, batch_size=rows)
+    prepared = prepare(original, example, precision=precision, batch_size=rows, gains=gains)
     prepared.rows_asked = asked
     return prepared
 
 
 @restoring
 def prepare(
-    model: nn.Module, example: Tensor, *, precision: Precision = "float32", batch_size: int | None = None
+    model: nn.Module,
+    example: Tensor,
+    *,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+    gains: Gains | None = None,
 ) -> PreparedModel:
     """Return a snapshot of a model for the methods to run on: the same function in less time.
 
@@ -220,9 +227,13 @@ def prepare(
         precision: arithmetic of the passes: "float32", "tf32", "bf16", or "mixed", which is a float32 forward pass (TF32 on a
             GPU), so that ReLUs switch where they should, and a bf16 backward pass.
         batch_size: images per pass; None = try some numbers on this machine and take the fastest.
+        gains: what was measured of this model before, the attribute `gains` of what `prepare` returned: then nothing is
+            measured, and the snapshot is used for the same as then. Of several processes, all compute the same bits if they
+            also share `batch_size`. None = measure.
 
     Raises:
-        TypeError: the model is not an nn.Module, or the example has the wrong type or another dtype than the model.
+        TypeError: the model is not an nn.Module, `gains` is not of that class, or the example has the wrong type or another
+            dtype than the model.
         ValueError: the model is in training mode, the example has a wrong shape or is on another device, or the precision is
             unknown.
 
@@ -244,6 +255,8 @@ def prepare(
     check_fits(where, model, "example", example)
     if precision not in PRECISIONS:
         refuse_unknown(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", precision, PRECISIONS)
+    if gains is not None and not isinstance(gains, Gains):
+        refuse(where, "gains", "be the `gains` of a prepared model or None", repr(gains), TypeError)
     leave_inference_mode()  # whose tensors could not be differentiated later
     keep_random_numbers(example.device)
     given, model = model, getattr(model, "_orig_mod", model)  # of torch.compile, whose graphs cannot be taken apart
@@ -255,7 +268,7 @@ def prepare(
             # compared in full float32: TF32, which torch allows cuDNN, would be further away than a wrong graph may be
             with precision_mode("float32", example.device, backward=False):
                 _build(prepared, example)
-            _keep_what_gains(prepared, example, budget)
+            _keep_what_gains(prepared, gains or _gains(prepared, example, budget))
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
             reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision)
@@ -374,9 +387,8 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
 
 
-def _keep_what_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> None:
-    """Measure the prepared model against the model, and let what does not gain run as it is."""
-    gains = _gains(prepared, example, budget)
+def _keep_what_gains(prepared: PreparedModel, gains: Gains) -> None:
+    """Let what does not gain run as it is."""
     notes = prepared._notes
     notes["gains"] = gains.report()
     prepared.gains = gains
