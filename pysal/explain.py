@@ -48,9 +48,9 @@ def explain(
     Args:
         model: an nn.Module in eval mode, or any callable; see the methods for what they need.
         images: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise.

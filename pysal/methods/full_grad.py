@@ -79,7 +79,7 @@ def prepare(plan: Plan, *, eigen_smooth: bool, augment: Augment) -> Work:
         def again(copied: Plan) -> Attribution:
             return prepare(copied, eigen_smooth=eigen_smooth, augment=False).run(report=False)
 
-        return Work(plan, lambda _report: augmented(plan, copies, again))
+        return Work(plan, lambda _report: augmented(plan, copies, again, scored=True))
     model = plan.layered_model
     if not isinstance(model, nn.Module):
         refuse(plan.where, "model", "be an nn.Module, whose layers can be captured", type(model).__name__, TypeError)

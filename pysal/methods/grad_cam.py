@@ -95,9 +95,9 @@ def grad_cam(
     Args:
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         layer: a module of the model or its name; "blocks[2]" and "blocks.2" are the same child, "act@3" is the fourth run of a
             module that runs several times, "act@-1" its last. None = the last that returns a map of the image on the way to the
             score, which `explain` names: one with a gradient that is not the output itself; in transformers a normalisation, or
@@ -166,9 +166,9 @@ def guided_grad_cam(
     Args:
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         layer: see `grad_cam`.
         tokens: see `grad_cam`.
         other_activations: see `guided_backprop`.
@@ -429,9 +429,7 @@ def _fused(plan: Plan, works: Sequence[Work], fuse: Fuse) -> Work:
     return Work(plan, make, wanted)
 
 
-def augmented(
-    plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution], *, scored: bool = True
-) -> Attribution:
+def augmented(plan: Plan, copies: Sequence[Pair], explain: Callable[[Plan], Attribution], *, scored: bool) -> Attribution:
     """Return the mean of the maps of an image's copies, each scaled to [0, 1] and taken back; `scored`: of a score."""
     if scored:
         plan.fix_target()

@@ -42,9 +42,9 @@ def guided_integrated_gradients(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         baseline: see `integrated_gradients`.
         steps: number of gradients per image and baseline, one after the other: a pass holds one row of each.
         fraction: share of the values that move at a time, 0 to 1. 1 is the straight path.
@@ -114,7 +114,7 @@ def _followed(plan: Plan, baselines: Tensor, steps: int, fraction: float, max_di
     # a step of a path begins where its last one ended: no pass reaches from one step into the next
     plan.run(steps * number, body, ends=range(number, steps * number, number))
     maps = paths.total.unflatten(0, (plan.images, many)).mean(1)
-    details = {"steps": torch.full((plan.images,), steps * many)}
+    details = {"steps": torch.full((plan.images,), steps * many, device="cpu", dtype=torch.int64)}
     if report:
         fell = plan.clean_scores()[0][owners] - scores_of(plan, owners, baselines)
         details["residual"] = (paths.total.flatten(1).sum(1) - fell).unflatten(0, (plan.images, many)).mean(1)

@@ -64,9 +64,9 @@ def xrai(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         baseline: see `integrated_gradients`. None = two: each image's lowest value everywhere, and its highest.
         steps: number of gradients per image and baseline.
         segments: regions: a `Grid`, `Window` or `Slic`, or label maps, see `leave_one_out`. None = the authors': segments by

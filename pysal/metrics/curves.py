@@ -69,9 +69,9 @@ def deletion(
         model: an nn.Module in eval mode, a prepared model, or any callable on tensors.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point: larger is more important.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         steps: 1 to H W; 28 replace 8 rows' worth of a 224 x 224 image at a time.
         substrate: what pixels are replaced with: "zero"; "blur", the image under RISE's kernel of 11 x 11 pixels and sigma
             5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W).
@@ -134,9 +134,9 @@ def insertion(
         model: see `deletion`.
         inputs: see `deletion`.
         maps: see `deletion`.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         steps: see `deletion`.
         substrate: what the image is shown on; see `deletion`.
         reduction: see `deletion`.

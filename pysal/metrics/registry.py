@@ -171,9 +171,9 @@ def per_image(
         model: see `deletion`.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point, on the inputs' device.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         seed: of what is drawn.
         image_ids: one whole number of at least 0 per image, which picks what is drawn for it; None = its row in this call.
         method: the method the maps are from, as `pysal.explain` names it. Its channels rank pixels as `explain` draws them,

@@ -67,9 +67,9 @@ def converge(
     Args:
         model: see `pysal.integrated_gradients`; a prepared one saves most of the time.
         image: (1, C, H, W).
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable `output ->
-            (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`, which is told
-            the image of each row; or None for each image's highest class.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
         method: "integrated_gradients" or "blur_integrated_gradients".
         steps: numbers of gradients, rising, each at least 1.
         reference: more than the most of `steps`; four times as many leave the reference an error well below theirs.
