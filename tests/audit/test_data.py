@@ -30,7 +30,7 @@ def refused(source: object, labels: str = "auto", index=CLASS_INDEX) -> str:
 def pixels_of(data) -> list[torch.Tensor]:
     items = [item for shard in range(data.shards) for item in data.items(shard, 4)]
     assert [item.id for item in items] == list(range(len(items)))
-    return [decode(read_bytes(data.root, item), None, tiny.SIZE) for item in items]
+    return [decode(read_bytes(data.root, item), None, tiny.SIZE, 3) for item in items]
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:

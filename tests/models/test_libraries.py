@@ -134,12 +134,12 @@ def test_download_is_what_asks_the_network(monkeypatch, tmp_path) -> None:
     ("source", "weights", "expected"),
     [
         ("torchvision:resnet5", None, "source must be a classifier of torchvision (did you mean 'torchvision:resnet50', "
-         "'torchvision:wide_resnet50_2'?), got 'torchvision:resnet5'"),
+         "'torchvision:resnet152', 'torchvision:wide_resnet50_2'?), got 'torchvision:resnet5'"),
         ("torchvision:resnet18", "V7", "weights must be a file, 'random' or one of IMAGENET1K_V1, got 'V7'"),
         ("torchvision:fasterrcnn_resnet50_fpn", None, "source must be a classifier of torchvision, got "
          "'torchvision:fasterrcnn_resnet50_fpn'"),
         ("timm:rsnet18", None, "source must be a model of timm (did you mean 'timm:resnet18', "
-         "'timm:resnet18d', 'timm:skresnet18'?), got 'timm:rsnet18'"),
+         "'timm:resnet18d'?), got 'timm:rsnet18'"),
     ],
 )  # fmt: skip
 def test_unknown_names(source, weights, expected) -> None:

@@ -86,7 +86,7 @@ def check_image(content: bytes) -> None:
     """Read an image as an audit does: it is one, or the reason is one of those that are counted."""
     reason, image = data.DAMAGED, None
     try:
-        image = data.decode(content, None, (8, 8))
+        image = data.decode(content, None, (8, 8), 3)
     except data.Unreadable as why:
         reason = why.reason
     counted = {data.DAMAGED, "not an image that Pillow can read", "the file is empty"}
