@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pysal
-from pysal.engine.layers.features import Layer
+from pysal.engine.layers.features import Layer, find_layer
 from tests.methods.calls import request
 from tests.methods.networks import images, seeded
 
@@ -324,3 +324,13 @@ def test_an_input_that_others_use() -> None:
     value = INPUTS.sin().requires_grad_()
     score = (value * 2 * F.relu(value) + value.exp()).flatten(1)[:, 5].sum()
     torch.testing.assert_close(gradient, torch.autograd.grad(score, value)[0])
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("act[1]", "act@1"), ("blocks[0].act[-1]", "blocks.0.act@-1")])
+def test_brackets_behind_a_module_without_children_are_told_to_be_a_run(asked: str, meant: str) -> None:
+    model = nn.Module()
+    model.act, model.blocks = nn.ReLU(), nn.ModuleList([nn.Module()])
+    model.blocks[0].act = nn.ReLU()
+    with pytest.raises(ValueError) as error:
+        find_layer("here", model, asked)
+    assert str(error.value) == f"here: layer must be the name of a module of the model (did you mean {meant!r}?), got {asked!r}"

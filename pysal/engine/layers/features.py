@@ -104,7 +104,7 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
         asked = _dotted(asked, modules)
         if asked in modules:
             return found(asked, None if not run else "last" if run == "-1" else int(run))
-        close = close_to(asked, reversed(modules))
+        close = _run_in_brackets(layer, modules) or close_to(asked, reversed(modules))
         refuse(where, "layer", f"be the name of a module of the model{did_you_mean(list(map(repr, close)))}", repr(layer))
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
@@ -112,6 +112,14 @@ def find_layer(where: str, model: object, layer: str | nn.Module) -> Layer:
                 return found(name)
         refuse(where, "layer", "belong to the model", type(layer).__name__)
     refuse(where, "layer", "be a module or its name", repr(layer), TypeError)
+
+
+def _run_in_brackets(layer: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return what names a run where brackets stand behind a module without children."""
+    written = re.fullmatch(r"(.+)\[(-1|\d{1,9})\]", layer, re.ASCII)
+    if written is None or (name := _dotted(written[1], modules)) not in modules or any(modules[name].children()):
+        return []
+    return [f"{name}@{written[2]}"]
 
 
 def _dotted(name: str, modules: Mapping[str, nn.Module]) -> str:
