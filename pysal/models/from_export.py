@@ -2,6 +2,7 @@
 
 import io
 import logging
+import pickle
 import warnings
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def load(spec: ModelSpec) -> Classifier:
             warnings.simplefilter("ignore")
             program = torch.export.load(io.BytesIO(content))
             network: nn.Module = torch.export.unflatten(program)
-    except Exception as error:  # zip, JSON and pickle each have their own
+    except pickle.UnpicklingError:  # in words of torch's, which say how to load the file all the same
+        refuse(WHERE, "source", "be a program of torch.export", f"{path} (it holds a pickle of more than tensors)")
+    except Exception as error:  # zip and JSON have theirs
         refuse(WHERE, "source", "be a program of torch.export", f"{path} ({first_line(error)})")
     finally:
         logger.disabled = False

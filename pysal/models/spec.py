@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -268,12 +269,16 @@ def load_weights(spec: ModelSpec, network: nn.Module) -> None:
         if path.suffix == ".safetensors":
             state = needed(spec, "safetensors.torch", "transformers").load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles it will refuse
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         refuse_file("weights", path, error)
     except ImportError:
         raise
-    except Exception as error:  # pickle, zip and safetensors each have their own
+    except pickle.UnpicklingError:  # in words of torch's, which say how to load the file all the same
+        refuse(WHERE, "weights", "be a file of tensors", f"{path} (no pickle, or one of more than tensors)")
+    except Exception as error:  # zip and safetensors each have their own
         refuse(WHERE, "weights", "be a file of tensors", f"{path} ({first_line(error)})")
     for key in ("state_dict", "model"):  # where training scripts put it
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -18,6 +18,10 @@ from pysal.engine.model.relu_rules import ReluRule
 from pysal.testing import assert_no_worse, sample
 
 with_unit = pytest.mark.skipif(not available(), reason="this CPU or build has no matrix unit")
+# the op is there, to refuse, on every machine whose compiler knows the unit
+with_kernel = pytest.mark.skipif(
+    not hasattr(torch.ops.pysal_amx, "bf16x6_convolution_"), reason="this build has no kernel for the unit"
+)
 
 # (images, C, H, W, K, kernel, stride, (left, right, top, bottom), dilation): blocks that are full, begun and a single
 # number; more pixels than one task has, more channels than one slab has, padding on one side
@@ -75,7 +79,7 @@ def test_nan_comes_through() -> None:
     assert torch.equal(got.isnan(), plain(x).isnan())
 
 
-@with_unit
+@with_kernel
 def test_what_memory_safety_needs_is_refused() -> None:
     x, plain = convolution(GEOMETRIES["full blocks"])
     unit = MatrixConvolution(plain.weight, plain.bias)
@@ -91,6 +95,21 @@ def test_what_memory_safety_needs_is_refused() -> None:
         MatrixConvolution(plain.weight[:24], None).run(x, gates=BITS[: 8 * 8 * 24 // 8])
     with pytest.raises(ValueError, match=r"a kernel of \(3, 3\) does not fit into \(2, 8\)"):
         MatrixConvolution(sample(8, 64, 3, 3), None).run(x[:, :, :2])
+
+
+@with_kernel
+@pytest.mark.parametrize(
+    "place", range(6), ids=["row_stride", "column_stride", "top", "left", "row_dilation", "column_dilation"]
+)
+@pytest.mark.parametrize("number", [-(2**63), -1, 513, 2**31, 2**40, 2**62, 2**63 - 1])
+def test_numbers_are_bounded_before_anything_is_made_of_them(place: int, number: int) -> None:
+    x, plain = convolution(GEOMETRIES["begun blocks"])
+    weight, bias = arranged(plain.weight), sample(plain.weight.shape[0])
+    numbers = [1, 1, 0, 0, 1, 1]
+    numbers[place] = number
+    output = torch.empty(3, 17, 7, 9).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=r"pysal_amx::bf16x6_convolution_: (strides and|kernel, strides)"):
+        torch.ops.pysal_amx.bf16x6_convolution_(output, x, weight, bias, None, *numbers, 0.0, 6.0, None, None, -1)
 
 
 # of the result of "full blocks"

@@ -186,11 +186,10 @@ def test_pickles_are_not_run(tmp_path) -> None:
     path.write_bytes(pickle.dumps(Evil()))
     torch.save({"weight": Evil()}, tmp_path / "evil2.pth")
     for one in (path, tmp_path / "evil2.pth"):
-        with pytest.raises(
-            ValueError, match=r"^pysal.models.load: weights must be a file of tensors, got .*evil2?.pth \("
-        ) as error:
+        with pytest.raises(ValueError) as error:
             load("torchvision:squeezenet1_1", weights=one)
-        assert "\n" not in str(error.value)
+        said = f"weights must be a file of tensors, got {one} (no pickle, or one of more than tensors)"
+        assert str(error.value) == f"pysal.models.load: {said}"
     assert not (tmp_path / "ran").exists()
 
 

@@ -22,7 +22,6 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
                          int64_t left, int64_t row_dilation, int64_t column_dilation, double lower, double upper,
                          const std::optional<Tensor>& gates, const std::optional<Tensor>& mask, int64_t rule) {
   const char* op = "pysal_amx::bf16x6_convolution_";
-  PYSAL_CHECK(bf16x6_available(), op, ": this machine has no matrix unit");
   PYSAL_CHECK(input.dim() == 4 && input.is_cpu() && input.scalar_type() == ScalarType::Float && weight.dim() == 7 &&
                   weight.is_cpu() && weight.scalar_type() == ScalarType::BFloat16 && bias.dim() == 1 && bias.is_cpu() &&
                   bias.scalar_type() == ScalarType::Float,
@@ -68,6 +67,8 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
   product(op, "what is split at once",
           {high, wide, input.size(0), std::min(row_stride, kernel_height) * std::min(column_stride, kernel_width),
            weight.size(3), 3 * 64});
+  // last, so that every machine refuses what all have to refuse
+  PYSAL_CHECK(bf16x6_available(), op, ": this machine has no matrix unit");
   const Tensor from = dense(input, true), parts = dense(weight), shift = dense(bias);
   const std::optional<Tensor> added = shortcut ? std::optional(dense(*shortcut, true)) : std::nullopt;
   const std::optional<Tensor> through = mask ? std::optional(dense(*mask)) : std::nullopt;
