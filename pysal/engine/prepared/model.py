@@ -214,8 +214,8 @@ def prepare(
     The snapshot folds batch norm and padding into convolutions, runs convolution, shortcut and ReLU in one pass, and computes
     only the input's gradient, for which it keeps one bit per ReLU element. It is used only if its output and gradient are the
     model's, on the example and on noise, in float64, and only for what it is measured to be faster at: gradients, forward
-    passes or both. Every other model runs as it is, and `report()` says why. On a CPU all of this takes about as long as 30
-    gradients of the model.
+    passes or both. Every other model runs as it is, and `report()` says why. On a CPU all of this takes as long as some 30
+    to 50 gradients of the model.
 
     The model itself is not changed. If it changes later, in its weights, modules, hooks or attributes, the snapshot is refused.
     A copy or a pickle of the snapshot is prepared again.
