@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pysal import audit, captum, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, viz
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
-    from pysal.engine.prepared.model import PreparedModel, prepare
+    from pysal.engine.prepared.model import PreparedModel
+    from pysal.engine.prepared.prepare import prepare
     from pysal.engine.request.extra_inputs import PerImage, Shared
     from pysal.engine.request.target import Margin, RowTarget
     from pysal.engine.running.chunks import Cancelled, progress
@@ -52,7 +53,7 @@ _HOMES = {
     "PreparedModel": ".engine.prepared.model",
     "build_info": ".ops",
     "class_gradients": ".methods.gradient",
-    "prepare": ".engine.prepared.model",
+    "prepare": ".engine.prepared.prepare",
     "explain": ".explain",
     "grad_cam": ".methods.grad_cam",
     "gradient": ".methods.gradient",

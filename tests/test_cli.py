@@ -19,7 +19,7 @@ from torch import nn
 
 from pysal import cli, models
 from pysal.cli import terminal
-from pysal.engine.prepared.model import prepare
+from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.score import SCORE_KINDS
 from pysal.engine.running import chunks
 from pysal.explain import explain

@@ -33,7 +33,8 @@ from pysal.audit.options import (
 from pysal.audit.shard import Setup, Worker, in_one_order, stored_map
 from pysal.audit.status import Progress, Status, reporting, status
 from pysal.engine.model.class_names import names_of
-from pysal.engine.prepared.model import PreparedModel, check_eval
+from pysal.engine.model.training import check_eval
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import fast_rows
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import restoring

@@ -23,7 +23,8 @@ from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
 from pysal.engine.prepared.gains import Gains
-from pysal.engine.prepared.model import PreparedModel, prepare
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running

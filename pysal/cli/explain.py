@@ -66,7 +66,7 @@ def explain(
     written: list[Path] = []
     with errors_as_sentences("pysal explain", written), _writable(out):
         from pysal import models
-        from pysal.engine.prepared.model import prepare
+        from pysal.engine.prepared.prepare import prepare
         from pysal.engine.running.chunks import fast_rows, progress
         from pysal.explain import explain as run
         from pysal.segments import parse

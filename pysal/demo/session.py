@@ -21,7 +21,8 @@ from pysal import models
 from pysal._checks import refuse, refuse_unknown
 from pysal.demo.turns import Turns
 from pysal.engine.model.not_applicable import NotApplicable
-from pysal.engine.prepared.model import PreparedModel, prepare
+from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.attribution import default_of
 from pysal.engine.request.row_score import class_scores
 from pysal.engine.request.score import Look, probabilities

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal.engine.layers.features import Layer
-from pysal.engine.prepared import model as preparation
+from pysal.engine.prepared import trial
 from pysal.engine.prepared.gains import Budget
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import run_chunks
@@ -229,9 +229,9 @@ def test_the_images_per_pass_are_chosen_by_replays_and_their_graphs_let_go(monke
         return found, run
 
     fast = prepared("cpu", counted)
-    monkeypatch.setattr(preparation, "CPU_CHUNKS", (8, 16))  # as on a GPU: nobody tries one image
-    monkeypatch.setattr(preparation, "fast_rows", lambda device, row_bytes: 4)
-    assert preparation._fastest_rows(fast, photos(1), Budget(torch.device("cpu"))) in (8, 16)
+    monkeypatch.setattr(trial, "CPU_CHUNKS", (8, 16))  # as on a GPU: nobody tries one image
+    monkeypatch.setattr(trial, "fast_rows", lambda device, row_bytes: 4)
+    assert trial.fastest_rows(fast, photos(1), Budget(torch.device("cpu"))) in (8, 16)
     rows = [number for _, number in order]
     assert rows == sorted(rows)  # one after the other
     for number in (8, 16):
@@ -251,19 +251,19 @@ def test_out_of_memory_ends_the_trial_of_larger_passes(monkeypatch: pytest.Monke
             raise torch.OutOfMemoryError
         return 1.0
 
-    monkeypatch.setattr(preparation, "CPU_CHUNKS", (4, 8, 16, 32))
-    monkeypatch.setattr(preparation, "fast_rows", lambda device, row_bytes: 4)
+    monkeypatch.setattr(trial, "CPU_CHUNKS", (4, 8, 16, 32))
+    monkeypatch.setattr(trial, "fast_rows", lambda device, row_bytes: 4)
     fast = prepared("cpu")
     monkeypatch.setattr(Budget, "seconds", seconds)
     monkeypatch.setattr(Budget, "left", 1e9)
     budget = Budget(torch.device("cpu"))
-    assert preparation._fastest_rows(fast, photos(1), budget) == 8  # half the time per image of 4
+    assert trial.fastest_rows(fast, photos(1), budget) == 8  # half the time per image of 4
     assert tried.count(16) == 1
     assert 32 not in tried
     fast.replays = None
     tried.clear()
-    assert preparation._fastest_rows(fast, photos(1), budget) == 8
-    assert tried == [4, 8, 16] + [4, 8] * (preparation.TRIALS - 1)
+    assert trial.fastest_rows(fast, photos(1), budget) == 8
+    assert tried == [4, 8, 16] + [4, 8] * (trial.TRIALS - 1)
 
 
 def failing(_function: Callable[[], Any]) -> Any:

@@ -15,7 +15,8 @@ import pysal
 from pysal.captum import NoiseTunnel, Saliency
 from pysal.engine.graph.fold import Convolution, fold
 from pysal.engine.graph.fused_convolution import FusedConvolution
-from pysal.engine.prepared import model as preparation
+from pysal.engine.prepared import prepare as preparation
+from pysal.engine.prepared import trial
 from pysal.engine.prepared.gains import Budget
 from pysal.testing import assert_no_worse
 
@@ -572,7 +573,8 @@ def test_the_graph_is_compared_in_float32_and_its_passes_are_timed_in_their_own_
         entered.append((precision, backward))
         return mode(precision, device, backward=backward)
 
-    monkeypatch.setattr(preparation, "precision_mode", watched)
+    for module in (preparation, trial):
+        monkeypatch.setattr(module, "precision_mode", watched)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # TF32's like on a CPU: what the caller has on is not compared in
         fast = pysal.prepare(model, torch.rand(1, 3, 8, 8), precision="bf16")

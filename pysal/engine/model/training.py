@@ -46,6 +46,19 @@ def training_part(model: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
+def check_eval(where: str, model: nn.Module) -> None:
+    """Refuse a model of which a part computes something else because it is in training mode.
+
+    Raises:
+        ValueError: names the part.
+    """
+    found = training_part(model)
+    if found is not None:
+        name, module = found
+        part = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
+        raise ValueError(f"{where}: model must be in eval mode, got {part} in training mode: call model.eval() first")
+
+
 def any_training(model: nn.Module) -> bool:
     """Whether any part is in training mode; `modules()` of a deep model would take a millisecond of every call."""
     pending, seen = [model], {model}

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from pysal._checks import FLOATING, all_finite, check_dense, check_tensor, finite_rows, refuse
 from pysal.engine.model.class_names import names_of
-from pysal.engine.prepared.model import PreparedModel, check_eval, check_fits
+from pysal.engine.model.placement import check_fits
+from pysal.engine.model.training import check_eval
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ExtraArguments, ordinary
 from pysal.engine.request.independence import Company
 from pysal.engine.request.row_score import Score
