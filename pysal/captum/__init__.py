@@ -3,12 +3,16 @@
 `from captum.attr import Saliency` becomes `from pysal.captum import Saliency`. Constructors, arguments, defaults, shapes,
 dtypes and exceptions are those of captum 0.9.0. docs/migrating.md lists where the results differ and which are right.
 
-captum need not be installed. If it is, these classes are also captum's (`isinstance`): its NoiseTunnel, metrics and
+Every path and name of captum's has its place here: `captum.attr._core.deep_lift` is `pysal.captum.attr._core.deep_lift`. What
+this package has no class for is captum's own.
+
+captum need not be installed; what is captum's own says so where it is not. If it is, these classes are also captum's (`isinstance`): its NoiseTunnel, metrics and
 DataLoaderAttribution accept them, and `NoiseTunnel` of this module accepts captum's classes.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from pysal.captum import _elsewhere
 
 if TYPE_CHECKING:
     from pysal.captum._bases import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
@@ -19,22 +23,6 @@ if TYPE_CHECKING:
     from pysal.captum.noise_tunnel import NoiseTunnel
     from pysal.captum.occlusion import Occlusion
     from pysal.captum.saliency import Saliency
-
-_HOMES = {
-    "Attribution": "_bases",
-    "Deconvolution": "guided_backprop",
-    "FeatureAblation": "feature_ablation",
-    "GradientAttribution": "_bases",
-    "GuidedBackprop": "guided_backprop",
-    "GuidedGradCam": "grad_cam",
-    "IntegratedGradients": "integrated_gradients",
-    "LayerAttribution": "_bases",
-    "LayerGradCam": "grad_cam",
-    "NoiseTunnel": "noise_tunnel",
-    "Occlusion": "occlusion",
-    "PerturbationAttribution": "_bases",
-    "Saliency": "saliency",
-}
 
 __all__ = [
     "Attribution",
@@ -53,10 +41,11 @@ __all__ = [
 ]
 
 
+_elsewhere.install()
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pysal.captum' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = _elsewhere.get(name, __name__, ("captum.attr", "captum"))
     globals()[name] = value
     return value
 
