@@ -6,8 +6,9 @@ dtypes and exceptions are those of captum 0.9.0. docs/migrating.md lists where t
 Every path and name of captum's has its place here: `captum.attr._core.deep_lift` is `pysal.captum.attr._core.deep_lift`. What
 this package has no class for is captum's own.
 
-captum need not be installed; what is captum's own says so where it is not. If it is, these classes are also captum's (`isinstance`): its NoiseTunnel, metrics and
-DataLoaderAttribution accept them, and `NoiseTunnel` of this module accepts captum's classes.
+captum need not be installed; what is captum's own says so where it is not. If it is, these classes are also captum's
+(`isinstance`): its NoiseTunnel, metrics and DataLoaderAttribution accept them, and `NoiseTunnel` of this module accepts
+captum's classes.
 """
 
 from typing import TYPE_CHECKING, Any
