@@ -19,6 +19,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal._checks import first_line
+from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
 
@@ -88,6 +89,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
 
 def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     """Fold what `trace` returned, in place, and return it."""
+    _remove_checks_of_rank(graph)
     _remove_identities(graph)
     _reshape_for_view(graph)
     _unify_convolutions(graph)
@@ -245,13 +247,40 @@ def replace_by_module(graph: fx.GraphModule, node: fx.Node, module: nn.Module, *
     return new
 
 
-def _constant(graph: fx.GraphModule, node: object) -> Tensor | None:
+def constant(graph: fx.GraphModule, node: object) -> Tensor | None:
     """Return the parameter or buffer that a node fetches."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     owner, _, name = str(node.target).rpartition(".")
     value = getattr(graph.get_submodule(owner), name)
     return value if isinstance(value, Tensor) else None
+
+
+def _remove_checks_of_rank(graph: fx.GraphModule) -> None:
+    """Take away what asserts how many dimensions a value has, where that was noted: it would stand beside what is fused.
+
+    The number is the same for all images that the graph is used for. timm's batch norms and linear layers ask so.
+    """
+    for node in list(graph.graph.nodes):
+        shape = node.meta.get(SHAPE)
+        for question in list(node.users) if shape is not None else ():
+            if not _is_rank(question):
+                continue
+            for comparison in list(question.users):
+                holds = comparison.target is operator.eq and comparison.args in ((question, len(shape)), (len(shape), question))
+                for check in list(comparison.users) if holds else ():
+                    if check.target is torch._assert and check.args[:1] == (comparison,):
+                        graph.graph.erase_node(check)
+                if not comparison.users:
+                    graph.graph.erase_node(comparison)
+            if not question.users:
+                graph.graph.erase_node(question)
+
+
+def _is_rank(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("dim", "ndimension") and len(node.args) == 1
+    return node.target is getattr and node.args[1:] == ("ndim",)
 
 
 def _remove_identities(graph: fx.GraphModule) -> None:
@@ -289,7 +318,7 @@ def _unify_convolutions(graph: fx.GraphModule) -> None:
             names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
             given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
             given |= dict(zip(names, node.args, strict=False)) | node.kwargs
-            weight, bias = _constant(graph, given["weight"]), _constant(graph, given["bias"])
+            weight, bias = constant(graph, given["weight"]), constant(graph, given["bias"])
             if weight is not None and (bias is not None or given["bias"] is None):
                 found = (weight, bias, given["stride"], given["padding"], given["dilation"], given["groups"])
                 source = given["input"]
@@ -362,7 +391,7 @@ def fold_division(graph: fx.GraphModule, shapes: Mapping[Any, tuple[int, ...]]) 
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target not in _DIVISIONS or len(node.args) != 2 or node.kwargs:
             continue
-        source, divisor = node.args[0], _constant(graph, node.args[1])
+        source, divisor = node.args[0], constant(graph, node.args[1])
         shape = shapes.get(node)
         if divisor is None or shape is None or len(shape) != 4 or shapes.get(source) != shape:
             continue
@@ -392,7 +421,7 @@ def _unify_batch_norms(graph: fx.GraphModule) -> None:
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
         given |= dict(zip(names, node.args, strict=False)) | node.kwargs
-        constants = [_constant(graph, given[name]) for name in names[1:5]]
+        constants = [constant(graph, given[name]) for name in names[1:5]]
         known = all(value is not None or given[name] is None for value, name in zip(constants, names[1:5], strict=True))
         mean, var, weight, bias = constants
         if not known or mean is None or var is None or given["training"] is not False or not isinstance(given["eps"], float):

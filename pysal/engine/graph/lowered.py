@@ -1,5 +1,6 @@
-"""Puts a folded graph's convolutions, and what can be fused into them, into modules of few passes over memory."""
+"""Puts a folded graph's convolutions, what can be fused into them, and its linear layers into modules made for this machine."""
 
+import math
 import operator
 from typing import Any
 
@@ -7,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pysal.engine.graph.fold import Convolution, fold_division, module_of, replace_by_module
+from pysal.engine.graph.fold import Convolution, constant, fold_division, module_of, replace_by_module
 from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.fused_linear import LEAST_TOKENS, FusedLinear
 from pysal.engine.graph.shapes import shapes_of
 
 _ADDITIONS = (operator.add, torch.add)
 
 
 def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = torch.float32) -> int:
-    """Replace the convolutions of a folded graph, with what can be fused into them, in place; return how many.
+    """Replace convolutions, with what can be fused into them, and linear layers of a folded graph, in place; return how many.
 
     Args:
         graph: a graph made by `fold`.
@@ -47,6 +49,17 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
         new.meta["inner_layers"] = inner
         order[new], shapes[new] = order[last], shapes[last]
         lowered += 1
+    images = next(shapes[node][0] for node in graph.graph.nodes if node.op == "placeholder" and node in shapes)
+    for node in list(graph.graph.nodes):
+        linear = _linear(graph, node)
+        if linear is None or linear[0] not in shapes:
+            continue
+        source, weight, bias = linear
+        tokens = math.prod(shapes[source][:-1]) // images  # of an image: shapes are of several
+        if tokens >= LEAST_TOKENS:
+            new = replace_by_module(graph, node, FusedLinear(weight, bias, backward_dtype), source)
+            shapes[new] = shapes[node]
+            lowered += 1
     for node in graph.graph.nodes:
         if is_addition(node):
             first, second = (shapes.get(arg) for arg in node.args)
@@ -56,6 +69,20 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
     graph.graph.lint()
     graph.recompile()
     return lowered
+
+
+def _linear(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor, Tensor | None] | None:
+    """Return input, weight and bias of a node that is a linear layer with constant weights."""
+    module = module_of(graph, node)
+    if type(module) is nn.Linear:
+        source = node.args[0] if node.args else node.kwargs["input"]
+        return source, module.weight, module.bias  # type: ignore[return-value]
+    if node.op == "call_function" and node.target is F.linear:
+        given: dict[str, Any] = {"bias": None} | dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+        weight, bias = constant(graph, given["weight"]), constant(graph, given["bias"])
+        if weight is not None and weight.ndim == 2 and (bias is None) == (given["bias"] is None):
+            return given["input"], weight, bias
+    return None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

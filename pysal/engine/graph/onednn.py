@@ -72,3 +72,19 @@ def convolved_onto(
 
 def _clamped(result: Tensor, upper: float | None) -> Tensor:
     return result if upper is None or upper == math.inf else result.clamp_(max=upper)
+
+
+def packed_linear(weight: Tensor) -> Tensor:
+    """Return the weights (K, C) of a linear layer in the order in which oneDNN reads them.
+
+    Unlike those of a convolution they are arranged for no number of rows: for another number than that, oneDNN may choose a way
+    that is six times slower.
+    """
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return result
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return (..., K) of (..., C) for arranged weights."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return result

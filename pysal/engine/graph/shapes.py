@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-_SHAPE = "shape"
+# where the shape of a node's value is in its `meta`
+SHAPE = "shape"
 
 
 def note_shapes(graph: fx.GraphModule) -> fx.Interpreter:
@@ -18,15 +19,15 @@ def shapes_of(graph: fx.GraphModule, example: Tensor) -> dict[Any, tuple[int, ..
 
     What is the same for all images shows in them.
     """
-    if not any(node.op == "placeholder" and _SHAPE in node.meta for node in graph.graph.nodes):
+    if not any(node.op == "placeholder" and SHAPE in node.meta for node in graph.graph.nodes):
         with torch.no_grad():
             note_shapes(graph).run(example.repeat(2, 1, 1, 1) if len(example) == 1 else example)
-    return {node: node.meta[_SHAPE] for node in graph.graph.nodes if _SHAPE in node.meta}
+    return {node: node.meta[SHAPE] for node in graph.graph.nodes if SHAPE in node.meta}
 
 
 class _Noting(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor) and result.is_floating_point():
-            n.meta[_SHAPE] = tuple(result.shape)
+            n.meta[SHAPE] = tuple(result.shape)
         return result

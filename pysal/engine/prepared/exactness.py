@@ -23,7 +23,7 @@ FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 GRADIENT_TOLERANCE = 0.1
 # Where a model cannot run in float64 a gradient has to be as near as rounding alone leaves it.
 UNWITNESSED_TOLERANCE = 1e-5
-NOTHING_FUSED = "it has no convolution that could be fused"
+NOTHING_FUSED = "it has no convolution that could be fused, and no linear layer on many tokens"
 
 
 class RunsAsItIs(Exception):

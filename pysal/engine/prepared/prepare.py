@@ -10,6 +10,7 @@ from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
 from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import lower
 from pysal.engine.graph.same_function import TRACED, batches, run
 from pysal.engine.graph.shapes import note_shapes
@@ -170,12 +171,16 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]
     matrix = sum(module.matrix is not None for module in fused)
     onednn = sum(module.onednn and module.matrix is None for module in fused)
-    word = "convolution runs" if lowered == 1 else "convolutions run"
-    notes["convolutions"] = f"{lowered} {word} fused, with batch norm, padding, shortcut and ReLU where they follow"
+    if fused:
+        word = "convolution runs" if len(fused) == 1 else "convolutions run"
+        notes["convolutions"] = f"{len(fused)} {word} fused, with batch norm, padding, shortcut and ReLU where they follow"
     if onednn:
         notes["onednn"] = f"{onednn} of them through oneDNN with weights arranged for it, channels_last"
     if matrix:
         notes["matrix unit"] = f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32"
+    if linear := sum(isinstance(module, FusedLinear) for module in graph.modules()):
+        word = "linear layer has its" if linear == 1 else "linear layers have their"
+        notes["linear"] = f"{linear} {word} weights arranged once, and send a gradient to their input alone"
     if blocks := len(program.blocks):
         word = "block runs" if blocks == 1 else "blocks run"
         notes["blocks"] = (

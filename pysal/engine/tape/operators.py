@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pysal import ops
 from pysal.engine.graph.fold import module_of
 from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.inverted_residual import InvertedResidual
 from pysal.engine.graph.lowered import is_addition, relu_upper
 from pysal.engine.model.relu_rules import ReluRule
@@ -149,6 +150,22 @@ class BlockOperator(Operator):
         for shortcut in shortcuts:
             if shortcut is not source:
                 gradients.add(shortcut, grad, owned=owned)
+
+
+class LinearOperator(Operator):
+    """A linear layer, which keeps nothing."""
+
+    def __init__(self, inputs: Sequence[fx.Node], module: FusedLinear) -> None:
+        super().__init__(inputs)
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        """See `Operator`."""
+        return self.module(inputs[0]), None
+
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
+        gradients.add(self.inputs[0], self.module.input_gradient(grad), owned=True)
 
 
 class ReluOperator(Operator):
@@ -344,6 +361,8 @@ def operator_of(graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Nod
     first: Any = node.args[0] if node.args else None
     if isinstance(module, FusedConvolution):
         return FusedOperator(node.args, module)  # type: ignore[arg-type]
+    if isinstance(module, FusedLinear):
+        return LinearOperator(node.args, module)  # type: ignore[arg-type]
     if isinstance(first, fx.Node):
         upper = relu_upper(graph, node)
         if upper is not None:
