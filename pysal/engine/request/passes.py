@@ -19,6 +19,7 @@ from pysal.engine.request.independence import (
     check_chance,
     error_in_words,
     is_remembered,
+    nudged,
     remember,
     roundoff_of,
     unlike,
@@ -179,9 +180,13 @@ class Passes(Request):
             root._shared["independent"] = True
             return
 
-        rows = torch.tensor([0, root.images - 1], device=root.device)
+        rows, pair = torch.tensor([0, root.images - 1], device=root.device), unlike(root.inputs)
+
+        def ask(places: Sequence[int], share: float) -> Tensor:
+            return self._ask(nudged(pair[list(places)], share), rows[list(places)])
+
         try:
-            check(self._ask, unlike(root.inputs), rows, number, self._roundoff_of)
+            check(ask, number, self._roundoff_of)
         except Random as error:
             self._refuse_chance(error)
         except Coupled as error:
@@ -200,7 +205,7 @@ class Passes(Request):
         try:
             rows = torch.arange(root.images, device=root.device)
             repeats = REPEATS if root._shared.get("draws") else 2
-            check_chance(self._ask, root.inputs, rows, self._roundoff_of, repeats=repeats)
+            check_chance(lambda: self._ask(root.inputs, rows), self._roundoff_of, repeats=repeats)
         except Random as error:
             self._refuse_chance(error)
         if remembers:
