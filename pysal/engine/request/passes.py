@@ -132,7 +132,7 @@ class Passes(Request):
     def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""
         table = self.score.table(output, rows)
-        self.score.resolve(table, self.origin[rows])
+        self.score.resolve(output, table, self.origin[rows])
         if self.score.look.open:
             self.score.look_at(table)
         return table, self.score(output, self.origin[rows])
