@@ -27,7 +27,7 @@ from pysal._checks import first_line
 from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import is_out_of_memory
-from pysal.engine.running.states import DispatchMode
+from pysal.engine.running.states import DispatchMode, is_own_hook
 
 # What a plan's passes hold. "checked": any rows, once it is known that they do not depend on each other; a pass of exactly the
 # caller's images needs no check, since it is what the caller would have run. "whole": the caller's images, all of them, in
@@ -244,7 +244,8 @@ def _state(model: object, circumstances: object) -> int | None:
                 tensors = [value] if isinstance(value, Tensor) else [one for one in value.values() if one is not None]
                 marks.extend((id(one), 0 if one.is_inference() else one._version) for one in tensors)
             elif isinstance(value, (dict, list, set)):
-                marks.append((name, len(value), *(map(id, value.values() if isinstance(value, dict) else value))))
+                held = [one for one in (value.values() if isinstance(value, dict) else value) if not is_own_hook(one)]
+                marks.append((name, len(held), *map(id, held)))
             else:
                 marks.append((name, id(value)))
         for child in module._modules.values():

@@ -240,8 +240,15 @@ class Passes(Request):
             raise RuntimeError(f"{self.where}: {images} must fit into memory together") from error
 
     def _is_batch(self, rows: Tensor) -> bool:
-        """Whether rows are the caller's images, all of them, in order."""
-        return len(rows) == self.root.images and torch.equal(self.origin[rows], torch.arange(len(rows), device=rows.device))
+        """Whether rows are the caller's images, all of them, in order. A GPU waits to say it, so of one tensor once."""
+        if len(rows) != self.root.images:
+            return False
+        shared, origin = self.root._shared, self.origin
+        asked, whole = shared.get("asked whether all images", ((), False))
+        if not (len(asked) and asked[0] is rows and asked[1] is origin):
+            whole = torch.equal(origin[rows], torch.arange(len(rows), device=rows.device))
+            shared["asked whether all images"] = (rows, origin), whole
+        return bool(whole)
 
     def _works_on_whole(self, model: Model, rows: Tensor) -> bool:
         root = self.root
