@@ -42,8 +42,7 @@ from pysal.methods.registry import METHODS, method_names
 from pysal.models import Classifier
 from pysal.models.classifier import channels_of
 
-# Images that are read, and handed to the methods, together.
-IMAGES_TOGETHER = {"cpu": 16, "cuda": 64}
+BATCH = {"cpu": 16, "cuda": 64}
 
 
 class Job:
@@ -76,7 +75,8 @@ class Job:
         seed: seed of SmoothGrad's noise and of metrics that draw random numbers.
         precision: arithmetic of the model passes: "float32", "tf32", "mixed" or "bf16".
         shard_size: images per shard.
-        batch_size: rows per model pass, as in `pysal.gradient`; None = 4 on a CPU, more of small images, and 64 on a GPU.
+        batch: images handed to the methods together; None = 16 on a CPU, 64 on a GPU.
+        rows: model rows per pass; None = 4 on a CPU, 64 on a GPU.
         prepared: whether the model is prepared (`pysal.prepare`) in each worker.
         device: "cpu", "cuda" or "auto".
 
@@ -103,7 +103,8 @@ class Job:
         seed: int = 0,
         precision: Precision = "float32",
         shard_size: int = 256,
-        batch_size: int | None = None,
+        batch: int | None = None,
+        rows: int | None = None,
         prepared: bool = True,
         device: str = "auto",
     ) -> None:
@@ -119,7 +120,8 @@ class Job:
             seed=seed,
             precision=precision,
             shard_size=shard_size,
-            batch_size=batch_size,
+            batch=batch,
+            rows=rows,
             prepared=prepared,
             device=device_of(device),
         )
@@ -136,8 +138,7 @@ class Job:
         named, target = _class_of(options.target, loaded)
         self.manifest = _manifest(options, target, self._model, loaded)
         if (self.out / "manifest.json").exists():
-            before = manifest.read(WHERE, self.out)  # what no caller says is as it was when the job began
-            self.manifest |= {name: before[name] for name in ("gains", "images_together")}
+            self.manifest["gains"] = manifest.read(WHERE, self.out)["gains"]
         self._worker = Worker(Setup(self.manifest, self._model, Path()), options.device, loaded)
         if isinstance(self._worker.model, PreparedModel) and self._worker.model.gains is not None:
             self.manifest["gains"] = dataclasses.asdict(self._worker.model.gains)
@@ -364,8 +365,8 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
         "boxes": None,
         "seed": options.seed,
         "precision": options.precision,
-        "images_together": IMAGES_TOGETHER[options.device],
-        "batch_size": options.batch_size or fast_rows(torch.device(options.device), row_bytes),
+        "batch": options.batch or BATCH[options.device],
+        "rows": options.rows or fast_rows(torch.device(options.device), row_bytes),
         "prepared": options.prepared,
         "gains": None,
         "device": options.device,
@@ -426,7 +427,8 @@ def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = 
         seed=stored["seed"],
         precision=stored["precision"],
         shard_size=images["shard_size"],
-        batch_size=stored["batch_size"],
+        batch=stored["batch"],
+        rows=stored["rows"],
         prepared=stored["prepared"],
         device=stored["device"],
     )

@@ -46,7 +46,8 @@ class Options:
     seed: int
     precision: Precision
     shard_size: int
-    batch_size: int | None
+    batch: int | None
+    rows: int | None
     prepared: bool
     device: str
 
@@ -56,7 +57,7 @@ class Options:
         one_of("precision", self.precision, PRECISIONS)
         if self.score is not None:
             one_of("score", self.score, SCORE_KINDS)
-        for name, value in (("shard_size", self.shard_size), ("batch_size", self.batch_size)):
+        for name, value in (("shard_size", self.shard_size), ("batch", self.batch), ("rows", self.rows)):
             if value is not None:
                 check_count(WHERE, name, value)
         target = self.target

@@ -19,6 +19,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal._checks import first_line
+from pysal.engine.graph.aten import normalise
 from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
@@ -123,12 +124,23 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
                 graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
         except Exception as error:  # tracing runs the model's own code, which may fail in any way
             raise NotTraceable(_reason(error)) from error
+    written = names_of_written(state)
+    graph.meta["runs"] = tracer.runs
+    normalise(graph)  # of a program of torch.export inside of it
+    return graph, written
+
+
+def names_of_written(state: ModelState) -> list[tuple[str, str]]:
+    """Return (module's name, attribute) of what a pass wrote since a state was noted.
+
+    Raises:
+        NotTraceable: numbers and words are among it, by which a later pass may decide.
+    """
     written = state.written()
     for prefix, name, value in written:
         if isinstance(value, (bool, int, float, str)):
             raise NotTraceable(f"its forward pass changes its own attribute {prefix + name!r}")
-    graph.meta["runs"] = tracer.runs
-    return graph, [(prefix, name) for prefix, name, _ in written]
+    return [(prefix, name) for prefix, name, _ in written]
 
 
 # torch.fx, and what is done to autograd's functions here, puts methods into classes for the time of a trace.

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules import module as torch_modules
 from torch.nn.parameter import is_lazy
 
@@ -31,7 +32,9 @@ _APART = frozenset((*HOOKS, *_HOOK_OPTIONS, *_TENSORS, "_modules", "_non_persist
 _APART |= frozenset(name for name in nn.Module().__dict__ if "state_dict" in name) | {"training"}
 _COMPILER = ("_compiled_call_impl", "_is_torch_compile", "_dynamo", "_torchdynamo", "torchdynamo")
 _PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size, range, slice)
-_OPAQUE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial)
+# The programs of torch.export describe by the last three what they compute, and read it nowhere else.
+_OPAQUE = (*_FUNCTIONS, fx.Graph, fx.Node, FakeTensor)
 
 
 class ModelState:
@@ -96,10 +99,10 @@ class ModelState:
             name, value, depth = pending.pop()
             if isinstance(value, nn.Module):
                 found.append((name, value))
-            elif isinstance(value, Tensor):
-                self.tensors[name] = value
             elif isinstance(value, _PLAIN) or isinstance(value, _OPAQUE) or id(value) in self._met:
                 continue
+            elif isinstance(value, Tensor):
+                self.tensors[name] = value
             elif depth < DEEPEST and len(self._met) < MOST_CONTAINERS:
                 self._met.add(id(value))
                 depth += 1
@@ -220,8 +223,12 @@ def parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def own_hooks_apart(hooks: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return hooks without those that pysal puts on for the length of a pass, perhaps in another thread."""
-    return {key: hook for key, hook in hooks.items() if not (getattr(hook, "__module__", "") or "").startswith(f"{PACKAGE}.")}
+    """Return hooks without those that pysal puts on for the length of a pass, perhaps in another thread.
+
+    Those by which a program of torch.export checks what it is given are not counted either.
+    """
+    apart = (f"{PACKAGE}.", "torch.export.", "torch._export.")
+    return {key: hook for key, hook in hooks.items() if not (getattr(hook, "__module__", "") or "").startswith(apart)}
 
 
 def global_hooks() -> dict[str, dict[int, Any]]:

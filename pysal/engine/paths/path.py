@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, refuse, refuse_unknown, warn
-from pysal._library import widened, widest
+from pysal._library import widened
 from pysal.engine.paths.quadrature import (
     PLACEMENTS,
     QUADRATURES,
@@ -154,16 +154,15 @@ def _probe(plan: Plan, path: Path) -> Array:
     places = np.tile(nodes if path.position is None else path.position(nodes), len(path.owners))
     order = _order(plan, paths, len(path.owners))
     paths, places = paths[order], places[order]
-    scores = torch.empty(len(paths), dtype=widest(plan.device), device=plan.device)
+    found = np.empty(len(paths))
 
     def body(start: int, stop: int) -> None:
         rows = path.owners[to_device(paths[start:stop], plan.device)]
         batch, _ = path.points(paths[start:stop], places[start:stop])
-        scores[start:stop] = plan.scores(batch, rows)[0]
+        found[start:stop] = plan.scores(batch, rows)[0].cpu().double().numpy()
 
     plan.run(len(paths), body)
-    found = np.empty(len(paths))
-    found[order] = scores.cpu().double().numpy()
+    found[order] = found.copy()
     return cast(Array, np.diff(found.reshape(len(path.owners), len(nodes)), axis=1))
 
 

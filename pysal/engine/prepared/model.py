@@ -29,6 +29,7 @@ class PreparedModel:
         precision: the arithmetic of its passes.
         rows: images per pass that were fastest when it was made.
         rows_asked: whether they were asked for, not measured.
+        only_rows: images per pass of a model that takes no other number; None = any.
         program: records passes; None where the model's gradient is taken as it is.
         gains: how many times as fast as the model it is; None where there was nothing to measure.
         replays: replays them as CUDA graphs; None on a CPU.
@@ -38,6 +39,7 @@ class PreparedModel:
         self.original, self.precision, self._again = original, precision, again
         self.rows: int | None = None
         self.rows_asked = False
+        self.only_rows: int | None = None
         self._example = example
         self._kind = (tuple(example.shape[1:]), example.dtype, example.device)
         self._state: ModelState | None = None
@@ -89,6 +91,8 @@ class PreparedModel:
     def _takes(self, images: object) -> bool:
         """Say whether there are images, of the shape, dtype and device of the example."""
         if not isinstance(images, Tensor) or not images.ndim or not len(images):
+            return False
+        if self.only_rows not in (None, len(images)):
             return False
         return (tuple(images.shape[1:]), images.dtype, images.device) == self._kind
 

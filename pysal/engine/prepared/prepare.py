@@ -1,18 +1,22 @@
 """Makes a snapshot of a model that runs forward and input gradient as fast as this machine allows, and says what was done."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
 from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
+from pysal.engine.graph.exported import capture
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import lower
-from pysal.engine.graph.same_function import TRACED, batches, run
+from pysal.engine.graph.programs import LayeredProgram, is_graph_of_program
+from pysal.engine.graph.same_function import TRACED, Pass, batches, run
 from pysal.engine.graph.shapes import note_shapes
 from pysal.engine.layers.default_layer import Choice, Look, default_layer
 from pysal.engine.model.model_state import ModelState
@@ -37,7 +41,7 @@ from pysal.engine.tape.tape import Program
 
 @restoring
 def prepare(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example: Tensor,
     *,
     precision: Precision = "float32",
@@ -56,7 +60,8 @@ def prepare(
     A copy or a pickle of the snapshot is prepared again.
 
     Args:
-        model: an nn.Module in eval mode. Of one that torch.compile returned, what it was made from is prepared.
+        model: an nn.Module in eval mode, or a program of torch.export. Of a module that torch.compile returned, what it was
+            made from is prepared.
         example: (B, C, H, W), one or more images like those the methods will get. Images of another size run the original
             model.
         precision: arithmetic of the passes: "float32", "tf32", "bf16", or "mixed", which is a float32 forward pass (TF32 on a
@@ -79,6 +84,10 @@ def prepare(
         True
     """
     where = "pysal.prepare"
+    if isinstance(model, ExportedProgram):
+        model = model.module()
+    if isinstance(model, nn.Module) and is_graph_of_program(model):
+        model = LayeredProgram(model)
     if not isinstance(model, nn.Module):
         refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
     check_eval(where, model)
@@ -114,10 +123,12 @@ def prepare(
             else:
                 prepared.original = given
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
+        prepared.only_rows = fixed
         prepared.rows = fixed or batch_size or fastest_rows(prepared, example, budget)
         prepared.rows_asked = bool(fixed or batch_size)
     if prepared.rows is not None:
-        prepared._notes["rows"] = f"{prepared.rows} images per pass" + ("" if batch_size else " were fastest")
+        why = ", which is all that it takes" if fixed else "" if batch_size else " were fastest"
+        prepared._notes["rows"] = f"{prepared.rows} images per pass{why}"
     return prepared
 
 
@@ -140,21 +151,8 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     check_ordinary(model)
     rows = getattr(model, "rows_per_pass", None)
     images = list(batches(example, rows))
-    own = [own_pass(model, images[0])]
-    try:
-        traced, written = trace(model)
-    except NotTraceable as reason:
-        raise RunsAsItIs(str(reason)) from reason
-    own += [own_pass(model, batch, without_gradients=False) for batch in images[1:]]
-    for batch, expected in zip(images, own, strict=True):
-        # what is the same for all images shows in the shapes of the last batch
-        output, gradient = run(note_shapes(traced).run if batch is images[-1] else traced, batch).apart(expected)
-        if not max(output, gradient) <= TRACED[example.dtype]:
-            what = "output" if output > TRACED[example.dtype] else "gradient"
-            raise RunsAsItIs(
-                f"its traced graph's {what} is {max(output, gradient):.1e} away from its own: it "
-                "decides something anew in every pass, or acts on gradients where tracing does not see it"
-            )
+    own = [own_pass(model, images[0])]  # ends without gradients: what it leaves on the model is copied with it
+    traced, written = _captured(model, images, own, any_number=rows is None)
     mixed = prepared.precision == "mixed"
     exact = exact_pass(traced, images[0], example)
     graph = fold_graph(traced)
@@ -203,6 +201,57 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
+
+
+def _captured(
+    model: nn.Module, images: Sequence[Tensor], own: list[Pass], *, any_number: bool
+) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
+    """Return a graph that computes what the model does, and what the model's forward pass writes.
+
+    torch.fx comes first: it takes a tenth of the time, and sees where gradients stop and modules are called.
+
+    Args:
+        model: the model.
+        images: batches on which both are compared.
+        own: the model's passes on the first of them; those on the others are appended.
+        any_number: whether the model takes any number of images.
+
+    Raises:
+        RunsAsItIs: neither it nor torch.export gives such a graph.
+    """
+    ways: list[Callable[[], tuple[fx.GraphModule, list[tuple[str, str]]]]] = [
+        lambda: trace(model),
+        lambda: capture(model, images[-1], any_number=any_number),
+    ]
+    if isinstance(model, LayeredProgram):  # which says itself what torch.fx would not find in it
+        ways.reverse()
+    for way in ways:
+        try:
+            traced, written = way()
+            own += [own_pass(model, batch, without_gradients=False) for batch in images[len(own) :]]
+            _check_same(traced, images, own)
+        except (NotTraceable, RunsAsItIs) as found:
+            reason = found
+        else:
+            return traced, written
+    raise RunsAsItIs(str(reason)) from reason
+
+
+def _check_same(traced: fx.GraphModule, images: Sequence[Tensor], own: Sequence[Pass]) -> None:
+    """Hold a graph as it was captured, which calls the model's own operations, against the model.
+
+    Raises:
+        RunsAsItIs: it computes something else.
+    """
+    for batch, expected in zip(images, own, strict=True):
+        # what is the same for all images shows in the shapes of the last batch
+        output, gradient = run(note_shapes(traced).run if batch is images[-1] else traced, batch).apart(expected)
+        if not max(output, gradient) <= TRACED[batch.dtype]:
+            what = "output" if output > TRACED[batch.dtype] else "gradient"
+            raise RunsAsItIs(
+                f"its traced graph's {what} is {max(output, gradient):.1e} away from its own: it "
+                "decides something anew in every pass, or acts on gradients where tracing does not see it"
+            )
 
 
 def _keep_what_gains(prepared: PreparedModel, gains: Gains) -> None:
