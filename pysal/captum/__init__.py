@@ -17,10 +17,16 @@ from pysal.captum import _elsewhere
 
 if TYPE_CHECKING:
     from pysal.captum._bases import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
+    from pysal.captum.deep_lift import DeepLift, DeepLiftShap
     from pysal.captum.feature_ablation import FeatureAblation
     from pysal.captum.grad_cam import GuidedGradCam, LayerGradCam
+    from pysal.captum.gradient_shap import GradientShap, InputBaselineXGradient
     from pysal.captum.guided_backprop import Deconvolution, GuidedBackprop
+    from pysal.captum.input_x_gradient import InputXGradient
     from pysal.captum.integrated_gradients import IntegratedGradients
+    from pysal.captum.layer_activation import LayerActivation
+    from pysal.captum.layer_gradient_x_activation import LayerGradientXActivation
+    from pysal.captum.layer_integrated_gradients import LayerIntegratedGradients
     from pysal.captum.noise_tunnel import NoiseTunnel
     from pysal.captum.occlusion import Occlusion
     from pysal.captum.saliency import Saliency
@@ -28,13 +34,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Attribution",
     "Deconvolution",
+    "DeepLift",
+    "DeepLiftShap",
     "FeatureAblation",
     "GradientAttribution",
+    "GradientShap",
     "GuidedBackprop",
     "GuidedGradCam",
+    "InputBaselineXGradient",
+    "InputXGradient",
     "IntegratedGradients",
+    "LayerActivation",
     "LayerAttribution",
     "LayerGradCam",
+    "LayerGradientXActivation",
+    "LayerIntegratedGradients",
     "NoiseTunnel",
     "Occlusion",
     "PerturbationAttribution",

@@ -1,6 +1,7 @@
 """The base classes that captum's own wrappers test for; captum's own if captum is installed."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -47,6 +48,21 @@ else:
 def entry(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Give a method the `__wrapped__` that captum's NoiseTunnel and other wrappers call, and the state back afterwards."""
     return restoring(method)
+
+
+def introduce(ours: type) -> None:
+    """Have captum's wrappers that go by lists of classes accept one of ours wherever they accept its namesake."""
+    if find_spec("captum") is None:
+        return
+    loaders = importlib.import_module("captum.attr._core.dataloader_attr")
+    if any(one.__name__ == ours.__name__ for one in loaders.SUPPORTED_METHODS):
+        loaders.SUPPORTED_METHODS.add(ours)
+    language = importlib.import_module("captum.attr._core.llm_attr")
+    for wrapper in (language.LLMAttribution, language.LLMGradientAttribution):
+        for name in ("SUPPORTED_METHODS", "SUPPORTED_PER_TOKEN_ATTR_METHODS"):
+            listed = getattr(wrapper, name, ())
+            if ours not in listed and any(one.__name__ == ours.__name__ for one in listed):
+                setattr(wrapper, name, (*listed, ours))
 
 
 class Attribution(_Attribution):
@@ -165,13 +181,15 @@ class LayerAttribution(Attribution, _LayerAttribution):
 
     Args:
         forward_func: the model, or any function of it.
-        layer: the layer, a module the forward function runs.
+        layer: the layer, a module the forward function runs; some methods take a list of layers.
         device_ids: accepted, as in captum, and ignored: the model runs on one device.
     """
 
-    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module, device_ids: list[int] | None = None) -> None:
+    def __init__(
+        self, forward_func: Callable[..., Any], layer: nn.Module | list[nn.Module], device_ids: list[int] | None = None
+    ) -> None:
         Attribution.__init__(self, forward_func)
-        self.layer = layer
+        self.layer: Any = layer
         self.device_ids = device_ids
 
     @staticmethod
@@ -214,6 +232,22 @@ def check_interpolation(where: str, mode: object, dimensions: int | None = None)
     if dimensions is not None and dimensions not in MODES[str(mode)]:
         wanted = " or ".join(str(one - 2) for one in MODES[str(mode)])
         refuse(where, "interpolate_mode", f"fit {dimensions - 2} dimensions of space", f"{mode!r}, which is for {wanted}")
+
+
+# What torch.autograd.grad may be told that changes nothing here: gradients of what does not matter are zeros in any case.
+HARMLESS_GRAD_KWARGS = ("allow_unused", "materialize_grads", "retain_graph")
+
+
+def check_grad_kwargs(attribution: "Attribution", grad_kwargs: Mapping[str, Any] | None) -> None:
+    """Refuse what torch.autograd.grad would be told and is not done here.
+
+    Raises:
+        NotImplementedError: as said.
+    """
+    for name in grad_kwargs or ():
+        if name not in HARMLESS_GRAD_KWARGS:
+            wanted = f"hold {', '.join(HARMLESS_GRAD_KWARGS)} alone"
+            refuse(where(attribution), "grad_kwargs", wanted, repr(name), NotImplementedError)
 
 
 def where(attribution: Attribution) -> str:

@@ -1,11 +1,9 @@
 """captum's FeatureAblation."""
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch.futures import Future, collect_all
 
 from pysal._checks import FLOATING, refuse
 from pysal._library import widest
-from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, where
+from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, introduce, where
 from pysal.captum._batches import call, independent, of_its_own
 from pysal.captum._call import Call, Inputs, PerBatch, Target, arguments, as_tuple, check_target, select, spread
 from pysal.engine.ablation.ablation import Ablation
@@ -330,10 +328,4 @@ def _no_drops(ablation: Ablation, initial: Tensor) -> Tensor:
     return torch.zeros(len(ablation.features), initial.numel(), dtype=initial.dtype, device=initial.device)
 
 
-def _introduce_to_captum() -> None:
-    """Have captum's DataLoaderAttribution, which goes by a list of classes, accept ours."""
-    if find_spec("captum") is not None:
-        importlib.import_module("captum.attr._core.dataloader_attr").SUPPORTED_METHODS.add(FeatureAblation)
-
-
-_introduce_to_captum()
+introduce(FeatureAblation)

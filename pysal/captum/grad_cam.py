@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.captum._bases import GradientAttribution, LayerAttribution, check_interpolation, entry, where
+from pysal.captum._bases import GradientAttribution, LayerAttribution, check_grad_kwargs, check_interpolation, entry, where
 from pysal.captum._call import Call, Inputs, Target
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRules
@@ -17,9 +17,6 @@ from pysal.engine.request.plan import Plan
 from pysal.engine.request.sweeps import taped
 from pysal.engine.running.states import Hooks, restoring
 from pysal.methods.guided_backprop import make_rules
-
-# What torch.autograd.grad may be told that changes nothing here.
-HARMLESS_GRAD_KWARGS = {"retain_graph", "allow_unused"}
 
 
 class LayerGradCam(LayerAttribution, GradientAttribution):
@@ -58,7 +55,8 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
             attribute_to_layer_input: whether to take the layer's input instead of its output.
             relu_attributions: whether to set negative values to 0, as in the paper.
             attr_dim_summation: whether to add up the channels.
-            grad_kwargs: "retain_graph" and "allow_unused" are accepted and change nothing.
+            grad_kwargs: of `torch.autograd.grad`; "retain_graph", "allow_unused" and "materialize_grads" are accepted and
+                change nothing.
 
         Returns:
             (B, 1, ...) of the layer's own size, (B, K, ...) without the summation; a tuple of them for a layer of several
@@ -68,17 +66,10 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
             AssertionError: see `Saliency`; or the layer does not run.
             NotImplementedError: `grad_kwargs` has other keys.
         """
-        for name in grad_kwargs or ():
-            if name not in HARMLESS_GRAD_KWARGS:
-                refuse(where(self), "grad_kwargs", "hold retain_graph or allow_unused", repr(name), NotImplementedError)
+        check_grad_kwargs(self, grad_kwargs)
         call = self._ask(inputs, target, additional_forward_args, whole_numbers="kept")
-        cams: list[Tensor] = []
-        tensors = 1
-        while len(cams) < tensors:
-            layer = _Watched(self.layer, self.forward_func, at_input=attribute_to_layer_input, index=len(cams))
-            activation, gradient, _ = _run(call, layer, None)
-            tensors = layer.tensors
-            cams.append(weighted(activation, gradient, relu=relu_attributions, add_up=attr_dim_summation))
+        pairs = at_layer(call, self.layer, self.forward_func, at_input=attribute_to_layer_input)
+        cams = [weighted(*pair, relu=relu_attributions, add_up=attr_dim_summation) for pair in pairs]
         return tuple(cams) if len(cams) > 1 else cams[0]
 
 
@@ -144,6 +135,18 @@ class GuidedGradCam(GradientAttribution):
                 for one in call.unpack(guided)
             ]
         )
+
+
+def at_layer(call: Call, layer: nn.Module, forward: Callable[..., Any], *, at_input: bool) -> list[tuple[Tensor, Tensor]]:
+    """Return the activation of each tensor of a layer, and the gradient there."""
+    found: list[tuple[Tensor, Tensor]] = []
+    tensors = 1
+    while len(found) < tensors:
+        watched = _Watched(layer, forward, at_input=at_input, index=len(found))
+        activation, gradient, _ = _run(call, watched, None)
+        tensors = watched.tensors
+        found.append((activation, gradient))
+    return found
 
 
 class _Watched:

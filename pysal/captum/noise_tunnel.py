@@ -18,8 +18,9 @@ from pysal.engine.running.chunks import run_chunks
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
 # Inputs of one example draw from streams of their own: image ids this far apart.
 STREAM = 2**40
-# takes noisy inputs, the example of each of their rows, baselines and the number of the group
-Take: TypeAlias = Callable[[tuple[Tensor, ...], Tensor, Any, int], None]
+# takes noisy inputs, the example of each of their rows, baselines, the number of the group, and the number of each copy among
+# all where that decides what is drawn
+Take: TypeAlias = Callable[[tuple[Tensor, ...], Tensor, Any, int, Tensor | None], None]
 
 
 class NoiseTunnel(Attribution):
@@ -114,10 +115,12 @@ class NoiseTunnel(Attribution):
         owners: list[Tensor] = []  # the example of each delta, in groups that stay together
         wants_delta = self.is_delta_supported and bool(kwargs.get("return_convergence_delta"))
 
-        def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any, group: int) -> None:
+        def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any, group: int, copies: Tensor | None) -> None:
             options = _of_rows(kwargs, rows, len(several[0]))
             if baselines is not None:
                 options["baselines"] = baselines
+            if copies is not None and getattr(self.attribution_method, "numbers_its_copies", False):
+                options["copies"] = copies
             if self.is_gradient_method:
                 noisy = tuple(one.requires_grad_() for one in noisy)
             method = self.attribution_method
@@ -199,7 +202,7 @@ class NoiseTunnel(Attribution):
             draws = torch.arange(start, stop, device=device).repeat(examples)
             items = rows * samples + draws
             baselines = tuple(_rows_of(one, items) for one in drawn)
-            take(noisy(rows, draws), rows, baselines if distribution else None, 0)
+            take(noisy(rows, draws), rows, baselines if distribution else None, 0, items)
 
         run_chunks(
             samples,
@@ -256,12 +259,12 @@ class NoiseTunnel(Attribution):
 
         size = self._copies(points, part, tuple(one[:examples] for one in noisy), further, None)
         if size == part:
-            take(noisy, rows, baselines, group)
+            take(noisy, rows, baselines, group, None)
             return
         for start in range(0, part, size):
             chosen = ((draws >= start) & (draws < start + size)).nonzero()[:, 0]
             own = None if baselines is None else tuple(_rows_of(one, chosen) for one in baselines)
-            take(tuple(_rows_of(one, chosen) for one in noisy), rows[chosen], own, group)
+            take(tuple(_rows_of(one, chosen) for one in noisy), rows[chosen], own, group, None)
 
     def _copies(
         self,

@@ -1,6 +1,7 @@
 """Where pysal.captum differs from captum by design: each test shows captum's error against something known in closed form."""
 
 import itertools
+import math
 from typing import Any
 
 import captum.attr
@@ -255,3 +256,85 @@ def test_progress_of_occlusion_counts_windows(capfd: pytest.CaptureFixture[str])
     for one, arrives in zip(peers("Occlusion", lambda x: x.sum((1, 2))), (False, True), strict=True):
         one.attribute(torch.rand(2, 6, 6), (3, 3), show_progress=True)
         assert ("100%" in capfd.readouterr().err) == arrives
+
+
+def deep_lifts(model: nn.Module, inputs: Tensor, starts: Tensor, target: int) -> tuple[float, float]:
+    """How far the shares of captum and ours are from the change of the output, relative to the largest share."""
+    found = []
+    for one in peers("DeepLift", model):
+        shares = one.attribute(inputs, starts, target).detach()
+        with torch.no_grad():
+            change = (model(inputs) - model(starts))[:, target]
+        found.append(float((shares.flatten(1).sum(1) - change).abs().max() / shares.abs().max()))
+    return found[0], found[1]
+
+
+class Reused(nn.Module):
+    """One ReLU module in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.first, self.second = nn.ReLU(), nn.Linear(6, 7), nn.Linear(7, 4)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.act(self.second(self.act(self.first(vectors))))
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
+def test_deep_lift_of_a_module_that_runs_twice() -> None:
+    torch.manual_seed(0)
+    model, inputs = Reused().double().eval(), torch.randn(3, 6, dtype=torch.float64)
+    theirs, ours = peers("DeepLift", model)
+    with pytest.raises(RuntimeError, match="used more than once"):
+        theirs.attribute(inputs, inputs.flip(0), 2)
+    shares = ours.attribute(inputs, inputs.flip(0), 2)
+    with torch.no_grad():
+        change = (model(inputs) - model(inputs.flip(0)))[:, 2]
+    assert difference(change, shares.sum(1)) < 1e-12
+
+
+DEEP = {
+    "a function": lambda: NETWORKS["functional"].model(),
+    "GELU": lambda: nn.Sequential(nn.Flatten(), nn.Linear(126, 8), nn.GELU(), nn.Linear(8, 5)),
+    "a maximum before an activation": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)
+    ),
+    "a softmax": lambda: nn.Sequential(nn.Flatten(), nn.Linear(126, 5), nn.Softmax(1)),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
+def test_shares_of_deep_lift_add_up(kind: str) -> None:
+    torch.manual_seed(0)
+    model = DEEP[kind]().double().eval()
+    inputs, starts = (torch.randn(3, 3, 7, 6, dtype=torch.float64) for _ in range(2))
+    theirs, ours = deep_lifts(model, inputs, starts, 2)
+    assert ours < 1e-9
+    assert theirs > 0.01
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
+def test_deep_lift_does_not_depend_on_the_batch() -> None:
+    """captum takes the mean over the whole batch from the shares of a softmax."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Softmax(1)).double()
+    inputs = torch.randn(3, 6, dtype=torch.float64)
+    theirs, ours = peers("DeepLift", model)
+    for one, least, most in ((theirs, 0.001, math.inf), (ours, 0.0, 1e-12)):
+        together = one.attribute(inputs, 0, 2)
+        alone = torch.cat([one.attribute(row, 0, 2) for row in inputs.split(1)])
+        assert least <= difference(together, alone) <= most
+
+
+def test_layers_that_captum_cannot_integrate_to() -> None:
+    """One whose output a ReLU overwrites in place; and one whose first dimension is time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(inplace=True), nn.Linear(7, 4)).double()
+    inputs = torch.randn(3, 6, dtype=torch.float64)
+    theirs, ours = peers("LayerIntegratedGradients", model, model[0])
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        theirs.attribute(inputs, target=1)
+    _, delta = ours.attribute(inputs, target=1, n_steps=400, method="riemann_middle", return_convergence_delta=True)
+    with torch.no_grad():
+        assert float(delta.abs().max()) < 0.01 * float((model(inputs) - model(inputs * 0))[:, 1].abs().max())

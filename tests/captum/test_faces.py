@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import captum.attr
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED]
 
 CLASSES = [
     "Saliency", "GuidedBackprop", "Deconvolution", "GuidedGradCam", "LayerGradCam", "IntegratedGradients", "NoiseTunnel",
-    "Occlusion", "FeatureAblation",
+    "Occlusion", "FeatureAblation", "InputXGradient", "DeepLift", "DeepLiftShap", "GradientShap", "LayerActivation",
+    "LayerGradientXActivation", "LayerIntegratedGradients",
 ]  # fmt: skip
 MODEL, INPUTS = NETWORKS["conv"].model(), NETWORKS["conv"].inputs(2)
 MASK = torch.arange(64).reshape(1, 1, 8, 8) // 16
@@ -33,7 +35,7 @@ def made(name: str) -> tuple[Any, Any]:
     """The two objects of a class."""
     if name == "NoiseTunnel":
         return captum.attr.NoiseTunnel(captum.attr.Saliency(MODEL)), pysal.captum.NoiseTunnel(pysal.captum.Saliency(MODEL))
-    return peers(name, MODEL, MODEL[0]) if name in ("LayerGradCam", "GuidedGradCam") else peers(name, MODEL)
+    return peers(name, MODEL, MODEL[0]) if name.startswith("Layer") or name == "GuidedGradCam" else peers(name, MODEL)
 
 
 def parameters(function: Callable[..., Any], kinds: set[Any]) -> list[tuple[str, Any, Any]]:
@@ -277,7 +279,10 @@ def test_nothing_is_left_behind() -> None:
         if name == "NoiseTunnel":
             continue
         ours = made(name)[1]
-        ours.attribute(inputs, **({"sliding_window_shapes": (3, 4, 4)} if name == "Occlusion" else {}), target=1)
+        options = {"Occlusion": {"sliding_window_shapes": (3, 4, 4)}, "GradientShap": {"baselines": inputs * 0}}
+        options |= {"DeepLiftShap": {"baselines": torch.zeros_like(inputs)}}
+        with torch.random.fork_rng():  # of which GradientShap takes its seed
+            ours.attribute(inputs, **options.get(name, {}), **({} if name == "LayerActivation" else {"target": 1}))
     assert torch.equal(inputs, INPUTS)
     assert not inputs.requires_grad
     assert torch.equal(torch.get_rng_state(), state)
@@ -409,3 +414,66 @@ def test_a_layer_of_a_prepared_model_is_found_in_its_recorded_pass() -> None:
 
 def test_captum_need_not_be_installed() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT], check=True, timeout=600)
+
+
+class Speller(nn.Module):
+    """A language model of letters, as captum's wrappers call one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters, self.head, self.device = nn.Embedding(30, 8), nn.Linear(8, 30), torch.device("cpu")
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.head(self.letters(input_ids).cumsum(1).tanh()))
+
+
+class Letters:
+    """Its tokenizer."""
+
+    sep_token = pad_token_id = None
+
+    def encode(self, text: str, add_special_tokens: bool = True, return_tensors: str | None = None) -> Any:
+        ids = [ord(letter) - 97 for letter in text]
+        return torch.tensor([ids]) if return_tensors else ids
+
+    def __call__(self, text: str, add_special_tokens: bool = True, return_offsets_mapping: bool = False) -> Any:
+        return {"input_ids": self.encode(text), "offset_mapping": [(i, i + 1) for i in range(len(text))]}
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join(chr(97 + int(one)) for one in torch.as_tensor(ids).reshape(-1))
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        several = isinstance(ids, list) or (isinstance(ids, Tensor) and ids.ndim)
+        return [chr(97 + int(one)) for one in ids] if several else chr(97 + int(ids))
+
+    def convert_tokens_to_ids(self, token: Any) -> Any:
+        return [ord(one) - 97 for one in token]
+
+
+@pytest.mark.parametrize("name", ["FeatureAblation", "LayerIntegratedGradients", "LayerGradientXActivation"])
+def test_captums_wrappers_of_language_models(name: str) -> None:
+    torch.manual_seed(0)
+    model, letters = Speller().eval(), Letters()
+    found = []
+    for one in peers(name, model, *([model.letters] if name.startswith("Layer") else [])):
+        if name == "FeatureAblation":
+            asked = captum.attr.TextTemplateInput("{}likes{}", ["ab", "cd"])
+            answer = captum.attr.LLMAttribution(one, letters).attribute(asked, target="xyz", use_cached_outputs=False)
+        else:
+            asked = captum.attr.TextTokenInput("ablikes", letters)
+            answer = captum.attr.LLMGradientAttribution(one, letters).attribute(asked, target="xyz")
+        found.append((answer.seq_attr, answer.token_attr))
+    assert difference(*found) < 1e-5
+
+
+def test_captums_concepts_take_a_method_of_a_layer() -> None:
+    """TCAV sets the layer after the method is made."""
+    ours = pysal.captum.LayerGradientXActivation(MODEL, None, multiply_by_inputs=False)  # type: ignore[arg-type]
+    theirs = captum.attr.LayerGradientXActivation(MODEL, None, multiply_by_inputs=False)
+    found = []
+    for one in (theirs, ours):
+        one.layer = MODEL[3]
+        found.append(
+            one.attribute.__wrapped__(one, INPUTS, target=1, additional_forward_args=None, attribute_to_layer_input=False)
+        )
+    assert difference(*found) < 1e-12
