@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 # the photo that `make explain` explains, and further options for it: ARGS="--target 285"
-PHOTO ?= pysal/data/photos/siamese_cat.jpg
+PHOTO ?= pysal/data/photos/egyptian_cat.jpg
 ARGS ?=
 # what `make bench` times, and with how many threads per process
 METHOD ?=

@@ -25,12 +25,12 @@ import pysal
 from benchmarks.common import ROOT, device_name, memory_now, metadata
 from pysal.audit import Job
 from pysal.audit.engines import keep_freed_memory
+from pysal.audit.job import IMAGES_TOGETHER
 from pysal.engine.running.chunks import CPU_ROWS
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS
 
 MODEL = "efficientnet-lite0"
-BATCH = 16
 SHARDS = 6  # per worker: enough for the time between them to count
 METRIC_IMAGES = 4
 GROWTH = (1000, 10_000)
@@ -65,8 +65,9 @@ def bare(method: str, images: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     started, processor = time.perf_counter(), time.process_time()
-    for start in range(0, images, BATCH):
-        rows = torch.arange(start, min(start + BATCH, images)) % len(photos)
+    together = IMAGES_TOGETHER["cpu"]
+    for start in range(0, images, together):
+        rows = torch.arange(start, min(start + together, images)) % len(photos)
         pysal.explain(prepared, photos[rows], methods=method)
     print(json.dumps([time.perf_counter() - started, time.process_time() - processor]), flush=True)
 
@@ -117,7 +118,7 @@ def audit_rate(out: Path) -> tuple[float, float, dict[str, float]]:
 
 def run(source: Path, out: Path, engine: str, workers: int, shard_size: int, **options: Any) -> Job:
     """Run an audit to its end."""
-    job = Job(source, model=MODEL, out=out, shard_size=shard_size, batch=BATCH, **options)
+    job = Job(source, model=MODEL, out=out, shard_size=shard_size, **options)
     assert job.run(engine=engine, workers=workers).complete  # type: ignore[arg-type]
     return job
 

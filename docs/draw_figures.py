@@ -32,6 +32,7 @@ OUT = ROOT / "docs/figures"
 DPI = 150
 JPEG: dict[str, Any] = {"quality": 85, "subsampling": 0, "optimize": True}
 TILE, GAP, TITLE, NOTE, MARGIN = 1.75, 0.12, 0.27, 0.38, 0.08  # inches
+CELLS = 8  # pixels: photos are 224 x 224
 INK, GREY, BLUE, ORANGE, GREEN = "#1c1c1e", "#5c5f66", "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's colours
 
 Drawn = tuple[Figure, dict[str, Any]]
@@ -94,8 +95,15 @@ def photo(image: Tensor) -> np.ndarray[Any, Any]:
 def overlay(
     image: Tensor, map: Tensor, *, signed: bool = False, bounds: tuple[float, float] | None = None
 ) -> np.ndarray[Any, Any]:
-    """Return the map (H, W) of image 0 as light on it."""
+    """Return the map (H, W) of image 0 over it."""
     return viz.overlay(image[0], map, signed=signed, bounds=bounds)
+
+
+def shares(image: Tensor, map: Tensor, *, bounds: tuple[float, float] | None = None) -> np.ndarray[Any, Any]:
+    """Return shares of the score (H, W) of image 0, summed over cells as `Explanation.plot` sums them."""
+    sums = viz.pooled(map, CELLS)
+    large = sums.repeat_interleave(CELLS, 0).repeat_interleave(CELLS, 1)
+    return viz.overlay(image[0], large, signed=True, bounds=bounds or viz.limits(sums))
 
 
 def one(map: Tensor, reduction: str = "max_abs") -> Tensor:
@@ -166,6 +174,25 @@ def fills(setting: Setting) -> Drawn:
         note = f"largest drop {100 * float(drops.max()):.0f} points"
         tiles.append(Tile(f"fill: {fill}", overlay(image, one(result.map, "none"), signed=True, bounds=(-0.3, 0.3)), note))
     return page([tiles]), found
+
+
+def grain(setting: Setting) -> Drawn:
+    """Reading a heat map: the same two maps drawn in several ways."""
+    rows, found = [], {}
+    for name, method in (("egyptian_cat", "integrated_gradients"), ("persian_cat", "blur_integrated_gradients")):
+        image = setting.photo(name)
+        result = pysal.explain(setting.fast, image, methods=[method])
+        looks: dict[str, dict[str, Any]] = {
+            "every pixel": {"cells": 1},
+            "sums over cells": {},
+            "smooth=4": {"smooth": 4.0},
+            "magnitude": {"view": "magnitude", "cells": 1, "colours": "gray", "photo": False, "percentile": 99.0},
+        }
+        row = [Tile(result[method].title, photo(image))]
+        row += [Tile(title, result.overlay(method, **look) / 255) for title, look in looks.items()]
+        rows.append(row)
+        found[method] = round(float(result[method].map.sum()), 2)
+    return page(rows), found
 
 
 def saturation(setting: Setting) -> Drawn:
@@ -303,11 +330,7 @@ def baselines(setting: Setting) -> Drawn:
         map = one(pysal.integrated_gradients(setting.fast, image, index, baseline=baseline, steps=200), "sum")
         share = float(map[dark].abs().sum() / map.abs().sum())
         found[baseline] = round(share, 3)
-        tiles.append(
-            Tile(
-                f"baseline {baseline}", overlay(image, map, signed=True), f"{100 * share:.0f} % of |map|\nis on the dark pixels"
-            )
-        )
+        tiles.append(Tile(f"baseline {baseline}", shares(image, map), f"{100 * share:.0f} % of |map|\nis on the dark pixels"))
     return page([tiles]), found
 
 
@@ -322,6 +345,7 @@ def few_steps(setting: Setting, method: str, counts: Sequence[int], reference: i
         return one(result.map, "sum"), float(result.details["residual"][0])
 
     exact, _ = run(reference, {})
+    bounds = viz.limits(viz.pooled(exact, CELLS))  # one scale for all, so that what is wrong can be seen
     tiles, found, curves = [], {}, {}
     for name, how in ways.items():
         errors, residuals = [], []
@@ -334,7 +358,7 @@ def few_steps(setting: Setting, method: str, counts: Sequence[int], reference: i
                 tiles.append(
                     Tile(
                         f"{count} steps",
-                        overlay(image, map, signed=True),
+                        shares(image, map, bounds=bounds),
                         f"map error {100 * errors[-1]:.0f} %\nresidual {residual:.2g}",
                     )
                 )
@@ -379,7 +403,7 @@ def blur_end(setting: Setting) -> Drawn:
         found[boundary] = [round(setting.logit(blurred, index), 2), setting.probability(blurred, index)]
         tiles.append(Tile(f"sigma 50, {boundary}", photo(blurred), f"logit {found[boundary][0]:.2f}"))
         map = one(pysal.blur_integrated_gradients(setting.fast, image, index, boundary=boundary), "sum")
-        tiles.append(Tile("Blur IG", overlay(image, map, signed=True), f"boundary {boundary}"))
+        tiles.append(Tile("Blur IG", shares(image, map), f"boundary {boundary}"))
     return page([tiles]), found
 
 
@@ -402,7 +426,7 @@ def tutorial() -> None:
 
 def panels(setting: Setting) -> None:
     """Draw what `make explain` leaves, for README.md and docs/pictures.md."""
-    for name, path, width in (("siamese_cat", "pictures/panel.jpg", 960), ("egyptian_cat", "images/egyptian_cat.jpg", 1264)):
+    for name, path, width in (("egyptian_cat", "pictures/panel.jpg", 960), ("coffee", "images/coffee.jpg", 1264)):
         with io.BytesIO() as file:
             pysal.explain(setting.model, setting.photo(name)).plot().savefig(file, format="png")
             picture = Image.open(file).convert("RGB")
@@ -411,6 +435,7 @@ def panels(setting: Setting) -> None:
 
 
 FIGURES: dict[str, Callable[[Setting], Drawn]] = {
+    "grain": grain,
     "redundancy": redundancy,
     "fills": fills,
     "saturation": saturation,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pysal._interrupts import import_whole
 
 if TYPE_CHECKING:
-    from pysal import audit, captum, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, viz
+    from pysal import audit, captum, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, targets, viz
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel
@@ -69,7 +69,7 @@ _HOMES = {
     "smooth_grad": ".methods.smooth_grad",
     "xrai": ".methods.xrai",
 }
-_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "pytorch_grad_cam", "segments", "viz")
+_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "pytorch_grad_cam", "segments", "targets", "viz")
 
 __all__ = [
     "Cancelled",
@@ -112,6 +112,7 @@ __all__ = [
     "read_images",
     "segments",
     "smooth_grad",
+    "targets",
     "viz",
     "xrai",
 ]

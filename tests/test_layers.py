@@ -24,6 +24,7 @@ LAYERS = {
     "segments": 4,
     "methods": 5,
     "models": 6,
+    "targets": 6,
     "viz": 6,
     "metrics": 7,
     "plots": 7,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from skimage.color import deltaE_ciede2000, rgb2lab
 
@@ -369,6 +370,9 @@ PLOT_ERRORS = [
     ),
     ({"kind": "convergence"}, "model must be the model that was explained, for kind='convergence' runs it again, got None"),
     ({"kind": "drops", "model": square}, "model must be left out for kind='drops', which has no use for it, got function"),
+    ({"kind": "agreement", "cells": 4}, "cells must be left out for kind='agreement', which has no use for it, got int"),
+    ({"cells": -1}, "cells must be 1 or more, got -1"),
+    ({"view": "both"}, "view must be 'signed' or 'magnitude', got 'both'"),
     ({"options": {}}, "options must be left out for kind='maps', which has no use for it, got dict"),
     ({"kind": "agreement", "options": {"sign": 1}}, "options must hold options out of absolute, got 'sign'"),
     (
@@ -394,6 +398,73 @@ def test_plot_errors(found, arguments, message):
     assert str(caught.value) == f"pysal.Explanation.plot: {message}"
 
 
+def test_maps_are_drawn_as_they_are_asked_for(found):
+    _, explanation = found
+    assert "logit per pixel" in words(explanation.plot(methods="integrated_gradients"))  # 8 pixels across: none to sum
+    figure = explanation.plot(methods="integrated_gradients", cells=4, percentile=90)
+    assert {"logit per 4 x 4 cell", "limits: 90 % of |map|"} <= set(words(figure))
+    strong = explanation.plot(methods="integrated_gradients", view="magnitude", colours="gray", photo=False)
+    assert "|logit per pixel|" in words(strong)
+
+
+def test_an_overlay_is_a_picture_of_bytes(found):
+    _, explanation = found
+    picture = explanation.overlay("integrated_gradients", 1, cells=2)
+    assert (picture.shape, picture.dtype) == ((8, 8, 3), np.dtype(np.uint8))
+    squares = picture.reshape(4, 2, 4, 2, 3)
+    plain = explanation.overlay("integrated_gradients", 1, cells=2, photo=False).reshape(4, 2, 4, 2, 3)
+    assert (plain == plain[:, :1, :, :1]).all()  # one colour in each cell
+    assert not (squares == squares[:, :1, :, :1]).all()  # the photo shows through
+    shares = pysal.viz.pooled(explanation["integrated_gradients"].map[1].sum(0), 2)
+    signs = np.sign(plain[:, 0, :, 0, 0].astype(int) - plain[:, 0, :, 0, 2])  # orange has more red, blue more blue
+    assert (signs == np.sign(shares.numpy()))[np.abs(signs) > 0].all()
+    values = pysal.viz.overlay(explanation.images[1], explanation["gradient"].map[1].abs().amax(0).double(), signed=False)
+    np.testing.assert_array_equal(explanation.overlay("gradient", 1), np.rint(255 * values))
+
+
+def test_maps_are_drawn_on_axes_of_the_callers(found):
+    figure = Figure()
+    axes = figure.subplots(1, 2)
+    names = ["gradient", "integrated_gradients"]
+    assert found[1].plot(1, methods=names, ax=axes) is figure
+    assert [each.get_title() for each in axes] == ["Gradient", "Integrated Gradients"]
+    for each, name in zip(axes, names, strict=True):
+        shown = np.rint(255 * each.get_images()[0].get_array())
+        np.testing.assert_array_equal(shown, found[1].overlay(name, 1))
+    with pytest.raises(ValueError, match=r"ax must be one for each method to show \(.*; methods= chooses\), got 2$"):
+        found[1].plot(ax=axes)
+    with pytest.raises(TypeError, match=r"ax must be matplotlib axes, one for each method, got str$"):
+        found[1].plot(methods="gradient", ax="left")
+
+
+def test_methods_and_images_that_are_not_there_are_named(found):
+    _, explanation = found
+    methods = "leave_one_out, gradient, integrated_gradients, blur_integrated_gradients"
+    close = "'gradient', 'integrated_gradients', 'blur_integrated_gradients'"
+    cases = [
+        (
+            lambda: explanation["gradients"],
+            f": name must be a method out of {methods} (did you mean {close}?), got 'gradients'",
+        ),
+        (lambda: explanation[0], f": name must be a method out of {methods}, got 0"),
+        (lambda: explanation.overlay("grad-cam"), f".overlay: name must be a method out of {methods}, got 'grad-cam'"),
+        (lambda: explanation.overlay("gradient", 2), ".overlay: image must be an index in [0, 2), got 2"),
+        (lambda: explanation.plot(1.0), ".plot: image must be an index in [0, 2), got 1.0"),
+        (
+            lambda: explanation.plot("maps"),
+            ".plot: image must be an index in [0, 2); a kind is given as kind='maps', got 'maps'",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            call()
+        assert str(caught.value) == f"pysal.Explanation{message}"
+    with pytest.raises(KeyError):
+        explanation["grad_cam"]
+    assert "gradient" in explanation
+    assert "grad_cam" not in explanation
+
+
 def test_nothing_to_show_is_refused(found):
     model, _ = found
     explanation: Explanation = pysal.explain(model, torch.rand(1, 3, 8, 8), methods=["gradient"])
@@ -406,6 +477,6 @@ def test_a_panel_that_is_not_there_is_refused(found):
     with pytest.raises(ValueError, match=r"^pysal.Explanation.panel: image must be an index in \[0, 2\), got 2$"):
         found[1].panel("gradient", 2)
     with pytest.raises(
-        ValueError, match=r"^pysal.Explanation.panel: name must be out of leave_one_out, gradient, .*, got 'x'$"
+        ValueError, match=r"^pysal.Explanation.panel: name must be a method out of leave_one_out, gradient, .*, got 'x'$"
     ):
         found[1].panel("x")

@@ -1,5 +1,6 @@
 """What belongs together is complete: every op has all its parts, every method its page, every pin its reason."""
 
+import ast
 import hashlib
 import re
 import tomllib
@@ -111,6 +112,20 @@ def test_cuda_launchers_neither_wait_nor_allocate() -> None:
 def test_every_method_has_a_test(name: str) -> None:
     home = getattr(pysal, name).__module__.rsplit(".", 1)[1]
     assert (ROOT / f"tests/methods/test_{home}.py").is_file()
+
+
+def test_no_code_asks_which_method_it_has() -> None:
+    """What differs between methods stands in methods/traits.py, or in a table by their names, and not in comparisons."""
+
+    def compared(source: str) -> set[str]:
+        tests = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Compare)]
+        sides = [side for test in tests for side in (test.left, *test.comparators)]
+        parts = [part for side in sides for part in getattr(side, "elts", [side]) if isinstance(part, ast.Constant)]
+        return {part.value for part in parts if isinstance(part.value, str)} & set(METHODS)
+
+    assert compared("a = b == 'gradient' or c in ('grad_cam', 'd')") == {"gradient", "grad_cam"}
+    found = {path: names for path in (ROOT / "pysal").rglob("*.py") if (names := compared(path.read_text()))}
+    assert found == {}
 
 
 def test_pins_are_exact_and_cover_the_ranges() -> None:

@@ -107,7 +107,7 @@ def test_signed_palette_is_uniform_and_symmetric():
         assert np.ptp(side) < 1e-3 * side.mean()
     assert colours[:, 0] == pytest.approx(colours[::-1, 0], abs=1e-6)
     assert colours[255, 1:] == pytest.approx([0, 0], abs=1e-6)
-    assert colours[255, 0] == colours[:, 0].min()
+    assert colours[255, 0] == pytest.approx(1)  # white, as paper is
 
 
 def test_unsigned_palette_rises_in_lightness():
@@ -136,9 +136,9 @@ def cielab(srgb, sight):
 
 @pytest.mark.parametrize("sight", SIGHTS)
 @pytest.mark.parametrize("side", ["unsigned", "for", "against"])
-def test_larger_is_lighter_for_every_eye(side, sight):
+def test_larger_is_lighter_or_darker_for_every_eye(side, sight):
     colours = {"unsigned": palette(False), "for": palette(True)[255:], "against": palette(True)[255::-1]}[side]
-    lightness = cielab(colours, sight)[:, 0]
+    lightness = cielab(colours, sight)[:, 0] * (1 if side == "unsigned" else -1)
     # matplotlib's inferno is tabled in 256 steps of 8 bits: half a step of one channel is what it may fall by
     assert np.diff(lightness).min() > -100 / 255 / 2
     assert np.diff(lightness[:: len(lightness) // 32]).min() > 0.5
@@ -180,14 +180,16 @@ def test_photo_shows_any_range_and_number_of_channels():
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_overlay_is_the_dimmed_grey_photo_where_nothing_was_found(signed):
+def test_overlay_is_the_grey_photo_where_nothing_was_found(signed):
     image = torch.rand(3, 6, 7)
     for map in (torch.zeros(6, 7), torch.zeros(6, 7).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(1.0))):
         picture = overlay(image, map, signed=signed)
         nothing = (map == 0).numpy()
         assert picture.shape == (6, 7, 3)
         assert (np.ptp(picture, axis=-1)[nothing] < 1e-12).all()
-        assert picture[nothing].max() < 0.5
+        low, high = (0.6, 1.0) if signed else (0.0, 0.5)  # pale under ink, dim under light
+        assert low < picture[nothing].min()
+        assert picture[nothing].max() < high
         luminance = (image.double().permute(1, 2, 0).numpy() @ [0.2126, 0.7152, 0.0722])[nothing]
         assert (np.argsort(picture[nothing][:, 0]) == np.argsort(luminance)).all()
 
@@ -226,7 +228,7 @@ def test_overlay_hatches_what_is_not_finite(broken):
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_a_layer_over_the_backdrop_is_the_overlay(signed, alpha):
     image, map = torch.rand(3, 8, 8), torch.randn(8, 8)
-    light, behind = viz.layer(map, signed=signed), viz.backdrop(image)[..., None]
+    light, behind = viz.layer(map, signed=signed), viz.backdrop(image, signed=signed)[..., None]
     opacity = alpha * light[..., 3:]
     picture = overlay(image, map, signed=signed, alpha=alpha)
     np.testing.assert_allclose(behind * (1 - opacity) + opacity * light[..., :3], picture, atol=1e-12)
@@ -235,6 +237,122 @@ def test_a_layer_over_the_backdrop_is_the_overlay(signed, alpha):
 def test_a_layer_is_transparent_where_the_map_is_zero_and_opaque_where_it_is_no_number():
     light = viz.layer(torch.tensor([[0.0, float("nan"), 2.0]]), signed=True)
     assert light[0, :, 3].tolist() == [0.0, 1.0, 1.0]
+
+
+def test_overlay_in_other_colours_and_without_the_photo():
+    image, map = torch.rand(3, 1, 3), torch.tensor([[-1.0, 0.0, 1.0]])
+    plain = overlay(image, map, signed=True, bounds=(-1.0, 1.0), photo=False)
+    np.testing.assert_allclose(plain[0], palette(True)[[0, 255, 510]], atol=1e-6)
+    grey = overlay(image, map.abs(), signed=False, bounds=(0.0, 1.0), colours="gray", photo=False)
+    np.testing.assert_array_equal(grey[0], [[1.0] * 3, [0.0] * 3, [1.0] * 3])
+    own = overlay(image, map, signed=True, alpha=1.0, bounds=(-1.0, 1.0), colours=matplotlib.colormaps["RdBu_r"])
+    np.testing.assert_allclose(own[0, [0, 2]], matplotlib.colormaps["RdBu_r"]([0.0, 1.0])[:, :3])
+    np.testing.assert_allclose(own[0, 1], viz.backdrop(image, signed=True)[0, 1])
+
+
+# How fine
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 14),
+    st.integers(0, 2**32 - 1),
+)
+def test_sums_over_cells_are_exact(height, width, cells, seed):
+    # whole numbers add up without rounding, so nothing may be lost or counted twice
+    map = torch.randint(-9, 10, (3, height, width), generator=torch.Generator().manual_seed(seed)).float()
+    sums = viz.pooled(map, cells)
+    assert sums.shape == (3, -(-height // cells), -(-width // cells))
+    assert sums.dtype == torch.float64
+    for row in range(sums.shape[1]):
+        for column in range(sums.shape[2]):
+            cell = map[:, row * cells : (row + 1) * cells, column * cells : (column + 1) * cells]
+            assert sums[:, row, column].tolist() == cell.double().sum((1, 2)).tolist()
+
+
+def test_a_value_that_is_no_number_spoils_its_cell_only():
+    map = torch.ones(4, 4)
+    map[0, 0] = NAN
+    sums = viz.pooled(map, 2)
+    assert sums.isnan().tolist() == [[True, False], [False, False]]
+    assert sums[1].tolist() == [4.0, 4.0]
+
+
+def additive(shape=(3, 56, 60), **changes):
+    map = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Panel("Integrated Gradients", map, "sum", True, **{"unit": "logit per pixel", **changes})
+
+
+def test_shares_of_the_score_are_drawn_as_sums_over_cells():
+    panel = additive()
+    seen = viz.seen(panel)
+    assert seen.values.shape == (28, 30)  # 28 cells along the shorter side
+    assert seen.unit == "logit per 2 x 2 cell"
+    assert float(seen.values.sum()) == pytest.approx(float(panel.map.sum()), abs=1e-9)
+    assert torch.equal(seen.map[::2, ::2], seen.values)
+    assert torch.equal(seen.map[1::2, 1::2], seen.values)
+    assert seen.bounds == limits(seen.values)
+    assert "logit per 2 x 2 cell" in [text.get_text() for text in texts(draw(torch.rand(3, 56, 60), [panel]))]
+
+
+def test_the_fine_grain_and_a_gaussian_are_drawn_on_request():
+    panel = additive()
+    fine = viz.seen(panel, viz.Style(cells=1))
+    assert torch.equal(fine.map, panel.map.sum(0))
+    assert fine.unit == "logit per pixel"
+    smooth = viz.seen(panel, viz.Style(smooth=3.0))
+    assert smooth.map.shape == (56, 60)
+    # a Gaussian between mirrors takes from each pixel what it gives to others
+    assert float(smooth.map.sum()) == pytest.approx(float(panel.map.sum()), rel=1e-9)
+    assert smooth.map.abs().max() < fine.map.abs().max() / 4
+    assert smooth.unit == "logit per pixel, smoothed"
+
+
+def test_magnitude_is_the_sum_of_the_channels_magnitudes():
+    strong = viz.seen(additive(), viz.Style(view="magnitude", cells=1))
+    assert torch.equal(strong.map, additive().map.abs().sum(0))
+    assert (strong.signed, strong.unit) == (False, "|logit per pixel|")
+    slopes = Panel("Gradient", additive().map, "max_abs", False, unit="|d logit / d value|")
+    with_sign = viz.seen(slopes, viz.Style(view="signed"))
+    assert torch.equal(with_sign.map, additive().map.sum(0))
+    assert (with_sign.signed, with_sign.unit) == (True, "d logit / d value")
+    assert torch.equal(viz.seen(slopes).map, additive().map.abs().amax(0))
+
+
+def test_maps_of_segments_and_layers_are_never_summed():
+    panel = Panel("Leave-one-out", torch.randn(1, 56, 56), "none", True, unit="drop of probability")
+    for style in (viz.Style(), viz.Style(cells=7), viz.Style(smooth=5.0)):
+        assert torch.equal(viz.seen(panel, style).map, panel.map[0].double())
+        assert viz.seen(panel, style).unit == "drop of probability"
+
+
+@pytest.mark.parametrize(
+    ("style", "error", "message"),
+    [
+        ({"view": "sign"}, ValueError, "view must be 'signed' or 'magnitude' (did you mean 'signed'?), got 'sign'"),
+        ({"cells": 0}, ValueError, "cells must be 1 or more, got 0"),
+        ({"cells": 2.5}, TypeError, "cells must be a whole number of pixels, got float"),
+        ({"smooth": -1}, ValueError, "smooth must be a finite number of pixels above 0, got -1"),
+        ({"smooth": NAN}, ValueError, "smooth must be a finite number of pixels above 0, got nan"),
+        ({"smooth": True}, TypeError, "smooth must be a number of pixels, got bool"),
+        ({"smooth": 2, "cells": 4}, ValueError, "smooth must be left out where cells are given, got 2"),
+        ({"percentile": 0}, ValueError, "percentile must be in (0, 100], got 0"),
+        ({"percentile": "99"}, TypeError, "percentile must be a number in (0, 100], got str"),
+        (
+            {"colours": "virdis"},
+            ValueError,
+            "colours must be the name of a matplotlib colour map ('gray', 'viridis', 'RdBu_r') (did you mean 'viridis'?), "
+            "got 'virdis'",
+        ),
+        ({"colours": 3}, TypeError, "colours must be the name of a matplotlib colour map, or one, got int"),
+        ({"photo": "no"}, TypeError, "photo must be True or False, got str"),
+    ],
+)
+def test_a_style_that_cannot_be_drawn_is_refused(style, error, message):
+    with pytest.raises(error) as caught:
+        draw(torch.rand(3, 8, 8), [additive((3, 8, 8))], style=viz.Style(**style))
+    assert str(caught.value) == f"pysal.viz.draw: {message}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
@@ -256,7 +374,7 @@ ERRORS = [
     (
         lambda: reduce_channels(torch.zeros(1, 2, 2), "mean"),
         ValueError,
-        "pysal.viz.reduce_channels: reduction must be 'max_abs', 'sum' or 'none', got 'mean'",
+        "pysal.viz.reduce_channels: reduction must be one of 'max_abs', 'sum', 'sum_abs', 'none', got 'mean'",
     ),
     (
         lambda: reduce_channels(torch.zeros(3, 2, 2), "none"),

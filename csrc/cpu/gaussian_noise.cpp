@@ -8,6 +8,7 @@
 
 #include "../common/checked.h"
 #include "../common/torch_stable.h"
+#include "ceil_div.h"
 #include "images.h"
 #include "indices.h"
 #include "pages.h"
@@ -47,8 +48,8 @@ void fill_normals(const NoiseStream& stream, uint32_t first, int64_t quads, std:
 // Normals of the elements begin <= e < begin + count: the result points to that of begin, inside the buffer.
 template <class A>
 const A* normals_of(const NoiseStream& stream, int64_t begin, int64_t count, std::vector<uint32_t>& words, A* buffer) {
-  const int64_t first = begin / 4, needed = (begin + count + 3) / 4 - first;
-  const int64_t quads = (needed + kNoiseQuads - 1) / kNoiseQuads * kNoiseQuads;
+  const int64_t first = begin / 4, needed = ceil_div(begin + count, 4) - first;
+  const int64_t quads = ceil_div(needed, kNoiseQuads) * kNoiseQuads;
   fill_normals(stream, static_cast<uint32_t>(first), quads, words, buffer);
   return buffer + begin % 4;
 }
@@ -63,7 +64,7 @@ struct Draws {
 template <class A, class Source, class Target>
 void add_noise(Image<const Source> images, const Draws& draws, Shape shape, Image<Target> out) {
   const int64_t channels = shape.channels, pixels = shape.pixels(), size = shape.size();
-  const int64_t band = std::clamp<int64_t>(kBandElements / channels, 1, pixels), bands = (pixels + band - 1) / band;
+  const int64_t band = std::clamp<int64_t>(kBandElements / channels, 1, pixels), bands = ceil_div(pixels, band);
   // the normals of one channel of a band, and up to a quad more at its start and 16 at its end
   const int64_t room = band + 4 * (kNoiseQuads + 2);
   const int64_t grain = 1 + kTaskElements / (band * channels);
@@ -148,7 +149,7 @@ Tensor gaussian_noise_bits_cpu(int64_t seed, const Tensor& image_ids, const Tens
   const Tensor out = empty(image_ids, {count, elements}, ScalarType::Long);
   const int64_t *ids = id.const_data_ptr<int64_t>(), *draws = sample.const_data_ptr<int64_t>();
   int64_t* bits = out.mutable_data_ptr<int64_t>();
-  const int64_t quads = (elements + 4 * kNoiseQuads - 1) / (4 * kNoiseQuads) * kNoiseQuads;
+  const int64_t quads = ceil_div(elements, 4 * kNoiseQuads) * kNoiseQuads;
   parallel_for(0, count, 1 + kTaskElements / (elements + 1), [&](int64_t begin, int64_t end) {
     std::vector<uint32_t> words(4 * quads);
     for (int64_t n = begin; n < end; ++n) {

@@ -11,6 +11,7 @@
 #include "simd/gaussian_scale_space_kernels.h"
 
 #include "../common/torch_stable.h"
+#include "ceil_div.h"
 #include "pages.h"
 #include "parallel.h"
 #include "simd/level.h"
@@ -129,7 +130,7 @@ template <class T>
 class Halves {
  public:
   Halves(const Kernels& kernels, int64_t size, bool reflect) {
-    halves_.half = (size + 1) / 2;
+    halves_.half = ceil_div(size, 2);
     halves_.radius = reach_of(kernels, size, reflect);
     const int64_t size_of_one = 2 * halves_.half * halves_.half;
     matrices_.reset(new T[(kernels.slope.empty() ? 1 : 3) * size_of_one]);
@@ -185,7 +186,7 @@ class Directions {
 // [column parity][half a row]. The middle line of an odd number is its own mirror image, its even part counts once.
 template <class T>
 void fold(const T* plane, int64_t height, int64_t width, T* out) {
-  const int64_t rows = (height + 1) / 2, half = (width + 1) / 2;
+  const int64_t rows = ceil_div(height, 2), half = ceil_div(width, 2);
   for (int64_t i = 0; i < rows; ++i) {
     const T *upper = plane + i * width, *lower = plane + (height - 1 - i) * width;
     T *even = out + i * 2 * half, *odd = even + rows * 2 * half;
@@ -230,7 +231,7 @@ bool pays_to_fold(const Kernels& kernels, int64_t height, int64_t width) {
 template <class T, class Body>
 void share(int64_t items, int64_t multiplications, int64_t scratch_size, const Body& body) {
   const int64_t batch = std::max<int64_t>(1, kMultiplications / multiplications);
-  const int64_t tasks = std::min<int64_t>(torch::stable::get_num_threads(), (items + batch - 1) / batch);
+  const int64_t tasks = std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(items, batch));
   std::atomic<int64_t> next{0};
   parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
     std::vector<T> scratch(scratch_size);
@@ -262,7 +263,7 @@ void blur(const Batch<T>& batch, const std::vector<int64_t>& rows) {
     taps.emplace_back(batch.kernels[n], height, width, batch.reflect);
     reach += (taps.back().vertical().radius + taps.back().horizontal().radius) / static_cast<int64_t>(rows.size());
   }
-  const int64_t blocks = (height + kScaleSpaceRows - 1) / kScaleSpaceRows;
+  const int64_t blocks = ceil_div(height, kScaleSpaceRows);
   const int64_t items = static_cast<int64_t>(rows.size()) * channels * blocks;
   share<T>(items, kScaleSpaceRows * width * reach * batch.products(), 2 * kScaleSpaceRows * width,
            [&](int64_t item, T* scratch) {
@@ -285,9 +286,10 @@ void blur(const Batch<T>& batch, const std::vector<int64_t>& rows) {
 template <class T>
 void blur_folded(const Batch<T>& batch, const std::vector<int64_t>& rows) {
   const int64_t channels = batch.channels, height = batch.height, width = batch.width;
-  const int64_t half_height = (height + 1) / 2, half_width = (width + 1) / 2, pixels = 4 * half_height * half_width;
+  const int64_t half_height = ceil_div(height, 2), half_width = ceil_div(width, 2),
+                pixels = 4 * half_height * half_width;
   constexpr int64_t block = kScaleSpaceRows / 2;
-  const int64_t blocks = (half_height + block - 1) / block;
+  const int64_t blocks = ceil_div(half_height, block);
   const std::unique_ptr<T[]> folded(new T[channels * pixels]);
   for (const int64_t n : rows) {
     if (n == rows[0] || !batch.repeated) {

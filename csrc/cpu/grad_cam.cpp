@@ -7,6 +7,7 @@
 
 #include "../common/checked.h"
 #include "../common/torch_stable.h"
+#include "ceil_div.h"
 #include "images.h"
 #include "parallel.h"
 #include "simd/level.h"
@@ -16,7 +17,7 @@ namespace {
 constexpr int64_t kBlock = 512;       // channels or pixels whose sums a task keeps in the first-level cache
 constexpr int64_t kGrain = 32 << 10;  // elements a thread adds up at least
 
-int64_t blocks(int64_t count) { return (count + kBlock - 1) / kBlock; }
+int64_t blocks(int64_t count) { return ceil_div(count, kBlock); }
 int64_t tasks_per_thread(int64_t elements_per_task) { return 1 + kGrain / std::max<int64_t>(elements_per_task, 1); }
 
 // Sums in double, in the order of memory; float32 has loops per instruction set (simd/grad_cam.cpp).

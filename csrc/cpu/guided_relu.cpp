@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "../common/torch_stable.h"
+#include "ceil_div.h"
 #include "parallel.h"
 #include "simd/level.h"
 
@@ -58,7 +59,7 @@ void backward(const Half* grad_output, const uint8_t* gates, int rule, Half* gra
 
 // The gates of a dense tensor, and where output is not null what they let through.
 Tensor gates_of(const Tensor& source, double upper, Tensor* output) {
-  const int64_t count = source.numel(), bytes = (count + 7) / 8;
+  const int64_t count = source.numel(), bytes = ceil_div(count, 8);
   Tensor gates = empty(source, {bytes}, ScalarType::Byte);
   uint8_t* bits = gates.mutable_data_ptr<uint8_t>();
   PYSAL_DISPATCH_FLOATING(source.scalar_type(), "guided_relu", [&] {
@@ -90,7 +91,7 @@ void check_backward(const char* op, const char* name, const Tensor& grad, const 
   PYSAL_CHECK(!channels_last || grad.dim() == 4, "pysal::", op, ": channels_last must be false unless ", name,
               " is 4-D, got ", grad.dim(), " dimensions");
   PYSAL_CHECK(rule >= 0 && rule <= 2, "pysal::", op, ": rule must be 0, 1 or 2, got ", rule);
-  const int64_t bytes = (grad.numel() + 7) / 8;
+  const int64_t bytes = ceil_div(grad.numel(), 8);
   PYSAL_CHECK(gates.scalar_type() == ScalarType::Byte && gates.numel() == bytes && gates.is_cpu(), "pysal::", op,
               ": gates must be ", bytes, " uint8 on the CPU, got ", gates.numel(), " elements of ",
               torch::headeronly::toString(gates.scalar_type()));
@@ -104,7 +105,7 @@ void mask(const Tensor& source, const Tensor& gates, int64_t rule, const Tensor&
   PYSAL_DISPATCH_FLOATING(source.scalar_type(), "guided_relu_backward", [&] {
     const scalar_t* in = source.const_data_ptr<scalar_t>();
     scalar_t* out = target.mutable_data_ptr<scalar_t>();
-    parallel_for(0, (count + 7) / 8, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, ceil_div(count, 8), kGrain, [&](int64_t begin, int64_t end) {
       const int64_t first = 8 * begin, length = std::min(8 * end, count) - first;
       backward(in + first, bits + begin, static_cast<int>(rule), out + first, length);
     });

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../common/torch_stable.h"
+#include "ceil_div.h"
 #include "images.h"
 #include "indices.h"
 #include "pages.h"
@@ -93,7 +94,7 @@ void write_images(const Source* images, const Source* fills, bool source_last, c
   const int64_t channels = shape.channels, width = shape.width, image_size = shape.size();
   const int64_t line_size = channels * width;
   const int64_t lines = std::clamp<int64_t>(kBandBytes / (line_size * sizeof(Target)), 1, shape.height);
-  const int64_t bands = (shape.height + lines - 1) / lines, runs = (count + kRunRows - 1) / kRunRows;
+  const int64_t bands = ceil_div(shape.height, lines), runs = ceil_div(count, kRunRows);
   const int64_t task_bytes = lines * line_size * sizeof(Target) * std::min(count, kRunRows);
   const bool as_it_is = std::is_same_v<Source, Target> && source_last == target_last;
   parallel_for(0, runs * bands, 1 + kTaskBytes / task_bytes, [&](int64_t begin, int64_t end) {

@@ -7,6 +7,7 @@
 // the first-level cache, for all n in order, so each element sees its terms in order whatever the number of threads.
 // Bytes: points writes each element once, sums read each gradient and factor once and keep the totals in cache.
 #include "../common/torch_stable.h"
+#include "ceil_div.h"
 #include "images.h"
 #include "indices.h"
 #include "pages.h"
@@ -37,7 +38,7 @@ void write_points(const Source* inputs, const Source* baselines, bool source_las
   using A = arithmetic_t<Source>;
   const int64_t channels = shape.channels, width = shape.width, image_size = shape.size(), line_size = channels * width;
   const int64_t lines = std::clamp<int64_t>(kPieceBytes / (line_size * sizeof(A)), 1, shape.height);
-  const int64_t bands = (shape.height + lines - 1) / lines, runs = (count + kRunRows - 1) / kRunRows;
+  const int64_t bands = ceil_div(shape.height, lines), runs = ceil_div(count, kRunRows);
   const int64_t task_bytes = lines * line_size * sizeof(A) * std::min(count, kRunRows);
   parallel_for(0, runs * bands, 1 + kTaskBytes / task_bytes, [&](int64_t begin, int64_t end) {
     std::vector<A> origin(lines * line_size), path(lines * line_size);  // b and x - b of the band
@@ -129,7 +130,7 @@ struct Pieces {
     const int64_t size = totals.numel() / totals.size(0);
     shape = same_format ? Shape{1, 1, size} : Shape{totals.size(1), totals.size(2), totals.size(3)};
     length = std::max<int64_t>(1, kPieceBytes / (shape.channels * element_bytes));
-    count = (shape.pixels() + length - 1) / length;
+    count = ceil_div(shape.pixels(), length);
   }
 };
 

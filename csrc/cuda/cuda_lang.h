@@ -13,6 +13,7 @@
 #include <string>
 #include <type_traits>
 
+#include "ceil_div.h"
 #include "dtype.h"
 
 #if defined(PYSAL_EMU)
@@ -74,7 +75,7 @@ constexpr int64_t kMaxBlocks = 1 << 15;  // more than a GPU runs at once, so the
 
 // Blocks for one thread per item, at most kMaxBlocks.
 inline dim3 blocks_for(int64_t items, int64_t block) {
-  const int64_t blocks = (items + block - 1) / block;
+  const int64_t blocks = ceil_div(items, block);
   return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
 }
 

@@ -185,7 +185,7 @@ struct Draw {
 // Both contiguous. kWords: the pointers allow words of four, and an image holds a multiple of them.
 template <class A, bool kWords>
 __global__ void __launch_bounds__(kBlock) noise_contiguous_kernel(const GaussianNoiseParams params) {
-  const int64_t size = params.channels * params.pixels, quads = (size + 3) / 4;
+  const int64_t size = params.channels * params.pixels, quads = ceil_div(size, 4);
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t n = blockIdx.y; n < params.count; n += gridDim.y) {
     const Draw<A> draw(params, n);
@@ -213,8 +213,8 @@ __global__ void __launch_bounds__(kBlock) noise_contiguous_kernel(const Gaussian
 template <class A>
 __global__ void __launch_bounds__(kBlock) noise_channels_last_kernel(const GaussianNoiseParams params) {
   const int64_t channels = params.channels, pixels = params.pixels, size = channels * pixels;
-  const uint32_t channel_groups = static_cast<uint32_t>((channels + 3) / 4);
-  const int64_t groups = (pixels + 3) / 4 * channel_groups;  // < 2^32, as size < 2^34
+  const uint32_t channel_groups = static_cast<uint32_t>(ceil_div(channels, 4));
+  const int64_t groups = ceil_div(pixels, 4) * channel_groups;  // < 2^32, as size < 2^34
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t n = blockIdx.y; n < params.count; n += gridDim.y) {
     const Draw<A> draw(params, n);
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kBlock) noise_channels_last_kernel(const Gauss
 }
 
 __global__ void __launch_bounds__(kBlock) noise_bits_kernel(const GaussianNoiseBitsParams params) {
-  const int64_t quads = (params.elements + 3) / 4, stride = int64_t(gridDim.x) * blockDim.x;
+  const int64_t quads = ceil_div(params.elements, 4), stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t n = blockIdx.y; n < params.count; n += gridDim.y) {
     const Stream stream(params.seed, params.samples[n], params.ids[n]);
     for (int64_t quad = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; quad < quads; quad += stride) {
@@ -271,12 +271,12 @@ template <class A>
 void launch_in(const GaussianNoiseParams& params, void* stream) {
   const int64_t size = params.channels * params.pixels;
   if (params.images_last || params.output_last) {
-    const int64_t groups = (params.pixels + 3) / 4 * ((params.channels + 3) / 4);
+    const int64_t groups = ceil_div(params.pixels, 4) * ceil_div(params.channels, 4);
     launch("gaussian_noise", noise_channels_last_kernel<A>, grid_for(groups, params.count), kBlock, 0, stream, params);
   } else {
     const bool words = size % 4 == 0 && aligned_to_16(params.images, params.output);
     const auto kernel = words ? noise_contiguous_kernel<A, true> : noise_contiguous_kernel<A, false>;
-    launch("gaussian_noise", kernel, grid_for((size + 3) / 4, params.count), kBlock, 0, stream, params);
+    launch("gaussian_noise", kernel, grid_for(ceil_div(size, 4), params.count), kBlock, 0, stream, params);
   }
 }
 }  // namespace
@@ -291,7 +291,7 @@ void launch_gaussian_noise(const GaussianNoiseParams& params, void* stream) {
 
 void launch_gaussian_noise_bits(const GaussianNoiseBitsParams& params, void* stream) {
   if (params.count == 0 || params.elements == 0) return;
-  launch("gaussian_noise_bits", noise_bits_kernel, grid_for((params.elements + 3) / 4, params.count), kBlock, 0, stream,
-         params);
+  launch("gaussian_noise_bits", noise_bits_kernel, grid_for(ceil_div(params.elements, 4), params.count), kBlock, 0,
+         stream, params);
 }
 }  // namespace pysal::cuda

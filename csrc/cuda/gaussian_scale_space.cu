@@ -306,8 +306,8 @@ void launch_in(const GaussianScaleSpaceParams& params, void* stream) {
     filter.image = image;
     filter.length = static_cast<int>(axis == 0 ? params.height : params.width);
     filter.columns = static_cast<int>(axis == 0 ? params.width : params.height);
-    filter.line_tiles = static_cast<unsigned>((filter.length + kTile - 1) / kTile);
-    filter.column_tiles = static_cast<unsigned>((filter.columns + kLanes - 1) / kLanes);
+    filter.line_tiles = static_cast<unsigned>(ceil_div(filter.length, kTile));
+    filter.column_tiles = static_cast<unsigned>(ceil_div(filter.columns, kLanes));
   };
 
   along(0, params.repeated ? 0 : params.channels * pixels);

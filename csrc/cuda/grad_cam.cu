@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kBlock) mean_channels_last_kernel(const GradCa
   const T* __restrict__ const gradients = static_cast<const T*>(params.gradients);
   A* __restrict__ const weights = static_cast<A*>(params.weights);
   const int64_t pixels = params.height * params.width, channels = params.channels;
-  const int64_t groups = (channels + kGroup - 1) / kGroup;
+  const int64_t groups = ceil_div(channels, kGroup);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t task = blockIdx.x; task < params.batch * groups; task += gridDim.x) {
     const int64_t image = task / groups, first = task % groups * kGroup, channel = first + lane * kPerLane;
@@ -101,7 +101,7 @@ struct Side {
     return numerator < 0 ? 0 : numerator;
   }
   __host__ __device__ bool neighbours() const { return from <= to; }
-  __host__ __device__ int64_t tiles() const { return (to + tile - 1) / tile; }
+  __host__ __device__ int64_t tiles() const { return ceil_div(to, tile); }
   int64_t most_samples() const { return neighbours() ? (tile - 1) * from / to + 3 : 2 * tile; }
 };
 
@@ -236,7 +236,7 @@ void launch_means(const GradCamParams& params, void* stream) {
   const int64_t run = params.gradients_last ? params.channels : params.height * params.width;
   const bool aligned = run % 8 == 0 && aligned_to_16(params.gradients, params.gradients);
   if (params.gradients_last) {
-    const int64_t group = aligned ? 8 * kWarp : kWarp, groups = (params.channels + group - 1) / group;
+    const int64_t group = aligned ? 8 * kWarp : kWarp, groups = ceil_div(params.channels, group);
     const auto kernel = aligned ? mean_channels_last_kernel<T, true> : mean_channels_last_kernel<T, false>;
     launch("grad_cam means", kernel, blocks_for(params.batch * groups, 1), kBlock, 0, stream, params);
   } else {

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kBlock) guided_relu_backward_kernel(const Guid
 
 void launch_guided_relu(DType dtype, const GuidedReluParams& params, void* stream) {
   if (params.count == 0) return;
-  const dim3 grid = blocks_for((params.count + kPerThread - 1) / kPerThread, kBlock);
+  const dim3 grid = blocks_for(ceil_div(params.count, kPerThread), kBlock);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     const bool aligned = aligned_to_16(params.input, params.output);
@@ -120,7 +120,7 @@ void launch_guided_relu(DType dtype, const GuidedReluParams& params, void* strea
 
 void launch_guided_relu_backward(DType dtype, const GuidedReluBackwardParams& params, void* stream) {
   if (params.count == 0) return;
-  const dim3 grid = blocks_for((params.count + kPerThread - 1) / kPerThread, kBlock);
+  const dim3 grid = blocks_for(ceil_div(params.count, kPerThread), kBlock);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto rule) {

@@ -1,4 +1,5 @@
 // Torch glue of the CUDA kernels of guided_relu; guided_relu.cu says what they compute.
+#include "ceil_div.h"
 #include "guided_relu.h"
 #include "torch_cuda.h"
 
@@ -11,7 +12,7 @@ std::tuple<Tensor, Tensor> guided_relu_cuda(const Tensor& input, double upper, i
   const Tensor source = dense(input, channels_last);
   const int64_t count = source.numel();
   Tensor output = empty(source, source.sizes(), std::nullopt, channels_last);
-  Tensor gates = empty(source, {(count + 7) / 8}, ScalarType::Byte);
+  Tensor gates = empty(source, {ceil_div(count, 8)}, ScalarType::Byte);
   launch_guided_relu(
       dtype, {source.const_data_ptr(), output.mutable_data_ptr(), gates.mutable_data_ptr<uint8_t>(), count, upper},
       launch.stream());
@@ -23,7 +24,7 @@ Tensor guided_relu_gates_cuda(const Tensor& input, double upper) {
   const Launch launch(input);
   const Tensor source = dense(input, is_channels_last(input));
   const int64_t count = source.numel();
-  Tensor gates = empty(source, {(count + 7) / 8}, ScalarType::Byte);
+  Tensor gates = empty(source, {ceil_div(count, 8)}, ScalarType::Byte);
   launch_guided_relu(dtype, {source.const_data_ptr(), nullptr, gates.mutable_data_ptr<uint8_t>(), count, upper},
                      launch.stream());
   return gates;
@@ -34,7 +35,7 @@ void check_backward(const char* op, const char* name, const Tensor& grad, const 
   PYSAL_CHECK(!channels_last || grad.dim() == 4, "pysal::", op, ": channels_last must be false unless ", name,
               " is 4-D, got ", grad.dim(), " dimensions");
   PYSAL_CHECK(rule >= 0 && rule <= 2, "pysal::", op, ": rule must be 0, 1 or 2, got ", rule);
-  const int64_t bytes = (grad.numel() + 7) / 8;
+  const int64_t bytes = ceil_div(grad.numel(), 8);
   PYSAL_CHECK(gates.scalar_type() == ScalarType::Byte && gates.numel() == bytes && same_device(gates, grad),
               "pysal::", op, ": gates must be ", bytes, " uint8 on the device of ", name, ", got ", gates.numel(),
               " elements of ", torch::headeronly::toString(gates.scalar_type()));

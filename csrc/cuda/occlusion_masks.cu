@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 8 ? 3 : 4)
   using A = arithmetic_t<S>;
   const Layout as_out{params.channels, params.height * params.width, params.out_last, params.out_last};
   T* __restrict__ const out = static_cast<T*>(params.out);
-  const int64_t size = as_out.size(), pieces = size / kCount, runs = (params.count + kRun - 1) / kRun;
+  const int64_t size = as_out.size(), pieces = size / kCount, runs = ceil_div(params.count, kRun);
   const int64_t stride = int64_t(gridDim.x) * kBlock;
   for (int64_t task = int64_t(blockIdx.x) * kBlock + threadIdx.x; task < runs * pieces; task += stride) {
     const int64_t place = task % pieces * kCount, begin = task / pieces * kRun;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 8 ? 3 : 4)
 
 template <class T, int kCount>
 __global__ void __launch_bounds__(kBlock) occlusion_map_kernel(const OcclusionMapParams params) {
-  const int64_t pieces = params.pixels / kCount, runs = (params.classes + kClasses - 1) / kClasses;
+  const int64_t pieces = params.pixels / kCount, runs = ceil_div(params.classes, kClasses);
   const int64_t stride = int64_t(gridDim.x) * kBlock;
   for (int64_t task = int64_t(blockIdx.x) * kBlock + threadIdx.x; task < params.batch * runs * pieces; task += stride) {
     const int64_t image = task / (runs * pieces), place = task % pieces * kCount;
@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(kTile) occlusion_boxes_map_kernel(const Occlus
   PYSAL_SHARED(int4, boxes, [kTile]);  // those of the last kTile that touch the tile: left, top, right, bottom
   PYSAL_SHARED(A, scores, [kTile]);
   PYSAL_SHARED(int, found, [kTile / kWarp]);  // by each warp
-  const int64_t down = (params.height + kTileHeight - 1) / kTileHeight;
-  const int64_t across = (params.width + kTileWidth - 1) / kTileWidth;
+  const int64_t down = ceil_div(params.height, kTileHeight);
+  const int64_t across = ceil_div(params.width, kTileWidth);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   for (int64_t task = blockIdx.x; task < params.planes * down * across; task += gridDim.x) {
     const int64_t plane = task / (down * across);
@@ -218,7 +218,7 @@ void launch_occlusion(DType source, DType target, const OcclusionParams& params,
   if (params.count == 0 || size == 0) return;
   const bool eights = size % 8 == 0 && aligned_to_16(params.out);
   const bool words = params.source_last == params.out_last && aligned_to_16(params.images, params.fills);
-  const int64_t runs = (params.count + kRun - 1) / kRun, pieces = size / (eights ? 8 : 1);
+  const int64_t runs = ceil_div(params.count, kRun), pieces = size / (eights ? 8 : 1);
   dispatch(source, [&](auto from) {
     using S = decltype(from);
     dispatch(target, [&](auto to) {
@@ -234,7 +234,7 @@ void launch_occlusion(DType source, DType target, const OcclusionParams& params,
 void launch_occlusion_map(DType dtype, const OcclusionMapParams& params, void* stream) {
   if (params.batch == 0 || params.classes == 0 || params.pixels == 0) return;
   const bool eights = params.pixels % 8 == 0 && aligned_to_16(params.out);
-  const int64_t runs = (params.classes + kClasses - 1) / kClasses, pieces = params.pixels / (eights ? 8 : 1);
+  const int64_t runs = ceil_div(params.classes, kClasses), pieces = params.pixels / (eights ? 8 : 1);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto kernel = eights ? occlusion_map_kernel<T, 8> : occlusion_map_kernel<T, 1>;
@@ -244,8 +244,8 @@ void launch_occlusion_map(DType dtype, const OcclusionMapParams& params, void* s
 
 void launch_occlusion_boxes_map(DType dtype, const OcclusionBoxesMapParams& params, void* stream) {
   if (params.planes == 0 || params.height == 0 || params.width == 0) return;
-  const int64_t down = (params.height + kTileHeight - 1) / kTileHeight;
-  const int64_t across = (params.width + kTileWidth - 1) / kTileWidth;
+  const int64_t down = ceil_div(params.height, kTileHeight);
+  const int64_t across = ceil_div(params.width, kTileWidth);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch("occlusion_masks_boxes_map", occlusion_boxes_map_kernel<T>, blocks_for(params.planes * down * across, 1),

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kBlock, 4)
   const S* __restrict__ const inputs = static_cast<const S*>(params.inputs);
   const S* __restrict__ const baselines = static_cast<const S*>(params.baselines);
   T* __restrict__ const out = static_cast<T*>(params.out);
-  const int64_t size = layout.size(), pieces = size / kCount, runs = (params.count + kRun - 1) / kRun;
+  const int64_t size = layout.size(), pieces = size / kCount, runs = ceil_div(params.count, kRun);
   const int64_t stride = int64_t(gridDim.x) * kBlock;
   for (int64_t task = int64_t(blockIdx.x) * kBlock + threadIdx.x; task < runs * pieces; task += stride) {
     const int64_t place = task % pieces * kCount, begin = task / pieces * kRun;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kBlock, 4)
     path_accumulate_kernel(const PathAccumulateParams params, const Layout of_gradients, const Layout of_factors) {
   A* __restrict__ const totals = static_cast<A*>(params.totals);
   const G* __restrict__ const gradients = static_cast<const G*>(params.gradients);
-  const int64_t size = of_gradients.size(), pieces = size / kCount, tiles = (pieces + kBlock - 1) / kBlock;
+  const int64_t size = of_gradients.size(), pieces = size / kCount, tiles = ceil_div(pieces, kBlock);
   for (int64_t task = blockIdx.x; task < params.batch * tiles; task += gridDim.x) {
     const int64_t image = task / tiles, place = (task % tiles * kBlock + threadIdx.x) * kCount;
     const bool inside = place < size;
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kBlock, 4)
 template <class A, class S, int kCount>
 __global__ void __launch_bounds__(kBlock, 4) path_moments_kernel(const PathMomentsParams params, const Layout layout) {
   const S* __restrict__ const samples = static_cast<const S*>(params.samples);
-  const int64_t size = layout.size(), pieces = size / kCount, tiles = (pieces + kBlock - 1) / kBlock;
+  const int64_t size = layout.size(), pieces = size / kCount, tiles = ceil_div(pieces, kBlock);
   for (int64_t task = blockIdx.x; task < params.batch * tiles; task += gridDim.x) {
     const int64_t image = task / tiles, place = (task % tiles * kBlock + threadIdx.x) * kCount;
     const bool inside = place < size;
@@ -230,7 +230,7 @@ void dispatch_totals(DType dtype, const Body& body) {
     body(float());
 }
 
-dim3 tiles_for(int64_t batch, int64_t pieces) { return blocks_for(batch * ((pieces + kBlock - 1) / kBlock), 1); }
+dim3 tiles_for(int64_t batch, int64_t pieces) { return blocks_for(batch * ceil_div(pieces, kBlock), 1); }
 }  // namespace
 
 void launch_path_points(DType source, DType target, const PathPointsParams& params, void* stream) {
@@ -238,7 +238,7 @@ void launch_path_points(DType source, DType target, const PathPointsParams& para
   if (params.count == 0 || layout.size() == 0) return;
   const bool eights = layout.size() % 8 == 0 && aligned_to_16(params.out);
   const bool words = params.source_last == params.out_last && aligned_to_16(params.inputs, params.baselines);
-  const int64_t runs = (params.count + kRun - 1) / kRun, pieces = layout.size() / (eights ? 8 : 1);
+  const int64_t runs = ceil_div(params.count, kRun), pieces = layout.size() / (eights ? 8 : 1);
   dispatch(source, [&](auto from) {
     using S = decltype(from);
     dispatch(target, [&](auto to) {

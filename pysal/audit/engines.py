@@ -230,7 +230,9 @@ def _how(hand: _Hand) -> str:
         return f"no pass of its model ended within {PATIENCE:g} s"
     code = hand.process.exitcode or 0
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return how + (", which is what a full memory looks like: fewer workers or a smaller batch may help" if code == -9 else "")
+    return how + (
+        ", which is what a full memory looks like: fewer workers or a smaller batch size may help" if code == -9 else ""
+    )
 
 
 def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str) -> None:

@@ -42,7 +42,8 @@ from pysal.methods.registry import METHODS, method_names
 from pysal.models import Classifier
 from pysal.models.classifier import channels_of
 
-BATCH = {"cpu": 16, "cuda": 64}
+# Images that are read, and handed to the methods, together.
+IMAGES_TOGETHER = {"cpu": 16, "cuda": 64}
 
 
 class Job:
@@ -75,8 +76,7 @@ class Job:
         seed: seed of SmoothGrad's noise and of metrics that draw random numbers.
         precision: arithmetic of the model passes: "float32", "tf32", "mixed" or "bf16".
         shard_size: images per shard.
-        batch: images handed to the methods together; None = 16 on a CPU, 64 on a GPU.
-        rows: model rows per pass; None = 4 on a CPU, 64 on a GPU.
+        batch_size: rows per model pass, as in `pysal.gradient`; None = 4 on a CPU, more of small images, and 64 on a GPU.
         prepared: whether the model is prepared (`pysal.prepare`) in each worker.
         device: "cpu", "cuda" or "auto".
 
@@ -103,8 +103,7 @@ class Job:
         seed: int = 0,
         precision: Precision = "float32",
         shard_size: int = 256,
-        batch: int | None = None,
-        rows: int | None = None,
+        batch_size: int | None = None,
         prepared: bool = True,
         device: str = "auto",
     ) -> None:
@@ -120,8 +119,7 @@ class Job:
             seed=seed,
             precision=precision,
             shard_size=shard_size,
-            batch=batch,
-            rows=rows,
+            batch_size=batch_size,
             prepared=prepared,
             device=device_of(device),
         )
@@ -138,7 +136,8 @@ class Job:
         named, target = _class_of(options.target, loaded)
         self.manifest = _manifest(options, target, self._model, loaded)
         if (self.out / "manifest.json").exists():
-            self.manifest["gains"] = manifest.read(WHERE, self.out)["gains"]
+            before = manifest.read(WHERE, self.out)  # what no caller says is as it was when the job began
+            self.manifest |= {name: before[name] for name in ("gains", "images_together")}
         self._worker = Worker(Setup(self.manifest, self._model, Path()), options.device, loaded)
         if isinstance(self._worker.model, PreparedModel) and self._worker.model.gains is not None:
             self.manifest["gains"] = dataclasses.asdict(self._worker.model.gains)
@@ -365,8 +364,8 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
         "boxes": None,
         "seed": options.seed,
         "precision": options.precision,
-        "batch": options.batch or BATCH[options.device],
-        "rows": options.rows or fast_rows(torch.device(options.device), row_bytes),
+        "images_together": IMAGES_TOGETHER[options.device],
+        "batch_size": options.batch_size or fast_rows(torch.device(options.device), row_bytes),
         "prepared": options.prepared,
         "gains": None,
         "device": options.device,
@@ -427,8 +426,7 @@ def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = 
         seed=stored["seed"],
         precision=stored["precision"],
         shard_size=images["shard_size"],
-        batch=stored["batch"],
-        rows=stored["rows"],
+        batch_size=stored["batch_size"],
         prepared=stored["prepared"],
         device=stored["device"],
     )

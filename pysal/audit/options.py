@@ -46,8 +46,7 @@ class Options:
     seed: int
     precision: Precision
     shard_size: int
-    batch: int | None
-    rows: int | None
+    batch_size: int | None
     prepared: bool
     device: str
 
@@ -57,7 +56,7 @@ class Options:
         one_of("precision", self.precision, PRECISIONS)
         if self.score is not None:
             one_of("score", self.score, SCORE_KINDS)
-        for name, value in (("shard_size", self.shard_size), ("batch", self.batch), ("rows", self.rows)):
+        for name, value in (("shard_size", self.shard_size), ("batch_size", self.batch_size)):
             if value is not None:
                 check_count(WHERE, name, value)
         target = self.target

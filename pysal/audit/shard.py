@@ -110,7 +110,11 @@ class Worker:
                 # what was measured when the job was planned decides for all workers, which else could differ in their bits
                 gains = None if manifest["gains"] is None else Gains(**manifest["gains"])
                 self.model = prepare(
-                    self.original, self.example(), precision=manifest["precision"], batch_size=manifest["rows"], gains=gains
+                    self.original,
+                    self.example(),
+                    precision=manifest["precision"],
+                    batch_size=manifest["batch_size"],
+                    gains=gains,
                 )
 
     def example(self) -> Tensor:
@@ -142,9 +146,9 @@ class Worker:
         columns: dict[str, dict[str, list[Any]]] = {name: {} for name in manifest["methods"]}
         names = table.schema(manifest).names
         errors: list[dict[str, Any]] = []
-        least = manifest["batch"]
-        for start in range(0, len(items), manifest["batch"]):
-            batch = items[start : start + manifest["batch"]]
+        least = manifest["images_together"]
+        for start in range(0, len(items), manifest["images_together"]):
+            batch = items[start : start + manifest["images_together"]]
             images, readable, hashes = [], [], []
             with clock.stage("read", len(batch)):
                 for item in batch:
@@ -174,7 +178,13 @@ class Worker:
         with clock.stage("encode", explained):
             rows = table.encode(table.schema(manifest), [group for group in columns.values() if group])
         errors.sort(key=lambda error: error["id"])
-        about = {"shard": shard, "batch": least, "started": started, "host": socket.gethostname(), "process": os.getpid()}
+        about = {
+            "shard": shard,
+            "images_together": least,
+            "started": started,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+        }
         timings = [{**about, "stage": name, **vars(timing)} for name, timing in clock.stages.items()]
         return Files(
             rows,
@@ -185,8 +195,8 @@ class Worker:
         )
 
     def _rows(self, images: Tensor, items: Sequence[Item], clock: Clock) -> tuple[list[Any], int]:
-        """Return, for each image, its rows {method: {column: value}} or why there are none; and the batch that fits."""
-        fits: int = self.setup.manifest["batch"]
+        """Return, for each image, its rows {method: {column: value}} or why there are none; and how many fit together."""
+        fits: int = self.setup.manifest["images_together"]
         try:
             return self.batch(images, items, clock), fits
         except Exception as error:
@@ -268,8 +278,8 @@ class Worker:
     def request(self, images: Tensor, target: Target) -> Plan:
         """Return the plan of images of which the methods' plans are made, each with its own score."""
         manifest = self.setup.manifest
-        rows = None if isinstance(self.model, PreparedModel) else manifest["rows"]
-        running = Running("logit", extra_inputs=(), batch_size=rows, precision=manifest["precision"], dtype=None)
+        batch_size = None if isinstance(self.model, PreparedModel) else manifest["batch_size"]
+        running = Running("logit", extra_inputs=(), batch_size=batch_size, precision=manifest["precision"], dtype=None)
         return Plan(WHERE, self.model, images, target, running, company="apart", output=manifest["model"]["output"])
 
     def _taken_for(self) -> Output:
@@ -331,7 +341,7 @@ class Worker:
             method=name,
             method_options=self.options(name, items),
             score=kind,
-            batch_size=None if isinstance(self.model, PreparedModel) else manifest["rows"],
+            batch_size=None if isinstance(self.model, PreparedModel) else manifest["batch_size"],
             precision=manifest["precision"],
         )
         return [float(value) for value in found]

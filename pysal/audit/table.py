@@ -41,7 +41,7 @@ TIMINGS = pa.schema(
         ("images", pa.int32()),
         ("seconds", pa.float64()),
         ("cpu_seconds", pa.float64()),
-        ("batch", pa.int32()),
+        ("images_together", pa.int32()),
         ("started", pa.timestamp("us", "UTC")),
         ("host", pa.string()),
         ("process", pa.int64()),

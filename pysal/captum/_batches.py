@@ -9,7 +9,6 @@ as fast as one; beyond it rows or copies are kept together unless two of them, r
 """
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from pysal.engine.model.training import training_part
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.independence import away, size_of
+from pysal.engine.request.independence import Coupled, check, nudged, roundoff_of, unlike
 from pysal.engine.running.chunks import fast_rows, is_out_of_memory
 from pysal.engine.running.precision import precision_mode
 from pysal.engine.running.states import keep_random_numbers, restoring
@@ -71,9 +70,9 @@ def independent(
 ) -> bool:
     """Say whether rows of the first and of the last copy of the batch get the same outputs in one pass as in a pass each.
 
-    Those of one example each, or the whole batches where a further argument is a tensor `of_its_own`. A function that fails
-    on a pass, or does not give a row of its output to each of the pass's, needs its rows together; so does one in training
-    mode, which is not run. Random numbers that the function draws are drawn again afterwards.
+    One row of each, or the whole batches where a further argument is a tensor `of_its_own`. A function that fails on a pass,
+    or does not give a row of its output to each of the pass's, needs its rows together; so does one in training mode, which
+    is not run. Random numbers that the function draws are drawn again afterwards.
 
     Args:
         forward: the forward function.
@@ -89,29 +88,31 @@ def independent(
     if is_training(forward):
         return False
     rows = examples if of_its_own(further, examples) else 1
-    ends = torch.arange(rows, device=device), torch.arange(examples - rows, examples, device=device)
-    passes = [
-        (ends[0], torch.full_like(ends[0], 0)),
-        (ends[1], torch.full_like(ends[1], copies - 1)),
-    ]
-    passes.append((torch.cat(ends), torch.cat([copy for _, copy in passes])))
-    tables = []
+    own = torch.cat([torch.arange(rows, device=device), torch.arange(examples - rows, examples, device=device)])
     keep_random_numbers(device)
     with torch.no_grad():
         try:
-            for own, copy in passes:
-                output = call(forward, points(own, copy), of_rows(further, own, examples))
-                tables.append(_table(output, len(own)))
+            ends = torch.tensor([0, copies - 1], device=device).repeat_interleave(rows)
+            pair = tuple(one.detach() for one in points(own, ends))
+            if rows == 1 and len(pair) == 1 and pair[0].is_floating_point():
+                pair = (unlike(pair[0]),)
+
+            def ask(places: Sequence[int], share: float) -> Tensor:
+                chosen = torch.cat([torch.arange(place * rows, (place + 1) * rows, device=device) for place in places])
+                some = tuple(nudged(one[chosen.to(one.device)], share) for one in pair)
+                table = _table(call(forward, some, of_rows(further, own[chosen], examples)), len(chosen))
+                if table is None:
+                    raise Coupled("no row of its output for each row of a pass")
+                return table.reshape(len(places), table.numel() // len(places))
+
+            check(ask, 2, lambda dtype: roundoff_of("as set", dtype, device))
+        except Coupled:
+            return False
         except Exception as error:  # the function's own, of any kind
             if is_out_of_memory(error):
                 raise
             return False
-    first, last, together = tables
-    if first is None or last is None or together is None or not first.shape[1:] == last.shape[1:] == together.shape[1:]:
-        return False
-    apart = torch.cat([first, last])
-    # half the digits: passes of different sizes round differently
-    return away(apart, together) <= math.sqrt(torch.finfo(apart.dtype).eps) * size_of(apart)
+    return True
 
 
 def _table(output: Any, rows: int) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.futures import Future, collect_all
@@ -18,7 +19,7 @@ from pysal.captum._call import Call, Inputs, PerBatch, Target, arguments, as_tup
 from pysal.engine.ablation.ablation import Ablation
 from pysal.engine.ablation.features import Features, Masks
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.running.chunks import progress, run_chunks
+from pysal.engine.running.chunks import progress, run_chunks, to_device
 from pysal.methods import leave_one_out
 from pysal.segments import Segments
 
@@ -155,11 +156,12 @@ class FeatureAblation(PerturbationAttribution):
             done(0)
             chunk = self._together(chunk, ablation, queue, additional_forward_args)
             drops = _no_drops(ablation, initial)
+            places = to_device(np.array(queue, np.int64), drops.device)
 
             def body(start: int, stop: int) -> None:
                 part = queue[start:stop]
                 output = evaluate(ablation.without(part), len(part))
-                drops[torch.tensor(part, device=drops.device)] = self._drop(initial, output, len(part), inputs)
+                drops[places[start:stop]] = self._drop(initial, output, len(part), inputs)
                 done(stop)
 
             row_bytes = sum(one.numel() * one.element_size() for one in inputs)

@@ -108,7 +108,10 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Number of images per shard file.",
 )
 @click.option(
-    "--batch", type=click.IntRange(min=1), metavar="N", help="Number of images computed together. [default: 16, on a GPU 64]"
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of rows in one model pass. [default: 4 photos, on a GPU 64]",
 )
 @click.option("--device", type=Word(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on.")
 @model_options

@@ -17,7 +17,8 @@ from pysal.methods.registry import METHODS
 
 def _container(image: Tensor, inner: str, kind: str = "tiles") -> str:
     height, width = image.shape[1:]
-    style = f"--backdrop:url({backdrop_uri(image)});--shape:{width} / {height}"
+    photos = ";".join(f"--{kind}:url({backdrop_uri(image, kind)})" for kind in KINDS)
+    style = f"{photos};--shape:{width} / {height}"
     return f'<div class="pysal {kind}" style="{style}">{inner}</div>'
 
 

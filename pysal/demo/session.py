@@ -112,16 +112,18 @@ class Options:
         Raises:
             ValueError: a way to cut that is none.
         """
-        if method == "leave_one_out":
-            return {"segments": self._segments(size), "fill": self.fill}
-        if method == "smooth_grad":
-            base = self.of(self.smoothed, size)
-            return {"base": self.smoothed, "method_options": base, "noise": float(self.noise), "samples": int(self.samples)}
-        if method == "integrated_gradients":
-            return {"baseline": self.baseline, "steps": int(self.steps)}
-        if method == "blur_integrated_gradients":
-            return {"max_sigma": float(self.sigma), "steps": int(self.steps)}
-        return {}
+        own: dict[str, Callable[[], dict[str, Any]]] = {
+            "leave_one_out": lambda: {"segments": self._segments(size), "fill": self.fill},
+            "smooth_grad": lambda: {
+                "base": self.smoothed,
+                "method_options": self.of(self.smoothed, size),
+                "noise": float(self.noise),
+                "samples": int(self.samples),
+            },
+            "integrated_gradients": lambda: {"baseline": self.baseline, "steps": int(self.steps)},
+            "blur_integrated_gradients": lambda: {"max_sigma": float(self.sigma), "steps": int(self.steps)},
+        }
+        return own[method]() if method in own else {}
 
     def _segments(self, size: tuple[int, int]) -> Grid | Slic | Window:
         side = max(round(int(self.segments) ** 0.5), 1)

@@ -1,4 +1,4 @@
-"""Pictures in HTML: the dimmed photo with two layers of light on it, the map with its sign and the map's strength.
+"""Pictures in HTML: the grey photo with two layers of colour on it, the map with its sign and the map's strength.
 
 page.css shows one of the layers, as strongly as the reader wants. Whatever comes from outside is escaped here.
 """
@@ -57,9 +57,9 @@ def photo_uri(image: Tensor) -> str:
     return _uri(_bytes(viz.photo(image)), "jpeg")
 
 
-def backdrop_uri(image: Tensor) -> str:
-    """Return the dimmed photo that lies under a map as a data URI."""
-    return _uri(_bytes(viz.backdrop(image)), "jpeg")
+def backdrop_uri(image: Tensor, kind: str) -> str:
+    """Return the grey photo that lies under a view of a map as a data URI."""
+    return _uri(_bytes(viz.backdrop(image, signed=kind == "signed")), "jpeg")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +81,10 @@ class Views:
     @classmethod
     def of(cls, panel: viz.Panel) -> Views:
         """Return the views of a method's map."""
-        channels = panel.map.shape[0]
-        signed = viz.reduce_channels(panel.map, "none" if channels == 1 else "sum")
-        strong = viz.reduce_channels(panel.map, panel.reduction).abs()
-        own = "signed" if panel.signed else "unsigned"
-        return cls(signed, strong, own, (panel.unit.strip("|"), f"|{panel.unit}|" if panel.signed else panel.unit))
+        signed, strong = (viz.seen(panel, viz.Style(view=view)) for view in ("signed", "magnitude"))
+        if not panel.signed:
+            strong = viz.seen(panel)
+        return cls(signed.map, strong.map.abs(), "signed" if panel.signed else "unsigned", (signed.unit, strong.unit))
 
     def limits(self) -> tuple[float, float]:
         """Return the largest values that the colours of the signed and of the unsigned view tell apart."""
@@ -93,7 +92,7 @@ class Views:
 
 
 def map_layers(views: Views, bounds: tuple[float, float], alt: str) -> str:
-    """Return the two layers of light, with the values that the browser reads out."""
+    """Return the two layers, with the values that the browser reads out."""
     parts = []
     for kind, map, bound in (("signed", views.signed, bounds[0]), ("unsigned", views.unsigned, bounds[1])):
         signed = kind == "signed"

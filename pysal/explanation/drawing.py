@@ -6,9 +6,11 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pysal._checks import refuse, refuse_unknown
@@ -19,12 +21,13 @@ from pysal.engine.request.plan import Model
 from pysal.engine.request.score import OUTPUTS, noun
 from pysal.engine.request.target import Target, of_image
 from pysal.explanation.file import write_all
-from pysal.explanation.findings import WHERE, Findings
+from pysal.explanation.findings import WHERE, Findings, index_of
 from pysal.explanation.findings import of_image as detail_of
 from pysal.explanation.text import notes
 from pysal.methods.traits import PATHS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from pysal import viz
@@ -44,11 +47,20 @@ def plot(
     target: Target = None,
     options: Mapping[str, Any] | None = None,
     path: str | os.PathLike[str] | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+    **style: Any,
 ) -> Figure:
     """Return a picture of one image, see `Explanation.plot`."""
     where = f"{WHERE}.plot"
-    if not 0 <= image < len(found.images):
-        refuse(where, "image", f"be an index in [0, {len(found.images)})", image)
+    if isinstance(image, str):
+        refuse(
+            where,
+            "image",
+            f"be an index in [0, {len(found.images)}); a kind is given as kind={image!r}",
+            repr(image),
+            TypeError,
+        )
+    image = index_of(where, image, len(found.images))
     if kind not in get_args(PlotKind):
         refuse_unknown(where, "kind", f"be one of {', '.join(map(repr, get_args(PlotKind)))}", kind, get_args(PlotKind))
     names = _plotted(found, kind, methods)
@@ -58,12 +70,18 @@ def plot(
         ("model", model, RUN_THE_MODEL),
         ("target", target, RUN_THE_MODEL),
         ("options", options, TAKE_OPTIONS),
+        ("ax", ax, ("maps",)),
+        *((name, value, ("maps",)) for name, value in style.items()),
     ):
         if value is not None and kind not in taken:
             refuse(where, name, f"be left out for kind={kind!r}, which has no use for it", type(value).__name__)
     if options is not None and not isinstance(options, Mapping):
         refuse(where, "options", "be a mapping of option names to values", repr(options), TypeError)
-    figure = _figure(found, kind, image, names, model, target, options)
+    looks = checked_style(where, style)
+    if ax is not None:
+        figure = _on_axes(found, image, names, looks, ax)
+    else:
+        figure = _figure(found, kind, image, names, model, target, options, looks)
     if path is not None:
         file_path = Path(path)
         kinds = figure.canvas.get_supported_filetypes()
@@ -103,6 +121,7 @@ def _figure(
     model: Model | None,
     target: Target,
     options: Mapping[str, Any] | None,
+    style: viz.Style,
 ) -> Figure:
     from pysal import plots, viz  # matplotlib takes a third of a second to import and is needed only here
 
@@ -123,6 +142,7 @@ def _figure(
             title=found.target_names[image],
             subtitle=" · ".join(filter(None, about)),
             probability=likely,
+            style=style,
         )
     name = found.target_names[image] if likely is None else f"{found.target_names[image]} {viz.percent(likely)}"
     subtitle = " · ".join(filter(None, [name, *about]))
@@ -148,6 +168,47 @@ def _figure(
     given.setdefault("score", found.kind_again(kind))
     converged = [plots.converge(model, photo, target, method=method, **given) for method in names]
     return plots.convergence(converged, subtitle=subtitle, unit=word)
+
+
+def checked_style(where: str, given: Mapping[str, Any]) -> viz.Style:
+    """Return how maps are to be drawn, `given` by the names of `viz.Style`; None = its default."""
+    from pysal import viz
+
+    return viz.Style(**{name: value for name, value in given.items() if value is not None}).checked(where)
+
+
+def _on_axes(found: Findings, image: int, names: Sequence[str], style: viz.Style, ax: Axes | Sequence[Axes]) -> Figure:
+    """Draw each method's map on axes of the caller's, and return the figure that they are in."""
+    from matplotlib.axes import Axes
+
+    from pysal import viz
+
+    where = f"{WHERE}.plot"
+    places = [ax] if isinstance(ax, Axes) else list(getattr(ax, "flat", ax))
+    if not all(isinstance(place, Axes) for place in places):
+        refuse(where, "ax", "be matplotlib axes, one for each method", type(ax).__name__, TypeError)
+    if len(places) != len(names):
+        refuse(where, "ax", f"be one for each method to show ({', '.join(names)}; methods= chooses)", f"{len(places)}")
+    for place, name in zip(places, names, strict=True):
+        shown = panel(found, name, image)
+        drawn = viz.seen(shown, style)
+        place.imshow(viz.painted(found.images[image], drawn, style), interpolation="antialiased")
+        place.set_axis_off()
+        place.set_title(viz.printable(f"{shown.title}\u2009"), parse_math=False)
+    figure = places[0].get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def overlay(found: Findings, name: str, image: int, **style: Any) -> NDArray[np.uint8]:
+    """Return a method's map over its photo as RGB, see `Explanation.overlay`."""
+    from pysal import viz
+
+    where = f"{WHERE}.overlay"
+    shown = panel(found, name, image, where)
+    looks = checked_style(where, style)
+    picture = viz.painted(found.images[image], viz.seen(shown, looks), looks)
+    return cast("NDArray[np.uint8]", np.rint(255 * picture.clip(0.0, 1.0)).astype(np.uint8))
 
 
 def _agreement(found: Findings, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:
@@ -211,15 +272,12 @@ def _curves(
     return plots.curves(sides, subtitle=subtitle, percent=percent)
 
 
-def panel(found: Findings, name: str, image: int = 0) -> viz.Panel:
+def panel(found: Findings, name: str, image: int = 0, where: str = f"{WHERE}.panel") -> viz.Panel:
     """Return what is drawn of a method's map of one image, see `Explanation.panel`."""
     from pysal import viz
 
-    if name not in found.results:
-        refuse_unknown(f"{WHERE}.panel", "name", f"be out of {', '.join(found.results)}", name, found.results)
-    if not 0 <= image < len(found.images):
-        refuse(f"{WHERE}.panel", "image", f"be an index in [0, {len(found.images)})", image)
-    result = found.results[name]
+    result = found.result_of(where, name)
+    image = index_of(where, image, len(found.images))
     details = result.details
     labels, boxes = details.get("labels"), details.get("boxes")
     return viz.Panel(

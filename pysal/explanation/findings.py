@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass, field
-from typing import cast
+from typing import SupportsIndex, cast
 
 from torch import Tensor
 
-from pysal._checks import check_tensor, refuse
+from pysal._checks import check_tensor, refuse, refuse_unknown
 from pysal.engine.request.score import Output, ScoreKind, settled, unit
 from pysal.methods.traits import TRAITS
 
@@ -48,6 +49,12 @@ class MethodResult:
 
     def __repr__(self) -> str:
         return f"MethodResult({self.name!r}, map {tuple(self.map.shape)}, {self.seconds:.3g} s)"
+
+
+class NoSuchMethod(ValueError, KeyError):
+    """A name that no result has; a KeyError too, for an explanation is asked as a mapping is."""
+
+    __str__ = ValueError.__str__
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,6 +101,23 @@ class Findings:
         found = {"target": self.target, "scores": self.scores}
         return found if self.probabilities is None else {**found, "probabilities": self.probabilities}
 
+    def result_of(self, where: str, name: object) -> MethodResult:
+        """Return the result of a method, refusing in the name of `where` one that is not there."""
+        if not isinstance(name, str):
+            refuse(where, "name", f"be a method out of {', '.join(self.results) or 'none'}", repr(name), TypeError)
+        if name not in self.results:
+            why = self.skipped.get(name)
+            left_out = "" if why is None else f"; {name} was left out: {why}"
+            refuse_unknown(
+                where,
+                "name",
+                f"be a method out of {', '.join(self.results) or 'none'}{left_out}",
+                name,
+                self.results,
+                NoSuchMethod,
+            )
+        return self.results[name]
+
     def kind_of(self, result: MethodResult) -> str:
         """Return which score a method explained."""
         return result.score_kind or self.score_kind
@@ -129,6 +153,16 @@ class Findings:
         if self.unit_of(self.kind_of(result)) == "probability" and self.probabilities is not None:
             return float(self.probabilities[image])
         return None
+
+
+def index_of(where: str, image: object, count: int) -> int:
+    """Return the index of an image, refusing in the name of `where` what is none."""
+    if isinstance(image, bool) or not hasattr(image, "__index__"):
+        refuse(where, "image", f"be an index in [0, {count})", repr(image), TypeError)
+    index = operator.index(cast(SupportsIndex, image))
+    if not 0 <= index < count:
+        refuse(where, "image", f"be an index in [0, {count})", index)
+    return index
 
 
 def of_image(detail: Detail | None, image: int) -> Tensor | None:

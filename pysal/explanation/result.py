@@ -16,7 +16,10 @@ from pysal.explanation.drawing import PlotKind
 from pysal.explanation.findings import Findings, MethodResult, counted
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from pysal import viz
 
@@ -54,8 +57,16 @@ class Explanation(Findings):
         return {name: result.map for name, result in self.results.items()}
 
     def __getitem__(self, name: str) -> MethodResult:
-        """Return the result of method `name`."""
-        return self.results[name]
+        """Return the result of method `name`.
+
+        Raises:
+            ValueError: no such method; the sentence names those there are. It is a KeyError too.
+        """
+        return self.result_of("pysal.Explanation", name)
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a result of method `name`."""
+        return name in self.results
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -74,6 +85,13 @@ class Explanation(Findings):
         target: Target = None,
         options: Mapping[str, Any] | None = None,
         path: str | os.PathLike[str] | None = None,
+        view: viz.Shown | None = None,
+        cells: int | None = None,
+        smooth: float | None = None,
+        percentile: float | None = None,
+        colours: viz.Colours | None = None,
+        photo: bool | None = None,
+        ax: Axes | Sequence[Axes] | None = None,
     ) -> Figure:
         """Return a picture of one image: its maps, or a plot of what they say.
 
@@ -89,17 +107,88 @@ class Explanation(Findings):
             options: those of `pysal.metrics.agreement`, of `pysal.plots.converge` or of `pysal.metrics.deletion` and
                 `insertion`: {"absolute": True}, {"steps": (10, 20, 50), "reference": 200}, {"substrate": "blur"}.
             path: also write the figure there; the ending says how (.png, .pdf, .svg ...).
+            view: of maps, as are all that follow: "signed", what speaks for and against, or "magnitude", how much there is of
+                either, as PAIR draws maps; None = as each method means it.
+            cells: side of the squares, in pixels, over which a map is summed; 1 shows every pixel. None = 1/28 of the
+                shorter side for the maps of Integrated Gradients and Blur Integrated Gradients, 1 for others. The sums are
+                exact: the shares still add up. Maps of segments and of a layer are not summed.
+            smooth: width sigma, in pixels, of a Gaussian, in place of cells.
+            percentile: of |map| inside the colour limits; None = 99.5.
+            colours: a matplotlib colour map, or its name; None = pysal's own.
+            photo: whether the photo lies below the maps; None = True.
+            ax: matplotlib axes to draw the maps on, one for each method, without bars; the figure that they are in is returned.
 
         Returns:
             A matplotlib figure that pyplot does not know of; `figure.savefig` and, in a notebook, `display` work.
 
         Raises:
-            TypeError: `options` is no mapping, or holds a value of the wrong type.
+            TypeError: `options` is no mapping, `image` no index, or a value has the wrong type.
             ValueError: `image`, a method, the kind or an option is not there, a model is missing or not needed, or matplotlib
                 does not know the ending.
             OSError: the file cannot be written; nothing of it is left then.
         """
-        return drawing.plot(self, image, kind=kind, methods=methods, model=model, target=target, options=options, path=path)
+        style = {
+            "view": view,
+            "cells": cells,
+            "smooth": smooth,
+            "percentile": percentile,
+            "colours": colours,
+            "photo": photo,
+        }
+        return drawing.plot(
+            self,
+            image,
+            kind=kind,
+            methods=methods,
+            model=model,
+            target=target,
+            options=options,
+            path=path,
+            ax=ax,
+            **style,
+        )
+
+    def overlay(
+        self,
+        name: str,
+        image: int = 0,
+        *,
+        view: viz.Shown | None = None,
+        cells: int | None = None,
+        smooth: float | None = None,
+        percentile: float | None = None,
+        colours: viz.Colours | None = None,
+        photo: bool | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return a method's map over the photo as an RGB image, without text: for `Image.fromarray`, OpenCV or a video.
+
+        Args:
+            name: of the method.
+            image: index in the batch.
+            view: as in `plot`, as are all that follow.
+            cells: side of the squares over which the map is summed.
+            smooth: width of a Gaussian, in place of cells.
+            percentile: of |map| inside the colour limits.
+            colours: a matplotlib colour map, or its name.
+            photo: whether the photo lies below.
+
+        Returns:
+            (H, W, 3), uint8, the size of the image.
+
+        Raises:
+            TypeError, ValueError: no such method or image, or an option that cannot be drawn.
+        """
+        return drawing.overlay(
+            self,
+            name,
+            image,
+            view=view,
+            cells=cells,
+            smooth=smooth,
+            percentile=percentile,
+            colours=colours,
+            photo=photo,
+        )
 
     def panel(self, name: str, image: int = 0) -> viz.Panel:
         """Return what is drawn of a method's map of one image, and said about it.

@@ -7,10 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pysal.engine.request.attribution import default_of
 from pysal.engine.request.score import OUTPUTS, noun, saturation
 from pysal.explanation.findings import Findings, MethodResult, counted, of_image, one_line, value_of
+from pysal.methods.smooth_grad import smooth_grad
 
 COLUMNS = ("method", "seconds", "passes", "residual", "largest drop", "notes")
+# What SmoothGrad computes, and of which method, unless it is told otherwise.
+KIND, BASE = default_of(smooth_grad, "kind"), default_of(smooth_grad, "base")
 RIGHT = ("seconds", "passes", "residual", "largest drop")
 
 
@@ -23,8 +27,8 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
             said[key] = f"{name} {number(value)}"
     if "layer" in details:
         said["layer"] = f"layer {details['layer']}"
-    kind, base = details.get("kind", "mean"), details.get("base", "gradient")
-    if base != "gradient" or kind != "mean":
+    kind, base = details.get("kind", KIND), details.get("base", BASE)
+    if (kind, base) != (KIND, BASE):
         said["base"] = f"{kind} of {str(base).replace('_', ' ')}"
     if (samples := value_of(details.get("samples"), image)) is not None:
         said["samples"] = counted(round(samples), "sample")

@@ -123,12 +123,15 @@ def class_gradients(
     where = "pysal.class_gradients"
     plan = Plan(where, model, inputs, 0, Running(score, extra_inputs, batch_size, precision, dtype))
     chosen = _classes(plan, classes)
+    largest = int(chosen.max())
     result = torch.empty((plan.images, chosen.shape[1], *plan.inputs.shape[1:]), dtype=plan.dtype, device=plan.device)
 
     def body(start: int, stop: int) -> None:
         rows = torch.arange(start, stop, device=plan.device)
         some = plan.inputs[start:stop]
-        result[start:stop] = sweeps.class_gradients(plan, some, rows, chosen[start:stop], at_once=plan.rows_at_once)
+        result[start:stop] = sweeps.class_gradients(
+            plan, some, rows, chosen[start:stop], largest=largest, at_once=plan.rows_at_once
+        )
 
     plan.over_images(body)
     return result

@@ -1,5 +1,6 @@
 """Guided Integrated Gradients: the path avoids pixels with large gradients as long as it can."""
 
+import functools
 import math
 
 import torch
@@ -101,15 +102,18 @@ def _followed(plan: Plan, baselines: Tensor, steps: int, fraction: float, max_di
     queue = images * many + numbers
     paths = GuidedPaths(baselines, plan.inputs[owners], steps=steps, fraction=fraction, max_distance=max_distance)
 
+    @functools.cache
+    def part(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        some = queue[start:stop]
+        return some, owners[some]
+
     def body(start: int, stop: int) -> None:
         step = start // number
-        some = queue[start - step * number : stop - step * number]
+        some, rows = part(start - step * number, stop - step * number)
         batch = paths.places[some].to(plan.inputs.dtype)
         if plan.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        gradients = plan.gradients(batch, owners[some])
-        for path, gradient in zip(some.tolist(), gradients, strict=True):
-            paths.advance(path, step, gradient)
+        paths.advance(some, step, plan.gradients(batch, rows))
 
     # a step of a path begins where its last one ended: no pass reaches from one step into the next
     plan.run(steps * number, body, ends=range(number, steps * number, number))

@@ -76,6 +76,6 @@ def guided_ig_impl(
     paths = GuidedPaths(start, end, steps=steps, fraction=fraction, max_distance=max_dist)
     for step in range(steps):
         gradient = np.asarray(grad_func(paths.places[0].numpy().copy()), np.float64)
-        paths.advance(0, step, torch.from_numpy(gradient))
+        paths.advance(torch.zeros(1, dtype=torch.int64, device="cpu"), step, torch.from_numpy(gradient)[None])
     attribution: Array = paths.total[0].numpy()
     return attribution

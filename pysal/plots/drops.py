@@ -103,7 +103,7 @@ def drops(image: Tensor, panel: Panel, *, title: str = "Drop per segment", subti
         write(page, axes, max(drop, 0.0), middle, words, 7.5, INK, shift=0.08)
         mask = segment_mask(panel, segment, map.shape)
         if mask is not None and mask.any():
-            picture.add_collection(LineCollection(borders(np.pad(mask, 1), offset=1), colors=(1, 1, 1, 0.75), linewidths=0.7))
+            picture.add_collection(LineCollection(borders(np.pad(mask, 1), offset=1), colors=(0, 0, 0, 0.75), linewidths=0.7))
             _on_picture(picture, mask, name)
     return page.figure
 

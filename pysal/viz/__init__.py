@@ -3,6 +3,7 @@
 from pysal.viz.colours import (
     PERCENTILE,
     Array,
+    Colours,
     backdrop,
     layer,
     limits,
@@ -11,10 +12,11 @@ from pysal.viz.colours import (
     photo,
     reduce_channels,
 )
-from pysal.viz.drawing import draw
+from pysal.viz.drawing import draw, painted
 from pysal.viz.page import FAMILY, GREY, INK, MARGIN, Page, printable
 from pysal.viz.panel import Panel
 from pysal.viz.segments import borders, segment_mask
+from pysal.viz.style import Seen, Shown, Style, pooled, seen
 from pysal.viz.words import MINUS, change, fall, number, percent
 
 __all__ = [
@@ -25,8 +27,12 @@ __all__ = [
     "MINUS",
     "PERCENTILE",
     "Array",
+    "Colours",
     "Page",
     "Panel",
+    "Seen",
+    "Shown",
+    "Style",
     "backdrop",
     "borders",
     "change",
@@ -36,10 +42,13 @@ __all__ = [
     "limits",
     "number",
     "overlay",
+    "painted",
     "palette",
     "percent",
     "photo",
+    "pooled",
     "printable",
     "reduce_channels",
+    "seen",
     "segment_mask",
 ]

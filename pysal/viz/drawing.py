@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from pysal.viz.colours import DIM, PERCENTILE, Array, colours_of, limits, overlay, photo, reduce_channels
+from pysal.viz.colours import DIM, LIGHT, Array, check_colours, colours_of, overlay, photo, reduce_channels, without_photo
 from pysal.viz.page import GREY, INK, MARGIN, Page
 from pysal.viz.panel import Panel
 from pysal.viz.segments import draw_segments
+from pysal.viz.style import Seen, Style, seen
 from pysal.viz.words import number, percent
 
 WARNING = "#b3261e"
@@ -30,9 +31,9 @@ def draw(
     title: str = "",
     subtitle: str = "",
     probability: float | None = None,
-    percentile: float = PERCENTILE,
+    style: Style | None = None,
 ) -> Figure:
-    """Return a figure: the photo, and every map on the dimmed photo with its name and its own colour bar.
+    """Return a figure: the photo, and every map on the grey photo with its name and its own colour bar.
 
     Args:
         image: (C, H, W), see `photo`.
@@ -40,14 +41,15 @@ def draw(
         title: what the image was taken for.
         subtitle: one line under the title.
         probability: of the target, in [0, 1]; drawn as a bar under the photo.
-        percentile: of |map| inside the colour limits, see `limits`; stated under each colour bar.
+        style: how the maps are drawn; None = each as its method means it.
 
     Returns:
         A figure with an Agg canvas, on white, not known to pyplot.
 
     Raises:
-        TypeError, ValueError: see `reduce_channels`, `limits` and `overlay`.
+        TypeError, ValueError: see `Style`, `reduce_channels` and `overlay`.
     """
+    style = (style or Style()).checked("pysal.viz.draw")
     height, width = image.shape[-2:]
     tall = TILE * min(max(height / max(width, 1), 0.3), 2.5)
     columns = {2: 2, 3: 3, 4: 4, 5: 3, 6: 3, 7: 4, 8: 4, 9: 3}.get(len(panels) + 1, min(len(panels) + 1, 5))
@@ -68,7 +70,7 @@ def draw(
         if panel is None:
             _photo_tile(page, image, left, top, tall, probability)
         else:
-            _map_tile(page, image, panel, left, top, tall, percentile)
+            _map_tile(page, image, panel, left, top, tall, style)
     return page.figure
 
 
@@ -94,29 +96,34 @@ def _picture(page: Page, picture: Array, left: float, top: float, tall: float) -
     return axes
 
 
-def _map_tile(page: Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, percentile: float) -> None:
-    map = reduce_channels(panel.map, panel.reduction)
-    bounds = limits(map, percentile, signed=panel.signed)
+def _map_tile(page: Page, image: Tensor, panel: Panel, left: float, top: float, tall: float, style: Style) -> None:
+    drawn = seen(panel, style)
     page.text(panel.title, left, top + 0.17, 9.5, weight="bold", room=TILE)
-    finite = torch.isfinite(map)
-    warning = "" if finite.all() else f"{int((~finite).sum())} of {map.numel()} pixels not finite"
+    finite = torch.isfinite(reduce_channels(panel.map, "sum_abs"))
+    warning = "" if finite.all() else f"{int((~finite).sum())} of {finite.numel()} pixels not finite"
     used = page.text(warning, left, top + 0.33, 7, WARNING, weight="bold", room=TILE)
     indent = used + 0.08 if used else 0.0
     page.text(panel.small_print, left + indent, top + 0.33, 7, GREY, room=TILE - indent)
-    axes = _picture(page, overlay(image, map, signed=panel.signed, bounds=bounds), left, top, tall)
-    draw_segments(page, axes, panel, map.shape)
+    picture = _picture(page, painted(image, drawn, style), left, top, tall)
+    draw_segments(page, picture, panel, drawn.map.shape, drawn.signed or not style.photo)
     empty = "zero everywhere" if finite.any() else "no finite value"
-    _colour_bar(page, panel, bounds, left, top + TITLE + tall, percentile, empty)
+    _colour_bar(page, drawn, style, left, top + TITLE + tall, empty)
 
 
-def _colour_bar(
-    page: Page, panel: Panel, bounds: tuple[float, float], left: float, under: float, percentile: float, empty: str
-) -> None:
-    low, high = bounds
+def painted(image: Tensor, drawn: Seen, style: Style) -> Array:
+    """Return the map of one panel in colours, (H, W, 3) in [0, 1]."""
+    return overlay(image, drawn.map, signed=drawn.signed, bounds=drawn.bounds, colours=style.colours, photo=style.photo)
+
+
+def _colour_bar(page: Page, drawn: Seen, style: Style, left: float, under: float, empty: str) -> None:
+    low, high = drawn.bounds
     ramp = np.linspace(low, high, 512)[None]
-    colours, opacity = colours_of(ramp, bounds, panel.signed)
-    backdrop = DIM[0] + 0.5 * DIM[1]  # middle grey of the photo, so that the bar has the colours of the picture
+    colours, opacity = colours_of(ramp, drawn.bounds, drawn.signed, check_colours("pysal.viz.draw", style.colours))
+    dark, more = LIGHT if drawn.signed else DIM
+    backdrop = dark + 0.5 * more  # middle grey of the photo, so that the bar has the colours of the picture
     bar = backdrop + 0.95 * opacity[..., None] * (colours - backdrop)
+    if not style.photo:
+        bar = without_photo(np.concatenate([colours, opacity[..., None]], -1), drawn.signed, style.colours)
     page.axes(left, under + 0.08, TILE, 0.09).imshow(bar, aspect="auto", interpolation="nearest")
     if low == high:
         page.text(empty, left, under + 0.29, 6.5, GREY)
@@ -125,6 +132,6 @@ def _colour_bar(
     if low < 0 < high:
         page.text("0", left + TILE * -low / (high - low), under + 0.29, 6.5, align="center")
     page.text(number(high), left + TILE, under + 0.29, 6.5, align="right")
-    share = f"limits: {percentile:g} % of |map|"
-    page.text(panel.unit, left, under + 0.43, 6.5, GREY, room=TILE - page.width(share, 6.5) - 0.1)
+    share = f"limits: {style.percentile:g} % of |map|"
+    page.text(drawn.unit, left, under + 0.43, 6.5, GREY, room=TILE - page.width(share, 6.5) - 0.1)
     page.text(share, left + TILE, under + 0.43, 6.5, GREY, align="right")

@@ -26,13 +26,14 @@ Mask = NDArray[np.bool_]
 Line = tuple[tuple[float, float], tuple[float, float]]
 
 
-def draw_segments(page: Page, axes: Axes, panel: Panel, shape: Sequence[int]) -> None:
-    """Draw the segment borders, and the largest drops as "95 % → 67 %"."""
+def draw_segments(page: Page, axes: Axes, panel: Panel, shape: Sequence[int], pale: bool) -> None:
+    """Draw the segment borders, and the largest drops as "95 % → 67 %"; dark lines on a pale picture."""
+    line = "black" if pale else "white"
     if panel.labels is not None:
         labels = panel.labels.detach().cpu().numpy()
-        axes.add_collection(LineCollection(borders(labels), colors=(1, 1, 1, 0.3), linewidths=0.5))
+        axes.add_collection(LineCollection(borders(labels), colors=line, alpha=0.25, linewidths=0.5))
     elif panel.boxes is not None and _tile(panel.boxes, shape):
-        axes.add_collection(LineCollection(_outlines(panel.boxes), colors=(1, 1, 1, 0.3), linewidths=0.5))
+        axes.add_collection(LineCollection(_outlines(panel.boxes), colors=line, alpha=0.25, linewidths=0.5))
     if panel.drops is None or panel.score is None:
         return
     drops = as_numpy(panel.drops)
@@ -47,9 +48,9 @@ def draw_segments(page: Page, axes: Axes, panel: Panel, shape: Sequence[int]) ->
     taken: list[Bbox] = []
     for text, mask in named:
         outline = borders(np.pad(mask, 1), offset=1)
-        axes.add_collection(LineCollection(outline, colors="white", linewidths=1.1, capstyle="round"))
+        axes.add_collection(LineCollection(outline, colors=line, linewidths=1.1, capstyle="round"))
         others = np.any([other for _, other in named if other is not mask] or [np.zeros_like(mask)], axis=0)
-        taken.append(_label(page, axes, text, mask, others, taken))
+        taken.append(_label(page, axes, text, mask, others, taken, line))
 
 
 def _tile(boxes: Tensor, shape: Sequence[int]) -> bool:
@@ -88,7 +89,7 @@ def borders(labels: NDArray[Any], offset: int = 0) -> list[Line]:
     return lines
 
 
-def _label(page: Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: Sequence[Bbox]) -> Bbox:
+def _label(page: Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: Sequence[Bbox], line: str) -> Bbox:
     """Write `text` near the segment's middle, off the `taken` places and the `others` where it can be."""
     height, width = mask.shape
     across, down = np.multiply(axes.get_position().size, page.size).tolist()
@@ -114,8 +115,8 @@ def _label(page: Page, axes: Axes, text: str, mask: Mask, others: Mask, taken: S
     at = min(places, key=cost)
     centre = ((at.x0 + at.x1) / 2, (at.y0 + at.y1) / 2)
     if not at.contains(x, y):
-        axes.plot([x, centre[0]], [y, centre[1]], color="white", linewidth=0.9)
-        axes.plot([x], [y], color="white", marker="o", markersize=2.4)
+        axes.plot([x, centre[0]], [y, centre[1]], color=line, linewidth=0.9)
+        axes.plot([x], [y], color=line, marker="o", markersize=2.4)
     font = FontProperties(family=FAMILY, size=LABEL, weight="bold")
     label = Text(*centre, text, color="white", fontproperties=font, parse_math=False, usetex=False, zorder=5)
     label.set(horizontalalignment="center", verticalalignment="center_baseline")

@@ -28,16 +28,16 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def job(photos, tmp_path):
+def job(photos, tmp_path, monkeypatch):
     """Make a job of the tiny classifier over the photos: four shards, two methods."""
 
-    def make(source: Path = photos, out: str = "out", **options: object) -> Job:
+    def make(source: Path = photos, out: str = "out", *, together: int = 2, **options: object) -> Job:
+        monkeypatch.setattr("pysal.audit.job.IMAGES_TOGETHER", {"cpu": together})
         given = {
             "model": "tests.audit.tiny:classifier",
             "methods": ["gradient", "leave_one_out"],
             "method_options": {"leave_one_out": {"segments": "grid:2x2"}},
             "shard_size": 3,
-            "batch": 2,
         }
         return Job(source, out=tmp_path / out, **(given | options))
 

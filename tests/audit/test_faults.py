@@ -156,7 +156,7 @@ def test_a_shard_that_kills_its_workers_is_set_aside_and_the_rest_is_done(job, p
         planned.run(workers=1)
     assert str(caught.value) == (
         "pysal.audit: shard 0 (images 0 to 2, cat/01.png to cat/05.png) killed its worker 2 times (signal SIGKILL, which is "
-        "what a full memory looks like: fewer workers or a smaller batch may help), the others are done; "
+        "what a full memory looks like: fewer workers or a smaller batch size may help), the others are done; "
         "going on with the job tries again"
     )
     assert files.finished(planned.out) == {1, 2, 3}
@@ -350,7 +350,7 @@ class _File:
 
 
 def test_a_disk_that_fills_at_any_moment_stops_the_job_cleanly(job, tmp_path) -> None:
-    planned = job(shard_size=6, batch=6, methods=["gradient"], method_options={})
+    planned = job(shard_size=6, together=6, methods=["gradient"], method_options={})
     planned.run(engine="inline")
     expected = contents(planned.out)
     room = 0
@@ -402,10 +402,10 @@ def test_a_worker_that_cannot_write_stops_the_job(job) -> None:
 
 
 def test_a_full_memory_halves_the_batch(job, monkeypatch) -> None:
-    small = job(out="small", batch=2, shard_size=8)
+    small = job(out="small", shard_size=8)
     small.run(engine="inline")
-    planned = job(batch=2, shard_size=8)
-    planned.manifest["batch"] = 8
+    planned = job(shard_size=8)
+    planned.manifest["images_together"] = 8
     whole = Worker.batch
 
     def batch(self, images, items, clock):
@@ -416,11 +416,12 @@ def test_a_full_memory_halves_the_batch(job, monkeypatch) -> None:
     monkeypatch.setattr(Worker, "batch", batch)
     planned.run(engine="inline")
     assert contents(planned.out) == contents(small.out)
-    assert set(pq.read_table(planned.out / "timings")["batch"].to_pylist()) == {2}
+    assert set(pq.read_table(planned.out / "timings")["images_together"].to_pylist()) == {2}
 
 
 def test_a_model_with_little_memory_runs_fewer_rows(job) -> None:
-    planned, roomy = job(model="tests.audit.tiny:hungry", rows=4, batch=4), job(out="roomy", rows=4, batch=4, prepared=False)
+    given = {"model": "tests.audit.tiny:hungry", "batch_size": 4, "together": 4}
+    planned, roomy = job(**given), job(**given, out="roomy", prepared=False)
     planned.run(engine="inline")
     roomy.run(engine="inline")
     found, expected = ([row["score"] for row in rows_of(out, "gradient")] for out in (planned.out, roomy.out))
@@ -465,7 +466,7 @@ def test_nan_is_recorded_and_not_averaged(tmp_path, job) -> None:
     for n in range(4):
         write_photo(tmp_path / "photos" / f"{n}.png", n)
     Image.new("RGB", (20, 20), "white").save(tmp_path / "photos" / "white.png")
-    planned = job(tmp_path / "photos", model="tests.audit.tiny:not_a_number", metrics=["deletion"], batch=5, shard_size=5)
+    planned = job(tmp_path / "photos", model="tests.audit.tiny:not_a_number", metrics=["deletion"], together=5, shard_size=5)
     assert planned.run(engine="inline").explained == 5
     for method in planned.manifest["methods"]:
         *sound, unsound = rows_of(planned.out, method)
@@ -507,7 +508,7 @@ def test_resuming_with_anything_changed_is_refused_with_the_difference(job, phot
     again = {"source": tmp_path / "photos", "model": model}
     assert job(**again).run(engine="inline").complete
     assert refused(lambda: job(**again, seed=1)) == "seed was 0, is 1"
-    assert refused(lambda: job(**again, maps="none", batch=3)).startswith(
+    assert refused(lambda: job(**again, maps="none", batch_size=3)).startswith(
         "methods.gradient.map_shape was [12, 10], is null; maps was"
     )
     assert refused(lambda: job(**again, method_options={"leave_one_out": {"segments": "grid:3x2"}})).startswith(

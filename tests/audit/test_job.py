@@ -163,7 +163,7 @@ def test_engines_workers_and_order_give_the_same_bytes(job) -> None:
 
 
 def test_noise_belongs_to_the_image_and_not_to_its_shard(job) -> None:
-    options = {"methods": ["smooth_grad"], "method_options": {"smooth_grad": {"samples": 2}}, "batch": 1, "maps": "float16"}
+    options = {"methods": ["smooth_grad"], "method_options": {"smooth_grad": {"samples": 2}}, "together": 1, "maps": "float16"}
     few, many = job(out="few", shard_size=2, **options), job(out="many", shard_size=100, **options)
     for planned in (few, many):
         planned.run(engine="inline")
@@ -431,7 +431,7 @@ def test_figures_are_those_of_metrics(job) -> None:
         methods=["gradient", "smooth_grad"],
         method_options={"smooth_grad": {"samples": 2}},
         seed=3,
-        batch=PHOTOS,
+        together=PHOTOS,
         shard_size=PHOTOS,
     )
     planned.run(engine="inline")

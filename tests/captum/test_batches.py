@@ -549,3 +549,19 @@ def test_inputs_of_different_numbers_of_rows(name: str) -> None:
     method = pysal.captum.NoiseTunnel(method) if name == "NoiseTunnel" else method
     with pytest.raises(AssertionError, match=rf"^pysal\.captum\.{name}: inputs must have the same number of rows, got "):
         method.attribute((torch.rand(4, 5), torch.rand(1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "apart"),
+    [
+        (lambda x: x.pow(3).sum(1), True),
+        (lambda x: (x.pow(3) + 1e-9 * x.mean(0)).sum(1), False),  # below half the digits of float64, far above its rounding
+        (lambda x: (x / x.amax()).sum(1), False),
+    ],
+)
+def test_rows_between_two_that_are_alike(function: Callable[[Tensor], Tensor], apart: bool) -> None:
+    """The first and the last row tell nothing of each other where they are alike; those between them are not."""
+    row, other = drawn(1, 5), drawn(1, 5, seed=1)
+    inputs = torch.cat([row, other, row])
+    found = _batches.independent(function, lambda rows, _copies: (inputs[rows],), 1, 3, (), torch.device("cpu"))
+    assert found is apart

@@ -184,8 +184,8 @@ def test_callable_that_returns_no_scores(returned: Any, error: type[Exception], 
         (
             lambda x: x,
             ValueError,
-            "target must be a callable output -> (N,) where the model's output is not (N, K), "
-            "got an output of shape (2, 3, 4, 5)",
+            "target must be pysal.targets.Pixel(...) or another callable output -> (N,) "
+            "where the model's output is not (N, K), got an output of shape (2, 3, 4, 5)",
         ),
         (
             lambda x: x.sum(),

@@ -3,6 +3,7 @@
 // positions by 32 output channels the matrix unit adds up six of the nine products of tiles of 16 x 32 such numbers.
 // Loops, from the outside: slabs of channels that keep the split map in the second-level cache, 32 output channels,
 // parts of a slab whose weights stay in the first-level cache, 32 positions. Sums wait in scratch in between.
+#include "../ceil_div.h"
 #include "bf16x6_kernels.h"
 
 #include <immintrin.h>
@@ -24,7 +25,7 @@ constexpr int64_t kPart = 4;               // tiles along the sum: 24 KB of weig
 constexpr int64_t kTogether = 4;  // blocks split together: 12 streams of stores, for which the TLB has 16 pages
 constexpr int64_t kAhead = 8;     // positions that input is fetched ahead of its splitting
 
-int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+int64_t up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 // The first `count` of 16 lanes.
@@ -55,7 +56,7 @@ struct Axis {
   }
   // Numbers of a phase that some tap sees.
   int64_t length(int64_t of_phase) const {
-    return most(0, least((input - of_phase + stride - 1) / stride, output + highest()));
+    return most(0, least(ceil_div(input - of_phase, stride), output + highest()));
   }
 };
 
@@ -94,12 +95,12 @@ struct Layout {
     places = lead + most(last + most(0, columns.highest()) * task.images, height * width * task.images);
     places = up(places + kRows, 2 * kRows) - kRows;  // planes begin in different sets of the caches
     grids = rows.grids(rows.stride) * columns.grids(columns.stride);
-    all = up(c.channels, kDepth) / kDepth;
+    all = ceil_div(c.channels, kDepth);
     const int64_t plane = 3 * places * kDepth * 2;
-    const int64_t slabs = least(all, up(all * grids * plane, kSlabBytes) / kSlabBytes);
-    slab = (all + slabs - 1) / slabs;
+    const int64_t slabs = least(all, ceil_div(all * grids * plane, kSlabBytes));
+    slab = ceil_div(all, slabs);
     steps = c.kernel_height * c.kernel_width * slab;
-    sums = slab == all ? 1 : up(c.out_channels, 2 * kRows) / (2 * kRows);
+    sums = slab == all ? 1 : ceil_div(c.out_channels, 2 * kRows);
   }
   int64_t split_bytes() const { return grids * slab * 3 * places * kDepth * 2; }
   int64_t sum_bytes() const { return sums * up(count, 2 * kRows) * 2 * kRows * 4; }
@@ -293,7 +294,7 @@ void multiply(const Bf16x6Convolution& c, const Along& along, float* found, cons
   const Some some{along};
   const int64_t tiles = along.tiles;
   // of those that wait, for each of the six products of a tile: all are written before new sums replace those before
-  const int64_t rows = (2 * kRows + 6 * tiles - 1) / (6 * tiles);
+  const int64_t rows = ceil_div(2 * kRows, 6 * tiles);
   const auto add_product = [&] {
     Some::add_product();
     finished.write(c, rows);
@@ -370,7 +371,7 @@ class Run {
       : c_(convolution), task_(task), at_(convolution, task), scratch_(at_, scratch) {
     positions_ = up(at_.count, 2 * kRows);
     taps_ = c_.kernel_height * c_.kernel_width;
-    channel_tiles_ = up(c_.out_channels, kRows) / kRows;
+    channel_tiles_ = ceil_div(c_.out_channels, kRows);
     part_ = at_.places * kDepth;
     weight_block_ = taps_ * at_.all * kStep;
     sums_block_ = at_.sums == 1 ? 0 : positions_ * 2 * kRows;
@@ -504,14 +505,14 @@ class Run {
 
 Bf16x6Task bf16x6_task(const Bf16x6Convolution& c, int64_t threads) {
   const int64_t width = grid_width(columns_of(c)), all = c.images * c.out_height * width;
-  const int64_t wanted = most(2 * kRows, least(kPositions, (all + threads - 1) / threads));
+  const int64_t wanted = most(2 * kRows, least(kPositions, ceil_div(all, threads)));
   const int64_t image = c.out_height * width;
   if (image <= wanted) {  // whole images, groups of equal size
-    const int64_t together = least(c.images, wanted / image), groups = (c.images + together - 1) / together;
-    return {0, (c.images + groups - 1) / groups, 0, c.out_height};
+    const int64_t together = least(c.images, wanted / image), groups = ceil_div(c.images, together);
+    return {0, ceil_div(c.images, groups), 0, c.out_height};
   }
-  const int64_t rows = most(1, wanted / width), groups = (c.out_height + rows - 1) / rows;
-  return {0, 1, 0, (c.out_height + groups - 1) / groups};
+  const int64_t rows = most(1, wanted / width), groups = ceil_div(c.out_height, rows);
+  return {0, 1, 0, ceil_div(c.out_height, groups)};
 }
 
 int64_t bf16x6_scratch_bytes(const Bf16x6Convolution& c, const Bf16x6Task& task) {

@@ -9,6 +9,7 @@
 // Work split: a task is some rows of some images, all channels.
 #include "../../common/checked.h"
 #include "../../common/torch_stable.h"
+#include "../ceil_div.h"
 #include "../parallel.h"
 #include "../scratch.h"
 #include "bf16x6_kernels.h"
@@ -27,7 +28,7 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
                   bias.scalar_type() == ScalarType::Float,
               op, ": input must be (N, C, H, W) and bias (K,) in float32, weight arranged in bfloat16");
   const int64_t channels = input.size(1), out_channels = bias.size(0);
-  PYSAL_CHECK(weight.size(0) == (out_channels + 15) / 16 && weight.size(3) == (channels + 31) / 32 &&
+  PYSAL_CHECK(weight.size(0) == ceil_div(out_channels, 16) && weight.size(3) == ceil_div(channels, 32) &&
                   weight.size(4) == 3 && weight.size(5) == 16 && weight.size(6) == 32 && channels >= 1,
               op, ": weight must be arranged for the channels of input and bias");
   PYSAL_CHECK(
@@ -101,8 +102,8 @@ void bf16x6_convolution_(const Tensor& output, const Tensor& input, const Tensor
   convolution.mask_pixels = images_of_mask * height * width;
   convolution.rule = static_cast<Bf16x6Rule>(rule);
   const Bf16x6Task like = bf16x6_task(convolution, torch::stable::get_num_threads());
-  const int64_t across = (height + like.rows - 1) / like.rows;
-  const int64_t tasks = (input.size(0) + like.images - 1) / like.images * across;
+  const int64_t across = ceil_div(height, like.rows);
+  const int64_t tasks = ceil_div(input.size(0), like.images) * across;
   parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / across * like.images, row = i % across * like.rows;

@@ -8,6 +8,7 @@
 
 #include "../../common/checked.h"
 #include "../../common/torch_stable.h"
+#include "../ceil_div.h"
 #include "../parallel.h"
 #include "../scratch.h"
 #include "../simd/level.h"
@@ -20,9 +21,9 @@ bool is_floats(const Tensor& t, int64_t dim) {
 
 // A matrix (depth, columns) in panels of 16 columns.
 void check_panels(const char* op, const char* name, const Tensor& panels, int64_t depth, int64_t columns) {
-  PYSAL_CHECK(is_floats(panels, 3) && panels.is_contiguous() && panels.size(0) == (columns + 15) / 16 &&
+  PYSAL_CHECK(is_floats(panels, 3) && panels.is_contiguous() && panels.size(0) == ceil_div(columns, 16) &&
                   panels.size(1) == depth && panels.size(2) == 16,
-              op, ": ", name, " must be ", (columns + 15) / 16, " panels of ", depth, " x 16 float32");
+              op, ": ", name, " must be ", ceil_div(columns, 16), " panels of ", depth, " x 16 float32");
 }
 
 void check_bias(const char* op, const char* name, const Tensor& bias, int64_t channels) {

@@ -6,6 +6,7 @@
 // tasks need are computed by both, and the gates of each row are written by one.
 #include "inverted_residual_kernels.h"
 
+#include "../ceil_div.h"
 #include "gates.h"
 
 namespace pysal::cpu {
@@ -76,11 +77,12 @@ struct Add {  // the output: sum + bias + added
 // registers, and the compiler would keep some in vectors. It is not told that the bases belong together.
 template <int kRows>
 struct Bases {
-  const float* of[(kRows + 3) / 4];
+  static constexpr int kBases = ceil_div(kRows, 4);
+  const float* of[kBases];
 
   PYSAL_INLINE Bases(const float* first, int64_t step) {
 #pragma GCC unroll 4
-    for (int i = 0; i < (kRows + 3) / 4; ++i) {
+    for (int i = 0; i < kBases; ++i) {
       of[i] = first + 4 * i * step;
 #if defined(__x86_64__)
       __asm__("" : "+r"(of[i]));
@@ -136,7 +138,7 @@ PYSAL_INLINE void multiply_columns(const float* a, const float* b, int64_t depth
 template <class Finish>
 PYSAL_INLINE void multiply(const float* a, int64_t pixels, int64_t depth, const float* b, int64_t columns,
                            const Finish& finish) {
-  const int64_t panels = (columns + kPanel - 1) / kPanel;
+  const int64_t panels = ceil_div(columns, kPanel);
   for (int64_t panel = 0; panel < panels; ++panel) {
     const float* const from = b + panel * depth * kPanel;
     const int64_t column = least(panel * kPanel, columns - kPanel);
@@ -217,7 +219,7 @@ struct Margins {
 int64_t scratch_floats(const InvertedResidual& b, bool forward) {
   const Margins margins(b, forward);
   const int64_t ring = b.kernel_height * (margins.before + b.in_width + margins.after);
-  return (ring + b.out_width + (b.in_width + 31) / 32) * b.channels;
+  return (ring + b.out_width + ceil_div(b.in_width, 32)) * b.channels;
 }
 
 template <bool kForward>

@@ -64,8 +64,7 @@ class Masks:
     def without(self, number: int, input: Tensor, fill: Tensor, features: Sequence[int]) -> Tensor:
         """See `Features`."""
         mask = self._masks[number]
-        labels = torch.tensor([self._labels[feature] for feature in features], device=mask.device)
-        hit = mask == labels.reshape(-1, *(1,) * mask.ndim)
+        hit = torch.stack([mask == self._labels[feature] for feature in features])  # a GPU would wait for a list of them
         return torch.where(hit, fill, input).flatten(0, 1)
 
     def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:

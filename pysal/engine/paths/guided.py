@@ -9,6 +9,9 @@ from pysal._library import widest
 
 # Of the whole distance: a step that is as close as this to where it shall end is done.
 CLOSE = 1e-9
+# Turns of a step that a GPU takes before it is asked whether one of the paths still moves, which it answers once it has done
+# all before. With the usual fraction, a quarter, five turns are the most there are.
+UNASKED_TURNS = 16
 
 
 class GuidedPaths:
@@ -37,33 +40,45 @@ class GuidedPaths:
         self.steps, self.fraction, self.max_distance = steps, fraction, max_distance
         self.places, self.total = self.starts.clone(), torch.zeros_like(self.starts)
 
-    def advance(self, path: int, step: int, gradient: Tensor) -> None:
-        """Take one path through a step (0, 1, ...), given the gradient where it stands."""
-        end, start = self.ends[path].flatten(), self.starts[path].flatten()
-        place, gradient = self.places[path].flatten().clone(), gradient.flatten().to(end.dtype)
-        way = end - start
-        whole = float(way.abs().sum())
+    def advance(self, paths: Tensor, step: int, gradients: Tensor) -> None:
+        """Take some paths through a step (0, 1, ...), given the gradients where they stand.
+
+        A GPU is asked for no number in the usual case: a path that is done goes along unmoved until all are.
+
+        Args:
+            paths: (N,) which.
+            step: the same for all of them.
+            gradients: (N, ...).
+        """
+        ends, starts, before = (one[paths].reshape(len(paths), -1) for one in (self.ends, self.starts, self.places))
+        gradients = gradients.reshape(len(paths), -1).to(ends.dtype)
+        way = ends - starts
+        whole = way.abs().sum(1, keepdim=True)
         alpha = (step + 1) / self.steps
-        least = start + way * max(alpha - self.max_distance, 0.0)
-        most = start + way * min(alpha + self.max_distance, 1.0)
+        least = starts + way * max(alpha - self.max_distance, 0.0)
+        most = starts + way * min(alpha + self.max_distance, 1.0)
         wanted = whole * (1 - alpha)
-        before = place.clone()
 
         # what has fallen too far behind is brought along, and what cannot move further is left out of the choice
-        place = torch.where((place - least) * way < 0, least, place)
-        sizes = gradient.abs()
-        rank = math.floor(self.fraction * (len(sizes) - 1)) + 1
-        while float((end - place).abs().sum()) - wanted > CLOSE * whole:
-            movable = place != most
-            if not bool(movable.any()):
+        places = torch.where((before - least) * way < 0, least, before)
+        sizes = gradients.abs()
+        rank = max(1, math.floor(self.fraction * (sizes.shape[1] - 1)) + 1)
+        going = torch.ones_like(whole, dtype=torch.bool)
+        asks_after = 1 if places.device.type == "cpu" else UNASKED_TURNS
+        for turn in range(
+            1, math.ceil(sizes.shape[1] / rank) + 2
+        ):  # each leaves at least `rank` values that cannot move further
+            missing = (ends - places).abs().sum(1, keepdim=True) - wanted
+            movable = places != most
+            going = going & (missing > CLOSE * whole) & movable.any(1, keepdim=True)
+            if turn % asks_after == 0 and not bool(going.any()):
                 break
             sizes = sizes.where(movable, math.inf)
-            chosen = movable & ~(sizes > sizes.kthvalue(rank).values)  # a gradient of NaN is chosen, and seen in the result
-            reach = float(((most - place).abs() * chosen).sum())
-            missing = float((end - place).abs().sum()) - wanted
-            moved = most if missing > reach else place + (most - place) * (missing / reach)
-            place = torch.where(chosen, moved, place)
-            if missing <= reach:
-                break
-        self.places[path] = place.view_as(self.places[path])
-        self.total[path] += ((place - before) * gradient).view_as(self.total[path])
+            # a gradient of NaN is chosen, and seen in the result
+            chosen = going & movable & ~(sizes > sizes.kthvalue(rank, 1, keepdim=True).values)
+            reach = ((most - places).abs() * chosen).sum(1, keepdim=True)
+            moved = torch.where(missing > reach, most, places + (most - places) * (missing / reach))
+            places = torch.where(chosen, moved, places)
+            going = going & (missing > reach)
+        self.places[paths] = places.reshape(len(paths), *self.places.shape[1:])
+        self.total[paths] += ((places - before) * gradients).reshape(len(paths), *self.total.shape[1:])

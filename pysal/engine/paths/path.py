@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import MOST, check_count, refuse, refuse_unknown, warn
-from pysal._library import widened
+from pysal._library import widened, widest
 from pysal.engine.paths.quadrature import (
     PLACEMENTS,
     QUADRATURES,
@@ -154,15 +154,16 @@ def _probe(plan: Plan, path: Path) -> Array:
     places = np.tile(nodes if path.position is None else path.position(nodes), len(path.owners))
     order = _order(plan, paths, len(path.owners))
     paths, places = paths[order], places[order]
-    found = np.empty(len(paths))
+    scores = torch.empty(len(paths), dtype=widest(plan.device), device=plan.device)
 
     def body(start: int, stop: int) -> None:
         rows = path.owners[to_device(paths[start:stop], plan.device)]
         batch, _ = path.points(paths[start:stop], places[start:stop])
-        found[start:stop] = plan.scores(batch, rows)[0].cpu().double().numpy()
+        scores[start:stop] = plan.scores(batch, rows)[0]
 
     plan.run(len(paths), body)
-    found[order] = found.copy()
+    found = np.empty(len(paths))
+    found[order] = scores.cpu().double().numpy()
     return cast(Array, np.diff(found.reshape(len(path.owners), len(nodes)), axis=1))
 
 

@@ -1,7 +1,7 @@
 """Targets that are callables: one for all images or one for each, and whether their scores come with their rows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -9,16 +9,33 @@ from torch import Tensor
 from pysal._checks import refuse
 from pysal._library import widest
 from pysal.engine.model.rows import row_tensors, take_rows
-from pysal.engine.request.target import RowTarget
+from pysal.engine.request.target import Call, CallTarget, RowTarget
 
 ADVICE = "what differs from image to image needs one target per image or a pysal.RowTarget, which is told the image of each row"
 
 
-class OnePerImage(RowTarget):
+class OnePerImage(CallTarget):
     """One callable per image, each for the rows of its image."""
 
     def __init__(self, where: str, functions: Sequence[Callable[..., Tensor]]) -> None:
         self.where, self.functions = where, functions
+        own = [one for one in functions if isinstance(one, CallTarget)]
+        self.learns = any(one.learns for one in own)
+        self.follows_rows = len(own) < len(functions)
+
+    def of_call(self, call: Call) -> Self:
+        """Return a copy for one call."""
+        ready = super().of_call(call)
+        ready.functions = [one.of_call(call) if isinstance(one, CallTarget) else one for one in self.functions]
+        return ready
+
+    def learn(self, output: Any, rows: Tensor) -> None:
+        """Let each look at the rows of its image."""
+        for image in dict.fromkeys(rows.tolist()):
+            function = self.functions[image]
+            if isinstance(function, CallTarget) and function.learns:
+                own = (rows == image).nonzero().squeeze(1)
+                function.learn(take_rows(output, own, len(rows)), rows[own])
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""

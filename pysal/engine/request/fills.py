@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pysal import ops
 from pysal._checks import refuse, refuse_unknown, warn
+from pysal.engine.running.chunks import sent
 
 if TYPE_CHECKING:
     from pysal.engine.request.plan import Plan
@@ -80,9 +81,13 @@ def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
         value = torch.tensor([float(v) for v in value], dtype=torch.float64, device="cpu")
     if not isinstance(value, Tensor):
         refuse(where, argument, "be a number, a colour, a name or an image tensor", repr(value), TypeError)
-    fill = value.detach().to(device=images.device, dtype=images.dtype)
-    if not bool(torch.isfinite(fill).all()):
-        refuse(where, argument, "be finite", "NaN or infinity")
+    fill = value.detach().to(dtype=images.dtype)  # looked at where it lies: a GPU must wait for what it is asked
+    known = plan.root._shared.setdefault("finite fills", {})
+    if id(given) not in known:
+        if not bool(torch.isfinite(fill).all()):
+            refuse(where, argument, "be finite", "NaN or infinity")
+        known[id(given)] = given  # and kept, so that nothing else gets its place
+    fill = sent(fill, images.device)
     if fill.ndim == 0:
         return fill.expand_as(images)
     if fill.ndim == 1 and fill.shape[0] == channels:

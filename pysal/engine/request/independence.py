@@ -16,7 +16,7 @@ left, or rounding: that is told by how much a change of the row in its last digi
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -27,7 +27,7 @@ from pysal._checks import first_line
 from pysal._library import widened
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.running.chunks import is_out_of_memory
-from pysal.engine.running.states import DispatchMode
+from pysal.engine.running.states import DispatchMode, is_own_hook
 
 # What a plan's passes hold. "checked": any rows, once it is known that they do not depend on each other; a pass of exactly the
 # caller's images needs no check, since it is what the caller would have run. "whole": the caller's images, all of them, in
@@ -46,7 +46,9 @@ _TF32_ROUNDOFF = 2.0**-11
 _remembered: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
 
 
-Ask: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+# Runs a pass of its own that holds the two inputs at some places, 0 and 1, in order, and returns the model's answers
+# (places, ...). The second argument is the share by which their values are changed, see `nudged`.
+Ask: TypeAlias = Callable[[Sequence[int], float], Tensor]
 
 
 class Coupled(Exception):
@@ -54,21 +56,27 @@ class Coupled(Exception):
 
 
 def unlike(images: Tensor) -> Tensor:
-    """Return two images (2, C, H, W) that differ: the first and the last or, where these are alike, one made of the first."""
+    """Return two images (2, ...) that differ: the first and the last or, where these are alike, one made of the first."""
     first, last = images[:1], images[-1:]
     if float((first - last).abs().mean()) > 0.05 * float((first.abs() + last.abs()).mean()):
         return torch.cat([first, last])
-    other = first.flip(3) / 2
+    other = first.flip(-1) / 2
     return torch.cat([first, torch.full_like(first, 0.5) if torch.equal(other, first) else other])
 
 
-def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callable[[torch.dtype], float]) -> None:
-    """Return if two images get the same answers in one pass as in a pass each.
+def nudged(values: Tensor, share: float) -> Tensor:
+    """Return floating values, each changed in its last digit or by a share, with signs that are the same every time."""
+    if not share or not values.is_floating_point():
+        return values
+    signs = 1 - 2 * (torch.arange(values.numel(), device=values.device) % 2).view(values.shape).to(values.dtype)
+    return values * (1 + max(share, torch.finfo(values.dtype).eps) * signs)
+
+
+def check(ask: Ask, number: int, roundoff_of: Callable[[torch.dtype], float]) -> None:
+    """Return if two inputs that differ get the same answers in one pass as in a pass each.
 
     Args:
-        ask: images (N, C, H, W) and their rows (N,) -> the model's answers (N, ...), from a pass of their own.
-        pair: (2, C, H, W).
-        rows: (2,).
+        ask: runs a pass of one or both, or of one twice.
         number: of rows in a pass that the model is known to take: 1, or 2 or more.
         roundoff_of: unit roundoff of the arithmetic that was asked for, with answers of a dtype.
 
@@ -77,71 +85,70 @@ def check(ask: Ask, pair: Tensor, rows: Tensor, number: int, roundoff_of: Callab
         Exception: the model's own, which did not come again.
     """
     try:
-        together = ask(pair, rows)
+        together = ask((0, 1), 0.0)
+    except Coupled:  # which whoever asks found out
+        raise
     except Exception as error:  # the model's own, of any kind
         if is_out_of_memory(error):
             return  # two rows are more than fit: each is alone in any case
-        _raise_if_gone(ask, pair, rows, error)
+        _raise_if_gone(ask, (0, 1), error)
         if number == 1:
             return  # or more than it takes
         raise Coupled(f"an error for 2 rows ({error_in_words(error)})") from error
     roundoff, size = roundoff_of(together.dtype), size_of(together)
     for place in (0, 1):
-        one, row, among = pair[place : place + 1], rows[place : place + 1], together[place : place + 1]
+        among = together[place : place + 1]
         try:
-            alone = ask(one, row)
+            alone = ask((place,), 0.0)
+        except Coupled:
+            raise
         except Exception as error:  # the model's own, of any kind
             if is_out_of_memory(error):
                 raise
-            _raise_if_gone(ask, one, row, error)
+            _raise_if_gone(ask, (place,), error)
             raise Coupled(f"an error for a row alone ({error_in_words(error)})") from error
         if away(alone, among) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
-            _look_closer(ask, one, row, place, alone, among, roundoff, size)
+            _look_closer(ask, place, alone, among, roundoff, size)
 
 
-def _raise_if_gone(ask: Ask, images: Tensor, rows: Tensor, error: Exception) -> None:
+def _raise_if_gone(ask: Ask, places: Sequence[int], error: Exception) -> None:
     """Raise the model's own error if the same pass works now: the number of rows was not the reason."""
     try:
-        ask(images, rows)
+        ask(places, 0.0)
     except Exception:  # the model's own, of any kind
         return
     error.add_note("(pysal ran the same pass again, and there it did not happen)")
     raise error
 
 
-def check_chance(ask: Ask, images: Tensor, rows: Tensor, roundoff_of: Callable[[torch.dtype], float], *, repeats: int) -> None:
-    """Return if images get the same answers each of some times.
+def check_chance(ask: Callable[[], Tensor], roundoff_of: Callable[[torch.dtype], float], *, repeats: int) -> None:
+    """Return if the same pass gives the same answers each of some times.
 
     Raises:
         Random: they do not.
     """
     with _Arithmetic() as arithmetic:
-        first = ask(images, rows)
+        first = ask()
     size, roundoff = size_of(first), max(roundoff_of(first.dtype), arithmetic.roundoff)
     for _ in range(1, repeats):
-        again = ask(images, rows)
+        again = ask()
         if away(first, again) > min(ROUNDING * roundoff, math.sqrt(roundoff)) * size:
             raise Random(f"answers that differ by {_share(first, again, size)} of their size")
 
 
-def _look_closer(
-    ask: Ask, one: Tensor, row: Tensor, place: int, alone: Tensor, among: Tensor, roundoff: float, size: float
-) -> None:
+def _look_closer(ask: Ask, place: int, alone: Tensor, among: Tensor, roundoff: float, size: float) -> None:
     """Tell rounding from what it is not."""
     with _Arithmetic() as arithmetic:
-        again = ask(one, row)
+        again = ask((place,), 0.0)
     roundoff = max(roundoff, arithmetic.roundoff)
     allowed = min(ROUNDING * roundoff, math.sqrt(roundoff)) * size
     if alone.shape != among.shape:
         raise Coupled(f"{_shape(among)} numbers for one of two rows and {_shape(alone)} for the same row alone")
     if away(again, alone) > allowed:
         raise Random(f"answers that differ by {_share(again, alone, size)} of their size")
-    # a signed last digit, the same in every run
-    signs = 1 - 2 * (torch.arange(one.numel(), device=one.device) % 2).view_as(one).to(one.dtype)
-    step = max(roundoff, torch.finfo(one.dtype).eps)
-    last_digit = away(ask(one * (1 + step * signs), row), again)
+    last_digit = away(ask((place,), roundoff), again)
     unit = max(roundoff * size, last_digit)
-    repeated = ask(torch.cat([one, one]), torch.cat([row, row]))[place : place + 1]
+    repeated = ask((place, place), 0.0)[place : place + 1]
     if away(repeated, among) > max(allowed, ROUNDING * last_digit):
         raise Coupled(f"an answer that other rows change by {_share(repeated, among, size)} of its size")
     if away(alone, among) > max(allowed, unit / math.sqrt(roundoff)):
@@ -237,7 +244,8 @@ def _state(model: object, circumstances: object) -> int | None:
                 tensors = [value] if isinstance(value, Tensor) else [one for one in value.values() if one is not None]
                 marks.extend((id(one), 0 if one.is_inference() else one._version) for one in tensors)
             elif isinstance(value, (dict, list, set)):
-                marks.append((name, len(value), *(map(id, value.values() if isinstance(value, dict) else value))))
+                held = [one for one in (value.values() if isinstance(value, dict) else value) if not is_own_hook(one)]
+                marks.append((name, len(held), *map(id, held)))
             else:
                 marks.append((name, id(value)))
         for child in module._modules.values():

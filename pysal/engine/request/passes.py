@@ -19,6 +19,7 @@ from pysal.engine.request.independence import (
     check_chance,
     error_in_words,
     is_remembered,
+    nudged,
     remember,
     roundoff_of,
     unlike,
@@ -131,7 +132,7 @@ class Passes(Request):
     def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""
         table = self.score.table(output, rows)
-        self.score.resolve(table, self.origin[rows])
+        self.score.resolve(output, table, self.origin[rows])
         if self.score.look.open:
             self.score.look_at(table)
         return table, self.score(output, self.origin[rows])
@@ -179,9 +180,13 @@ class Passes(Request):
             root._shared["independent"] = True
             return
 
-        rows = torch.tensor([0, root.images - 1], device=root.device)
+        rows, pair = torch.tensor([0, root.images - 1], device=root.device), unlike(root.inputs)
+
+        def ask(places: Sequence[int], share: float) -> Tensor:
+            return self._ask(nudged(pair[list(places)], share), rows[list(places)])
+
         try:
-            check(self._ask, unlike(root.inputs), rows, number, self._roundoff_of)
+            check(ask, number, self._roundoff_of)
         except Random as error:
             self._refuse_chance(error)
         except Coupled as error:
@@ -200,7 +205,7 @@ class Passes(Request):
         try:
             rows = torch.arange(root.images, device=root.device)
             repeats = REPEATS if root._shared.get("draws") else 2
-            check_chance(self._ask, root.inputs, rows, self._roundoff_of, repeats=repeats)
+            check_chance(lambda: self._ask(root.inputs, rows), self._roundoff_of, repeats=repeats)
         except Random as error:
             self._refuse_chance(error)
         if remembers:
@@ -235,8 +240,15 @@ class Passes(Request):
             raise RuntimeError(f"{self.where}: {images} must fit into memory together") from error
 
     def _is_batch(self, rows: Tensor) -> bool:
-        """Whether rows are the caller's images, all of them, in order."""
-        return len(rows) == self.root.images and torch.equal(self.origin[rows], torch.arange(len(rows), device=rows.device))
+        """Whether rows are the caller's images, all of them, in order. A GPU waits to say it, so of one tensor once."""
+        if len(rows) != self.root.images:
+            return False
+        shared, origin = self.root._shared, self.origin
+        asked, whole = shared.get("asked whether all images", ((), False))
+        if not (len(asked) and asked[0] is rows and asked[1] is origin):
+            whole = torch.equal(origin[rows], torch.arange(len(rows), device=rows.device))
+            shared["asked whether all images"] = (rows, origin), whole
+        return bool(whole)
 
     def _works_on_whole(self, model: Model, rows: Tensor) -> bool:
         root = self.root

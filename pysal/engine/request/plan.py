@@ -89,7 +89,7 @@ class Plan(Passes):
             with self.modes(grad=False):  # a callable target is a part of the pass
                 output = self.forward(self.model, ordinary(self.inputs[start:stop].clone()), rows)
                 table = self.score.table(output, rows)
-                self.score.resolve(table, self.origin[rows])
+                self.score.resolve(output, table, self.origin[rows])
                 if table is None:
                     scores.append(self.score(output, self.origin[rows]).detach().clone())
                 else:

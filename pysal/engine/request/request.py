@@ -65,7 +65,10 @@ class Request:
         self.accumulator_dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self.dtype = running.dtype or self.accumulator_dtype
         named = model.original if isinstance(model, PreparedModel) else model
-        self.score = Score(where, target, running.score, len(inputs), self.device, lambda: names_of(named), output)
+        height, width = inputs.shape[2:]
+        self.score = Score(
+            where, target, running.score, len(inputs), self.device, lambda: names_of(named), output, size=(height, width)
+        )
         self._root: Self | None = None
         self.origin = torch.arange(len(inputs), device=self.device)
         # what is found out of these images under this target: one for all methods and kinds of score of a call

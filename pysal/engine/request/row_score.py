@@ -15,7 +15,7 @@ from pysal.engine.model.rows import map_rows
 from pysal.engine.request.callable_targets import ADVICE, check_that_scores_follow_their_rows, function_of
 from pysal.engine.request.class_targets import Finder, classes_of
 from pysal.engine.request.score import SCORE_KINDS, Look, Output, ScoreKind, how, scaled
-from pysal.engine.request.target import Margin, RowTarget, Target
+from pysal.engine.request.target import Call, CallTarget, Margin, RowTarget, Target
 from pysal.engine.running.chunks import is_out_of_memory
 from pysal.engine.running.states import outside_inference
 
@@ -23,8 +23,8 @@ from pysal.engine.running.states import outside_inference
 def class_scores(output: Any) -> Tensor:
     """Return the tensor of class scores in whatever container a model returned it.
 
-    A tensor (or NumPy array) is itself; a mapping or an output object gives `logits`, then `out`, then its only tensor;
-    a tuple or list gives its first entry.
+    A tensor (or NumPy array) is itself; a mapping or an output object gives `logits`, `out` or CLIP's `logits_per_image`, then
+    its only tensor; a tuple or list gives its first entry.
 
     Raises:
         TypeError: no tensor in it.
@@ -33,7 +33,7 @@ def class_scores(output: Any) -> Tensor:
         return output
     if isinstance(output, np.ndarray):
         return torch.as_tensor(output, device="cpu")
-    for name in ("logits", "out"):
+    for name in ("logits", "out", "logits_per_image"):
         found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(found, (Tensor, np.ndarray)):
             return class_scores(found)
@@ -45,8 +45,30 @@ def class_scores(output: Any) -> Tensor:
         return class_scores(output[0])
     raise TypeError(
         f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {type(output).__name__}; "
-        "pass a callable target that picks the score"
+        f"pass {_target_for(output)}"
     )
+
+
+def _target_for(output: Any) -> str:
+    """Return what to pass for an output that is no table of classes."""
+
+    def has(name: str) -> bool:
+        return name in output if isinstance(output, Mapping) else hasattr(output, name)
+
+    if has("boxes") or has("pred_boxes"):
+        return "pysal.targets.Box(...), a detection"
+    if has("masks_queries_logits"):
+        return "pysal.targets.Pixel(...), a class of pixels"
+    if has("pooler_output") or has("image_embeds"):
+        return "pysal.targets.Similarity(...) or Norm(), of an embedding"
+    return "a callable target that picks the score"
+
+
+# What to pass for a tensor that is no table of classes, by its number of dimensions.
+_TARGETS_FOR = {
+    4: "be pysal.targets.Pixel(...) or another callable output -> (N,)",
+    3: "be pysal.targets.Token, Caption or Box(...) or another callable output -> (N,)",
+}
 
 
 class Score:
@@ -65,6 +87,7 @@ class Score:
         device: where the model runs.
         names: asked for the model's class names where a class is said by name.
         output: what the model's output is, where that is known already.
+        size: (height, width) of the images, for targets that are places.
 
     Attributes:
         look: what is known of the model's output, shared by all that ask about the same images.
@@ -82,13 +105,17 @@ class Score:
         device: torch.device,
         names: Callable[[], ClassNames | None] = lambda: None,
         output: Output | None = None,
+        size: tuple[int, int] = (1, 1),
     ) -> None:
         _check_kind(where, kind)
         self.look = Look(output)
         self.where, self.kind, self._given, self._images = where, kind, target, images
         self.find = Finder(where, names)
         self.function = function_of(where, target, images)
-        self._open = [target is None]  # shared by all names of this target
+        if isinstance(self.function, CallTarget):
+            self.function = self.function.of_call(Call(where, images, size, device, self.find))
+        learns = isinstance(self.function, CallTarget) and self.function.learns
+        self._open = [target is None or learns]  # shared by all names of this target
         classes: tuple[list[int], list[int] | None] | None = None
         if not self.open and self.function is None:
             classes = classes_of(where, target, images, self.find)
@@ -108,6 +135,8 @@ class Score:
     @property
     def fixed(self) -> Target:
         """The same target for another plan of these images, with the classes that an open one found."""
+        if isinstance(self.function, CallTarget) and self.function.learns:
+            return _Learnt(self.function)
         if self.function is not None:
             return self._given
         return self.index if self.minus is None else Margin(self.index, self.minus)
@@ -149,7 +178,7 @@ class Score:
             refuse(
                 self.where,
                 "target",
-                "be a callable output -> (N,) where the model's output is not (N, K)",
+                f"{_TARGETS_FOR.get(scores.ndim, 'be a callable output -> (N,)')} where the model's output is not (N, K)",
                 f"an output of shape {tuple(scores.shape)}",
             )
         if len(scores) != len(rows):
@@ -245,6 +274,10 @@ class Score:
     def preview(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) the scores of clean rows; a target, or what the output is, that is still open is left so."""
         alone = copy.copy(self)
+        if self.open and isinstance(self.function, CallTarget):
+            alone.function = self.function.of_call(self.function.call)
+            alone.function.learn(output, rows)
+            return alone(output, rows)
         table = self.table(output, rows) if self.open or self.undecided else None
         if table is not None and self.undecided:
             alone.look = Look()
@@ -259,14 +292,26 @@ class Score:
             return None
         return self.kind, int(self.index[0]), None if self.minus is None else int(self.minus[0])
 
-    def resolve(self, table: Tensor | None, rows: Tensor) -> None:
-        """Fix the open target of these clean rows to the class with the highest score."""
+    def resolve(self, output: Any, table: Tensor | None, rows: Tensor) -> None:
+        """Fix the open target of these clean rows: to the class with the highest score, or to what it learns of them."""
         if self.open and table is not None:
             self.index[rows] = table.detach().argmax(1)
+        elif self.open and isinstance(self.function, CallTarget):
+            self.function.learn(output, rows)
 
     def close(self) -> None:
         """Say that every image's target is known now."""
         self._open[0] = False
+
+
+class _Learnt(RowTarget):
+    """What a target learnt in one call, for another of the same images."""
+
+    follows_rows = False
+
+    def __init__(self, target: CallTarget) -> None:
+        super().__init__(target)
+        self.__name__ = str(getattr(target, "__name__", type(target).__name__))
 
 
 def _with_rows(output: Tensor, rows: int) -> Tensor:

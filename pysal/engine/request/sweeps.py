@@ -102,7 +102,7 @@ def _sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], r
 
 
 @restoring
-def class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, *, at_once: int) -> Tensor:
+def class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, *, largest: int, at_once: int) -> Tensor:
     """Return the gradients (N, T, C, H, W) of the scores of T classes per row from one forward pass.
 
     Args:
@@ -110,14 +110,15 @@ def class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, 
         batch: (N, C, H, W).
         rows: (N,), the image each belongs to.
         classes: (N, T).
+        largest: of the classes of all rows.
         at_once: most gradients in one sweep of a prepared model.
     """
-    found = plan.differentiated(lambda: _class_gradients(plan, batch, rows, classes, at_once))
+    found = plan.differentiated(lambda: _class_gradients(plan, batch, rows, classes, largest, at_once))
     plan.check_rows(rows)
     return found
 
 
-def _class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, at_once: int) -> Tensor:
+def _class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor, largest: int, at_once: int) -> Tensor:
     program = taped(plan, batch)
     columns = range(classes.shape[1])
     with contextlib.ExitStack() as stack:
@@ -132,7 +133,6 @@ def _class_gradients(plan: Passes, batch: Tensor, rows: Tensor, classes: Tensor,
         assert table is not None  # the target is a class
         if plan.score.look.open:
             plan.score.look_at(table)
-        largest = int(classes.max())
         if largest >= table.shape[1]:
             refuse(plan.where, "classes", f"be below the model's {table.shape[1]} classes", largest)
         scores = plan.score.scaled(table).gather(1, classes).sum(0)  # of each class, over the images

@@ -1,10 +1,12 @@
 """What a caller may ask for: a class, a margin of two, a function of the model's output, or one of these per image."""
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pysal._checks import refuse
@@ -45,6 +47,50 @@ class RowTarget:
         return self.function(output, rows)
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a target is told of the call that it is used in.
+
+    Attributes:
+        where: the public name of the method, for errors.
+        images: number of images B.
+        size: (height, width) of the images, pixels.
+        device: where the model runs.
+        find: (argument, class name) -> its index; refuses a name that the model does not have.
+    """
+
+    where: str
+    images: int
+    size: tuple[int, int]
+    device: torch.device
+    find: Callable[[str, str], int]
+
+
+class CallTarget(RowTarget):
+    """A target that is made ready for each call, and may look at the unchanged images: at what is predicted or found there.
+
+    Its scores follow their rows by construction. What it learns of an image belongs to the call, not to the target, which may
+    be used again for others.
+
+    Attributes:
+        learns: whether it looks at the unchanged images before it scores anything.
+        call: the call that it was made ready for.
+    """
+
+    follows_rows = False
+    learns = False
+    call: Call
+
+    def of_call(self, call: Call) -> Self:
+        """Return a copy for one call; a subclass checks what it was given against it."""
+        ready = copy.copy(self)
+        ready.call = call
+        return ready
+
+    def learn(self, output: Any, rows: Tensor) -> None:
+        """Look at what the model answers to unchanged images `rows` (N,)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Margin:
     """A target: the score of class `a` minus that of class `b`. Each is an index, a name, or one of either per image.
@@ -78,6 +124,8 @@ Target: TypeAlias = (
 
 def of_image(target: Target, image: int, images: int) -> Target:
     """Return the target of one image out of a call of several, for a call of that image alone."""
+    if isinstance(target, CallTarget):
+        return _OfImage(target, image, images)
     if isinstance(target, RowTarget):
         return RowTarget(lambda output, rows: target(output, rows + image))
     if isinstance(target, Margin):
@@ -89,3 +137,22 @@ def of_image(target: Target, image: int, images: int) -> Target:
         own: Any = of_image(one, image, images) if isinstance(one, RowTarget) else one
         return [own]
     return target
+
+
+class _OfImage(CallTarget):
+    """The target of a call of several images, in a call of one of them."""
+
+    def __init__(self, target: CallTarget, image: int, images: int) -> None:
+        self.target, self.image, self.images = target, image, images
+        self.learns, self.__name__ = target.learns, str(getattr(target, "__name__", type(target).__name__))
+
+    def of_call(self, call: Call) -> Self:
+        ready = super().of_call(call)
+        ready.target = self.target.of_call(replace(call, images=self.images))
+        return ready
+
+    def learn(self, output: Any, rows: Tensor) -> None:
+        self.target.learn(output, rows + self.image)
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        return self.target(output, rows + self.image)

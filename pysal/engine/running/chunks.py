@@ -235,11 +235,18 @@ def fast_rows(device: torch.device, row_bytes: int) -> int:
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array on a device, in the order of its queue; a plain copy to a GPU waits until all before it is done."""
+    """Return an array on a device, as `sent`."""
     tensor = torch.from_numpy(array)
     if tensor.dtype == torch.float64:
         tensor = tensor.to(widest(device))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return sent(tensor, device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, in the order of its queue; a plain copy to a GPU waits until all before it is done."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> int:

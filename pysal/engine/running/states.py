@@ -298,6 +298,14 @@ class DispatchMode(TorchDispatchMode):
         raise NotImplementedError
 
 
+_OWN = "_of_pysal"
+
+
+def is_own_hook(hook: object) -> bool:
+    """Say whether a hook of a module is one of `Hooks`, and so gone after the call."""
+    return getattr(hook, _OWN, False)
+
+
 class Hooks:
     """Forward hooks and marks of one pass, for a `restoring` function: they are gone when the state is put back."""
 
@@ -314,6 +322,7 @@ class Hooks:
         def hook(*args: Any) -> Any:
             return function(*args) if self.open and threading.get_ident() == thread and not _unwatched.get() else None
 
+        setattr(hook, _OWN, True)
         self._held.append((module, hook))
         (module.register_forward_pre_hook if before else module.register_forward_hook)(hook)
 

@@ -151,7 +151,12 @@ class FinerWeightedTarget:
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """Return the number of an output (K,), or those of (N, K)."""
-        others = list(self.comparison_categories)
-        weights = model_output.softmax(-1)[..., others]
-        margins = model_output[..., self.main_category, None] - self.alpha * model_output[..., others]
+        weights, others = self._of_others(model_output.softmax(-1)), self._of_others(model_output)
+        margins = model_output[..., self.main_category, None] - self.alpha * others
         return (weights * margins).sum(-1) / (weights.sum(-1) + 1e-9)
+
+    def _of_others(self, values: Tensor) -> Tensor:
+        """One by one: a GPU would have to wait for a list of classes in every pass."""
+        if not len(self.comparison_categories):
+            return values[..., :0]
+        return torch.stack([values[..., category] for category in self.comparison_categories], -1)

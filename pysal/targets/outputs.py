@@ -1,0 +1,263 @@
+"""What is where in a model's output: tables, maps, detections, tokens and embeddings, in the containers that libraries have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysal._checks import refuse
+
+Layout: TypeAlias = Literal["yolo", "yolov8", "yolox"]
+Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
+LAYOUTS, ACTIVATIONS = get_args(Layout), get_args(Activation)
+
+# transformers' detectors, by how their outputs' names begin: those whose last class is "no object", and those of labels.
+_WITH_NO_OBJECT = ("Detr", "Yolos", "TableTransformer")
+_OF_LABELS = (
+    *("ConditionalDetr", "DabDetr", "DeformableDetr", "Deta", "RTDetr", "GroundingDino", "MMGroundingDino"),
+    *("OmDetTurbo", "OwlViT", "Owlv2", "LwDetr"),
+)
+# Strides of YOLOX's three maps, pixels.
+_STRIDES = (8, 16, 32)
+
+
+def entries(output: Any) -> dict[str, Any]:
+    """Return the named entries of an output; none where it has no names."""
+    if isinstance(output, Mapping):
+        return {str(name): value for name, value in output.items()}
+    if isinstance(output, (Tensor, np.ndarray)):
+        return {}
+    if hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    return dict(vars(output)) if hasattr(output, "__dict__") else {}
+
+
+def entry(where: str, output: Any, names: Sequence[str], what: str, field: str | None) -> Tensor:
+    """Return the tensor that an output holds under the first of some names, or is; with `field`, under that name.
+
+    Raises:
+        TypeError: there is none, or it is not said which is meant.
+    """
+    named = entries(output)
+    if field is not None:
+        if not isinstance(named.get(field), (Tensor, np.ndarray)):
+            refuse(where, "field", f"name a tensor of the model's output ({_listed(named) or 'it has no names'})", repr(field))
+        return _tensor(named[field])
+    if isinstance(output, (Tensor, np.ndarray)):
+        return _tensor(output)
+    for name in names:
+        if isinstance(named.get(name), (Tensor, np.ndarray)):
+            return _tensor(named[name])
+    held = [name for name, value in named.items() if isinstance(value, (Tensor, np.ndarray))]
+    if len(held) == 1:
+        return _tensor(named[held[0]])
+    if not named and isinstance(output, (tuple, list)) and output:
+        return entry(where, output[0], names, what, None)
+    got = f"{type(output).__name__} with {_listed(named)} (field= says which)" if held else type(output).__name__
+    refuse(where, "the model's output", f"be {what}, or hold it as {' or '.join(map(repr, names))}", got, TypeError)
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
+def _listed(named: Mapping[str, Any]) -> str:
+    return ", ".join(repr(name) for name, value in named.items() if isinstance(value, (Tensor, np.ndarray)))
+
+
+def _checked(where: str, found: Tensor, rows: int, dims: int, what: str) -> Tensor:
+    """Return numbers of the wanted rank with a row for each input, in float32 at least."""
+    if rows == 1 and found.ndim == dims - 1:
+        found = found[None]
+    if found.ndim != dims or len(found) != rows:
+        refuse(where, "the model's output", f"be {what} for {rows} inputs", f"shape {tuple(found.shape)}")
+    if not found.dtype.is_floating_point:
+        refuse(where, "the model's output", "be floating point", found.dtype, TypeError)
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def table_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
+    """Return (N, K): a column for each class, label or number."""
+    found = entry(where, output, ("logits", "out", "logits_per_image"), "a table (N, K)", field)
+    return _checked(where, found[:, None] if found.ndim == 1 and len(found) == rows else found, rows, 2, "a table (N, K)")
+
+
+def maps_of(where: str, output: Any, rows: int, field: str | None, dim: int) -> Tensor:
+    """Return (N, K, h, w): a map for each class.
+
+    MaskFormer's and Mask2Former's queries are put together as transformers does: each mask counts as much as its class is
+    probable.
+    """
+    named = entries(output)
+    if field is None and {"class_queries_logits", "masks_queries_logits"} <= set(named):
+        classes, masks = (named[name] for name in ("class_queries_logits", "masks_queries_logits"))
+        return _checked(
+            where, torch.einsum("nqk,nqhw->nkhw", classes.softmax(-1)[..., :-1], masks.sigmoid()), rows, 4, "maps (N, K, h, w)"
+        )
+    names = ("logits", "out", "predicted_depth")
+    found = entry(where, output, names, "maps (N, K, h, w)", field)
+    if found.ndim == 3 and len(found) == rows:
+        found = found[:, None]  # a single map, as of depth
+    found = _checked(where, found, rows, 4, "maps (N, K, h, w)")
+    if not -4 <= dim < 4 or dim % 4 == 0:
+        refuse(where, "target.dim", "be the dimension of the classes: 1, 2 or 3", dim)
+    return found.movedim(dim, 1)
+
+
+def tokens_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
+    """Return (N, T, V): what is said of the next token at each place."""
+    what = "scores of tokens (N, T, V)"
+    return _checked(where, entry(where, output, ("logits",), what, field), rows, 3, what)
+
+
+def embedding_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
+    """Return (N, D): the embedding of each image."""
+    what = "embeddings (N, D)"
+    names = ("image_embeds", "pooler_output", "embeddings", "embedding")
+    return _checked(where, entry(where, output, names, what, field), rows, 2, what)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image, or in rows of the same number each.
+
+    Attributes:
+        boxes: (..., Q, 4): left, top, right, bottom, pixels.
+        scores: (..., Q) those of the labels, or (..., Q, K) of every class.
+        labels: (..., Q) where `scores` are of these alone.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor | None
+
+    def of_class(self, label: Tensor) -> Tensor:
+        """Return (..., Q): the score of a class (...,) at each box."""
+        if self.labels is not None:
+            return self.scores * (self.labels == label[..., None])
+        index = label[..., None, None].expand(*self.scores.shape[:-1], 1)
+        return self.scores.gather(-1, index).squeeze(-1)
+
+    @property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The score and class (..., Q) of each box."""
+        if self.labels is not None:
+            return self.scores, self.labels.long()
+        found = self.scores.max(-1)
+        return found.values, found.indices
+
+
+def detections_of(
+    where: str,
+    output: Any,
+    rows: int,
+    size: tuple[int, int],
+    layout: Layout | None,
+    activation: Activation | None,
+) -> list[Detections] | Detections:
+    """Return what was found in each of N rows: a list where their numbers differ, as torchvision has it, else all together."""
+    if isinstance(output, (list, tuple)) and output and all(isinstance(one, Mapping) and "boxes" in one for one in output):
+        if len(output) != rows:
+            refuse(where, "the model's output", f"have detections of each of {rows} inputs", f"those of {len(output)}")
+        return [_ragged(where, one) for one in output]
+    named = entries(output)
+    boxes, logits = named.get("pred_boxes"), named.get("logits", named.get("pred_logits"))
+    if isinstance(boxes, Tensor) and isinstance(logits, Tensor):
+        scores = _classes(where, type(output).__name__, logits, activation)
+        height, width = size
+        scale = boxes.new_tensor([width, height, width, height], dtype=scores.dtype)
+        boxes = _corners(_checked(where, boxes, rows, 3, "boxes (N, Q, 4)")) * scale
+        return Detections(boxes, _checked(where, scores, rows, 3, "scores (N, Q, K)"), None)
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], (Tensor, np.ndarray)):
+        output = output[0]
+    if isinstance(output, (Tensor, np.ndarray)) and output.ndim == 3:
+        return _yolo(where, _checked(where, _tensor(output), rows, 3, "boxes"), size, layout, activation)
+    got = f"shape {tuple(output.shape)}" if isinstance(output, (Tensor, np.ndarray)) else type(output).__name__
+    requirement = (
+        "be detections: a list of mappings with 'boxes', 'labels' and 'scores', an object with 'logits' and 'pred_boxes', "
+        "or boxes (N, Q, 5 + K)"
+    )
+    refuse(where, "the model's output", requirement, got, TypeError)
+
+
+def _ragged(where: str, one: Mapping[str, Any]) -> Detections:
+    if not all(isinstance(one.get(name), Tensor) for name in ("boxes", "labels", "scores")):
+        refuse(where, "the model's output", "have 'boxes', 'labels' and 'scores' of each input", _listed(one), TypeError)
+    return Detections(one["boxes"], one["scores"], one["labels"])
+
+
+def _classes(where: str, kind: str, logits: Tensor, activation: Activation | None) -> Tensor:
+    """Return the score of each class (N, Q, K) of a DETR's queries."""
+    if activation is None:
+        if kind.startswith(_WITH_NO_OBJECT):
+            activation = "softmax"
+        elif kind.startswith(_OF_LABELS):
+            activation = "sigmoid"
+        else:
+            requirement = (
+                "say what the classes' logits are: 'softmax' where the last class is 'no object', as DETR's, or 'sigmoid' "
+                "where each class is a label, as Deformable DETR's"
+            )
+            refuse(where, "target.activation", requirement, f"None for {kind}")
+    if activation == "softmax":
+        return logits.softmax(-1)[..., :-1]
+    return logits.sigmoid() if activation == "sigmoid" else logits
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """Turn (centre x, centre y, width, height) into (left, top, right, bottom)."""
+    centre, sides = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - sides / 2, centre + sides / 2], -1)
+
+
+def _yolo(where: str, found: Tensor, size: tuple[int, int], layout: Layout | None, activation: Activation | None) -> Detections:
+    count, width = found.shape[1:]
+    if layout is None:
+        if count <= width or width < 6:
+            requirement = "be 'yolo' (N, Q, 5 + K), 'yolov8' (N, 4 + K, Q) or 'yolox' (N, Q, 5 + K, offsets in cells)"
+            refuse(where, "target.layout", requirement, f"None for an output of shape {tuple(found.shape)}")
+        layout = "yolo"
+    if layout == "yolov8":
+        found = found.transpose(1, 2)
+    if found.shape[2] < (5 if layout == "yolov8" else 6):
+        numbers = "4 + K" if layout == "yolov8" else "5 + K"
+        refuse(where, "target.layout", f"be that of an output with {numbers} numbers for each box", repr(layout))
+    boxes = found[..., :4]
+    if layout == "yolox":
+        boxes = _decoded(where, boxes, size)
+    scores = found[..., 4:]
+    if activation == "sigmoid":
+        scores = scores.sigmoid()
+    elif activation == "softmax":
+        refuse(where, "target.activation", "be 'sigmoid', 'none' or None for boxes (N, Q, 5 + K)", "'softmax'")
+    elif activation is None and not bool(((scores.detach() >= 0) & (scores.detach() <= 1)).all()):
+        requirement = "be 'sigmoid' or 'none' where a detector's scores leave [0, 1]"
+        refuse(where, "target.activation", requirement, f"None for scores from {_span(scores)}")
+    if layout != "yolov8":
+        scores = scores[..., :1] * scores[..., 1:]  # how likely there is anything, times which
+    return Detections(_corners(boxes), scores, None)
+
+
+def _span(values: Tensor) -> str:
+    low, high = (float(bound) for bound in torch.aminmax(values.detach()))
+    return f"{low:.3g} to {high:.3g}"
+
+
+def _decoded(where: str, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes in pixels of YOLOX's: offsets from the cell of each, and logarithms of sides, in units of its stride."""
+    cells, strides = [], []
+    for stride in _STRIDES:
+        rows, columns = size[0] // stride, size[1] // stride
+        y, x = torch.meshgrid(
+            torch.arange(rows, device=boxes.device), torch.arange(columns, device=boxes.device), indexing="ij"
+        )
+        cells.append(torch.stack([x, y], 2).reshape(-1, 2))
+        strides.append(torch.full((rows * columns, 1), stride, device=boxes.device))
+    grid, unit = torch.cat(cells).to(boxes.dtype), torch.cat(strides).to(boxes.dtype)
+    if len(grid) != boxes.shape[1]:
+        requirement = f"be that of an output with {len(grid)} boxes, one for each cell of strides {_STRIDES}"
+        refuse(where, "target.layout", requirement, f"'yolox' for {boxes.shape[1]}")
+    return torch.cat([(boxes[..., :2] + grid) * unit, boxes[..., 2:].exp() * unit], -1)
