@@ -104,10 +104,16 @@ def explain(
         with skipping(name):
             works[name] = METHODS[name].prepare(request(name), **options[name])
     announced: list[tuple[ScoreKind, Sweep]] = []
+    sharing: list[str] = []
     for name in list(works):  # nothing will be refused any more: what several methods ask of the images is made in one pass
         with skipping(name):
-            announced += works[name].announced(plan)
+            wanted = works[name].announced(plan)
+            announced += wanted
+            sharing += [name] if wanted else []
+    began = time.perf_counter()
     clean = plan.clean(announced)
+    _finish(plan)
+    shared = (time.perf_counter() - began) / max(len(sharing), 1)  # each has its part of the pass that they share
     for name in names:
         method = METHODS[name]
         began = time.perf_counter()
@@ -117,8 +123,7 @@ def explain(
                 found = works.pop(name).run(report=True)
         if found is None:
             continue
-        if plan.device.type == "cuda":
-            torch.cuda.synchronize(plan.device)
+        _finish(plan)
         # A mean of maps is drawn as they are; squares and variances have no sign left to show.
         drawn = METHODS[found.details["base"]] if found.details.get("kind") == "mean" else method
         results[name] = MethodResult(
@@ -127,7 +132,7 @@ def explain(
             map=found.map.cpu(),
             reduction=drawn.reduction,
             signed=drawn.signed,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - began + (shared if name in sharing else 0.0),
             passes=round(found.passes),
             details={key: _on_cpu(value) for key, value in found.details.items()},
             score_kind=_named(score or method.score, plan.output),
@@ -153,6 +158,11 @@ def explain(
         build=build_info(),
         output=output or "",
     )
+
+
+def _finish(plan: Plan) -> None:
+    if plan.device.type == "cuda":
+        torch.cuda.synchronize(plan.device)
 
 
 def _check_that_no_method_is_a_target(model: object, target: object) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pysal.explanation import RESERVED, Explanation, MethodResult
@@ -156,6 +157,41 @@ def test_files_of_one_image_and_of_several(tmp_path):
     for path in tmp_path.rglob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+def test_a_file_name_is_a_file(tmp_path):
+    found = explanation(1)
+    assert found.save(tmp_path / "cat.png") == (tmp_path / "cat.png",)
+    assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
+    assert explanation(2).save(tmp_path / "cats.pdf") == (tmp_path / "cats-0.pdf", tmp_path / "cats-1.pdf")
+    assert (tmp_path / "cats-1.pdf").read_bytes().startswith(b"%PDF")
+    assert found.save(str(tmp_path / "cat.npz")) == (tmp_path / "cat.npz",)
+    assert torch.equal(Explanation.load(tmp_path / "cat.npz").images, found.images)
+    (tmp_path / "folder.png").mkdir()
+    assert found.save(tmp_path / "folder.png")[0] == tmp_path / "folder.png" / "explanation.npz"
+    assert found.save(tmp_path / "v1.2")[0] == tmp_path / "v1.2" / "explanation.npz"
+
+
+def test_the_names_of_many_images_sort_as_they_do(tmp_path):
+    names = [path.name for path in explanation(11, 1, 2, results={}).save(tmp_path)]
+    assert names[1:] == sorted(names[1:])
+    assert names[1] == "explanation-00.png"
+
+
+def test_load_takes_what_save_wrote(tmp_path):
+    found = explanation(1)
+    found.save(tmp_path / "out", pictures=False)
+    assert torch.equal(Explanation.load(tmp_path / "out").images, found.images)
+    found.save(tmp_path / "named", "cat", pictures=False)
+    assert Explanation.load(str(tmp_path / "named")).model_name == "lite0"
+    found.save(tmp_path / "named", "dog", pictures=False)
+    with pytest.raises(ValueError) as caught:
+        Explanation.load(tmp_path / "named")
+    several = f"be one of the files of a folder that has several (cat.npz, dog.npz), got {tmp_path / 'named'}"
+    assert str(caught.value) == f"pysal.Explanation.load: path must {several}"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"path must be an npz file, or a folder with one, got .*, which has none$"):
+        Explanation.load(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("broken", ["npz", "second picture", "rename"])
@@ -395,16 +431,69 @@ def test_html_is_escaped():
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(&#x27;&amp;&quot;&#x27;)&lt;/script&gt;") == 7
     assert set(re.findall(r"</?(\w+)", page)) == {"div", "p", "h4", "img", "table", "thead", "tbody", "tr", "th", "td"}
-    (picture,) = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
-    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    (picture,) = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page)
+    assert base64.b64decode(picture).startswith(b"\xff\xd8")
 
 
 def test_html_of_a_large_batch_has_all_tables_and_few_pictures(monkeypatch):
     drawn = []
-    monkeypatch.setattr(Explanation, "_write_png", lambda self, image, file: drawn.append(image))
+    monkeypatch.setattr(Explanation, "plot", lambda self, image: drawn.append(image) or Figure())
     page = explanation(9)._repr_html_()
     assert page.count("<table>") == 9
     assert drawn == [0, 1, 2, 3]
+    page = explanation(900, 1, 6, results={"gradient": explanation(900, 1, 6)["gradient"]})._repr_html_()
+    shown = page.count("<table>")
+    assert f"<p>and {900 - shown} images more: print(found) lists them all</p>" in page
+    assert len(page) < 300_000
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_a_notebook_keeps_is_small(count):
+    # noise is what compresses worst
+    found = explanation(count, 3, 224)
+    assert len(found._repr_html_()) < 300_000
+    picture = found.plot()._repr_jpeg_()
+    assert picture.startswith(b"\xff\xd8")
+    assert len(base64.b64encode(picture)) < 300_000
+
+
+# Numbers
+
+
+def test_no_method_seems_to_take_no_time_or_to_have_no_drop():
+    found = explanation(1)
+    found["leave_one_out"].details["drops"] = [torch.tensor([-0.1, -0.2])]
+    quick = dataclasses.replace(found["gradient"], seconds=0.00432)
+    lines = dataclasses.replace(found, results={**found.results, "gradient": quick}).table().splitlines()
+    assert "none lowers it" in lines[4]
+    assert "0.0043" in lines[5]
+    found["leave_one_out"].details["drops"] = [torch.tensor([1e-9, -0.2])]
+    assert "too small to show" in found.table()
+
+
+@pytest.mark.parametrize(
+    ("name", "details", "said"),
+    [
+        ("gradient", {}, "zero: no gradient arrives"),
+        ("integrated_gradients", {}, "zero: nothing to share, or no gradient"),
+        ("leave_one_out", {"drops": torch.zeros(1, 4)}, "zero: no segment changes the score"),
+        (
+            "grad_cam",
+            {"native": torch.zeros(1, 1, 2, 2), "moving": torch.tensor([True])},
+            "zero: all of it was negative, and is cut off",
+        ),
+        (
+            "grad_cam",
+            {"native": torch.zeros(1, 1, 2, 2), "moving": torch.tensor([False])},
+            "zero: no gradient arrives at the layer",
+        ),
+    ],
+)
+def test_maps_that_are_zero_are_told_apart(name, details, said):
+    zero = MethodResult(name, name, torch.zeros(1, 1, 6, 6), "none", True, 0.1, 1, details)
+    found = explanation(1, results={name: zero})
+    assert said in found.table()
+    assert said in " ".join(words(found.plot()))
 
 
 # Pictures

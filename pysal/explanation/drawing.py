@@ -20,7 +20,7 @@ from pysal.engine.request.attribution import checked_options, default_of
 from pysal.engine.request.plan import Model
 from pysal.engine.request.score import OUTPUTS, noun
 from pysal.engine.request.target import Target, of_image
-from pysal.explanation.file import write_all
+from pysal.explanation.file import pictures, write_all
 from pysal.explanation.findings import WHERE, Findings, index_of
 from pysal.explanation.findings import of_image as detail_of
 from pysal.explanation.text import notes
@@ -84,7 +84,7 @@ def plot(
         figure = _figure(found, kind, image, names, model, target, options, looks)
     if path is not None:
         file_path = Path(path)
-        kinds = figure.canvas.get_supported_filetypes()
+        kinds = pictures()
         ending = file_path.suffix[1:].lower()
         if ending not in kinds:
             endings = [f".{known}" for known in sorted(kinds)]

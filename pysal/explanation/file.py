@@ -21,6 +21,7 @@ from pysal._checks import refuse
 from pysal.explanation.findings import WHERE, Detail, Findings, MethodResult, one_line
 
 FORMAT = "pysal.explanation.1"
+STEM = "explanation"  # of the files that `Explanation.save` writes, where it is told none
 Made = TypeVar("Made")
 
 
@@ -34,10 +35,44 @@ def save(
     folder = Path(directory)
     writers: dict[Path, Callable[[BinaryIO], Any]] = {folder / f"{stem}.npz": partial(_write_npz, found)}
     if draw is not None:
-        for image in range(len(found.images)):
-            name = f"{stem}.png" if len(found.images) == 1 else f"{stem}-{image}.png"
-            writers[folder / name] = partial(draw, image)
+        for image, name in enumerate(numbered(stem, len(found.images))):
+            writers[folder / f"{name}.png"] = partial(draw, image)
     write_all(where, writers)
+    return tuple(writers)
+
+
+def numbered(stem: str, count: int) -> list[str]:
+    """Return a name for each image: the stem, or the stem with a number; the names sort as the images do."""
+    digits = len(str(count - 1))
+    return [stem] if count == 1 else [f"{stem}-{image:0{digits}}" for image in range(count)]
+
+
+def wanted_file(directory: str | os.PathLike[str], stem: str) -> Path | None:
+    """Return the one file that `Explanation.save` is asked for, None where it is asked for a folder."""
+    path = Path(directory)
+    if stem != STEM or path.is_dir() or not path.stem:
+        return None
+    ending = path.suffix[1:].lower()
+    return path if ending == "npz" or ending in pictures() else None
+
+
+def pictures() -> dict[str, str]:
+    """Return the endings of pictures that matplotlib writes, with what they are."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return FigureCanvasBase.get_supported_filetypes()
+
+
+def save_one(found: Findings, path: Path, draw: Callable[[int, BinaryIO, str], Any]) -> tuple[Path, ...]:
+    """Write the numbers alone, or the pictures alone; see `Explanation.save`."""
+    ending = path.suffix[1:].lower()
+    writers: dict[Path, Callable[[BinaryIO], Any]] = {}
+    if ending == "npz":
+        writers[path] = partial(_write_npz, found)
+    else:
+        for image, name in enumerate(numbered(path.stem, len(found.images))):
+            writers[path.with_name(name + path.suffix)] = partial(draw, image, ending=ending)
+    write_all(f"{WHERE}.save", writers)
     return tuple(writers)
 
 
@@ -81,6 +116,8 @@ def _write_npz(found: Findings, file: BinaryIO) -> None:
 def load(path: str | os.PathLike[str], make: Callable[..., Made]) -> Made:
     """Return what `make` makes of the fields that `save` wrote, see `Explanation.load`."""
     where = f"{WHERE}.load"
+    if os.path.isdir(path):
+        path = _in_folder(where, Path(path))
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -90,6 +127,18 @@ def load(path: str | os.PathLike[str], make: Callable[..., Made]) -> Made:
             return _read(file, make)
         except Exception as error:  # numpy, zipfile, tokenize and json raise a dozen types on damaged files
             refuse(where, "path", "be an npz file written by Explanation.save, whole", f"{path} ({one_line(str(error))})")
+
+
+def _in_folder(where: str, folder: Path) -> Path:
+    """Return the explanation in a folder: the one that `save` names by itself, or the only one."""
+    there = sorted(path for path in folder.glob("*.npz") if path.is_file())
+    usual = folder / f"{STEM}.npz"
+    if usual in there or len(there) == 1:
+        return usual if usual in there else there[0]
+    if not there:
+        refuse(where, "path", "be an npz file, or a folder with one", f"{folder}, which has none", FileNotFoundError)
+    names = ", ".join(path.name for path in there[:5]) + (", ..." if len(there) > 5 else "")
+    refuse(where, "path", f"be one of the files of a folder that has several ({names})", str(folder))
 
 
 def _read(file: BinaryIO, make: Callable[..., Made]) -> Made:

@@ -212,10 +212,13 @@ class Explanation(Findings):
     __str__ = table
 
     def _repr_html_(self) -> str:
-        return notebook.notebook(self, self._write_png)
+        return notebook.notebook(self, self.plot)
 
-    def save(self, directory: str | os.PathLike[str], stem: str = "explanation", *, pictures: bool = True) -> tuple[Path, ...]:
-        """Write `<stem>.npz` and a picture of each image: `<stem>.png`, or `<stem>-0.png` ... for several.
+    def save(self, directory: str | os.PathLike[str], stem: str = file.STEM, *, pictures: bool = True) -> tuple[Path, ...]:
+        """Write `<stem>.npz` and a picture of each image: `<stem>.png`, or `<stem>-0.png` ... for several; or one of them.
+
+        `save("out")` makes a folder. `save("cat.png")` writes the picture alone, in the format of its ending, and
+        `save("cat.npz")` the numbers alone. Numbers of images have leading zeros where they need them to sort.
 
         All files are written under temporary names first and renamed when all are whole, so that a full disk leaves what
         was there before.
@@ -226,7 +229,7 @@ class Explanation(Findings):
         and `metadata`, a JSON string with everything else. bfloat16 is stored as float32.
 
         Args:
-            directory: made if it is not there.
+            directory: made if it is not there; or a file's name that ends in .npz or as a picture does (.png, .pdf, .svg ...).
             stem: of the file names.
             pictures: whether to draw.
 
@@ -237,20 +240,26 @@ class Explanation(Findings):
             ValueError: `stem` is no plain file name.
             OSError: a file cannot be written; the sentence names it.
         """
+        only = file.wanted_file(directory, stem)
+        if only is not None:
+            return file.save_one(self, only, self._write)
         return file.save(self, directory, stem, self._write_png if pictures else None)
+
+    def _write(self, image: int, file: BinaryIO, ending: str) -> None:
+        self.plot(image).savefig(file, format=ending)
 
     def _write_png(self, image: int, file: BinaryIO) -> None:
         self.plot(image).savefig(file, format="png")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
-        """Return the explanation that `save` wrote to an npz file.
+        """Return the explanation that `save` wrote.
 
         Args:
-            path: the npz file. Nothing in it is ever executed.
+            path: the npz file, or the folder it is in. Nothing in it is ever executed.
 
         Raises:
             OSError: the file cannot be opened; FileNotFoundError where there is none.
-            ValueError: it is no such file, or it is damaged.
+            ValueError: it is no such file, or it is damaged; the folder has none, or several.
         """
         return file.load(path, cls)

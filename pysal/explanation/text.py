@@ -11,6 +11,7 @@ from pysal.engine.request.attribution import default_of
 from pysal.engine.request.score import OUTPUTS, noun, saturation
 from pysal.explanation.findings import Findings, MethodResult, counted, of_image, one_line, value_of
 from pysal.methods.smooth_grad import smooth_grad
+from pysal.methods.traits import TRAITS
 
 COLUMNS = ("method", "seconds", "passes", "residual", "largest drop", "notes")
 # What SmoothGrad computes, and of which method, unless it is told otherwise.
@@ -25,6 +26,8 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
     for key, name in (("residual", "residual"), ("error", "map error"), ("approximation_error", "approximation error")):
         if (value := value_of(details.get(key), image)) is not None:
             said[key] = f"{name} {number(value)}"
+    if why := zero(result, image):
+        said["zero"] = why
     if "layer" in details:
         said["layer"] = f"layer {details['layer']}"
     kind, base = details.get("kind", KIND), details.get("base", BASE)
@@ -42,6 +45,26 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
     return said
 
 
+def zero(result: MethodResult, image: int) -> str:
+    """Return why a map is zero everywhere, "" where it is not."""
+    if bool((result.map[image] != 0).any()):
+        return ""
+    native, moving = (of_image(result.details.get(key), image) for key in ("native", "moving"))
+    if native is not None and moving is not None and not native.any():
+        return "zero: all of it was negative, and is cut off" if bool(moving) else "zero: no gradient arrives at the layer"
+    if "drops" in result.details:
+        return "zero: no segment changes the score"
+    traits = TRAITS.get(result.name)
+    if traits is None or native is not None or not (traits.slopes or traits.on_path):
+        return "zero everywhere"
+    return "zero: nothing to share, or no gradient" if traits.on_path else "zero: no gradient arrives"
+
+
+def seconds(value: float) -> str:
+    """Return a time in two digits or more, "0.0043", so that no method seems to take none."""
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
+
+
 def _largest_drop(found: Findings, result: MethodResult, image: int) -> str:
     from pysal import viz
 
@@ -51,7 +74,9 @@ def _largest_drop(found: Findings, result: MethodResult, image: int) -> str:
     finite = drops[torch.isfinite(drops)]
     if not len(finite):
         return ""
-    return viz.fall(before, float(finite.max()), found.unit_of(found.kind_of(result)) == "probability") or "none"
+    largest = float(finite.max())
+    shown = viz.fall(before, largest, found.unit_of(found.kind_of(result)) == "probability")
+    return shown or ("too small to show" if largest > 0 else "none lowers it")
 
 
 def table(found: Findings) -> str:
@@ -112,7 +137,7 @@ def rows(found: Findings, image: int) -> list[tuple[str, ...]]:
         lines.append(
             (
                 one_line(result.title),
-                f"{result.seconds:.2f}",
+                seconds(result.seconds),
                 "" if result.passes is None else str(result.passes),
                 "" if residual is None else f"{residual:.3g}",
                 _largest_drop(found, result, image).replace("→", "->").replace("\N{MINUS SIGN}", "-"),

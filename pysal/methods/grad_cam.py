@@ -212,7 +212,8 @@ def prepare(
 ) -> Work:
     """Return the work that finds a class activation map of every image of a plan.
 
-    Details: "layer"; "native" (B, 1, h, w), of the image's size where maps are fused or averaged; of another kind than Grad-CAM
+    Details: "moving" (B,), where a map is zero, whether a gradient arrived; "layer";
+    "native" (B, 1, h, w), of the image's size where maps are fused or averaged; of another kind than Grad-CAM
     its "cam" and "title", too.
     """
     if not isinstance(eigen_smooth, bool):
@@ -324,7 +325,7 @@ def _prepare(plan: Plan, layer: str | nn.Module | None, tokens: Tokens, drawn: _
         choice = _default(plan)
         return sweeps(choice.layer, choice.reading)
 
-    return Work(plan, lambda _report: _attribute(plan, asked, tokens, drawn.kind, sweeps), wanted)
+    return Work(plan, lambda report: _attribute(plan, asked, tokens, drawn.kind, sweeps, report), wanted)
 
 
 def _attribute(
@@ -333,13 +334,14 @@ def _attribute(
     tokens: Tokens,
     kind: Kind,
     sweeps: Callable[[Layer, Reading | None], list[Sweep]],
+    report: bool,
 ) -> Attribution:
     def swept(chosen: Layer, how: Reading | None) -> list[tuple[Tensor, ...]]:
         return plan.sweeps(*sweeps(chosen, how))
 
     if asked is not None:
         chosen = asked
-        (result, native, _), *others = swept(chosen, _reading_of(plan, chosen, tokens))
+        (result, native, moving), *others = swept(chosen, _reading_of(plan, chosen, tokens))
     else:
         choice = _default(plan)
         (result, native, moving), *others = swept(choice.layer, choice.reading)
@@ -347,12 +349,15 @@ def _attribute(
             settled = _settled(plan, choice, plan.origin[~moving])
             if settled.layer != choice.layer:
                 choice = settled
-                (result, native, _), *others = swept(choice.layer, choice.reading)
+                (result, native, moving), *others = swept(choice.layer, choice.reading)
         chosen = choice.layer
     _check_number(plan, chosen, len(result), was_asked=asked is not None)
     for (gradient,) in others:
         result = gradient * result
-    return _found(plan, result, native, chosen.label, kind, 1)
+    found = _found(plan, result, native, chosen.label, kind, 1)
+    if report and not bool(native.flatten(1).any(1).all()):
+        found.details["moving"] = moving  # tells a map that is cut off at zero from one that no gradient made
+    return found
 
 
 def _found(plan: Plan, result: Tensor, native: Tensor, label: str, kind: Kind, passes: float) -> Attribution:

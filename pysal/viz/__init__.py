@@ -13,7 +13,7 @@ from pysal.viz.colours import (
     reduce_channels,
 )
 from pysal.viz.drawing import draw, painted
-from pysal.viz.page import FAMILY, GREY, INK, MARGIN, Page, printable
+from pysal.viz.page import FAMILY, GREY, INK, MARGIN, NOTEBOOK_BYTES, Page, compact, printable
 from pysal.viz.panel import Panel
 from pysal.viz.segments import borders, segment_mask
 from pysal.viz.style import Seen, Shown, Style, pooled, seen
@@ -25,6 +25,7 @@ __all__ = [
     "INK",
     "MARGIN",
     "MINUS",
+    "NOTEBOOK_BYTES",
     "PERCENTILE",
     "Array",
     "Colours",
@@ -36,6 +37,7 @@ __all__ = [
     "backdrop",
     "borders",
     "change",
+    "compact",
     "draw",
     "fall",
     "layer",

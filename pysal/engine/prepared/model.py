@@ -135,6 +135,9 @@ class PreparedModel:
             return None
         return engine if engine.takes(images) else None
 
+    def __repr__(self) -> str:
+        return f"PreparedModel of {type(self.original).__name__}\n{self.report()}"
+
     def report(self) -> str:
         """Return what was done to the model, and what was not, one line each."""
         notes = list(self._notes.values())
