@@ -71,7 +71,7 @@ def save_one(found: Findings, path: Path, draw: Callable[[int, BinaryIO, str], A
         writers[path] = partial(_write_npz, found)
     else:
         for image, name in enumerate(numbered(path.stem, len(found.images))):
-            writers[path.with_name(name + path.suffix)] = partial(draw, image, ending=ending)
+            writers[path.with_name(name + path.suffix)] = lambda file, image=image: draw(image, file, ending)  # type: ignore[misc]
     write_all(f"{WHERE}.save", writers)
     return tuple(writers)
 
