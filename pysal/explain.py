@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,12 +28,23 @@ from pysal.engine.running.precision import Precision
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.registry import METHODS, method_names
 
+
+class Picture(Protocol):
+    """A PIL image or a NumPy array."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """Where its numbers lie."""
+
+
+Photo: TypeAlias = str | Path | bytes | Picture
+
 WHERE = "pysal.explain"
 
 
 def explain(
     model: Model,
-    images: Tensor,
+    images: Tensor | Photo | Sequence[Photo],
     target: Target = None,
     *,
     methods: str | Sequence[str] = "all",
@@ -47,8 +59,9 @@ def explain(
 
     Args:
         model: an nn.Module in eval mode, or any callable; see the methods for what they need.
-        images: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        images: (B, C, H, W), floating point; or a photo or a list of them (files, PIL images, arrays: see `pysal.read_image`)
+            for a model that knows how it wants them: of `pysal.models.load` or `pysal.models.wrap`, prepared or not.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
@@ -83,6 +96,10 @@ def explain(
     names = method_names(WHERE, methods)
     options = _checked_options(names, methods, method_options or {}, seed)
     _check_that_no_method_is_a_target(model, target)
+    if not isinstance(images, Tensor):
+        from pysal.models.wrapping import photos_for  # and all that reads photos
+
+        images = photos_for(WHERE, model.original if isinstance(model, PreparedModel) else model, images)
     plan = Plan(WHERE, model, images, target, Running(score or "logit", extra_inputs, batch_size, precision, None))
     results: dict[str, MethodResult] = {}
     skipped: dict[str, str] = {}

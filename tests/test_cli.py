@@ -393,8 +393,8 @@ def test_folder_as_a_photo(small, tmp_path, out) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--target", "zebra"], "pysal.models.Classifier.class_index: name_or_index must name a class, got 'zebra'"),
-        (["--target", "3"], "pysal.models.Classifier.class_index: name_or_index must be in [0, 3), got 3"),
+        (["--target", "zebra"], "pysal explain: target must name a class, got 'zebra'"),
+        (["--target", "3"], "pysal explain: target must be in [0, 3), got 3"),
         (["--segments", "hexagons"], "pysal: segments must be like grid:3x3, window:16/8 or slic:100, got 'hexagons'"),
         (["--segments", "grid:0x3"], "pysal.segments.Grid: rows must be a whole number of at least 1, got 0"),
         (["--seed", str(2**63)], "pysal.smooth_grad: seed must be a whole number in [-2^63, 2^63)"),

@@ -186,10 +186,13 @@ def test_channels_are_those_of_the_model() -> None:
     assert read_image(np.zeros((6, 6), np.uint8), model).shape == (1, 1, 4, 4)
     assert read_images([np.zeros((6, 6, 3), np.uint8)] * 2, model).shape == (2, 1, 4, 4)
     assert read_image(np.zeros((6, 6), np.uint8), model, channels=3).shape == (1, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"^pysal\.read_image: channels must be 1 or 3, got 2$"):
+    with pytest.raises(ValueError, match=r"^pysal\.read_image: source must have shape \(H, W, 2\), got an array \(6, 6\)"):
         read_image(np.zeros((6, 6), np.uint8), channels=2)
-    with pytest.raises(ValueError, match=r"^pysal\.models\.Classifier: channels must be 1 or 3, got 4$"):
-        of(grey, channels=4)
+    for wrong in (0, -1, 2.5, True, "3"):
+        with pytest.raises(ValueError, match=r"^pysal\.read_image: channels must be a whole number of at least 1, got"):
+            read_image(np.zeros((6, 6), np.uint8), channels=wrong)
+        with pytest.raises(ValueError, match=r"^pysal\.models\.Classifier: channels must be a whole number of at least 1, got"):
+            of(grey, channels=wrong)
 
 
 def cmyk(inks: np.ndarray) -> Image.Image:

@@ -369,7 +369,7 @@ def read_bytes(root: Path, item: Item) -> bytes:
     return content
 
 
-def decode(content: bytes, model: Any, size: tuple[int, int], channels: Literal[1, 3]) -> Tensor:
+def decode(content: bytes, model: Any, size: tuple[int, int], channels: int) -> Tensor:
     """Return an image (1, channels, H, W) in [0, 1] as the model wants it, or of a size.
 
     Raises:

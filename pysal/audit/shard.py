@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Worker:
         manifest = setup.manifest
         self.size: tuple[int, int] = tuple(manifest["model"]["input_size"])
         self.original = setup.model.load(WHERE, device) if model is None else model
-        self.channels: Literal[1, 3] = manifest["model"]["channels"]
+        self.channels: int = manifest["model"]["channels"]
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
             with in_one_order(device):

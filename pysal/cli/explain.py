@@ -28,7 +28,12 @@ from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
 @click.argument("photos", metavar="[PHOTO]...", nargs=-1, type=click.Path(path_type=Path))
 @methods_option
 @model_options
-@click.option("--target", metavar="NAME|INDEX", help="Class to explain, by name or index. [default: the predicted class]")
+@click.option(
+    "--target",
+    metavar="NAME|INDEX|KIND:...",
+    help="What to explain: a class by name or index, or margin:A/B, contrast:CLASS, label:CLASS, output:N, "
+    "pixel:ROW,COLUMN/CLASS, mask:CLASS, box:N, box:LEFT,TOP,RIGHT,BOTTOM, token:N or norm. [default: the predicted class]",
+)
 @score_option
 @method_options
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of SmoothGrad's noise.")
@@ -70,12 +75,13 @@ def explain(
         from pysal.engine.running.chunks import fast_rows, progress
         from pysal.explain import explain as run
         from pysal.segments import parse
+        from pysal.targets import parse as parse_target
 
         if "segments" in given:
             options["leave_one_out"]["segments"] = parse(given["segments"])
         place = device_of(device)
         classifier = model.load(place)
-        index = None if target is None else classifier.class_index(target)
+        explained = None if target is None else parse_target(target, classifier, where="pysal explain")
         sources = list(photos) or [models.example_photo()]
         for photo in sources:  # a photo that cannot be read is said before hours of work on the others
             image = models.read_image(photo, classifier)
@@ -90,7 +96,7 @@ def explain(
                     runner,
                     image,
                     methods=methods,
-                    target=index,
+                    target=explained,
                     method_options=options,
                     seed=seed,
                     score=score,

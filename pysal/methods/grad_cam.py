@@ -95,7 +95,7 @@ def grad_cam(
     Args:
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         layer: a module of the model or its name; "blocks[2]" and "blocks.2" are the same child, "act@3" is the fourth run of a
@@ -166,7 +166,7 @@ def guided_grad_cam(
     Args:
         model: an nn.Module in eval mode.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         layer: see `grad_cam`.

@@ -37,7 +37,7 @@ def gradient(
     Args:
         model: an nn.Module in eval mode, or any differentiable callable.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's

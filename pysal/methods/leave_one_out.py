@@ -48,7 +48,7 @@ def leave_one_out(
     Args:
         model: an nn.Module in eval mode, or any callable on tensors.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         segments: `Grid(rows, cols)`, `Window(size, stride)`, `Slic(n_segments)`, a map of labels (H, W) for all images, or one

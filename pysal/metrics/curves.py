@@ -69,7 +69,7 @@ def deletion(
         model: an nn.Module in eval mode, a prepared model, or any callable on tensors.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point: larger is more important.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         steps: 1 to H W; 28 replace 8 rows' worth of a 224 x 224 image at a time.
@@ -134,7 +134,7 @@ def insertion(
         model: see `deletion`.
         inputs: see `deletion`.
         maps: see `deletion`.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         steps: see `deletion`.

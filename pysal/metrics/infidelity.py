@@ -54,7 +54,7 @@ def infidelity(
         model: see `deletion`.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point; one channel stands for each of the C.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         perturbation: "squares" fill in one square, its side uniform from 1/8 to 1/2 of the image's shorter side, its place

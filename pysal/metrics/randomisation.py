@@ -73,7 +73,7 @@ def parameter_randomisation(
     Args:
         model: an nn.Module in eval mode, or a prepared model, of which the original is taken; it is copied, not changed.
         inputs: (B, C, H, W), floating point.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         method: a name as `pysal.explain` takes it.

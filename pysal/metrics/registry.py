@@ -171,7 +171,7 @@ def per_image(
         model: see `deletion`.
         inputs: (B, C, H, W), floating point.
         maps: (B, 1 or C, H, W), floating point, on the inputs' device.
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         seed: of what is drawn.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pysal._checks import refuse, refuse_unknown
+from pysal._checks import check_count, refuse, refuse_unknown
 from pysal.engine.model.class_names import ClassNames
 
 DATA = Path(__file__).parents[1] / "data"
@@ -83,10 +83,10 @@ def _per_channel(where: str, argument: str, value: object) -> list[float]:
     return numbers
 
 
-def channels_of(network: nn.Module) -> Literal[1, 3]:
-    """Return whether a network takes grey images, 1, or colours, 3."""
+def channels_of(network: nn.Module) -> int:
+    """Return whether a network takes grey images, 1, colours, 3, or as many bands as its normalisation has numbers."""
     if isinstance(network, Normalized) and len(network.mean) > 1:
-        return 3
+        return len(network.mean)
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
 
@@ -97,18 +97,19 @@ class Classifier(nn.Module):
     Args:
         network: images (B, C, H, W) in [0, 1] -> logits (B, K); usually a `Normalized`.
         name: what the model is called.
-        class_names: K names, different from each other even in lower case.
+        class_names: K names, different from each other even in lower case; none for a network that has no classes.
         input_size: (height, width) of the images the network was trained on, pixels.
         crop_fraction: the share of a photo's short side that the centre crop keeps, in (0, 1].
         resample: the filter that photos are resized with.
         synonyms: for each class the other words `class_index` knows it by; none by default.
         rows_per_pass: images that the network takes at a time; None = any number.
-        channels: C of its images: 3, colours, or 1, grey, to which `read_image` brings photos. None = as many as the
-            normalisation has numbers or, of one number for all, as its first convolution takes, if that is 1; else 3.
+        channels: C of its images: 3, colours, or 1, grey, to which `read_image` brings photos, or another number of bands,
+            which it takes from arrays. None = as many as the normalisation has numbers or, of one number for all, as its
+            first convolution takes, if that is 1; else 3.
 
     Raises:
         ValueError: names that repeat, sizes below 1, a crop fraction outside (0, 1], an unknown filter, synonyms for
-            another number of classes, or channels that are neither 1 nor 3.
+            another number of classes, or channels that are no number of at least 1.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Classifier(nn.Module):
         resample: Resample = "bicubic",
         synonyms: Sequence[Sequence[str]] | None = None,
         rows_per_pass: int | None = None,
-        channels: Literal[1, 3] | None = None,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         where = "pysal.models.Classifier"
@@ -138,10 +139,10 @@ class Classifier(nn.Module):
             refuse_unknown(where, "resample", f"be one of {', '.join(get_args(Resample))}", resample, get_args(Resample))
         if synonyms is not None and len(synonyms) != len(folded):
             refuse(where, "synonyms", f"have one entry for each of the {len(folded)} classes", f"{len(synonyms)} entries")
-        if channels not in (None, 1, 3):
-            refuse(where, "channels", "be 1 or 3", repr(channels))
+        if channels is not None:
+            check_count(where, "channels", channels)
         self.network = network
-        self.channels: Literal[1, 3] = channels_of(network) if channels is None else channels
+        self.channels: int = channels_of(network) if channels is None else channels
         self.name = name
         self.class_names = tuple(class_names)
         self.input_size = (int(input_size[0]), int(input_size[1]))

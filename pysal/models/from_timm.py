@@ -1,6 +1,8 @@
 """Models of timm: `timm:resnet50.a1_in1k`."""
 
+import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +38,8 @@ def load(spec: ModelSpec) -> Classifier:
         ValueError: no such classifier, or no weights of it on this machine and no permission to download them.
     """
     timm = needed(spec, "timm", "timm")
-    models, data = needed(spec, "timm.models", "timm"), needed(spec, "timm.data", "timm")
+    models = needed(spec, "timm.models", "timm")
+    needed(spec, "timm.data", "timm")
     if not models.is_model(spec.name):
         close = [repr(f"timm:{name}") for name in close_to(spec.name.split(".")[0], timm.list_models())]
         refuse(WHERE, "source", f"be a model of timm{did_you_mean(close)}", repr(spec.source))
@@ -58,21 +61,46 @@ def load(spec: ModelSpec) -> Classifier:
             refuse(WHERE, f"source {spec.source!r}", "be a model that timm can make", first_line(error))
     if spec.weights is not None and not spec.random:
         load_weights(spec, network)
-    settings = data.resolve_model_data_config(network)
-    classes = int(network.num_classes)
-    if classes < 1:
+    if int(network.num_classes) < 1:
         refuse(WHERE, f"source {spec.source!r}", "be a classifier", "a model without a head")
+    own = preprocessing_of(network)
     return classifier(
         spec,
         network,
         name=spec.name,
+        size=own.size,
+        mean=own.mean,
+        std=own.std,
+        crop_fraction=own.crop_fraction,
+        resample=own.resample,
+        class_names=own.class_names,
+        classes=int(network.num_classes),
+    )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model of timm was trained on: see `pysal.models.classifier.Classifier`."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_fraction: float
+    resample: Any
+    class_names: Sequence[str] | Literal["imagenet"] | None
+
+
+def preprocessing_of(network: Any) -> Preprocessing:
+    """Return what a model of timm says of its images and classes."""
+    data = importlib.import_module("timm.data")
+    settings = data.resolve_model_data_config(network)
+    return Preprocessing(
         size=tuple(settings["input_size"][1:]),
-        mean=settings["mean"],
-        std=settings["std"],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
         crop_fraction=min(1.0, settings["crop_pct"]),
         resample=_FILTERS.get(settings["interpolation"], settings["interpolation"]),
-        class_names=_names(data, network, classes),
-        classes=classes,
+        class_names=_names(data, network, int(network.num_classes)),
     )
 
 

@@ -92,10 +92,15 @@ def _preprocessing(
                 requirement = "come with an image processor, or be given size and normalize"
                 refuse(WHERE, f"source {spec.source!r}", requirement, first_line(error))
             return spec.size, spec.mean, spec.std, 1.0, "bicubic"
-        levels = []
-        for level in (0, 255):
-            picture = Image.fromarray(np.full((512, 512, 3), level, dtype=np.uint8))
-            levels.append(processor(picture, return_tensors="pt")["pixel_values"].double())
+        return preprocessing_of(processor)
+
+
+def preprocessing_of(processor: Any) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...], float, Any]:
+    """Return size, mean, std, crop fraction and filter of an image processor, by what it makes of a black and a white image."""
+    levels = []
+    for level in (0, 255):
+        picture = Image.fromarray(np.full((512, 512, 3), level, dtype=np.uint8))
+        levels.append(processor(picture, return_tensors="pt")["pixel_values"].double())
     black, white = levels
     height, width = (int(side) for side in black.shape[-2:])
     centre = (0, slice(None), height // 2, width // 2)

@@ -84,7 +84,7 @@ def load(
     """
     if not isinstance(source, (str, Path)):
         refuse(WHERE, "source", "be a name or a file", type(source).__name__, TypeError)
-    mean, std = _checked_normalize(normalize)
+    mean, std = checked_normalize(WHERE, normalize)
     spec = ModelSpec(
         source=str(source),
         name=str(source),
@@ -94,7 +94,7 @@ def load(
         size=checked_size(WHERE, size),
         mean=mean,
         std=std,
-        class_names=_checked_names(class_names),
+        class_names=checked_names(WHERE, class_names),
     )
     classifier = _load(spec)
     if device is None:
@@ -136,7 +136,7 @@ def _refuse_source(source: str, suffix: str) -> NoReturn:
     refuse_unknown(WHERE, "source", requirement, source, efficientnet_lite.NAMES)
 
 
-def _checked_normalize(normalize: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+def checked_normalize(where: str, normalize: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return mean and std, one number per channel of three, of what was asked for."""
     if normalize is None:
         return None, None
@@ -148,7 +148,7 @@ def _checked_normalize(normalize: object) -> tuple[tuple[float, ...] | None, tup
             if all(math.isfinite(value) for value in mean) and all(math.isfinite(value) and value > 0 for value in std):
                 return mean, std
     requirement = "be 'imagenet', 'none' or (mean, std), each a number or three, those of std above 0"
-    refuse(WHERE, "normalize", requirement, repr(normalize))
+    refuse(where, "normalize", requirement, repr(normalize))
 
 
 def _per_channel(values: Any) -> tuple[float, ...]:
@@ -158,13 +158,14 @@ def _per_channel(values: Any) -> tuple[float, ...]:
     return numbers
 
 
-def _checked_names(names: object) -> tuple[str, ...] | Literal["imagenet"] | None:
+def checked_names(where: str, names: object) -> tuple[str, ...] | Literal["imagenet"] | None:
+    """Return the class names that were asked for."""
     if names is None:
         return None
     if isinstance(names, str) and names == "imagenet":
         return "imagenet"
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        refuse(WHERE, "class_names", "be 'imagenet' or a list of names", repr(names), TypeError)
+        refuse(where, "class_names", "be 'imagenet' or a list of names", repr(names), TypeError)
     if not names:
-        refuse(WHERE, "class_names", "hold at least one name", "none")
+        refuse(where, "class_names", "hold at least one name", "none")
     return tuple(names)

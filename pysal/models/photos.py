@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pysal._checks import first_line, refuse
+from pysal._checks import check_count, first_line, refuse
 from pysal.models.classifier import DATA, Classifier
 
 _READ = "pysal.read_image"
@@ -50,7 +50,7 @@ def read_image(
     model: Classifier | None = None,
     *,
     size: int | tuple[int, int] | None = None,
-    channels: Literal[1, 3] | None = None,
+    channels: int | None = None,
 ) -> Tensor:
     """Return a photo as (1, C, H, W), float32 in [0, 1], on the CPU: as `model` wants it, or at its own size.
 
@@ -58,6 +58,7 @@ def read_image(
     with the model's filter, else Pillow's bicubic one, which average what they shrink: in 8 bits if the photo has 8, else
     in float32, clamped to [0, 1].
 
+    Of channels other than 1 and 3 the source is an array (H, W, C) with as many, or a file .npy of one, in [0, 1] or integers.
     Of 3 channels, grey photos give three equal ones; of 1, for models of grey images, colours become their luma (ITU-R BT.601).
     Transparent photos are put on white, and EXIF rotation is applied. 16-bit values are divided by 65535 (Pillow reads the
     upper 8 bits of 16-bit colour files). Of an animation or a multi-page file the first picture is read.
@@ -68,32 +69,33 @@ def read_image(
         model: sets the size (`model.input_size`), how much of the photo to keep (`model.crop_fraction`), how to resize it and
             the channels (`model.channels`).
         size: (height, width) in pixels, or a number for a square; instead of the model's.
-        channels: 1 or 3, instead of the model's; None = the model's, 3 without one.
+        channels: 1 or 3, instead of the model's, or another number of bands; None = the model's, 3 without one.
 
     Raises:
         TypeError: another kind of source or model, or an array of another dtype.
         FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
         ValueError: not an image, damaged or cut off, more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`),
-            fewer than 2 x 2, an array of another shape or with values outside [0, 1], a size below 1, or other
+            fewer than 2 x 2, an array of another shape or with values outside [0, 1], a size below 1, or no number of
             channels.
     """
-    if channels not in (None, 1, 3):
-        refuse(_READ, "channels", "be 1 or 3", repr(channels))
+    if channels is not None:
+        check_count(_READ, "channels", channels)
     if model is not None and not isinstance(model, Classifier):
         refuse(_READ, "model", "be a pysal.models.Classifier", type(model).__name__, TypeError)
     target = model.input_size if model is not None and size is None else checked_size(_READ, size)
     fraction = model.crop_fraction if model is not None else 1.0
-    pixels, shown = _decode(source)
+    channels = channels or (3 if model is None else model.channels)
+    pixels, shown = _decode(source) if channels in (1, 3) else _bands(source, channels)
     height, width = (pixels.height, pixels.width) if isinstance(pixels, Image.Image) else pixels.shape[:2]
     if min(height, width) < 2:
         refuse(_READ, "source", "be an image of at least 2 x 2 pixels", f"{shown} ({width} x {height} pixels)")
-    channels = channels or (3 if model is None else model.channels)
+    values_of = _colours if channels in (1, 3) else _in_unit
     if target is None:
-        return _to_tensor(np.asarray(_on_white(pixels)) if isinstance(pixels, Image.Image) else _colours(pixels), channels)
+        return _to_tensor(np.asarray(_on_white(pixels)) if isinstance(pixels, Image.Image) else values_of(pixels), channels)
     top, left, bottom, right = _centre_box((height, width), target, fraction)
     resample = Image.Resampling[(model.resample if model is not None else "bicubic").upper()]
     if not isinstance(pixels, Image.Image):
-        return _to_tensor(_resize(_colours(pixels[top:bottom, left:right]), target, resample), channels)
+        return _to_tensor(_resize(values_of(pixels[top:bottom, left:right]), target, resample), channels)
     if (bottom - top, right - left) != (height, width):
         pixels = pixels.crop((left, top, right, bottom))
     return _to_tensor(np.asarray(_on_white(pixels).resize((target[1], target[0]), resample)), channels)
@@ -104,7 +106,7 @@ def read_images(
     model: Classifier | None = None,
     *,
     size: int | tuple[int, int] | None = None,
-    channels: Literal[1, 3] | None = None,
+    channels: int | None = None,
 ) -> Tensor:
     """Return several photos as one batch (B, C, H, W), float32 in [0, 1]: `read_image` of each.
 
@@ -172,6 +174,22 @@ def _decode(source: Source) -> tuple[NDArray[Any] | Image.Image, str]:
     if isinstance(source, np.ndarray):
         return _checked_array(source, shown), shown
     refuse(_READ, "source", "be a path, bytes, a PIL image or a NumPy array", type(source).__name__, TypeError)
+
+
+def _bands(source: Source, channels: int) -> tuple[NDArray[Any], str]:
+    """Return the bands (H, W, channels) of an array, or of a NumPy file of one, and what to call it in a message."""
+    shown = _describe(source)
+    if isinstance(source, str | Path) and Path(source).suffix == ".npy":
+        try:
+            source = np.load(source, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            _refuse_file(shown, "no such file" if kind is FileNotFoundError else first_line(error), kind)
+    if not isinstance(source, np.ndarray):
+        refuse(
+            _READ, "source", f"be an array (H, W, {channels}), or a file .npy of one, for {channels} channels", shown, TypeError
+        )
+    return _checked_array(source, shown, channels), shown
 
 
 def _describe(source: object) -> str:
@@ -260,14 +278,16 @@ def _sixteen_bits(values: NDArray[Any], shown: str) -> NDArray[Any]:
     return values[..., None].astype(np.uint16)
 
 
-def _checked_array(given: NDArray[Any], shown: str) -> NDArray[Any]:
+def _checked_array(given: NDArray[Any], shown: str, channels: int | None = None) -> NDArray[Any]:
     if np.ma.is_masked(given):
         refuse(_READ, "source", "have no masked values", shown)
     array = np.asarray(given)  # no subclass, whose indexing may mean something else, as that of np.matrix does
     if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not np.issubdtype(array.dtype, np.floating):
         refuse(_READ, "source", "have dtype uint8, uint16 or floating", shown, TypeError)
     pixels = array[..., None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
+    if channels is not None and (pixels.ndim != 3 or pixels.shape[2] != channels):
+        refuse(_READ, "source", f"have shape (H, W, {channels})", shown)
+    if channels is None and (pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4):
         refuse(_READ, "source", "have shape (H, W) or (H, W, C) with C from 1 to 4", shown)
     if pixels.size and np.issubdtype(array.dtype, np.floating):
         low, high = pixels.min(), pixels.max()  # NaN if there is one
@@ -278,6 +298,12 @@ def _checked_array(given: NDArray[Any], shown: str) -> NDArray[Any]:
     return pixels
 
 
+def _in_unit(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the same values as float32 in [0, 1]."""
+    values = pixels.astype(np.float32)
+    return values / np.float32(np.iinfo(pixels.dtype).max) if np.issubdtype(pixels.dtype, np.integer) else values
+
+
 def _colours(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return (H, W, 1 or 3), uint8 as it came or else float32 in [0, 1], for (H, W, 1 to 4): transparency put on white."""
     if pixels.dtype == np.uint8:
@@ -285,9 +311,7 @@ def _colours(pixels: NDArray[Any]) -> NDArray[Any]:
             return pixels
         blended = np.asarray(_on_white(Image.fromarray(np.ascontiguousarray(pixels))))
         return blended if blended.ndim == 3 else blended[..., None]
-    values = pixels.astype(np.float32)
-    if np.issubdtype(pixels.dtype, np.integer):
-        values /= np.float32(np.iinfo(pixels.dtype).max)
+    values = _in_unit(pixels)
     if values.shape[2] in (2, 4):
         alpha = values[..., -1:]
         values = values[..., :-1] * alpha + (1 - alpha)

@@ -67,7 +67,7 @@ def converge(
     Args:
         model: see `pysal.integrated_gradients`; a prepared one saves most of the time.
         image: (1, C, H, W).
-        target: a class by index, or by name if the model carries names; a `pysal.Margin` of two classes; a callable
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         method: "integrated_gradients" or "blur_integrated_gradients".

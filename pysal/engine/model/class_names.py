@@ -85,7 +85,7 @@ def names_of(model: object) -> ClassNames | None:
     for one in model.modules() if isinstance(model, nn.Module) else [model]:
         classes = getattr(one, "classes", None)
         if isinstance(classes, ClassNames):
-            return classes
+            return classes if len(classes) else None
         names = _listed(getattr(one, "class_names", None)) or _listed(getattr(getattr(one, "config", None), "id2label", None))
         if names:
             return ClassNames(names)
