@@ -125,6 +125,9 @@ def check_dense(where: str, argument: str, value: Tensor) -> Tensor:
         TypeError: a nested, sparse or quantised tensor, one of another library's layout, or one without values: on the meta
             device, or of torch's FakeTensorMode.
     """
+    if value.layout is torch.strided and not (value.is_nested or value.is_quantized or value.is_meta):
+        if not isinstance(value, FakeTensor):
+            return value
     kinds = {"nested": value.is_nested, "quantised": value.is_quantized, "on the meta device": value.is_meta}
     kinds["of FakeTensorMode"] = isinstance(value, FakeTensor)
     layout = str(value.layout).removeprefix("torch.")

@@ -1,5 +1,6 @@
 """The base classes that captum's own wrappers test for; captum's own if captum is installed."""
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from pysal._checks import check_choice, refuse
 from pysal.captum import _call
 from pysal.captum._call import Inputs, Target
+from pysal.engine.request.plan import Plan
 from pysal.engine.running.states import restoring
-from pysal.methods import gradient
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -63,6 +64,16 @@ def introduce(ours: type) -> None:
             listed = getattr(wrapper, name, ())
             if ours not in listed and any(one.__name__ == ours.__name__ for one in listed):
                 setattr(wrapper, name, (*listed, ours))
+
+
+def entry_of_parts(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Give a method that `__wrapped__`, whose parts put back by themselves what they change of the state."""
+
+    @functools.wraps(method)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return method(*args, **kwargs)
+
+    return run
 
 
 class Attribution(_Attribution):
@@ -116,7 +127,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
         return _call.Call(where(self), self.forward_func, inputs, target, additional_forward_args, **options)
 
     def _gradients(self, call: _call.Call) -> tuple[Tensor, ...]:
-        return call.unpack(call.run(lambda plan: gradient.prepare(plan).run(report=False).map))
+        return call.unpack(call.run(Plan.image_gradients))
 
     @entry
     def compute_convergence_delta(

@@ -22,7 +22,6 @@ from pysal.engine.request.extra_inputs import PerImage, Shared
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.target import RowTarget
-from pysal.methods import gradient
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
@@ -150,7 +149,7 @@ def select(where: str, output: Any, target: Target, rows: Tensor | None = None) 
         target = int(target)
     if isinstance(target, (int, tuple)):
         index = (target,) if isinstance(target, int) else target
-        if rows is not None and len(rows) == 1 and output.ndim == len(index):
+        if output.ndim == len(index) and rows is not None and len(rows) == 1:
             output = output[None]
         if len(index) > output.ndim - 1:
             refuse(where, "target", f"fit an output of shape {tuple(output.shape)}", repr(target), AssertionError)
@@ -209,23 +208,28 @@ class Score(RowTarget):
         if not isinstance(output, Tensor):
             error = TypeError if isinstance(output, (int, float)) else AssertionError
             refuse(self.where, "the output", "be a tensor", type(output).__name__, error)
-        if len(rows) > 1 and not self.whole and (not output.ndim or len(output) != len(rows)):
+        count = rows.shape[0]
+        if count > 1 and not self.whole and (not output.ndim or output.shape[0] != count):
             raise PerBatch
         selected = select(self.where, output, self.target, None if self.together else rows)
-        if not selected.ndim:
-            if len(rows) > 1:
-                refuse(self.where, "the output", f"have one number for each of {len(rows)} rows", "one in all", IndexError)
+        shape = selected.shape
+        if len(shape) == 1 and shape[0] == count:
+            scores: Tensor = selected
+            return scores
+        if not shape:
+            if count > 1:
+                refuse(self.where, "the output", f"have one number for each of {count} rows", "one in all", IndexError)
             selected = selected[None]  # squeezed
         if selected[0].numel() != 1:
             requirement = "pick one number of each row of the output"
             refuse(self.where, "target", requirement, f"{selected[0].numel()} of them", AssertionError)
-        if selected.shape[0] == len(rows):
-            scores: Tensor = selected.reshape(-1)
+        if selected.shape[0] == count:
+            scores = selected.reshape(-1)
             return scores
         if not self.whole:
             raise PerBatch
         total = selected.sum().reshape(1)
-        return torch.cat([total, total.new_zeros(len(rows) - 1)])
+        return torch.cat([total, total.new_zeros(count - 1)])
 
 
 class Call:
@@ -261,8 +265,8 @@ class Call:
         self.inputs = as_tuple(inputs)
         self.further = arguments(additional_forward_args)
         self.examples = len(self.inputs[0])
-        self.together = any_rows and len({len(one) for one in self.inputs}) > 1
-        if not self.together:
+        self.together = any_rows and len(self.inputs) > 1 and len({len(one) for one in self.inputs}) > 1
+        if not self.together and len(self.inputs) > 1:
             check_rows(where, self.inputs)
         if not self.examples:
             refuse(where, "inputs", "hold at least one example", f"shape {tuple(self.inputs[0].shape)}", IndexError)
@@ -270,7 +274,7 @@ class Call:
         if self.together:  # all of them are one example
             self.inputs, self.examples = tuple(one[None] for one in self.inputs), 1
         self.dtypes = [one.dtype for one in self.inputs]
-        if not all(is_differentiable(dtype) for dtype in self.dtypes):
+        if not all(map(is_differentiable, self.dtypes)):
             if whole_numbers == "refused":
                 refuse(where, "inputs", "be floating point", self.dtypes, RuntimeError)
             if whole_numbers == "floating":
@@ -282,7 +286,7 @@ class Call:
         ]
         first = self.inputs[0]
         one_image = len(self.inputs) == 1 and first.ndim == 4 and first.dtype in FLOATING
-        self.as_is = one_image and first.shape[1] > 0 and first.shape[2] * first.shape[3] > 1
+        self.as_is = one_image and self.sizes[0] > 0 and first.shape[2] * first.shape[3] > 1
         self.prepared = isinstance(forward, PreparedModel) and self.as_is
         self.whole = False  # the function answers for all rows of a pass together
         self.copies = 1  # how often the batch runs
@@ -307,9 +311,9 @@ class Call:
 
         Each lies in memory as a tensor of its own does, not as a strided view of the images: models call `view`.
         """
-        dtypes = [one if least == torch.float16 else torch.promote_types(one, least) for one in self.dtypes]
+        dtypes = self.dtypes if least is torch.float16 else [torch.promote_types(one, least) for one in self.dtypes]
         if self.as_is:
-            return (images.to(dtypes[0]),)
+            return (images if images.dtype is dtypes[0] else images.to(dtypes[0]),)
         found, start = [], 0
         for one, size, dtype in zip(self.inputs, self.sizes, dtypes, strict=True):
             part = images[:, 0, 0, start : start + size].to(one.device)
@@ -429,13 +433,13 @@ class Call:
             asked = takes_inputs(forward)
 
             def model(images: Tensor, *further: Any) -> Any:
-                if len(images) % self.examples and fixed is None and not self._may_split():
+                if images.shape[0] % self.examples and fixed is None and not self._may_split():
                     raise RuntimeError(
                         f"{self.where}: {self.examples} examples of a model whose rows depend on each other must fit into "
                         f"memory together, and {self.copies} times as many do not: fewer may (internal_batch_size)"
                     )
                 inputs = self.unpack(images)
-                if self.copies == 1 and len(images) == self.examples and not self.as_is:
+                if not self.as_is and self.copies == 1 and len(images) == self.examples:
                     inputs = tuple(laid_out(one, given) for one, given in zip(inputs, self.inputs, strict=True))
                 if not asked:
                     return forward()
@@ -476,4 +480,4 @@ def compute_gradients(
 ) -> tuple[Tensor, ...]:
     """Return the gradient of the selected output with respect to each input."""
     call = Call("pysal.captum.compute_gradients", forward_fn, inputs, target_ind, additional_forward_args)
-    return call.unpack(call.run(lambda plan: gradient.prepare(plan).run(report=False).map))
+    return call.unpack(call.run(Plan.image_gradients))

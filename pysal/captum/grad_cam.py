@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.captum._bases import GradientAttribution, LayerAttribution, check_grad_kwargs, check_interpolation, entry, where
+from pysal.captum._bases import GradientAttribution, LayerAttribution, check_grad_kwargs, check_interpolation, entry_of_parts, where
 from pysal.captum._call import Call, Inputs, Target
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRules
@@ -35,7 +35,7 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
 
-    @entry
+    @entry_of_parts
     def attribute(
         self,
         inputs: Inputs,
@@ -94,7 +94,7 @@ class GuidedGradCam(GradientAttribution):
             refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
         self.model, self.layer, self.device_ids, self.strict = model, layer, device_ids, strict
 
-    @entry
+    @entry_of_parts
     def attribute(
         self,
         inputs: Inputs,

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from pysal._checks import refuse
-from pysal.captum._bases import GradientAttribution, entry, where
+from pysal.captum._bases import GradientAttribution, entry_of_parts, where
 from pysal.captum._call import Inputs, Target
 from pysal.engine.model.relu_rules import OtherActivations
 from pysal.engine.prepared.model import PreparedModel
@@ -26,7 +26,7 @@ class _ReluRuleAttribution(GradientAttribution):
     def _other_activations(self) -> OtherActivations:
         return "error" if self.strict else "plain"
 
-    @entry
+    @entry_of_parts
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: object = None) -> Any:
         """Return the gradient under the rule.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
-from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
+from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry_of_parts, where
 from pysal.captum._call import Call, Inputs, Target, floating, spread
 from pysal.engine.paths.quadrature import Quadrature, Rule, rule
 from pysal.engine.request.plan import Plan
@@ -54,7 +54,7 @@ class IntegratedGradients(GradientAttribution):
         """True: the attributions of an example add up to the change of its score."""
         return True
 
-    @entry
+    @entry_of_parts
     def attribute(
         self,
         inputs: Inputs,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pysal.captum._bases import GradientAttribution, entry
+from pysal.captum._bases import GradientAttribution, entry_of_parts
 from pysal.captum._call import Inputs, Target
 
 
@@ -21,7 +21,7 @@ class Saliency(GradientAttribution):
         torch.Size([1, 3, 8, 8])
     """
 
-    @entry
+    @entry_of_parts
     def attribute(self, inputs: Inputs, target: Target = None, abs: bool = True, additional_forward_args: object = None) -> Any:
         """Return the gradient, or its absolute value.
 

@@ -14,7 +14,7 @@ from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
-from pysal.engine.request.sweeps import Sweep
+from pysal.engine.request.sweeps import PLAIN
 from pysal.engine.request.target import Class, Target
 from pysal.engine.request.work import Work, sweeping
 from pysal.engine.running.precision import Precision
@@ -69,7 +69,7 @@ def gradient(
         torch.Size([1, 3, 8, 8])
     """
     plan = Plan("pysal.gradient", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
-    return prepare(plan).run(report=False).map
+    return plan.image_gradients()
 
 
 def class_gradients(
@@ -173,4 +173,4 @@ def _classes(plan: Plan, classes: object) -> Tensor:
 
 def prepare(plan: Plan) -> Work:
     """Return the work that finds the gradient of every image of a plan."""
-    return sweeping(plan, Sweep())
+    return sweeping(plan, PLAIN)

@@ -103,10 +103,10 @@ def test_first_row_is_measured_where_memory_is_short(monkeypatch: pytest.MonkeyP
         (10**9, [1, 4, 4, 1]),  # never more than are fast
     ):
         sizes: list[int] = []
-        monkeypatch.setattr(chunks, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(chunks, "free_memory", lambda *_, free=free: free)
         run(10, body, row_bytes=10**6)
         assert sizes == expected, free
-    monkeypatch.setattr(chunks, "free_memory", lambda device: 10**6)
+    monkeypatch.setattr(chunks, "free_memory", lambda *_: 10**6)
     sizes = []
     run(10, body, row_bytes=50)  # even a generous guess, 1000 times the input of all rows, fits into half of it
     assert sizes == [10]
@@ -132,7 +132,7 @@ def test_first_row_is_measured_where_memory_is_short(monkeypatch: pytest.MonkeyP
 def test_a_pass_of_small_rows_has_the_bytes_of_four_photos(
     row: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "free_memory", lambda device: 10**12)
+    monkeypatch.setattr(chunks, "free_memory", lambda *_: 10**12)
     assert chunks.fast_rows(CPU, math.prod(row) * 4) == rows
     body = Body()
     run(2 * rows + 1, body, row_bytes=math.prod(row) * 4)
@@ -147,7 +147,7 @@ def test_many_rows_are_measured_however_small_they_are(monkeypatch: pytest.Monke
         sizes.append(stop - start)
         allocate(1000 * (stop - start), [])
 
-    monkeypatch.setattr(chunks, "free_memory", lambda device: 2 * 4000 * 300)
+    monkeypatch.setattr(chunks, "free_memory", lambda *_: 2 * 4000 * 300)
     sizes: list[int] = []
     run(1000, body, row_bytes=1)
     assert sizes == [1, 300, 300, 300, 99]
@@ -177,7 +177,7 @@ def test_chunk_is_halved_until_it_fits(kind: str) -> None:
 @pytest.mark.parametrize("short_of_memory", [False, True])
 def test_row_that_does_not_fit(kind: str, short_of_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if short_of_memory:
-        monkeypatch.setattr(chunks, "free_memory", lambda device: 1)
+        monkeypatch.setattr(chunks, "free_memory", lambda *_: 1)
     body = Body(lambda start, stop: OUT_OF_MEMORY[kind]() if stop > 5 else None)
     with pytest.raises(MemoryError, match=r"^pysal: one row of rows does not fit into the memory of cpu$") as caught:
         run(20, body)

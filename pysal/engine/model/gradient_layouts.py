@@ -6,24 +6,30 @@ the result is another gradient altogether. Channels come last wherever weights d
 not concerned, for their gradients are copied on the way.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 _MIXED_UP = "NativeBatchNormBackward0"
+# A tensor that requires its gradient: the end of a way back.
+_END = torch._C._functions.AccumulateGrad
 
 
 def lay_out(score: Tensor, rows: int) -> None:
     """Have gradients of a score, of a pass of so many rows, made contiguous ahead of batch norm."""
     if rows > 1 or score.grad_fn is None:
         return
-    seen, left = {score.grad_fn}, [score.grad_fn]
-    while left:
-        node = left.pop()
-        if node.name() == _MIXED_UP:
+    seen: set[Any] = {None, score.grad_fn}
+    left: list[Any] = [score.grad_fn]
+    for node in left:  # which grows
+        if type(node).__name__ == _MIXED_UP:
             node.register_prehook(_contiguous)
         for before, _ in node.next_functions:
-            if before is not None and before not in seen:
+            if before not in seen:
                 seen.add(before)
-                left.append(before)
+                if type(before) is not _END:
+                    left.append(before)
 
 
 def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -45,7 +45,12 @@ def differentiating(where: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        for words, reason in _REFUSALS.items():
-            if words in str(error):
-                raise NotDifferentiable(f"{where}: model must be differentiable, got {reason}") from error
+        refuse_derivative(where, error)
         raise
+
+
+def refuse_derivative(where: str, error: RuntimeError) -> None:
+    """Say in one sentence what torch refused on the way there or back; return if it is something else."""
+    for words, reason in _REFUSALS.items():
+        if words in str(error):
+            raise NotDifferentiable(f"{where}: model must be differentiable, got {reason}") from error

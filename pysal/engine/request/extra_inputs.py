@@ -67,12 +67,14 @@ class ExtraArguments:
     """
 
     def __init__(self, where: str, given: ExtraInputs, images: int) -> None:
+        self._by_name, self._picks = False, dict[Any, Pick]()
+        if given == () and isinstance(given, tuple):
+            return  # as in most calls
         values, word = (given.value, type(given)) if isinstance(given, (PerImage, Shared)) else (given, None)
         if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, (Sequence, Mapping)):
             refuse(where, "extra_inputs", "be a sequence or a mapping", type(values).__name__, TypeError)
         named = values.items() if isinstance(values, Mapping) else enumerate(values)
         self._by_name = isinstance(values, Mapping)
-        self._picks: dict[Any, Pick] = {}
         for name, value in named:
             said = value if word is None or isinstance(value, (PerImage, Shared)) else word(value)
             self._picks[name] = _pick(where, f"extra_inputs[{name!r}]", said, images)

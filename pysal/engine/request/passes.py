@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.model.model_state import parts
-from pysal.engine.model.not_applicable import NotApplicable, differentiating
+from pysal.engine.model.not_applicable import NotApplicable, differentiating, refuse_derivative
 from pysal.engine.request.independence import (
     MANY_ROWS,
     REPEATS,
@@ -52,15 +52,9 @@ class Passes(Request):
         """
         if total >= MANY_ROWS:
             self.root._shared["many"] = True
-
-        def part(start: int, stop: int) -> None:
-            if stop - start < self.images:  # the batch did not fit into memory
-                self._divide()
-            body(start, stop)
-
         run_chunks(
             total,
-            part if self.company == "whole" and self.images > 1 and (not ends or batch_size is None) else body,
+            self._undivided(body) if self.company == "whole" and (not ends or batch_size is None) else body,
             label=self.where.removeprefix("pysal."),
             batch_size=batch_size or self.batch_size,
             device=self.device,
@@ -68,34 +62,44 @@ class Passes(Request):
             ends=ends,
         )
 
-    def modes(self, *, grad: bool) -> precision_mode:
-        """Return the context that sets what autograd and arithmetic a model pass needs, in a `restoring` function.
+    def _undivided(self, body: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """Return the body for passes that hold the whole batch, as long as it fits into memory."""
 
-        Raises:
-            NotApplicable: gradients are wanted of a model that was made in inference mode.
-        """
-        if grad:
-            self._check_gradients()
+        def part(start: int, stop: int) -> None:
+            if stop - start < self.images:  # the batch did not fit
+                self._divide()
+            body(start, stop)
+
+        return part
+
+    def modes(self, *, grad: bool) -> precision_mode:
+        """Return the context that sets what autograd and arithmetic a model pass needs, in a `restoring` function."""
         return _Modes(self.precision, self.device, backward=grad, without_cudnn=grad and "without cuDNN" in self.root._shared)
 
     def differentiated(self, passes: Callable[[], Shared]) -> Shared:
         """Return `passes()`, which run forward and backward; again without cuDNN where its RNNs are in eval mode.
 
         cuDNN keeps what the backward pass of an RNN needs in training mode alone; torch's own kernels always do.
+
+        Raises:
+            NotApplicable: the model was made in inference mode, or is not differentiable in another way that torch refuses.
         """
+        try:
+            return passes()
+        except RuntimeError as error:
+            if "without cuDNN" in self.root._shared or "cudnn RNN backward" not in str(error):
+                if "inference tensor" in str(error).lower():
+                    self._check_gradients(error)
+                refuse_derivative(self.where, error)
+                raise
+        self.root._shared["without cuDNN"] = True
         with differentiating(self.where):
-            try:
-                return passes()
-            except RuntimeError as error:
-                if "without cuDNN" in self.root._shared or "cudnn RNN backward" not in str(error):
-                    raise
-            self.root._shared["without cuDNN"] = True
             return passes()
 
-    def _check_gradients(self) -> None:
-        """Refuse a model whose tensors autograd does not take; looked at once."""
+    def _check_gradients(self, error: RuntimeError) -> None:
+        """Refuse a model whose tensors autograd did not take."""
         model = self.layered_model
-        if not isinstance(model, nn.Module) or "may be differentiated" in self.root._shared:
+        if not isinstance(model, nn.Module):
             return
         held = ((prefix, kind) for prefix, module in parts(model) for kind in (module._parameters, module._buffers))
         for prefix, name, tensor in ((prefix, name, tensor) for prefix, kind in held for name, tensor in kind.items()):
@@ -103,8 +107,7 @@ class Passes(Request):
                 raise NotApplicable(
                     f"{self.where}: model must be made outside torch.inference_mode, whose tensors have no gradients, "
                     f"got {prefix + name!r}; leave_one_out explains such a model"
-                )
-        self.root._shared["may be differentiated"] = True
+                ) from error
 
     def forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
         """Return what a model answers to rows of the images, with the extra inputs of each.
@@ -113,7 +116,7 @@ class Passes(Request):
             ValueError: it fails on these rows, and works on the caller's whole batch.
         """
         shared = self.root._shared
-        before = None if "draws" in shared else _random_numbers(self.device)
+        before = None if self.company == "given" or "draws" in shared else _random_numbers(self.device)
         try:
             output = self._forward(model, batch, rows)
         except Exception as error:  # the model's own, of any kind
@@ -126,16 +129,16 @@ class Passes(Request):
         return output
 
     def _forward(self, model: Model, batch: Tensor, rows: Tensor) -> Any:
-        by_position, by_name = self.extra_inputs.of(self.origin[rows])
+        by_position, by_name = self.extra_inputs.of(self.origin_of(rows)) if len(self.extra_inputs) else ((), {})
         return model(batch, *by_position, **by_name)
 
     def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""
         table = self.score.table(output, rows)
-        self.score.resolve(output, table, self.origin[rows])
+        self.score.resolve(output, table, self.origin_of(rows))
         if self.score.look.open:
             self.score.look_at(table)
-        return table, self.score(output, self.origin[rows])
+        return table, self.score(output, self.origin_of(rows))
 
     def check_rows(self, rows: Tensor) -> None:
         """Refuse a model whose rows depend on each other, now that a pass of these rows (N,) has been made.
@@ -243,10 +246,10 @@ class Passes(Request):
         """Whether rows are the caller's images, all of them, in order. A GPU waits to say it, so of one tensor once."""
         if len(rows) != self.root.images:
             return False
-        shared, origin = self.root._shared, self.origin
+        shared, origin = self.root._shared, self._origin
         asked, whole = shared.get("asked whether all images", ((), False))
         if not (len(asked) and asked[0] is rows and asked[1] is origin):
-            whole = torch.equal(origin[rows], torch.arange(len(rows), device=rows.device))
+            whole = torch.equal(self.origin_of(rows), torch.arange(len(rows), device=rows.device))
             shared["asked whether all images"] = (rows, origin), whole
         return bool(whole)
 
@@ -258,7 +261,7 @@ class Passes(Request):
             return False  # which was no reason to run so many at once
 
         # what failed once need not be the rows' doing
-        return self._works(model, torch.arange(root.images, device=root.device)) and not self._works(model, self.origin[rows])
+        return self._works(model, torch.arange(root.images, device=root.device)) and not self._works(model, self.origin_of(rows))
 
     @restoring
     def _works(self, model: Model, images: Tensor) -> bool:

@@ -14,14 +14,14 @@ from pysal._library import without_autocast
 from pysal.engine.layers.default_layer import Look
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.gradient_layouts import lay_out
-from pysal.engine.model.not_applicable import NotApplicable, differentiating
+from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ordinary
 from pysal.engine.request.passes import Passes
 from pysal.engine.request.request import Model
 from pysal.engine.request.score import FOUND_OUT, Output, ScoreKind
-from pysal.engine.request.sweeps import Found, Sweep, Swept, sweep
+from pysal.engine.request.sweeps import PLAIN, Found, Sweep, Swept, sweep
 from pysal.engine.running.states import restoring
 
 __all__ = ["Clean", "Model", "Plan"]
@@ -83,18 +83,22 @@ class Plan(Passes):
         tables: list[Tensor] = []
         scores: list[Tensor] = []
 
-        def body(start: int, stop: int) -> None:
+        @restoring
+        def ask(start: int, stop: int) -> Tensor:
+            self.modes(grad=False).set()  # a callable target is a part of the pass
             rows = torch.arange(start, stop, device=self.device)
             # a copy: a model that works in place must change neither the caller's images nor ours
-            with self.modes(grad=False):  # a callable target is a part of the pass
-                output = self.forward(self.model, ordinary(self.inputs[start:stop].clone()), rows)
-                table = self.score.table(output, rows)
-                self.score.resolve(output, table, self.origin[rows])
-                if table is None:
-                    scores.append(self.score(output, self.origin[rows]).detach().clone())
-                else:
-                    tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
-            self.check_rows(rows)
+            output = self.forward(self.model, ordinary(self.inputs[start:stop].clone()), rows)
+            table = self.score.table(output, rows)
+            self.score.resolve(output, table, self.origin_of(rows))
+            if table is None:
+                scores.append(self.score(output, self.origin_of(rows)).detach().clone())
+            else:
+                tables.append(table.clone())  # a model may answer into one buffer, as captured CUDA graphs do
+            return rows
+
+        def body(start: int, stop: int) -> None:
+            self.check_rows(ask(start, stop))
 
         self.run(self.images, body)
         return _joined(tables, scores)
@@ -178,12 +182,16 @@ class Plan(Passes):
     def look(self, image: int) -> Look:
         """Run the model with gradients on one of the images, for whoever watches its layers."""
         rows = torch.tensor([image], device=self.device)
-        with self.modes(grad=True), differentiating(self.where):
+
+        def look() -> Look:
             leaf = self.inputs[image : image + 1].clone().requires_grad_()
             output = self.forward(self.layered_model, leaf.clone(), rows)
             score = self._preview(output, rows)
             lay_out(score, 1)
             return Look(leaf, output, score)
+
+        self.modes(grad=True).set()
+        return self.differentiated(look)
 
     def _preview(self, output: Any, rows: Tensor) -> Tensor:
         return self.score.preview(output, rows)
@@ -201,24 +209,42 @@ class Plan(Passes):
         The model may overwrite `batch`. Where another `model` is given, it is that which turns `batch` into outputs.
         """
         self.fix_target()
-        with self.modes(grad=False):
-            output = self.forward(self.model if model is None else model, ordinary(batch), rows)
-            table = self.score.table(output, rows)
-            scores = self.score(output, self.origin[rows]).detach().clone() if table is None else None
-        if table is None:
+        found, scores = self._scores(batch, rows, self.model if model is None else model)
+        if found is None:
             assert scores is not None
             self.check_rows(rows)
             return scores, None
-        classes = self.score.scaled(table.clone())  # a model that answers into one buffer overwrites it in the next pass
+        classes = self.score.scaled(found.clone())  # a model that answers into one buffer overwrites it in the next pass
         if model is None:
             self.check_rows(rows)
-        return self.score.pick(classes, self.origin[rows]), classes
+        return self.score.pick(classes, self.origin_of(rows)), classes
+
+    @restoring
+    def _scores(self, batch: Tensor, rows: Tensor, model: Model) -> tuple[Tensor | None, Tensor | None]:
+        self.modes(grad=False).set()
+        output = self.forward(model, ordinary(batch), rows)
+        table = self.score.table(output, rows)
+        return table, self.score(output, self.origin_of(rows)).detach().clone() if table is None else None
 
     def gradients(self, batch: Tensor, rows: Tensor) -> Tensor:
         """Return df/dx (N, C, H, W) at each row of `batch`."""
-        image = Sweep()
         self.fix_target()
-        return sweep(self, batch, rows, [image]).found[image][0]
+        return sweep(self, batch, rows, [PLAIN]).found[PLAIN][0]
+
+    def image_gradients(self) -> Tensor:
+        """Return df/dx (B, C, H, W) at the unchanged images, for a method that asks for nothing else."""
+        if self.score.open or self.score.undecided:
+            ((result,),) = self.sweeps(PLAIN)
+            return result.to(self.dtype)
+        found: dict[int, Tensor] = {}
+
+        def body(start: int, stop: int) -> None:
+            rows = torch.arange(start, stop, device=self.device)
+            batch = self.inputs if stop - start == self.images else self.inputs[start:stop]
+            found[start] = sweep(self, batch, rows, (PLAIN,)).found[PLAIN][0]
+
+        self.run(self.images, body)
+        return (found[0] if len(found) == 1 else _cat([*found.values()])).to(self.dtype)
 
     def layer_gradients(
         self, batch: Tensor, rows: Tensor, layer: Layer, rules: ReluRules | None = None

@@ -70,7 +70,8 @@ class Request:
             where, target, running.score, len(inputs), self.device, lambda: names_of(named), output, size=(height, width)
         )
         self._root: Self | None = None
-        self.origin = torch.arange(len(inputs), device=self.device)
+        # the image of the call's own that each stands for; None = they are those
+        self._origin: Tensor | None = None
         # what is found out of these images under this target: one for all methods and kinds of score of a call
         self._shared: dict[object, Any] = {}
 
@@ -78,7 +79,7 @@ class Request:
         """Return a plan for other images under the same request; image n stands for image `rows[n]` of this one."""
         derived: Self = object.__new__(type(self))
         derived.__dict__.update(self.__dict__)
-        derived._root, derived.inputs, derived.origin = self.root, inputs, self.origin[rows]
+        derived._root, derived.inputs, derived._origin = self.root, inputs, self.origin_of(rows)
         derived.batch_size = batch_size or self.batch_size
         derived.asked_batch_size = batch_size or self.asked_batch_size
         derived._shared = {}
@@ -86,7 +87,8 @@ class Request:
 
     def renamed(self, where: str, score: ScoreKind) -> Self:
         """Return this request for another method and kind of score, sharing the clean pass and the target."""
-        renamed = self.derive(self.inputs, torch.arange(self.images, device=self.device))
+        renamed: Self = object.__new__(type(self))
+        renamed.__dict__.update(self.__dict__)
         renamed.where, renamed._root = where, None
         renamed.score, renamed._shared = self.score.renamed(where, score), self._shared
         return renamed
@@ -98,6 +100,15 @@ class Request:
         return self if self._root is None else self._root
 
     @property
+    def origin(self) -> Tensor:
+        """The image (B,) of the call's own that each of these stands for."""
+        return torch.arange(self.images, device=self.device) if self._origin is None else self._origin
+
+    def origin_of(self, rows: Tensor) -> Tensor:
+        """Return the image (N,) of the call's own that each of the images `rows` (N,) stands for."""
+        return rows if self._origin is None else self._origin[rows]
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.inputs.device
@@ -105,12 +116,12 @@ class Request:
     @property
     def images(self) -> int:
         """Number of images B."""
-        return len(self.inputs)
+        return self.inputs.shape[0]
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of model input."""
-        return self.inputs[0].numel() * self.inputs.element_size()
+        return self.inputs.numel() // self.images * self.inputs.element_size()
 
     @property
     def rows_at_once(self) -> int:
@@ -163,12 +174,13 @@ class Request:
 
 def _checked_inputs(where: str, inputs: object, *, finite: bool) -> Tensor:
     tensor = check_dense(where, "inputs", check_tensor(where, "inputs", inputs, dtypes=FLOATING))
-    if tensor.ndim != 4:
-        refuse(where, "inputs", "be a batch of images (B, C, H, W)", f"shape {tuple(tensor.shape)}")
-    if tensor.shape[0] == 0:
-        refuse(where, "inputs", "hold at least one image", f"shape {tuple(tensor.shape)}")
-    if tensor.shape[1] == 0 or tensor.shape[2] * tensor.shape[3] < 2:
-        refuse(where, "inputs", "be images of more than one pixel", f"shape {tuple(tensor.shape)}")
+    shape = tuple(tensor.shape)
+    if len(shape) != 4:
+        refuse(where, "inputs", "be a batch of images (B, C, H, W)", f"shape {shape}")
+    if shape[0] == 0:
+        refuse(where, "inputs", "hold at least one image", f"shape {shape}")
+    if shape[1] == 0 or shape[2] * shape[3] < 2:
+        refuse(where, "inputs", "be images of more than one pixel", f"shape {shape}")
     if finite:
         if not all_finite(tensor):
             image = int(finite_rows(tensor).long().argmin())

@@ -20,6 +20,9 @@ from pysal.engine.running.chunks import is_out_of_memory
 from pysal.engine.running.states import outside_inference
 
 
+_NO_CLASSES = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
 def class_scores(output: Any) -> Tensor:
     """Return the tensor of class scores in whatever container a model returned it.
 
@@ -95,6 +98,8 @@ class Score:
     """
 
     is_square = False
+    index: Tensor
+    minus: Tensor | None
 
     def __init__(
         self,
@@ -121,11 +126,13 @@ class Score:
             classes = classes_of(where, target, images, self.find)
         self._largest = -1 if classes is None else max(max(classes[0]), max(classes[1] or [-1]))
         self._rows_looked_at = [0]  # likewise
+        self.index, self.minus = _NO_CLASSES, None
+        if self.function is not None:
+            return
         made = functools.partial(torch.tensor, dtype=torch.int64, device=device)
-        unknown = functools.partial(torch.full, (images,), -1, dtype=torch.int64, device=device)
-        index, minus = classes or (None, None)
-        self.index: Tensor = outside_inference(lambda: unknown() if index is None else made(index))
-        self.minus: Tensor | None = None if minus is None else outside_inference(lambda: made(minus))
+        index, minus = classes or ([-1] * images, None)
+        self.index = outside_inference(lambda: made(index))
+        self.minus = None if minus is None else outside_inference(lambda: made(minus))
 
     @property
     def open(self) -> bool:

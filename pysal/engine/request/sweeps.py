@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.engine.layers.features import Features, Layer, capture
 from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.gradients import gradients
+from pysal.engine.model.model_state import parts
 from pysal.engine.model.not_applicable import NotApplicable, not_differentiable, reentrant
 from pysal.engine.model.relu_rules import OtherActivations, ReluRule, ReluRules
 from pysal.engine.prepared.model import PreparedModel
@@ -43,6 +45,19 @@ class Sweep:
     reduce: Callable[[Tensor, Tensor], Found] | None = None
     curvature: float = 0.0
     where: str = field(default="pysal", compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)  # asked for several times in each call
+
+    def __post_init__(self) -> None:
+        """Note the hash."""
+        object.__setattr__(self, "_hash", hash((self.rule, self.other, self.layer, self.reduce, self.curvature)))
+
+    def __hash__(self) -> int:
+        """Return the hash of what is compared."""
+        return self._hash
+
+
+PLAIN = Sweep()
+"""The gradient at the images."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ def sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *,
     Raises:
         NotApplicable: a rule does not apply, or the model is not differentiable.
     """
-    others = list(dict.fromkeys(one.other for one in wanted if one.rule != "plain"))
+    others = list(dict.fromkeys(one.other for one in wanted if one.rule != "plain")) if len(wanted) > 1 else ()
     if len(others) > 1:
         groups = [[one for one in wanted if one.rule == "plain" or one.other == others[0]]]
         groups += [[one for one in wanted if one.rule != "plain" and one.other == other] for other in others[1:]]
@@ -82,18 +97,20 @@ def sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], *,
 def _sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
     """Make sweeps with one `other`."""
     program = taped(plan, batch)
+    plan.modes(grad=True).set()  # until `sweep` ends
+    if program is None:
+        alone = len(wanted) == 1 and wanted[0] is PLAIN
+        return _plainly(plan, batch, rows) if alone else _with_autograd(plan, batch, rows, wanted, required)
     places: dict[Layer, Place] = {}
     for one in wanted:
-        place = program.layer(one.layer) if program is not None and one.layer is not None else None
+        place = program.layer(one.layer) if one.layer is not None else None
         if one.layer is not None and place is not None:
             places[one.layer] = place
     first_order = [one for one in wanted if not one.curvature]
-    on_tape = [one for one in first_order if program is not None and (one.layer is None or one.layer in places)]
+    on_tape = [one for one in first_order if one.layer is None or one.layer in places]
     with_autograd = [one for one in wanted if one not in on_tape]
     results: list[Swept] = []
-    plan.modes(grad=True).set()  # until `sweep` ends
     if on_tape:
-        assert program is not None
         results.append(_on_tape(plan, program, batch, rows, on_tape, places, required))
     if with_autograd:
         results.append(_with_autograd(plan, batch, rows, with_autograd, required))
@@ -233,6 +250,17 @@ def _swept(
     return Swept(None if table is None else table.detach().clone(), scores.detach(), found)
 
 
+def _plainly(plan: Passes, batch: Tensor, rows: Tensor) -> Swept:
+    """Find the gradient at the images, which is what most calls are about: what sweeps need besides costs time."""
+    leaf = _leaf(batch)
+    table, scores = plan.score_of(plan.forward(plan.model, leaf.clone(), rows), rows)
+    if not scores.requires_grad:
+        raise not_differentiable(plan.where)
+    lay_out(scores, len(rows))
+    (grad,) = gradients(scores, (leaf,))
+    return Swept(None if table is None else table.detach().clone(), scores.detach(), {PLAIN: (_found(plan, grad),)})
+
+
 def _with_autograd(
     plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool, *, may_cut: bool = True
 ) -> Swept:
@@ -303,11 +331,11 @@ def _bent(gradient: Tensor, activation: Tensor) -> Tensor | float:
 
 
 def _has_backward_hooks(model: object) -> bool:
-    while hasattr(model, "__wrapped__"):
+    while not isinstance(model, nn.Module):
+        if not hasattr(model, "__wrapped__"):
+            return False
         model = model.__wrapped__
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    kinds = ("_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, None) for module in modules for kind in kinds)
+    return any(module._backward_hooks or module._backward_pre_hooks for _, module in parts(model))
 
 
 @contextlib.contextmanager

@@ -96,7 +96,8 @@ class _Reporting:
     outermost: bool = True
 
 
-_reporting: ContextVar[_Reporting] = kept(ContextVar("pysal_reporting", default=_Reporting()))  # noqa: B039, it is frozen
+NOBODY = _Reporting()
+_reporting: ContextVar[_Reporting] = kept(ContextVar("pysal_reporting", default=NOBODY))  # noqa: B039, it is frozen
 
 
 @contextlib.contextmanager
@@ -144,7 +145,6 @@ def _tqdm_callback() -> ProgressCallback:
     return report
 
 
-@restoring
 def run_chunks(
     total: int,
     body: Callable[[int, int], None],
@@ -173,15 +173,58 @@ def run_chunks(
         Cancelled: the `cancel` event of `progress` was set.
         MemoryError: one row alone does not fit.
     """
+    most = batch_size or fast_rows(device, row_bytes)
+    measure = batch_size is None and total > 1 and not _fits(min(most, total), row_bytes, device)
+    size = most if total <= most else chunk_rows(total if not ends else 0, most, device)
+    if 0 < total <= most and not (ends or measure) and _reporting.get() is NOBODY:  # most calls: there is no queue
+        try:
+            return body(0, total)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if total == 1 or not is_out_of_memory(error):
+                _refuse_row(error, total, label, device)
+                raise
+        _make_room(device)  # outside the except block, where the traceback still holds the tensors of the failed chunk
+        size = total // 2
+    _run_queue(total, body, label, size, device, ends, measure=measure)
+
+
+def _fits(rows: int, row_bytes: int, device: torch.device) -> bool:
+    """Say whether so many rows fit into memory with any common network, so that none has to be measured before them."""
+    if rows > UNMEASURED_ROWS and device.type == "cpu":
+        return False
+    needed = rows * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE / MEMORY_SHARE
+    return needed <= free_memory(device, needed)
+
+
+def _refuse_row(error: BaseException, rows: int, label: str, device: torch.device) -> None:
+    """Say in one sentence that a row alone does not fit; one that fails for another reason does so in its own words."""
+    if rows == 1 and says_out_of_memory(error):
+        raise MemoryError(f"pysal: one row of {label} does not fit into the memory of {device}") from error
+
+
+def _make_room(device: torch.device) -> None:
+    """Have memory given back that can be done without."""
+    for one in list(_reserves):
+        one.give_back()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@restoring
+def _run_queue(
+    total: int,
+    body: Callable[[int, int], None],
+    label: str,
+    size: int,
+    device: torch.device,
+    ends: Sequence[int],
+    *,
+    measure: bool,
+) -> None:
+    """Go through a queue in chunks of at most `size` rows; `measure`: begin with one row."""
     reporting = _reporting.get()
     _reporting.set(_Reporting(cancel=reporting.cancel, outermost=False))
-    done, size = 0, chunk_rows(total if not ends else 0, batch_size or fast_rows(device, row_bytes), device)
-    first = min(size, total)
-    measure = batch_size is None and total > 1
-    measure = measure and (
-        first * row_bytes * GENEROUS_BYTES_PER_INPUT_BYTE > MEMORY_SHARE * free_memory(device)
-        or (first > UNMEASURED_ROWS and device.type == "cpu")
-    )
+    done = 0
     while done < total:
         if reporting.cancel is not None and reporting.cancel.is_set():
             raise Cancelled(f"pysal: cancelled after {done} of {total} rows of {label}")
@@ -190,20 +233,15 @@ def run_chunks(
             with _AllocationMeter() if measure else contextlib.nullcontext() as meter:
                 body(done, stop)
         except (RuntimeError, MemoryError, OSError) as error:
-            # a single row that fails for a reason that need not be memory fails in its own words
-            if not (says_out_of_memory(error) if stop - done == 1 else is_out_of_memory(error)):
+            if stop - done == 1 or not is_out_of_memory(error):
+                _refuse_row(error, stop - done, label, device)
                 raise
-            if stop - done == 1:
-                raise MemoryError(f"pysal: one row of {label} does not fit into the memory of {device}") from error
             size, measure = (stop - done) // 2, False
             failed = True
         else:
             failed = False
         if failed:  # outside the except block, where the traceback still holds the tensors of the failed chunk
-            for one in list(_reserves):
-                one.give_back()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            _make_room(device)
             continue
         if meter is not None:
             size = max(1, min(size, int(MEMORY_SHARE * free_memory(device) / max(meter.bytes, 1))))
@@ -249,11 +287,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on `device`."""
+def free_memory(device: torch.device, enough: float = math.inf) -> int:
+    """Return the bytes that can still be allocated on `device`; where they are `enough`, perhaps fewer than there are."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    with contextlib.suppress(ValueError, OSError):  # pages that nobody uses, which the kernel says at once
+        unused = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if unused >= enough:
+            return unused
     with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
         for line in lines:
             if line.startswith("MemAvailable:"):

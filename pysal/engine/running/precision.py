@@ -38,12 +38,13 @@ class precision_mode(Restored):
 
     def set(self) -> None:
         """Set what is asked for, in a `restoring` function that ends where the block would."""
-        if self.device.type == "cuda":
+        kind = self.device.type
+        if kind == "cuda":
             allow_tf32(KEPT if self.precision == "as set" else self.precision in ("tf32", "mixed"))
         if self.precision == "bf16":
-            torch.autocast(self.device.type, dtype=torch.bfloat16).__enter__()
-        else:
-            without_autocast(self.device.type).__enter__()
+            torch.autocast(kind, dtype=torch.bfloat16).__enter__()
+        elif torch.is_autocast_enabled(kind) if kind in ("cpu", "cuda") else True:
+            without_autocast(kind).__enter__()
         if self.precision == "mixed" and self.backward:
             _Bfloat16Backward().__enter__()
 

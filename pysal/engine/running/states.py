@@ -87,9 +87,9 @@ class State:
                 undo()
             del _undoings.held[self._undoings :]
         self._put_back_modes()
-        settings = (self.grad, *self._settings[1:])  # which whoever holds the state may want to be another
-        if _settings() != settings:
-            _set(settings)
+        now, then = _settings(), self._settings
+        if now != then or self.grad != then[0]:  # which whoever holds the state may want to be another
+            _set(now, (self.grad, *then[1:]))
         if not all(map(operator.is_, map(ContextVar.get, _variables), self._values)):
             for variable, value in zip(_variables, self._values, strict=True):
                 if variable.get() is not value:
@@ -133,30 +133,32 @@ def _settings() -> tuple[Any, ...]:
     )
 
 
-def _set(settings: tuple[Any, ...]) -> None:
-    """Set what `_settings` returned, where it is not so."""
-    grad, *autocast, cache, nesting, optimise, threads = settings
-    if torch.is_grad_enabled() != grad:
-        torch._C._set_grad_enabled(grad)
-    count = len(_AUTOCAST_DEVICES)
-    for kind, enabled, dtype in zip(_AUTOCAST_DEVICES, autocast[:count], autocast[count:], strict=True):
-        if torch.is_autocast_enabled(kind) != enabled:
-            torch.set_autocast_enabled(kind, enabled)
-        if torch.get_autocast_dtype(kind) != dtype:
-            torch.set_autocast_dtype(kind, dtype)
-    if torch.is_autocast_cache_enabled() != cache:
-        torch.set_autocast_cache_enabled(cache)
-    if _autocast_nesting() != nesting:
-        if nesting == 0:
-            torch.clear_autocast_cache()
-        while _autocast_nesting() > nesting:
-            torch.autocast_decrement_nesting()
-        while _autocast_nesting() < nesting:
-            torch.autocast_increment_nesting()
-    if torch._C._get_graph_executor_optimize() != optimise:
-        torch._C._set_graph_executor_optimize(optimise)
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+def _set(now: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
+    """Set what `_settings` returned then, where it is not so now."""
+    for set_it, is_now, was in zip(_SETTERS, now, settings, strict=True):
+        if is_now != was:
+            set_it(was)
+
+
+def _set_autocast_nesting(nesting: int) -> None:
+    if nesting == 0:
+        torch.clear_autocast_cache()
+    while _autocast_nesting() > nesting:
+        torch.autocast_decrement_nesting()
+    while _autocast_nesting() < nesting:
+        torch.autocast_increment_nesting()
+
+
+# in the order of `_settings`
+_SETTERS: tuple[Callable[[Any], object], ...] = (
+    torch._C._set_grad_enabled,
+    *(functools.partial(torch.set_autocast_enabled, kind) for kind in _AUTOCAST_DEVICES),
+    *(functools.partial(torch.set_autocast_dtype, kind) for kind in _AUTOCAST_DEVICES),
+    torch.set_autocast_cache_enabled,
+    _set_autocast_nesting,
+    torch._C._set_graph_executor_optimize,
+    torch.set_num_threads,
+)
 
 
 def keep_random_numbers(*devices: torch.device) -> None:
