@@ -183,6 +183,8 @@ def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor
         if program is not None and program.layer(watched.layer) is not None:
             watched.tensors = 1  # of a prepared model: its own module does not run
         plan.run(plan.images, body)
+        if len(parts) == 1:
+            return parts[0]
         activations, gradients, guided = zip(*parts, strict=True)
         return torch.cat(activations), torch.cat(gradients), None if rules is None else torch.cat(guided)
 

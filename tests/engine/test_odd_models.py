@@ -1,5 +1,6 @@
 """Models that run in a way of their own: they are explained right, or one sentence says why not."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,8 +95,18 @@ def test_guided_rules_inside_torch_func() -> None:
         outputs = torch.func.vmap(lambda own: torch.func.functional_call(member, own, (inputs,)))(weights)
         return outputs.mean(0)
 
+    members = [copy.deepcopy(net()) for _ in range(2)]
+    members[1].load_state_dict({name: 2 * one for name, one in members[1].state_dict().items()})
+    expected = sum(pysal.guided_backprop(member, INPUTS, 1) for member in members) / 2  # what follows them is linear
+    torch.testing.assert_close(pysal.guided_backprop(ensemble, INPUTS, 1), expected)
+
+    inner = net()
+
+    def slope(inputs: Tensor) -> Tensor:
+        return torch.func.grad(lambda images: inner(images).sum())(inputs).mean((2, 3))
+
     with pytest.raises(pysal.NotApplicable) as error:
-        pysal.guided_backprop(ensemble, INPUTS, 1)
+        pysal.guided_backprop(slope, INPUTS, 1)
     assert str(error.value) == (
         "pysal.guided_backprop: the model's activations must run where the rule of ReLUs reaches them, got some inside "
         "torch.func: run the members one by one"

@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pysal
+from pysal.engine.request import sweeps
 from tests.methods.networks import images, seeded
 
 INPUTS = images(2, 3, 6, 7)
 RULES = ("guided", "deconvnet")
+
+
+@pytest.fixture(params=["recorded", "small"], autouse=True)
+def recorded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the forward pass is watched, as passes of photos are; small ones follow the rule on the way back alone."""
+    if request.param == "recorded":
+        monkeypatch.setattr(sweeps, "UNRECORDED", 0)
+    return bool(request.param == "recorded")
 
 
 class Ruled(torch.autograd.Function):
@@ -440,3 +449,27 @@ def test_no_gradient_is_no_map_of_zeros(other: str) -> None:
     model = torch.ao.quantization.quantize_dynamic(seeded(lambda: nn.Sequential(*layers)).float(), {nn.Linear})
     with pytest.raises(pysal.NotApplicable, match=r"^pysal\.guided_backprop: model must be differentiable, got a score that"):
         pysal.guided_backprop(model, INPUTS[:1].float(), 1, other_activations=other)
+
+
+class Spelt(nn.Module):
+    """ReLUs in seven spellings, of inputs on both sides of every bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 4)
+        self.six, self.tanh, self.threshold = nn.ReLU6(), nn.Hardtanh(0, 2), nn.Threshold(0, 0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        a = self.first(inputs) * 9
+        parts = [torch.relu(a), self.six(a), self.tanh(a), self.threshold(a), a.clamp(min=0), F.relu_(a.clone()), a.relu()]
+        return self.head(torch.stack(parts).sum(0).mean((2, 3)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_pass_that_is_not_watched_follows_the_same_rule(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = seeded(Spelt), []
+    for limit in (0, 2**40):
+        monkeypatch.setattr(sweeps, "UNRECORDED", limit)
+        found.append(torch.stack([pysal.guided_backprop(model, INPUTS, target, rule=rule) for target in range(4)]))
+    assert found[0].abs().amax() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)

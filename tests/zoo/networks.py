@@ -455,7 +455,9 @@ NETWORKS: dict[str, Network] = {
     "a gradient inside": Network(net(outside=energy)),
     "made in inference mode": Network(made_in_inference_mode, twin=Net, refuses=SLOPES),
     # ways to run
-    "vmap": Network(net(lambda net, x: torch.vmap(lambda one: F.relu(net.second(one)))(x)), refuses=RULED),
+    "vmap": Network(
+        net(lambda net, x: torch.vmap(lambda one: F.relu(net.second(one)))(x)), twin=net(lambda net, x: F.relu(net.second(x)))
+    ),
     "functional_call": Network(net(called)),
     "image by image": Network(net(lambda net, x: torch.stack([net.second(one[None])[0] for one in x])), refuses=("grad_cam",)),
     "sorted and back": Network(net(sorted_and_back)),

@@ -32,6 +32,10 @@ class Layer:
     at_input: bool = False
     index: int = 0
 
+    def __hash__(self) -> int:
+        """Return the hash of the name: layers of one name are few, and a call asks several times."""
+        return hash(self.name)
+
     @property
     def label(self) -> str:
         """The name by which `find_layer` finds this run again: "act", or "act@3" for the fourth run of several."""

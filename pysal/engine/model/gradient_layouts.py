@@ -13,23 +13,28 @@ from torch import Tensor
 
 _MIXED_UP = "NativeBatchNormBackward0"
 # A tensor that requires its gradient: the end of a way back.
-_END = torch._C._functions.AccumulateGrad
+END: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 
 def lay_out(score: Tensor, rows: int) -> None:
     """Have gradients of a score, of a pass of so many rows, made contiguous ahead of batch norm."""
-    if rows > 1 or score.grad_fn is None:
-        return
-    seen: set[Any] = {None, score.grad_fn}
-    left: list[Any] = [score.grad_fn]
-    for node in left:  # which grows
-        if type(node).__name__ == _MIXED_UP:
-            node.register_prehook(_contiguous)
+    if rows <= 1:
+        for node in nodes_behind(score):
+            if type(node).__name__ == _MIXED_UP:
+                node.register_prehook(_contiguous)
+
+
+def nodes_behind(score: Tensor) -> list[Any]:
+    """Return the autograd nodes of all operations that led to a score."""
+    found: list[Any] = [] if score.grad_fn is None else [score.grad_fn]
+    seen: set[Any] = {None, *found}
+    for node in found:  # which grows
         for before, _ in node.next_functions:
             if before not in seen:
                 seen.add(before)
-                if type(before) is not _END:
-                    left.append(before)
+                if type(before) is not END:
+                    found.append(before)
+    return found
 
 
 def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

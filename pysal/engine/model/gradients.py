@@ -1,6 +1,6 @@
 """Gradients of scores, without what `torch.autograd.grad` costs beside the pass.
 
-It looks through its arguments, as whoever wrote them may have made a mistake: for a small network that takes as long as a layer.
+That looks through its arguments, in which there may be a mistake: for a small network it takes as long as a layer.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+_engine: Any = torch.autograd.Variable._execution_engine
 
 
 def gradients(scores: Tensor, sources: tuple[Tensor, ...], *, keep_graph: bool = False) -> tuple[Tensor | None, ...]:

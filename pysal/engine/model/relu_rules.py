@@ -1,23 +1,26 @@
 """Backward rules of ReLU at the operator: whatever spelling, module or function a network uses.
 
 Two mechanisms, because neither sees everything. While the forward pass runs, a `TorchFunctionMode` replaces every ReLU call by
-the fused op, which keeps one bit per element. Afterwards the autograd graph between the images and the score is walked: a ReLU
+the fused op, which keeps one bit per element; a small pass, which would be over before that mode has seen its calls, goes
+without. Afterwards the autograd graph between the images and the score is walked: a ReLU
 that Python never called (inside a TorchScript module, a C++ composite) is found there and gets a hook, and so are the
 activations a rule does not define. What is not on the way from the images, say a text encoder, is no concern of a rule.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
 from pysal import ops
 from pysal._checks import check_choice
 from pysal._names import PACKAGE
+from pysal.engine.model.gradient_layouts import END
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.running.states import FunctionMode, kept
 
@@ -99,11 +102,20 @@ class ReluRules:
 
     Args:
         where: the public name of the method, for errors.
+        rule: of the first backward.
         other: what to do with activations the rule does not define.
+        kinds: the rules of all backwards, where these are known.
     """
 
-    def __init__(self, where: str, rule: ReluRule = "guided", other: OtherActivations = "error") -> None:
+    def __init__(
+        self,
+        where: str,
+        rule: ReluRule = "guided",
+        other: OtherActivations = "error",
+        kinds: Collection[ReluRule] = ("plain", "guided", "deconvnet"),
+    ) -> None:
         check_choice(where, "other_activations", other, OTHER_ACTIVATIONS)
+        self.kinds = set(kinds)
         self.where, self.rule, self.other = where, rule, other
         self._generalised: set[Any] = set()
         self._finished = False
@@ -135,7 +147,7 @@ class ReluRules:
                 graph, whose activations are out of reach.
         """
         nodes = _between(score, leaf)
-        for tape in [node.tape for node in nodes if hasattr(node, "tape")]:
+        for tape in [node.tape for node in nodes if isinstance(node, BackwardCFunction) and hasattr(node, "tape")]:
             nodes += _nodes_of(tape)
         self._check(nodes, 0, reaches=bool(nodes))
 
@@ -166,13 +178,14 @@ class ReluRules:
         generalised, self._generalised = self._generalised, set()
         undefined: dict[str, None] = {}
         for node in nodes:
-            name, function = node.name(), getattr(node, "_forward_cls", None)
+            name = node.name()
+            function = getattr(node, "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
             if name in _HIDDEN:
                 raise NotApplicable(
                     f"{self.where}: model must not be compiled, for the rule cannot reach the activations inside, "
                     f"got a graph of {_HIDDEN[name]}"
                 )
-            if getattr(function, "follows_relu_rules", False):
+            if function is not None and getattr(function, "follows_relu_rules", False):
                 met += node.is_relu
             elif node in generalised:
                 met += 1
@@ -199,6 +212,9 @@ class ReluRules:
             )
 
     def _hook(self, node: Any, name: str) -> None:
+        if name == "ReluBackward0" and self.kinds == {"guided"}:  # most of them: the gate has been applied
+            node.register_hook(_positive)
+            return
         incoming: list[Tensor] = []
         closed: Tensor | None = None
         if name.startswith("Clamp"):  # whose own gate is open at its bounds, too
@@ -215,6 +231,11 @@ class ReluRules:
             return (passed.masked_fill(closed, 0) if closed is not None and self.rule == "guided" else passed, *grads[1:])
 
         node.register_hook(apply)
+
+
+def _positive(grads: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...] | None:
+    """Return the positive part of the gradient that a ReLU passes on."""
+    return None if grads[0] is None else (grads[0].clamp_min(0),)
 
 
 class _Relu(torch.autograd.Function):
@@ -311,23 +332,21 @@ def _between(score: Tensor, leaf: Tensor) -> list[Any]:
         return []
     start = get_gradient_edge(leaf).node
     users: dict[Any, list[Any]] = {score.grad_fn: []}
-    stack = [score.grad_fn]
-    while stack:
-        node = stack.pop()
+    found = [score.grad_fn]
+    for node in found:  # which grows
         for parent, _ in node.next_functions:
-            if parent is not None:
-                if parent not in users:
-                    users[parent] = []
-                    stack.append(parent)
+            if parent in users:
                 users[parent].append(node)
-    found: dict[Any, None] = {}
-    stack = list(users.get(start, ()))
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found[node] = None
-            stack.extend(users[node])
-    return list(found)
+            elif parent is start or (parent is not None and type(parent) is not END):
+                users[parent] = [node]
+                found.append(parent)
+    between = dict.fromkeys(users.get(start, ()))
+    ways = list(between)
+    for node in ways:  # likewise
+        new = [user for user in dict.fromkeys(users[node]) if user not in between]
+        between.update(dict.fromkeys(new))
+        ways.extend(new)
+    return ways
 
 
 def _is_relu(node: Any, name: str) -> bool:

@@ -261,7 +261,9 @@ class Passes(Request):
             return False  # which was no reason to run so many at once
 
         # what failed once need not be the rows' doing
-        return self._works(model, torch.arange(root.images, device=root.device)) and not self._works(model, self.origin_of(rows))
+        return self._works(model, torch.arange(root.images, device=root.device)) and not self._works(
+            model, self.origin_of(rows)
+        )
 
     @restoring
     def _works(self, model: Model, images: Tensor) -> bool:

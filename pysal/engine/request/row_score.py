@@ -19,7 +19,6 @@ from pysal.engine.request.target import Call, CallTarget, Margin, RowTarget, Tar
 from pysal.engine.running.chunks import is_out_of_memory
 from pysal.engine.running.states import outside_inference
 
-
 _NO_CLASSES = torch.empty(0, dtype=torch.int64, device="cpu")
 
 

@@ -1,15 +1,17 @@
 """Backward passes over the same forward pass: several methods, or several classes, for the price of one forward."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.layers.features import Features, Layer, capture
-from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.gradient_layouts import lay_out, nodes_behind
 from pysal.engine.model.gradients import gradients
 from pysal.engine.model.model_state import parts
 from pysal.engine.model.not_applicable import NotApplicable, not_differentiable, reentrant
@@ -19,6 +21,9 @@ from pysal.engine.request.passes import Passes
 from pysal.engine.running.states import Hooks, restoring
 from pysal.engine.tape.tape import Place, Program, Tape
 
+# Bytes of a pass that is over before a mode of Python's has seen its calls: four images of 64 x 64 pixels.
+UNRECORDED = 4 * 3 * 64 * 64 * 4
+_OF_A_DERIVATIVE = re.compile("Backward.*Backward")
 UNREACHED = "the model's activations must run where the rule of ReLUs reaches them"
 
 # What a sweep found: the gradient of the images alone, or what `reduce` made of a layer's activation and gradient.
@@ -100,7 +105,7 @@ def _sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], r
     plan.modes(grad=True).set()  # until `sweep` ends
     if program is None:
         alone = len(wanted) == 1 and wanted[0] is PLAIN
-        return _plainly(plan, batch, rows) if alone else _with_autograd(plan, batch, rows, wanted, required)
+        return _plainly(plan, batch, rows) if alone else _by_autograd(plan, batch, rows, wanted, required)
     places: dict[Layer, Place] = {}
     for one in wanted:
         place = program.layer(one.layer) if one.layer is not None else None
@@ -113,7 +118,7 @@ def _sweep(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], r
     if on_tape:
         results.append(_on_tape(plan, program, batch, rows, on_tape, places, required))
     if with_autograd:
-        results.append(_with_autograd(plan, batch, rows, with_autograd, required))
+        results.append(_by_autograd(plan, batch, rows, with_autograd, required))
     found = {one: result for part in results for one, result in part.found.items()}
     return Swept(results[0].table, results[0].scores, found)
 
@@ -184,7 +189,7 @@ def _recorded(
 def _rules(plan: Passes, wanted: Sequence[Sweep]) -> ReluRules | None:
     """Return what records the forward pass, where a sweep follows a rule."""
     ruled = [one for one in wanted if one.rule != "plain"]
-    return ReluRules(plan.where, ruled[0].rule, ruled[0].other) if ruled else None
+    return ReluRules(plan.where, ruled[0].rule, ruled[0].other, {one.rule for one in wanted}) if ruled else None
 
 
 def _applicable(
@@ -261,8 +266,34 @@ def _plainly(plan: Passes, batch: Tensor, rows: Tensor) -> Swept:
     return Swept(None if table is None else table.detach().clone(), scores.detach(), {PLAIN: (_found(plan, grad),)})
 
 
+class _OtherWay(Exception):
+    """Rules may reach activations if the pass is watched and this one was not, or the other way round."""
+
+
+def _by_autograd(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool) -> Swept:
+    """Make sweeps of a pass that is watched for ReLUs if that is worth its time; in the other way where that shows too few."""
+    ruled = [one for one in wanted if one.rule != "plain"]
+    general = any(one.other == "generalised" for one in ruled)
+    watched = bool(ruled) and (general or plan.device.type != "cpu" or batch.nbytes > UNRECORDED)
+    cause: _OtherWay | None = None
+    for way in (watched, not watched) if ruled and not general else (watched,):
+        try:
+            attempt = _one_way if ruled else _with_autograd  # of two the first must leave nothing behind
+            return attempt(plan, batch, rows, wanted, required, recorded=way)
+        except _OtherWay as error:
+            cause = error
+    raise NotApplicable(f"{plan.where}: {UNREACHED}, got some inside torch.func: run the members one by one") from cause
+
+
 def _with_autograd(
-    plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Sweep], required: bool, *, may_cut: bool = True
+    plan: Passes,
+    batch: Tensor,
+    rows: Tensor,
+    wanted: Sequence[Sweep],
+    required: bool,
+    *,
+    recorded: bool,
+    may_cut: bool = True,
 ) -> Swept:
     layers = {one.layer: one.where for one in wanted if one.layer is not None}
     rules = _rules(plan, wanted)
@@ -275,22 +306,29 @@ def _with_autograd(
         and not any(getattr(layer, "at_input", False) for layer in layers)
         and not _has_backward_hooks(plan.layered_model)
     )
-    hooks = Hooks()  # gone, as what they change, when the state is put back
-    with torch.set_grad_enabled(not cut), _reaching_all(plan, rules):
-        features = {layer: capture(where, layer, hooks, cut=cut) for layer, where in layers.items()}
+    hooks = Hooks() if layers else None  # gone, as what they change, when the state is put back
+    with torch.set_grad_enabled(not cut), _seeing_all(recorded) if rules else contextlib.nullcontext():
+        features = {layer: capture(where, layer, hooks, cut=cut) for layer, where in layers.items() if hooks}
         leaf = _leaf(batch).requires_grad_(not cut)
-        with rules.recording() if rules else contextlib.nullcontext():
+        with rules.recording() if rules and recorded else contextlib.nullcontext():
             model = plan.layered_model if layers else plan.eager_model if rules else plan.model
             table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
         if cut and not torch.is_grad_enabled():  # the layer is in a block of the model's own that sets it, and put it back
-            hooks.close()
-            return _with_autograd(plan, batch, rows, wanted, required, may_cut=False)
+            if hooks is not None:
+                hooks.close()
+            return _with_autograd(plan, batch, rows, wanted, required, recorded=recorded, may_cut=False)
         lay_out(scores, len(rows))
-        if rules is not None and _has_checkpoint(scores):
-            raise reentrant(plan.where)
+        if rules is not None:
+            nodes = nodes_behind(scores)
+            if any(type(node).__name__.startswith("CheckpointFunction") for node in nodes):  # run only on the way back
+                raise reentrant(plan.where)
+            if not recorded and _hides_relus(nodes):
+                raise _OtherWay
         activations = {layer: features[layer].captured() for layer in layers}
         found: dict[Sweep, Found] = {}
-        with rules.recording() if rules else contextlib.nullcontext():  # of what a checkpoint runs to show what it kept
+        with (
+            rules.recording() if rules and recorded else contextlib.nullcontext()
+        ):  # of what a checkpoint runs to show what it kept
             wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
         kinds = list(dict.fromkeys(one.rule for one in wanted))
         for rule in kinds:
@@ -300,15 +338,13 @@ def _with_autograd(
             ends = {one.layer: leaf if one.layer is None else activations[one.layer] for one in some}
             grads: Sequence[Tensor | None] = [None] * len(ends)
             if scores.requires_grad:
-                again = rule != kinds[-1]
-                total, sources = scores.sum(), list(ends.values())
-                if rules is None:
-                    curved = any(one.curvature for one in some)
-                    grads = torch.autograd.grad(
-                        total, sources, retain_graph=again or curved, allow_unused=True, create_graph=curved
-                    )
+                again, sources = rule != kinds[-1], tuple(ends.values())
+                if rules is not None and recorded:
+                    grads = rules.gradients(scores.sum(), sources, retain_graph=again)
+                elif any(one.curvature for one in some):
+                    grads = torch.autograd.grad(scores.sum(), sources, create_graph=True, allow_unused=True)
                 else:
-                    grads = rules.gradients(total, sources, retain_graph=again)
+                    grads = gradients(scores, sources, keep_graph=again)
             at = dict(zip(ends, grads, strict=True))
             for one in some:
                 if one.layer is None:
@@ -319,6 +355,9 @@ def _with_autograd(
                         used = used - one.curvature * _bent(used, activations[one.layer])
                     found[one] = _reduced(one, activations[one.layer].detach(), used.detach())
         return Swept(None if table is None else table.detach().clone(), scores.detach(), found)
+
+
+_one_way = restoring(_with_autograd)
 
 
 def _bent(gradient: Tensor, activation: Tensor) -> Tensor | float:
@@ -339,30 +378,20 @@ def _has_backward_hooks(model: object) -> bool:
 
 
 @contextlib.contextmanager
-def _reaching_all(plan: Passes, rules: ReluRules | None) -> Iterator[None]:
-    """Say in one sentence where rules do not reach what torch runs in its own way."""
+def _seeing_all(recorded: bool) -> Iterator[None]:
+    """Have the pass made in the other way where this one fails: what is watched inside torch.func, or has lost its gates."""
     try:
         yield
     except RuntimeError as error:
-        if rules is None:
-            raise
-        if "functorch transforms" in str(error):
-            raise NotApplicable(f"{plan.where}: {UNREACHED}, got some inside torch.func: run the members one by one") from error
+        if ("functorch transforms" if recorded else "modified by an inplace operation") in str(error):
+            raise _OtherWay from error
         raise
 
 
-def _has_checkpoint(scores: Tensor) -> bool:
-    """Say whether a part of the graph behind scores is run only on the way back, by a reentrant checkpoint."""
-    seen, left = set(), [scores.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().startswith("CheckpointFunction"):
-            return True
-        seen.add(node)
-        left += [one for one, _ in node.next_functions]
-    return False
+def _hides_relus(nodes: Sequence[Any]) -> bool:
+    """Whether ReLUs may hide among autograd nodes: in place in a part of a tensor, or in a derivative that the model takes."""
+    names = {type(node).__name__ for node in nodes} | {node.name() for node in nodes if type(node).__name__ == "CppFunction"}
+    return any("CopySlices" in name or _OF_A_DERIVATIVE.search(name) for name in names)
 
 
 def _reduced(one: Sweep, activation: Tensor, gradient: Tensor) -> Found:

@@ -97,7 +97,7 @@ class _Reporting:
 
 
 NOBODY = _Reporting()
-_reporting: ContextVar[_Reporting] = kept(ContextVar("pysal_reporting", default=NOBODY))  # noqa: B039, it is frozen
+_reporting: ContextVar[_Reporting] = kept(ContextVar("pysal_reporting", default=NOBODY))
 
 
 @contextlib.contextmanager
