@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from pysal import ops
 from pysal._checks import refuse
-from pysal.captum._bases import GradientAttribution, LayerAttribution, check_grad_kwargs, check_interpolation, entry_of_parts, where
+from pysal.captum._bases import (
+    GradientAttribution,
+    LayerAttribution,
+    check_grad_kwargs,
+    check_interpolation,
+    entry_of_parts,
+    where,
+)
 from pysal.captum._call import Call, Inputs, Target
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRules
