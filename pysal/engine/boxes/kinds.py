@@ -13,6 +13,7 @@ from pysal.engine.boxes.pooling import pooling_of
 from pysal.engine.boxes.reach import IDENTITY, Reach
 from pysal.engine.graph.fold import module_of
 from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.lowered import is_mean_of_map
 
 # What moving one number through memory costs, in multiplications: with it the sizes of groups are chosen.
 COST_OF_MOVING = 12
@@ -154,7 +155,7 @@ def operator_of(
     if node.op == "output" or not all(each in boxed for each in sources):
         return BoxOperator(node, "whole")
     maps = tuple(boxed[each] for each in sources)
-    if _is_mean(graph, node, clean):
+    if is_mean_of_map(graph, node):
         return BoxOperator(node, "mean", sources=maps)
     if not isinstance(result, Tensor) or result.ndim != 4 or len(result) != 1 or not result.is_floating_point():
         return BoxOperator(node, "whole")
@@ -207,22 +208,6 @@ def _is_size(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _SIZES
     return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
-
-
-def _is_mean(graph: fx.GraphModule, node: fx.Node, clean: dict[fx.Node, Any]) -> bool:
-    """Say whether a node is the mean of each channel over the whole map."""
-    module = module_of(graph, node)
-    if type(module) is nn.AdaptiveAvgPool2d:
-        return module.output_size in (1, (1, 1))
-    if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
-        size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
-        return size in (1, (1, 1), [1, 1])
-    if (node.op == "call_method" and node.target == "mean") or (node.op == "call_function" and node.target is torch.mean):
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if len(node.args) > 3 or set(node.kwargs) - {"dim", "keepdim"} or not isinstance(dims, (tuple, list)):
-            return False
-        return sorted(dim % 4 for dim in dims if isinstance(dim, int)) == [2, 3] and len(dims) == 2
-    return False
 
 
 def _is_concatenation(node: fx.Node, sources: list[fx.Node]) -> bool:

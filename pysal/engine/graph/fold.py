@@ -26,6 +26,7 @@ from pysal.engine.running.states import restoring, undo_later
 
 _CONVOLUTIONS = (torch.conv2d, F.conv2d)
 _DIVISIONS = (operator.truediv, torch.div, torch.true_divide)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 _IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 
 
@@ -297,10 +298,25 @@ def _is_rank(node: fx.Node) -> bool:
 
 def _remove_identities(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        if isinstance(module_of(graph, node), _IDENTITIES):
+        if isinstance(module_of(graph, node), _IDENTITIES) or _is_dropout_at_rest(node):
             node.args[0].meta["layers"] = [*node.args[0].meta.get("layers", ()), *node.meta.get("layers", ())]
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+
+
+def _is_dropout_at_rest(node: fx.Node) -> bool:
+    """Say whether a node calls a dropout of torch or torchvision that is told it is not training."""
+    name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.target in _DROPOUTS:
+        place = 2
+    elif name == "stochastic_depth" and home.partition(".")[0] == "torchvision":
+        place = 3
+    else:
+        return False
+    training = node.args[place] if len(node.args) > place else node.kwargs.get("training", True)
+    return training is False
 
 
 def _reshape_for_view(graph: fx.GraphModule) -> None:

@@ -115,3 +115,19 @@ def relu_upper(graph: fx.GraphModule, node: fx.Node) -> float | None:
     if node.op == "call_method" and node.target in ("relu", "relu_"):
         return float("inf")
     return None
+
+
+def is_mean_of_map(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node is the mean of each channel over the whole map."""
+    module = module_of(graph, node)
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return module.output_size in (1, (1, 1))
+    if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
+        size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
+        return size in (1, (1, 1), [1, 1])
+    if (node.op == "call_method" and node.target == "mean") or (node.op == "call_function" and node.target is torch.mean):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if len(node.args) > 3 or set(node.kwargs) - {"dim", "keepdim"} or not isinstance(dims, (tuple, list)):
+            return False
+        return sorted(dim % 4 for dim in dims if isinstance(dim, int)) == [2, 3] and len(dims) == 2
+    return False

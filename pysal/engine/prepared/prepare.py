@@ -36,6 +36,7 @@ from pysal.engine.prepared.trial import fastest_rows, measure_gains
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
+from pysal.engine.tape.operators import BlockOperator
 from pysal.engine.tape.tape import Program
 
 
@@ -179,12 +180,18 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     if linear := sum(isinstance(module, FusedLinear) for module in graph.modules()):
         word = "linear layer has its" if linear == 1 else "linear layers have their"
         notes["linear"] = f"{linear} {word} weights arranged once, and send a gradient to their input alone"
-    if blocks := len(program.blocks):
+    if blocks := sum(isinstance(block, BlockOperator) for block in program.blocks.values()):
         word = "block runs" if blocks == 1 else "blocks run"
         notes["blocks"] = (
             f"{blocks} inverted residual {word} in one pass over memory, what lies between their convolutions in a cache"
         )
-    notes["backward"] = "the backward pass is for the input alone and keeps one bit per ReLU element"
+    if squeezes := len(program.blocks) - blocks:
+        notes["gates"] = (
+            f"{squeezes} squeeze-and-excitation run with the activation before them, whose result is never written down"
+        )
+    notes["backward"] = (
+        "the backward pass is for the input alone and keeps one bit per ReLU element, the input of other activations"
+    )
     notes["output"] = f"output within {difference:.1e} of the model's, relative to its largest"
     notes["gradient"] = f"gradient within {gradient_difference:.1e} of the model's, in l2"
     if exact is not None:

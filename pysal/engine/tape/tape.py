@@ -19,6 +19,7 @@ from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules
 from pysal.engine.tape.gradients import Gates, Gradients
 from pysal.engine.tape.operators import BlockOperator, FusedOperator, Operator, operator_of
+from pysal.engine.tape.smooth import SqueezeOperator, smooth_operator, squeeze_operator
 
 _WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 
@@ -54,14 +55,24 @@ class Program:
             if any(source in self.needed for source in node.all_input_nodes) and node.target not in _WITHOUT_GRADIENT:
                 self.needed.add(node)
         interpreter = fx.Interpreter(graph)  # one for all: to make one looks at every node
-        self.operators = {node: operator_of(graph, interpreter, node) for node in self.nodes if node.op != "placeholder"}
+        self.operators: dict[fx.Node, Operator] = {
+            node: smooth_operator(graph, interpreter, node) or operator_of(graph, interpreter, node)
+            for node in self.nodes
+            if node.op != "placeholder"
+        }
         met: set[fx.Node] = set()  # by nodes before: in a sweep those come later
         for node in self.nodes:
             operator = self.operators.get(node)
             if isinstance(operator, FusedOperator):
                 operator.comes_last = operator.inputs[0] not in met and operator.inputs[0] not in operator.inputs[1:]
             met.update(source for source in node.all_input_nodes if node in self.needed)
-        self.blocks = _blocks(self) if backward_dtype in (None, torch.float32) else {}
+        self.blocks: dict[fx.Node, BlockOperator | SqueezeOperator] = {}
+        if backward_dtype in (None, torch.float32):
+            self.blocks |= _blocks(self)
+            for position, node in enumerate(self.nodes):
+                squeeze = squeeze_operator(graph, self.operators, self.nodes, position)
+                if squeeze is not None and self.output not in squeeze.members[:-1]:
+                    self.blocks[node] = squeeze
         last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.spent: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
@@ -85,10 +96,18 @@ class Program:
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
-    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, BlockOperator]:
-        """Return the blocks whose inner values nobody asks for, by their last node."""
+    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, BlockOperator | SqueezeOperator]:
+        """Return the blocks whose inner values nobody asks for, by their last node.
+
+        While rules are being recorded, what they do not define has to be met node by node.
+        """
         asked = {place.node for place in layers if place.part != "output" or place.node not in self.blocks}
-        return {last: operator for last, operator in self.blocks.items() if asked.isdisjoint(operator.members)}
+        single = SqueezeOperator if current_rules() is not None else ()
+        return {
+            last: operator
+            for last, operator in self.blocks.items()
+            if asked.isdisjoint(operator.members) and not isinstance(operator, single)
+        }
 
     def record(self, images: Tensor, layers: Sequence[Place] = ()) -> "Tape":
         """Run the graph and keep what sweeps need, and some values."""
