@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pysal.captum._bases import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
     from pysal.captum.deep_lift import DeepLift, DeepLiftShap
     from pysal.captum.feature_ablation import FeatureAblation
+    from pysal.captum.feature_permutation import FeaturePermutation
     from pysal.captum.grad_cam import GuidedGradCam, LayerGradCam
     from pysal.captum.gradient_shap import GradientShap, InputBaselineXGradient
     from pysal.captum.guided_backprop import Deconvolution, GuidedBackprop
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from pysal.captum.layer_activation import LayerActivation
     from pysal.captum.layer_gradient_x_activation import LayerGradientXActivation
     from pysal.captum.layer_integrated_gradients import LayerIntegratedGradients
+    from pysal.captum.lime import KernelShap, Lime
     from pysal.captum.noise_tunnel import NoiseTunnel
     from pysal.captum.occlusion import Occlusion
     from pysal.captum.saliency import Saliency
+    from pysal.captum.shapley_value import ShapleyValues, ShapleyValueSampling
 
 __all__ = [
     "Attribution",
@@ -37,6 +40,7 @@ __all__ = [
     "DeepLift",
     "DeepLiftShap",
     "FeatureAblation",
+    "FeaturePermutation",
     "GradientAttribution",
     "GradientShap",
     "GuidedBackprop",
@@ -44,15 +48,19 @@ __all__ = [
     "InputBaselineXGradient",
     "InputXGradient",
     "IntegratedGradients",
+    "KernelShap",
     "LayerActivation",
     "LayerAttribution",
     "LayerGradCam",
     "LayerGradientXActivation",
     "LayerIntegratedGradients",
+    "Lime",
     "NoiseTunnel",
     "Occlusion",
     "PerturbationAttribution",
     "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
 ]
 
 

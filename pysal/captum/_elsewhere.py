@@ -27,6 +27,7 @@ HOMES = {
     "DeepLift": ("deep_lift", "_core.deep_lift"),
     "DeepLiftShap": ("deep_lift", "_core.deep_lift"),
     "FeatureAblation": ("feature_ablation", "_core.feature_ablation"),
+    "FeaturePermutation": ("feature_permutation", "_core.feature_permutation"),
     "GradientAttribution": ("_bases", "_utils.attribution"),
     "GradientShap": ("gradient_shap", "_core.gradient_shap"),
     "GuidedBackprop": ("guided_backprop", "_core.guided_backprop_deconvnet"),
@@ -34,15 +35,19 @@ HOMES = {
     "InputBaselineXGradient": ("gradient_shap", "_core.gradient_shap"),
     "InputXGradient": ("input_x_gradient", "_core.input_x_gradient"),
     "IntegratedGradients": ("integrated_gradients", "_core.integrated_gradients"),
+    "KernelShap": ("lime", "_core.kernel_shap"),
     "LayerActivation": ("layer_activation", "_core.layer.layer_activation"),
     "LayerAttribution": ("_bases", "_utils.attribution"),
     "LayerGradCam": ("grad_cam", "_core.layer.grad_cam"),
     "LayerGradientXActivation": ("layer_gradient_x_activation", "_core.layer.layer_gradient_x_activation"),
     "LayerIntegratedGradients": ("layer_integrated_gradients", "_core.layer.layer_integrated_gradients"),
+    "Lime": ("lime", "_core.lime"),
     "NoiseTunnel": ("noise_tunnel", "_core.noise_tunnel"),
     "Occlusion": ("occlusion", "_core.occlusion"),
     "PerturbationAttribution": ("_bases", "_utils.attribution"),
     "Saliency": ("saliency", "_core.saliency"),
+    "ShapleyValueSampling": ("shapley_value", "_core.shapley_value"),
+    "ShapleyValues": ("shapley_value", "_core.shapley_value"),
 }
 
 

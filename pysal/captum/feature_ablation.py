@@ -1,9 +1,8 @@
 """captum's FeatureAblation."""
 
 import functools
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from torch.futures import Future, collect_all
 
 from pysal._checks import FLOATING, refuse
 from pysal._library import widest
-from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, entry, introduce, where
-from pysal.captum._batches import call, independent, of_its_own
-from pysal.captum._call import Call, Inputs, PerBatch, Target, arguments, as_tuple, check_target, select, spread
+from pysal.captum._ablating import Ablating, masks_of
+from pysal.captum._bases import Baselines, entry, introduce, where
+from pysal.captum._call import Call, Inputs, PerBatch, Target, as_tuple, check_target
 from pysal.engine.ablation.ablation import Ablation
 from pysal.engine.ablation.features import Features, Masks
 from pysal.engine.prepared.model import PreparedModel
@@ -24,7 +23,7 @@ from pysal.methods import leave_one_out
 from pysal.segments import Segments
 
 
-class FeatureAblation(PerturbationAttribution):
+class FeatureAblation(Ablating):
     """How much the output drops when a feature is replaced by its baseline, as `pysal.leave_one_out`.
 
     The forward function may return a number for each row, several, or one answer for the whole batch; its inputs may be of any
@@ -77,7 +76,7 @@ class FeatureAblation(PerturbationAttribution):
         """
         _refuse_options(self, kwargs)
         several = as_tuple(inputs)
-        masks = _masks(feature_mask, several)
+        masks = masks_of(feature_mask, several)
         found = self._leave_out(
             several, baselines, target, additional_forward_args, Masks(masks, several), _segments(masks, several),
             perturbations_per_eval, show_progress,
@@ -103,7 +102,7 @@ class FeatureAblation(PerturbationAttribution):
         """
         _refuse_options(self, kwargs)
         several = as_tuple(inputs)
-        ablation = self._ablation(several, baselines, Masks(_masks(feature_mask, several), several))
+        ablation = self._ablation(several, baselines, Masks(masks_of(feature_mask, several), several))
         evaluate = functools.partial(self._evaluate, several, target, additional_forward_args, future=True)
         features = _queue(ablation)
         chunk = self._checked(perturbations_per_eval)
@@ -193,114 +192,16 @@ class FeatureAblation(PerturbationAttribution):
             found = leave_one_out.prepare(plan, segments=segments, fill=fill, approximate=None).run(report=False)
         return self._rounded(found.map.expand_as(call.inputs[0]).contiguous(), found.details["drops"][0].dtype)
 
-    def _together(self, chunk: int, ablation: Ablation, queue: list[int], additional_forward_args: object) -> int:
-        """Return how many features run in one pass: as many as asked, but one where a further argument forbids it."""
-        inputs, further = ablation.inputs, arguments(additional_forward_args)
-        chunk = min(chunk, max(1, len(queue)))
-        if chunk == 1 or not of_its_own(further, len(inputs[0])):
-            return chunk
-
-        def points(rows: Tensor, _copies: Tensor) -> tuple[Tensor, ...]:
-            return tuple(one[rows.to(one.device)] for one in inputs)
-
-        apart = independent(self.forward_func, points, 2, len(inputs[0]), further, inputs[0].device)
-        return chunk if apart else 1
-
     def _rounded(self, found: Tensor, dtype: torch.dtype) -> Tensor:
         return found.to(dtype)
 
     def _maps(self, ablation: Ablation, drops: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._rounded(one, drops.dtype) for one in ablation.maps(drops))
 
-    def _checked(self, perturbations_per_eval: object) -> int:
-        if not isinstance(perturbations_per_eval, int) or perturbations_per_eval < 1:
-            requirement = "be a whole number of at least 1"
-            refuse(where(self), "perturbations_per_eval", requirement, repr(perturbations_per_eval), AssertionError)
-        return perturbations_per_eval
-
-    def _ablation(self, inputs: tuple[Tensor, ...], baselines: Baselines, features: Features) -> Ablation:
-        given = baselines_of(self, baselines, inputs)
-        if len(given) != len(inputs):
-            refuse(where(self), "baselines", f"be {len(inputs)}, one for each input", len(given), AssertionError)
-        fills = []
-        for one, fill in zip(inputs, given, strict=True):
-            dtype = torch.result_type(one, fill)
-            fills.append(spread(one.to(dtype), fill))
-        return Ablation(inputs, tuple(fills), features)
-
-    def _evaluate(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Target,
-        additional_forward_args: object,
-        batch: tuple[Tensor, ...],
-        copies: int,
-        *,
-        future: bool = False,
-    ) -> Any:
-        """Return the selected output for `copies` of the batch, a tensor or a future of one."""
-        lengths = {len(one) for one in inputs}
-        further = [
-            one.repeat(copies, *(1,) * (one.ndim - 1))
-            if copies > 1 and isinstance(one, Tensor) and one.ndim and len(one) in lengths
-            else one
-            for one in arguments(additional_forward_args)
-        ]
-        output = call(self.forward_func, batch, further)
-        rows = torch.arange(len(inputs[0]), device="cpu").repeat(copies)
-        if isinstance(output, Future) != future:
-            wanted = "return a Future for attribute_future" if future else "not return a Future: that is for attribute_future"
-            refuse(where(self), "forward_func", wanted, type(output).__name__, AssertionError)
-        if isinstance(output, Future):
-            return output.then(lambda found: self._number(select(where(self), found.value(), target, rows)))
-        return self._number(output if target is None else select(where(self), output, target, rows))
-
-    def _number(self, output: object) -> Tensor:
-        if isinstance(output, Tensor):
-            if output.dtype == torch.bool:
-                refuse(where(self), "the output", "be numbers, which have differences", "truth values", RuntimeError)
-            return output
-        if not isinstance(output, (int, float)):
-            refuse(where(self), "forward_func", "return a tensor, an int or a float", type(output).__name__, AssertionError)
-        return torch.tensor(output, dtype=torch.int64 if isinstance(output, int) else torch.float64, device="cpu")
-
-    def _drop(self, initial: Tensor, output: Tensor, copies: int, inputs: tuple[Tensor, ...]) -> Tensor:
-        if copies > 1 and (not initial.ndim or output.shape != (copies * len(initial), *initial.shape[1:])):
-            requirement = f"grow with the batch for perturbations_per_eval > 1, from shape {tuple(initial.shape)}"
-            got = f"shape {tuple(output.shape)} for {copies} times {len(inputs[0])} rows"
-            refuse(where(self), "the output", requirement, got, AssertionError)
-        return initial.reshape(1, -1) - output.reshape(copies, -1)
-
-    @contextmanager
-    def _bar(self, show: bool, features: int, chunk: int) -> Iterator[Callable[[int | None], None]]:
-        """Give a function that says how many features are done, the clean pass before them; None = none, not even that."""
-        if not show:
-            yield lambda _done: None
-            return
-        from tqdm.auto import tqdm
-
-        total = math.ceil(features / chunk) + 1
-        with tqdm(desc=f"{self.get_name()} attribution", total=total, mininterval=0.5) as bar:
-            yield lambda done: bar.update((0 if done is None else 1 + math.ceil(done / chunk)) - bar.n)
-
 
 def _refuse_options(attribution: FeatureAblation, options: dict[str, Any]) -> None:
     if options:
         refuse(where(attribution), "attribute's arguments", "be those of captum 0.9", ", ".join(options), TypeError)
-
-
-def _masks(feature_mask: Tensor | tuple[Tensor, ...] | None, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if feature_mask is not None:
-        masks = as_tuple(feature_mask)
-        if len(masks) != len(inputs):
-            refuse("pysal.captum", "feature_mask", f"be {len(inputs)}, one for each input", len(masks), AssertionError)
-        return masks
-    masks, first = (), 0
-    for one in inputs:
-        count = math.prod(one.shape[1:]) if len(one) else 0
-        masks += (first + torch.arange(count, device=one.device).reshape(min(len(one), 1), *one.shape[1:]),)
-        first += count
-    return masks
 
 
 def _segments(masks: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor | None:

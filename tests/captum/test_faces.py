@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED]
 CLASSES = [
     "Saliency", "GuidedBackprop", "Deconvolution", "GuidedGradCam", "LayerGradCam", "IntegratedGradients", "NoiseTunnel",
     "Occlusion", "FeatureAblation", "InputXGradient", "DeepLift", "DeepLiftShap", "GradientShap", "LayerActivation",
-    "LayerGradientXActivation", "LayerIntegratedGradients",
+    "LayerGradientXActivation", "LayerIntegratedGradients", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues",
+    "Lime", "KernelShap",
 ]  # fmt: skip
 MODEL, INPUTS = NETWORKS["conv"].model(), NETWORKS["conv"].inputs(2)
 MASK = torch.arange(64).reshape(1, 1, 8, 8) // 16
@@ -40,7 +41,9 @@ def made(name: str) -> tuple[Any, Any]:
 
 def parameters(function: Callable[..., Any], kinds: set[Any]) -> list[tuple[str, Any, Any]]:
     found = inspect.signature(function).parameters.values()
-    return [(one.name, one.default, one.kind) for one in found if one.kind in kinds]
+    return [
+        (one.name, getattr(one.default, "__name__", one.default), one.kind) for one in found if one.kind in kinds
+    ]  # functions by their names
 
 
 POSITIONAL = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
@@ -70,7 +73,8 @@ def test_what_wrappers_ask(name: str) -> None:
     assert ours.multiplies_by_inputs == theirs.multiplies_by_inputs
     assert ours.forward_func is theirs.forward_func
     assert callable(ours.attribute.__wrapped__)
-    if name != "FeatureAblation":
+    futures = ("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap")
+    if name not in futures:
         for one in [theirs] * hasattr(theirs, "attribute_future") + [ours]:
             with pytest.raises(NotImplementedError):
                 one.attribute_future()
@@ -276,8 +280,8 @@ def test_nothing_is_left_behind() -> None:
     inputs, state = INPUTS.detach().clone(), torch.get_rng_state()
     before = {name: value.clone() for name, value in MODEL.state_dict().items()}
     for name in CLASSES:
-        if name == "NoiseTunnel":
-            continue
+        if name in ("NoiseTunnel", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap", "FeaturePermutation"):
+            continue  # which draw what captum draws
         ours = made(name)[1]
         options = {"Occlusion": {"sliding_window_shapes": (3, 4, 4)}, "GradientShap": {"baselines": inputs * 0}}
         options |= {"DeepLiftShap": {"baselines": torch.zeros_like(inputs)}}
@@ -450,20 +454,25 @@ class Letters:
         return [ord(one) - 97 for one in token]
 
 
-@pytest.mark.parametrize("name", ["FeatureAblation", "LayerIntegratedGradients", "LayerGradientXActivation"])
+@pytest.mark.parametrize(
+    "name",
+    ["FeatureAblation", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap", "LayerIntegratedGradients",
+     "LayerGradientXActivation"],
+)  # fmt: skip
 def test_captums_wrappers_of_language_models(name: str) -> None:
     torch.manual_seed(0)
     model, letters = Speller().eval(), Letters()
     found = []
     for one in peers(name, model, *([model.letters] if name.startswith("Layer") else [])):
-        if name == "FeatureAblation":
+        torch.manual_seed(0)
+        if not name.startswith("Layer"):
             asked = captum.attr.TextTemplateInput("{}likes{}", ["ab", "cd"])
             answer = captum.attr.LLMAttribution(one, letters).attribute(asked, target="xyz", use_cached_outputs=False)
         else:
             asked = captum.attr.TextTokenInput("ablikes", letters)
             answer = captum.attr.LLMGradientAttribution(one, letters).attribute(asked, target="xyz")
-        found.append((answer.seq_attr, answer.token_attr))
-    assert difference(*found) < 1e-5
+        found.append((answer.seq_attr, *([] if answer.token_attr is None else [answer.token_attr])))
+    assert difference(*found) < (1e-3 if name == "Lime" else 1e-4)
 
 
 def test_captums_concepts_take_a_method_of_a_layer() -> None:

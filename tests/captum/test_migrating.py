@@ -50,6 +50,7 @@ def test_every_difference_has_its_test() -> None:
         "tests/captum/test_deviations.py",
         "tests/captum/test_batches.py",
         "tests/captum/test_gradients_at_layers.py",
+        "tests/captum/test_coalitions.py",
         "tests/pair/test_against_pair.py",
         "tests/pair/test_names.py",
         "tests/pair/test_pic.py",

@@ -4,12 +4,13 @@
 left out of all rows at once, so the function may answer for the batch as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from pysal.engine.ablation.features import Features
+from pysal.engine.ablation.features import Features, Masks
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,29 @@ class Ablation:
     def maps(self, drops: Tensor) -> tuple[Tensor, ...]:
         """Return drops (F, n) at the elements of each input: (n, ...)."""
         return tuple(self.features.spread(number, one, drops.to(one.device)) for number, one in enumerate(self.inputs))
+
+
+@dataclass(frozen=True)
+class Permuted(Ablation):
+    """Inputs in which a feature is not filled, but exchanged between the rows.
+
+    Attributes:
+        features: by masks.
+        exchange: (rows of an input, mask of a feature) -> those rows, with the feature of others.
+    """
+
+    features: Masks
+    exchange: Callable[[Tensor, Tensor], Tensor]
+
+    def without(self, features: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return each input in copies, one with each of the features exchanged, one after the other."""
+        copies = []
+        homes = {number for feature in features for number in self.features.inputs_of(feature)}
+        for number, one in enumerate(self.inputs):
+            if number not in homes:
+                copies.append(one.repeat(len(features), *(1,) * (one.ndim - 1)))
+                continue
+            # where any of the features is in this input, all are exchanged, some with nothing: so captum draws
+            of_elements = self.features.of_elements(number)
+            copies.append(torch.cat([self.exchange(one.clone(), of_elements == feature) for feature in features]))
+        return tuple(copies)

@@ -67,13 +67,28 @@ class Masks:
         hit = torch.stack([mask == self._labels[feature] for feature in features])  # a GPU would wait for a list of them
         return torch.where(hit, fill, input).flatten(0, 1)
 
+    @property
+    def labels(self) -> list[int]:
+        """The number that the masks have for each feature."""
+        return list(self._labels)
+
+    def of_elements(self, number: int) -> Tensor:
+        """Return which feature each element of input `number` belongs to, in the shape of its mask."""
+        mask = self._masks[number]
+        labels, order = torch.sort(torch.tensor(self._labels, device=mask.device))
+        return order[torch.searchsorted(labels, mask.contiguous())]
+
+    def only(self, number: int, input: Tensor, fill: Tensor, present: Tensor) -> Tensor:
+        """Return copies of input `number` (R, ...), one with each choice of features, present (n, F), one after the other."""
+        kept = present.to(input.device)[:, self.of_elements(number)]
+        return torch.where(kept, input, fill).flatten(0, 1)
+
     def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
         """See `Features`."""
         mask = self._masks[number]
         if not drops.shape[1]:  # no rows, so nothing that could be numbered
             return drops.new_zeros((0, *input.shape[1:]))
-        labels, order = torch.sort(torch.tensor(self._labels, device=mask.device))
-        feature = order[torch.searchsorted(labels, mask.contiguous())]
+        feature = self.of_elements(number)
         if len(mask) == 1:
             found = drops.T[:, feature[0]]
         else:  # each row of the input has features of its own, and the same number of outputs
