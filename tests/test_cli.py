@@ -125,7 +125,7 @@ def test_help_lists_the_commands(arguments) -> None:
 def test_explain_help_names_every_option_and_method() -> None:
     text = succeeded("explain", "--help").stdout
     options = "methods target score segments approximate steps tolerance samples seed out device".split()
-    options += "model weights size normalize classes download allow-code".split()
+    options += "model weights size normalize classes download allow-code fill baseline layer max-sigma top".split()
     assert [option for option in options if f"--{option} " not in text] == []
     assert [name for name in METHODS if name not in text] == []
 
@@ -370,24 +370,126 @@ def test_a_misspelt_word_is_told_what_was_meant() -> None:
 
 def test_missing_photo(photo, out) -> None:
     missing = photo.with_name("none.png")
-    expected = f"pysal explain: PHOTO must be an image file, got {missing} (no such file)"
-    assert refused(2, "explain", photo, missing, "--out", out) == expected
+    named = "pysal explain: PHOTO must be an image file, a folder or a glob, got"
+    assert refused(2, "explain", missing, "--out", out) == f"{named} {missing} (no such file)"
+    assert refused(2, "explain", photo.with_name("*.gif"), "--out", out) == (
+        f"{named} {photo.with_name('*.gif')} (which matches no file)"
+    )
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", "cut"])
-def test_bad_photo_among_good_ones_stops_before_any_work(small, photo, out, content, monkeypatch) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", "cut", None])
+def test_a_bad_photo_is_a_row_and_the_others_go_on(small, photo, out, content) -> None:
     bad = photo.with_name("bad.png")
-    bad.write_bytes(photo.read_bytes()[:-100] if content == "cut" else content)
-    monkeypatch.setattr(sys.modules["pysal.explain"], "explain", lambda *_, **__: pytest.fail("work was done"))
-    sentence = refused(2, "explain", photo, bad, "--out", out)
-    assert sentence.startswith(f"pysal.read_image: source must be a readable image file, got {bad} (")
+    if content is not None:
+        bad.write_bytes(photo.read_bytes()[:-100] if content == "cut" else content)
+    alone = refused(2, "explain", bad, "--out", out)
+    result = run("explain", bad, photo, "--out", out, "--method", "gradient")
+    assert (result.exit_code, result.stderr) == (1, "pysal explain: 1 of 2 photos could not be explained\n")
+    row, explained = result.stdout.split("\n\n[2/2] ")
+    said = "no such file" if content is None else alone
+    assert row == f"[1/2] {bad}\n\nnot explained: {said}"
+    assert explained.startswith(f"{photo}\n\nsmall: 1 image, 1 method")
+    assert sorted(path.name for path in out.iterdir()) == ["photo.npz", "photo.png"]
+
+
+def test_photos_none_of_which_can_be_read(small, tmp_path, out) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    sentence = refused(2, "explain", "a.png", "b.png", "--out", out)
+    assert sentence.startswith("pysal explain: none of the 2 photos can be read; the first: pysal.read_image: ")
     assert not out.parent.exists()
 
 
-def test_folder_as_a_photo(small, tmp_path, out) -> None:
-    expected = f"pysal.read_image: source must be a readable image file, got {tmp_path} (a directory)"
-    assert refused(2, "explain", tmp_path, "--out", out) == expected
+def test_folders_and_globs(small, photo, out, tmp_path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    for name in ("b.PNG", "a.png", "below/c.png"):
+        (folder / name).write_bytes(photo.read_bytes())
+    (folder / "notes.txt").write_text("")
+    (folder / "more.txt").write_text("")
+    (folder / "README").write_text("")
+    text = succeeded("explain", folder, "--out", out, "--method", "gradient").stdout
+    assert re.findall(r"^\[(\d/\d)\] (.*)$", text, re.MULTILINE) == [
+        (f"{n}/3", str(folder / name)) for n, name in enumerate(("a.png", "b.PNG", "below/c.png"), start=1)
+    ]
+    assert text.endswith("left out: 3 files whose names do not end as a photo's (2 .txt, 1 without an ending)\n")
+    text = succeeded("explain", folder / "*.png", folder / "a.png", "--out", out, "--method", "gradient").stdout
+    assert text.startswith(f"{folder / 'a.png'}\n")  # once, though it was named twice
+    (tmp_path / "empty").mkdir()
+    sentence = refused(2, "explain", tmp_path / "empty", "--out", out)
+    assert sentence.endswith(f"got {tmp_path / 'empty'} (a folder with 0 files, none of which is a photo by its name)")
+
+
+def test_results_never_take_the_place_of_photos(small, photo, tmp_path) -> None:
+    before = photo.read_bytes()
+    other = tmp_path / "photo-2.jpg"
+    Image.open(photo).save(other)
+    succeeded("explain", photo, other, "--out", tmp_path, "--method", "gradient")
+    assert photo.read_bytes() == before
+    assert {path.name for path in tmp_path.glob("*.npz")} == {"photo-2.npz", "photo-2-2.npz"}
+
+
+def test_the_likeliest_classes(small, photo, out) -> None:
+    text = succeeded("explain", photo, "--out", out, "--method", "gradient", "--top", 2).stdout
+    with torch.no_grad():
+        expected = small(models.read_image(photo, small))[0].topk(2).indices.tolist()
+    assert [int(index) for index in re.findall(r"class (\d)\)", text)] == expected
+    assert sorted(path.name for path in out.iterdir()) == [f"photo-{n}.{end}" for n in (1, 2) for end in ("npz", "png")]
+    assert "--top and --target exclude each other" in refused(2, "explain", photo, "--top", 2, "--target", "cat")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "options"),
+    [
+        (["--fill", "mean", "--segments", "grid:2x2"], "leave_one_out", {"fill": "mean", "segments": Grid(2, 2)}),
+        (["--fill", "0.25", "--segments", "grid:2x2"], "leave_one_out", {"fill": 0.25, "segments": Grid(2, 2)}),
+        (["--baseline", "White", "--steps", 4], "integrated_gradients", {"baseline": "white", "steps": 4}),
+        (["--max-sigma", 3, "--steps", 4], "blur_integrated_gradients", {"max_sigma": 3.0, "steps": 4}),
+        (["--layer", "network.0"], "grad_cam", {"layer": "network.0"}),
+    ],
+)
+def test_options_of_methods(small, photo, out, arguments, method, options) -> None:
+    succeeded("explain", photo, "--out", out, "--method", method, *arguments)
+    image = models.read_image(photo, small)
+    expected = explain(prepare(small, image, batch_size=64), image, methods=method, method_options={method: options})
+    torch.testing.assert_close(Explanation.load(out / "photo.npz")[method].map, expected[method].map)
+
+
+def test_options_that_are_no_fill_or_layer(small, photo, out) -> None:
+    sentence = refused(2, "explain", photo, "--fill", "blak")
+    assert "did you mean 'black'?" in sentence
+    assert "nan" in refused(2, "explain", photo, "--baseline", "nan")
+    sentence = refused(2, "explain", photo, "--out", out, "--method", "grad_cam", "--layer", "network.o")
+    assert "layer must" in sentence
+
+
+def test_refusals_that_are_one_are_said_once(photo, out, monkeypatch) -> None:
+    black_box = models.Classifier(nn.Identity(), name="box", class_names=["a", "b"], input_size=(12, 12)).eval()
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        means = images.detach().mean((1, 2, 3))
+        return torch.stack([means, 1 - means], 1)
+
+    monkeypatch.setattr(black_box, "forward", forward)
+    monkeypatch.setattr(models, "load", lambda _source, *, device, **_: black_box)
+    text = succeeded("explain", photo, "--out", out).stdout
+    lines = [line for line in text.splitlines() if line.startswith("left out: ")]
+    reasons = [line.split(": ", 2)[2] for line in lines]
+    assert len(set(reasons)) == len(reasons)
+    assert len(lines) < 7
+    assert sum(line.count("gradient") for line in lines) >= 1
+
+
+def test_errors_of_other_libraries_are_cut(small, photo, out, monkeypatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("The following operation failed\ngraph(%self : Model,\n  %x : Tensor):\n  %1 = aten::conv2d(%x)\n")
+
+    monkeypatch.setattr(small, "forward", fail)
+    sentence = refused(1, "explain", photo, "--out", out)
+    assert sentence == ("pysal explain: RuntimeError: The following operation failed (pysal --debug explain shows where)")
+    assert terminal.first_words("x" * 1000) == "x" * 300 + "..."
+    assert terminal.first_words("\n") == "it says no more"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,13 @@ from pysal.cli.options import (
     options_of_methods,
     score_option,
 )
+from pysal.cli.photos import find, stems
 from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pysal.models import Classifier
 
 
 @click.command(short_help="Explain the answer to photos: pictures, numbers and a table.")
@@ -33,6 +39,9 @@ from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
     metavar="NAME|INDEX|KIND:...",
     help="What to explain: a class by name or index, or margin:A/B, contrast:CLASS, label:CLASS, output:N, "
     "pixel:ROW,COLUMN/CLASS, mask:CLASS, box:N, box:LEFT,TOP,RIGHT,BOTTOM, token:N or norm. [default: the predicted class]",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), metavar="N", help="Explain each of the N most probable classes. [default: the first]"
 )
 @score_option
 @method_options
@@ -53,6 +62,7 @@ def explain(
     methods: str | Sequence[str],
     model: ModelChoice,
     target: str | None,
+    top: int | None,
     score: Any,
     given: dict[str, Any],
     seed: int,
@@ -61,12 +71,14 @@ def explain(
 ) -> None:
     """Explain a classifier's answer to each PHOTO: a picture, the numbers and a table.
 
-    Without a PHOTO, one that comes with the package is explained.
+    PHOTO is a file, a folder (its photos, also in folders below) or a glob, as in 'cats/*.jpg'. Without one, a photo that comes
+    with the package is explained. One of several that cannot be read is said, the others are explained, and the exit code is 1.
     """
     options = options_of_methods(METHOD_NAMES if methods == "all" else methods, given)
-    for photo in photos:
-        if not os.path.lexists(photo):
-            raise BadInput(f"pysal explain: PHOTO must be an image file, got {click.format_filename(photo)} (no such file)")
+    if top is not None and target is not None:
+        raise click.UsageError("--top and --target exclude each other")
+    if len(photos) == 1 and not os.path.lexists(photos[0]):
+        find(photos, ())  # which refuses it before torch is imported, unless it is a glob
 
     written: list[Path] = []
     with errors_as_sentences("pysal explain", written), _writable(out):
@@ -74,6 +86,7 @@ def explain(
         from pysal.engine.prepared.prepare import prepare
         from pysal.engine.running.chunks import fast_rows, progress
         from pysal.explain import explain as run
+        from pysal.models.photos import PHOTO_SUFFIXES
         from pysal.segments import parse
         from pysal.targets import parse as parse_target
 
@@ -82,47 +95,70 @@ def explain(
         place = device_of(device)
         classifier = model.load(place)
         explained = None if target is None else parse_target(target, classifier, where="pysal explain")
-        sources = list(photos) or [models.example_photo()]
-        for photo in sources:  # a photo that cannot be read is said before hours of work on the others
-            image = models.read_image(photo, classifier)
+        named = find(photos or [models.example_photo()], PHOTO_SUFFIXES)
+        bad: dict[Path, str] = {}
+        image = None
+        for photo in named.paths:  # what cannot be read is known before hours of work on the others
+            try:
+                image = models.read_image(photo, classifier)
+            except (ValueError, OSError) as error:
+                if len(named.paths) == 1 or not str(error).startswith("pysal"):
+                    raise
+                bad[photo] = "no such file" if photo in named.missing else str(error)
+        if image is None:
+            raise BadInput(
+                f"pysal explain: none of the {len(named.paths)} photos can be read; the first: {next(iter(bad.values()))}"
+            )
+        endings = [""] if top is None else [f"-{rank:0{len(str(top))}}" for rank in range(1, top + 1)]
         # a fixed number of rows, not the one that measures fastest now: the same command gives the same bits, unless the
         # model is about as fast as what is prepared of it, so that either may be used
         rows = fast_rows(image.device, image[0].numel() * image.element_size())
         runner = prepare(classifier, image, batch_size=rows) if place == "cpu" else classifier
-        for number, (photo, stem) in enumerate(zip(sources, _stems(sources), strict=True), start=1):
-            image = models.read_image(photo, classifier).to(place)
-            with progress(sys.stderr.isatty()):
-                found = run(
-                    runner,
-                    image,
-                    methods=methods,
-                    target=explained,
-                    method_options=options,
-                    seed=seed,
-                    score=score,
-                )
-            try:
-                files = found.save(out, stem)
-            except OSError as error:
-                raise Failure(str(error)) from error
-            written.extend(files)
-            counter = f"[{number}/{len(sources)}] " if len(sources) > 1 else ""
-            say(f"{counter}{click.format_filename(photo)}", "", found.table(), "")
-            say(*(f"wrote {click.format_filename(file)}" for file in files))
-            if number < len(sources):
+        names = iter(stems([photo for photo in named.paths if photo not in bad], out, endings))
+        for number, photo in enumerate(named.paths, start=1):
+            counter = f"[{number}/{len(named.paths)}] " if len(named.paths) > 1 else ""
+            if number > 1:
                 say("")
+            if photo in bad:
+                say(f"{counter}{click.format_filename(photo)}", "", f"not explained: {bad[photo]}")
+                continue
+            stem = next(names)
+            image = models.read_image(photo, classifier).to(place)
+            say(f"{counter}{click.format_filename(photo)}")
+            wanted = [explained] if top is None else _likeliest(classifier, image, top)
+            for ending, one in zip(endings, wanted, strict=False):
+                with progress(sys.stderr.isatty()):
+                    found = run(
+                        runner,
+                        image,
+                        methods=methods,
+                        target=one,
+                        method_options=options,
+                        seed=seed,
+                        score=score,
+                    )
+                try:
+                    files = found.save(out, stem + ending)
+                except OSError as error:
+                    raise Failure(str(error)) from error
+                written.extend(files)
+                say("", found.table(), "")
+                say(*(f"wrote {click.format_filename(file)}" for file in files))
+        if note := named.note():
+            say("", note)
+        if bad:
+            raise Failure(f"pysal explain: {len(bad)} of {len(named.paths)} photos could not be explained")
 
 
-def _stems(photos: Sequence[Path]) -> list[str]:
-    """Return a file name for each photo's results, different from each other even where letters' case does not count."""
-    stems: list[str] = []
-    for photo in photos:
-        stem, number = photo.stem, 1
-        while stem.casefold() in {taken.casefold() for taken in stems}:
-            number += 1
-            stem = f"{photo.stem}-{number}"
-        stems.append(stem)
-    return stems
+def _likeliest(classifier: "Classifier", image: "Tensor", top: int) -> list[int]:
+    """Return the classes with the highest scores, the highest first."""
+    import torch
+
+    with torch.no_grad():
+        scores = classifier(image)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise BadInput(f"pysal explain: --top needs a model of several classes, got an output of shape {tuple(scores.shape)}")
+    return [int(index) for index in scores[0].topk(min(top, scores.shape[1])).indices]
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """The options that several commands share, and what they mean to the functions behind them."""
 
+import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,11 @@ SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softma
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
     "segments": ("leave_one_out",),
+    "fill": ("leave_one_out",),
     "approximate": ("leave_one_out",),
+    "baseline": ("integrated_gradients",),
+    "max_sigma": ("blur_integrated_gradients",),
+    "layer": ("grad_cam", "guided_grad_cam"),
     "steps": PATHS,
     "tolerance": PATHS,
     "samples": ("smooth_grad",),
@@ -41,6 +47,20 @@ class Word(click.Choice[str]):
         except click.BadParameter as error:
             meant = did_you_mean(list(map(repr, close_to(value, self.choices))))
             self.fail(str(error.message).rstrip(".") + meant, param, ctx)
+
+
+class Fill(click.ParamType):  # type: ignore[type-arg]
+    """A number, or one of a few words."""
+
+    name = "fill"
+    _word = Word(["black", "white", "mean", "blur"], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        """Return the number or the word."""
+        with contextlib.suppress(TypeError, ValueError):
+            if math.isfinite(number := float(value)):
+                return number
+        return self._word.convert(value, param, ctx)
 
 
 class MethodNames(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
@@ -216,11 +236,34 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             help="For leave_one_out: shape of the segments, grid:3x3, window:16/8 or slic:100. [default: slic:100]",
         ),
         click.option(
+            "--fill",
+            type=Fill(),
+            metavar="WORD|NUMBER",
+            help="For leave_one_out: what a segment is filled with, black, white, mean, blur or a number. [default: black]",
+        ),
+        click.option(
             "--approximate",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="SHARE",
             help="For leave_one_out: at each layer recompute at most this fraction of the map's height and width. Smaller is "
             "faster and less exact; the error is reported. [default: exact]",
+        ),
+        click.option(
+            "--baseline",
+            type=Fill(),
+            metavar="WORD|NUMBER",
+            help="For integrated_gradients: where its path begins, black, white, mean, blur or a number. [default: black]",
+        ),
+        click.option(
+            "--max-sigma",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="PIXELS",
+            help="For blur_integrated_gradients: width of the blurriest image. [default: 50]",
+        ),
+        click.option(
+            "--layer",
+            metavar="NAME",
+            help="For grad_cam and guided_grad_cam: layer to look at, as in layer4.2 or relu@1. [default: the last that fits]",
         ),
         click.option(
             "--steps",

@@ -77,8 +77,25 @@ def errors_as_sentences(command: str, written: Sequence[Path] = ()) -> Iterator[
         ours = sentence.startswith("pysal")
         if ours and isinstance(error, (ValueError, TypeError, OSError, ImportError)):
             raise BadInput(sentence) from error
-        unexpected = f"{command}: {type(error).__name__}: {sentence} (pysal --debug {command.split()[-1]} shows where)"
+        unexpected = (
+            f"{command}: {type(error).__name__}: {first_words(str(error))} (pysal --debug {command.split()[-1]} shows where)"
+        )
         raise Failure(sentence if ours else unexpected) from error
+
+
+MOST_LETTERS = 300
+"""Most letters of an error that is not pysal's own: libraries put whole graphs into theirs."""
+
+
+def first_words(text: str) -> str:
+    """Return what an error of another library begins with, on one line, without the graph or the traceback in it."""
+    kept: list[str] = []
+    for line in text.strip().splitlines():
+        if not line.strip() or line.lstrip().startswith(("graph(", "Traceback", "%", "File ")):
+            break
+        kept.append(line)
+    sentence = one_line(" ".join(kept)) or "it says no more"
+    return sentence if len(sentence) <= MOST_LETTERS else sentence[:MOST_LETTERS].rstrip() + "..."
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pysal.explanation.findings import Findings, counted
-from pysal.explanation.text import COLUMNS, headline, rows, verdict
+from pysal.explanation.text import COLUMNS, headline, left_out, rows, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,5 +42,5 @@ def notebook(found: Findings, plot: Callable[[int], Figure]) -> str:
             data = base64.b64encode(viz.compact(plot(image), viz.NOTEBOOK_BYTES // shown)).decode("ascii")
             parts.append(f'<img style="max-width: 100%" alt="{alt}" src="data:image/jpeg;base64,{data}"/>')
         parts.append(table)
-    parts += [f"<p>left out: {html.escape(f'{name}: {why}')}</p>" for name, why in found.skipped.items()]
+    parts += [f"<p>left out: {html.escape(said)}</p>" for said in left_out(found)]
     return "<div>" + "".join(parts) + "</div>"

@@ -92,8 +92,17 @@ def table(found: Findings) -> str:
                 for cell, width, title in zip(row, widths, COLUMNS, strict=True)
             ]
             lines.append("  " + "  ".join(cells).rstrip())
-    lines += [f"{'' if index else chr(10)}left out: {name}: {why}" for index, (name, why) in enumerate(found.skipped.items())]
+    lines += [f"{'' if index else chr(10)}left out: {said}" for index, said in enumerate(left_out(found))]
     return "\n".join(lines)
+
+
+def left_out(found: Findings) -> list[str]:
+    """Return why methods were left out, those that share a reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in found.skipped.items():
+        reasons.setdefault(why.removeprefix(f"pysal.{name}: "), []).append(name)
+    alone = {why: found.skipped[names[0]] for why, names in reasons.items() if len(names) == 1}
+    return [f"{', '.join(names)}: {alone.get(why, why)}" for why, names in reasons.items()]
 
 
 def headline(found: Findings) -> str:

@@ -1,0 +1,95 @@
+"""The photos that `pysal explain` is given: files, folders and globs, and a name for what is found of each."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from pysal.cli.terminal import BadInput
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What the arguments name.
+
+    Attributes:
+        paths: of the photos, each once, in the order of the arguments; those of a folder or a glob sorted.
+        missing: those of them that are not there.
+        left_out: endings of the files of folders that are no photos by their names -> how many.
+    """
+
+    paths: list[Path]
+    missing: set[Path] = field(default_factory=set)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def note(self) -> str:
+        """Return how many files of the folders were left out and why, "" where none was."""
+        if not self.left_out:
+            return ""
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.left_out.items()))
+        number = sum(self.left_out.values())
+        return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({kinds})"
+
+
+def find(given: Sequence[Path], suffixes: Iterable[str]) -> Photos:
+    """Return the photos that arguments name: files as they are, folders with all below them, and globs.
+
+    Raises:
+        BadInput: a folder or a glob without a photo, or a single file that is not there.
+    """
+    endings = frozenset(suffixes)
+    found = Photos([])
+    for one in given:
+        if os.path.isdir(one):
+            inside = sorted(Path(at, name) for at, _, names in os.walk(one) for name in names)
+            photos = [path for path in inside if path.suffix.lower() in endings]
+            found.left_out.update(path.suffix.lower() or "without an ending" for path in inside if path not in set(photos))
+            if not photos:
+                raise _refused(one, f"a folder with {len(inside)} files, none of which is a photo by its name")
+            found.paths.extend(photos)
+        elif not os.path.lexists(one) and glob.has_magic(os.fspath(one)):
+            matches = sorted(Path(match) for match in glob.glob(os.fspath(one), recursive=True) if not os.path.isdir(match))
+            if not matches:
+                raise _refused(one, "which matches no file")
+            found.paths.extend(matches)
+        else:
+            found.paths.append(one)
+            if not os.path.lexists(one):
+                if len(given) == 1:
+                    raise _refused(one, "no such file")
+                found.missing.add(one)
+    return Photos(list(dict.fromkeys(found.paths)), found.missing, found.left_out)
+
+
+def _refused(photo: Path, why: str) -> BadInput:
+    name = click.format_filename(photo)
+    return BadInput(f"pysal explain: PHOTO must be an image file, a folder or a glob, got {name} ({why})")
+
+
+def stems(photos: Sequence[Path], folder: Path, endings: Sequence[str] = ("",)) -> list[str]:
+    """Return a file name for each photo's results, different from each other even where letters' case does not count.
+
+    Args:
+        photos: whose results are written.
+        folder: where they are written. A result never takes the place of one of the photos.
+        endings: what a stem is followed by, in the names of a photo's results.
+    """
+    sources = {os.path.realpath(photo).casefold() for photo in photos}
+    taken: set[str] = set()
+    found: list[str] = []
+    for photo in photos:
+        stem, number = photo.stem, 1
+        while True:
+            names = {f"{stem}{ending}".casefold() for ending in endings}
+            files = {os.path.realpath(folder / f"{name}{kind}").casefold() for name in names for kind in (".png", ".npz")}
+            if not names & taken and not files & sources:
+                break
+            number += 1
+            stem = f"{photo.stem}-{number}"
+        taken |= names
+        found.append(stem)
+    return found
