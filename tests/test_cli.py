@@ -321,7 +321,7 @@ def test_names_that_are_not_text(small, photo, out) -> None:
 def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
     result = CliRunner(charset="ascii").invoke(cli.main, ["explain", "\N{SNOWMAN}.png"])
     assert result.exit_code == 2
-    assert result.stderr == "pysal explain: PHOTO must be an image file, got \\u2603.png (no such file)\n"
+    assert result.stderr == "pysal explain: PHOTO must be an image file, a folder or a glob, got \\u2603.png (no such file)\n"
 
 
 # --- refusals: exit code 2 before any work
@@ -415,7 +415,7 @@ def test_folders_and_globs(small, photo, out, tmp_path) -> None:
         (f"{n}/3", str(folder / name)) for n, name in enumerate(("a.png", "b.PNG", "below/c.png"), start=1)
     ]
     assert text.endswith("left out: 3 files whose names do not end as a photo's (2 .txt, 1 without an ending)\n")
-    text = succeeded("explain", folder / "*.png", folder / "a.png", "--out", out, "--method", "gradient").stdout
+    text = succeeded("explain", folder / "a.png", folder / "*.png", "--out", out, "--method", "gradient").stdout
     assert text.startswith(f"{folder / 'a.png'}\n")  # once, though it was named twice
     (tmp_path / "empty").mkdir()
     sentence = refused(2, "explain", tmp_path / "empty", "--out", out)

@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +194,16 @@ def _photos(folder: Path) -> Iterator[Path]:
     for path in _below(folder):
         if path.suffix.lower() in PHOTO_SUFFIXES:
             yield path
+
+
+def left_out(source: str) -> Counter[str]:
+    """Return the endings of the files of a folder that no audit reads -> how many; hidden ones are not counted."""
+    path = Path(source)
+    if not path.is_dir():
+        return Counter()
+    endings = Counter(file.suffix.lower() for file in _below(path))
+    read = {".tar"} if endings[".tar"] else PHOTO_SUFFIXES
+    return Counter({ending: count for ending, count in endings.items() if ending not in read})
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pysal.cli.options import (
     options_of_methods,
     score_option,
 )
+from pysal.cli.photos import NO_ENDING, note
 from pysal.cli.terminal import Commands, Failure, Interrupted, errors_as_sentences, say
 
 if TYPE_CHECKING:
@@ -140,6 +142,7 @@ def audit_run(
     of_methods = options_of_methods(METHOD_NAMES if methods == "all" else methods, given)
     with errors_as_sentences("pysal audit run"):
         from pysal.audit import Job
+        from pysal.audit.data import left_out
         from pysal.audit.model import function_of
 
         arguments = model.arguments()
@@ -156,6 +159,8 @@ def audit_run(
             target=int(target) if target.isdecimal() else target,
             **options,
         )
+        if left := note(Counter({ending or NO_ENDING: count for ending, count in left_out(source).items()})):
+            say(left)
         _run_audit("pysal audit run", job, engine, workers, address)
 
 

@@ -21,7 +21,7 @@ from pysal.cli.options import (
     options_of_methods,
     score_option,
 )
-from pysal.cli.photos import find, stems
+from pysal.cli.photos import find, note, stems
 from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def explain(
                 written.extend(files)
                 say("", found.table(), "")
                 say(*(f"wrote {click.format_filename(file)}" for file in files))
-        if note := named.note():
-            say("", note)
+        if left := note(named.left_out):
+            say("", left)
         if bad:
             raise Failure(f"pysal explain: {len(bad)} of {len(named.paths)} photos could not be explained")
 

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +11,15 @@ import click
 
 from pysal.cli.terminal import BadInput
 
+NO_ENDING = "without an ending"
+
 
 @dataclass(frozen=True)
 class Photos:
     """What the arguments name.
 
     Attributes:
-        paths: of the photos, each once, in the order of the arguments; those of a folder or a glob sorted.
+        paths: of the photos, in the order of the arguments; those of a folder or a glob sorted, without what is there already.
         missing: those of them that are not there.
         left_out: endings of the files of folders that are no photos by their names -> how many.
     """
@@ -26,13 +28,15 @@ class Photos:
     missing: set[Path] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def note(self) -> str:
-        """Return how many files of the folders were left out and why, "" where none was."""
-        if not self.left_out:
-            return ""
-        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.left_out.items()))
-        number = sum(self.left_out.values())
-        return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({kinds})"
+
+def note(left_out: Counter[str]) -> str:
+    """Return how many files were left out and why, ending -> how many; "" where none was."""
+    if not left_out:
+        return ""
+    shown = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
+    kinds = ", ".join(f"{count} {ending}" for ending, count in shown) + (", ..." if len(left_out) > len(shown) else "")
+    number = sum(left_out.values())
+    return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({kinds})"
 
 
 def find(given: Sequence[Path], suffixes: Iterable[str]) -> Photos:
@@ -45,24 +49,31 @@ def find(given: Sequence[Path], suffixes: Iterable[str]) -> Photos:
     found = Photos([])
     for one in given:
         if os.path.isdir(one):
-            inside = sorted(Path(at, name) for at, _, names in os.walk(one) for name in names)
+            inside = sorted(_below(one))
             photos = [path for path in inside if path.suffix.lower() in endings]
-            found.left_out.update(path.suffix.lower() or "without an ending" for path in inside if path not in set(photos))
+            found.left_out.update(path.suffix.lower() or NO_ENDING for path in inside if path.suffix.lower() not in endings)
             if not photos:
                 raise _refused(one, f"a folder with {len(inside)} files, none of which is a photo by its name")
-            found.paths.extend(photos)
+            found.paths.extend(path for path in photos if path not in found.paths)
         elif not os.path.lexists(one) and glob.has_magic(os.fspath(one)):
             matches = sorted(Path(match) for match in glob.glob(os.fspath(one), recursive=True) if not os.path.isdir(match))
             if not matches:
                 raise _refused(one, "which matches no file")
-            found.paths.extend(matches)
+            found.paths.extend(path for path in matches if path not in found.paths)
         else:
             found.paths.append(one)
             if not os.path.lexists(one):
                 if len(given) == 1:
                     raise _refused(one, "no such file")
                 found.missing.add(one)
-    return Photos(list(dict.fromkeys(found.paths)), found.missing, found.left_out)
+    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of those below; hidden ones are left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def _refused(photo: Path, why: str) -> BadInput:

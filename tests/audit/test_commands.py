@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def test_run_status_verify_resume(photos, tmp_path) -> None:
     lines = succeeded("run", photos, "--out", out, *TINY, "--engine", "inline", "--labels", "folder")
     assert lines[:2] == ["6 of 6 shards, 11 of 11 images", "11 explained, 0 could not be"]
     assert lines[-1] == f"wrote {out}"
+    assert not [line for line in lines if line.startswith("left out")]
     assert succeeded("status", out)[-1] == "complete"
     assert succeeded("verify", out, "--images") == ["11 images in 6 shards: all is as it should be"]
     assert succeeded("verify", out, "--recompute", "2", "--allow-code") == ["11 images in 6 shards: all is as it should be"]
@@ -61,6 +63,14 @@ def test_run_status_verify_resume(photos, tmp_path) -> None:
     assert run("verify", out).stdout == "shard 3 is missing\n"
     assert succeeded("resume", out, "--engine", "inline", "--allow-code")[0] == "6 of 6 shards, 11 of 11 images"
     assert contents(out) == before
+
+
+def test_files_that_are_left_out_are_counted(photos, tmp_path) -> None:
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    for name in ("notes.txt", "README", ".hidden"):
+        (folder / name).write_text("")
+    lines = succeeded("run", folder, "--out", tmp_path / "out", *TINY, "--engine", "inline")
+    assert lines[0] == "left out: 2 files whose names do not end as a photo's (1 .txt, 1 without an ending)"
 
 
 @pytest.mark.parametrize(
