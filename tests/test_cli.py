@@ -458,7 +458,7 @@ def test_options_of_methods(small, photo, out, arguments, method, options) -> No
 
 
 def test_options_that_are_no_fill_or_layer(small, photo, out) -> None:
-    sentence = refused(2, "explain", photo, "--fill", "blak")
+    sentence = refused(2, "explain", photo, "--fill", "blackk")
     assert "did you mean 'black'?" in sentence
     assert "nan" in refused(2, "explain", photo, "--baseline", "nan")
     sentence = refused(2, "explain", photo, "--out", out, "--method", "grad_cam", "--layer", "network.o")
