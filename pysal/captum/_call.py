@@ -287,6 +287,8 @@ class Call:
         first = self.inputs[0]
         one_image = len(self.inputs) == 1 and first.ndim == 4 and first.dtype in FLOATING
         self.as_is = one_image and self.sizes[0] > 0 and first.shape[2] * first.shape[3] > 1
+        # one tensor whose numbers are in the order of an image's
+        self.is_plain = len(self.inputs) == 1 and self.sizes[0] > 1 and first.dtype in FLOATING
         self.prepared = isinstance(forward, PreparedModel) and self.as_is
         self.whole = False  # the function answers for all rows of a pass together
         self.copies = 1  # how often the batch runs
@@ -296,6 +298,8 @@ class Call:
         """Return tensors of the inputs' shapes, with any number N of rows, as images: (N, C, H, W) or (N, 1, 1, sizes)."""
         if self.as_is:
             return tensors[0]
+        if self.is_plain and tensors[0].dtype is self.dtypes[0]:
+            return tensors[0].reshape(tensors[0].shape[0], 1, 1, -1)
         parts = [torch.view_as_real(one.resolve_conj()) if one.is_complex() else one for one in tensors]
         exact = [one.to_real() if one.is_complex else one if one.is_floating_point else torch.float64 for one in self.dtypes]
         dtype = functools.reduce(torch.promote_types, exact)
@@ -314,6 +318,15 @@ class Call:
         dtypes = self.dtypes if least is torch.float16 else [torch.promote_types(one, least) for one in self.dtypes]
         if self.as_is:
             return (images if images.dtype is dtypes[0] else images.to(dtypes[0]),)
+        if self.is_plain and images.dtype is dtypes[0] and images.is_contiguous():
+            return (images.reshape(images.shape[0], *self.inputs[0].shape[1:]),)
+        if all(one.device == images.device and own is images.dtype for one, own in zip(self.inputs, dtypes, strict=True)):
+            width = images.shape[3] - sum(self.sizes)  # of what makes an image of a single number
+            parts = images.flatten(1).split([*self.sizes, width] if width else self.sizes, 1)
+            shapes = [one.shape[1:] for one in self.inputs]
+            return tuple(
+                part.reshape(images.shape[0], *shape).contiguous() for part, shape in zip(parts, shapes, strict=bool(not width))
+            )
         found, start = [], 0
         for one, size, dtype in zip(self.inputs, self.sizes, dtypes, strict=True):
             part = images[:, 0, 0, start : start + size].to(one.device)

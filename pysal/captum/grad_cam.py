@@ -25,6 +25,9 @@ from pysal.engine.request.sweeps import taped
 from pysal.engine.running.states import Hooks, restoring
 from pysal.methods.guided_backprop import make_rules
 
+# Numbers of a layer of which the map is made by torch: to call the op would take longer.
+FEW = 2**15
+
 
 class LayerGradCam(LayerAttribution, GradientAttribution):
     """The channels of a layer weighted by their mean gradients: `pysal.grad_cam` before the map is resized.
@@ -207,6 +210,11 @@ def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor
 def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool) -> Tensor:
     """Return the channels (B, K, ...) weighted by their mean gradients: (B, 1, ...), or (B, K, ...) not added up."""
     shape = activation.shape
+    if 0 < activation.numel() <= FEW and activation.dtype in (torch.float32, torch.float64):
+        channels = activation.flatten(2) if len(shape) > 2 else activation[..., None]
+        parts = channels * gradient.reshape(channels.shape).mean(2, keepdim=True)
+        added = parts.sum(1, keepdim=True) if add_up else parts
+        return (added.clamp_min(0) if relu else added).reshape(shape[0], -1, *shape[2:])
     images = [one.reshape(shape[0], shape[1], 1, -1) for one in (activation, gradient)]
     if not add_up:
         images = [one.flatten(0, 1)[:, None] for one in images]

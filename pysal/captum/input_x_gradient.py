@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pysal.captum._bases import GradientAttribution, entry
+from pysal.captum._bases import GradientAttribution, entry_of_parts
 from pysal.captum._call import Inputs, Target
 
 
@@ -25,7 +25,7 @@ class InputXGradient(GradientAttribution):
         """True."""
         return True
 
-    @entry
+    @entry_of_parts
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: object = None) -> Any:
         """Return the inputs times the gradient.
 

@@ -198,8 +198,11 @@ class NoiseTunnel(Attribution):
             return tuple(found)
 
         def body(start: int, stop: int) -> None:  # an example's copies side by side, as captum has them
-            rows = torch.arange(examples, device=device).repeat_interleave(stop - start)
-            draws = torch.arange(start, stop, device=device).repeat(examples)
+            draws = torch.arange(start, stop, device=device)
+            rows = torch.zeros_like(draws)
+            if examples > 1:
+                rows = torch.arange(examples, device=device).repeat_interleave(stop - start)
+                draws = draws.repeat(examples)
             items = rows * samples + draws
             baselines = tuple(_rows_of(one, items) for one in drawn)
             take(noisy(rows, draws), rows, baselines if distribution else None, 0, items)

@@ -326,10 +326,9 @@ def _with_autograd(
                 raise _OtherWay
         activations = {layer: features[layer].captured() for layer in layers}
         found: dict[Sweep, Found] = {}
-        with (
-            rules.recording() if rules and recorded else contextlib.nullcontext()
-        ):  # of what a checkpoint runs to show what it kept
-            wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
+        if rules is not None:
+            with rules.recording() if recorded else contextlib.nullcontext():  # of what a checkpoint runs to show what it kept
+                wanted = _applicable(rules, lambda rules: rules.finish(scores, leaf), wanted, required)
         kinds = list(dict.fromkeys(one.rule for one in wanted))
         for rule in kinds:
             if rules is not None:
