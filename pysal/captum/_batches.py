@@ -94,8 +94,8 @@ def independent(
         try:
             ends = torch.tensor([0, copies - 1], device=device).repeat_interleave(rows)
             pair = tuple(one.detach() for one in points(own, ends))
-            if rows == 1 and len(pair) == 1 and pair[0].is_floating_point():
-                pair = (unlike(pair[0]),)
+            if len(pair) == 1 and pair[0].is_floating_point():
+                pair = (unlike(pair[0].unflatten(0, (2, rows))).flatten(0, 1),)
 
             def ask(places: Sequence[int], share: float) -> Tensor:
                 chosen = torch.cat([torch.arange(place * rows, (place + 1) * rows, device=device) for place in places])

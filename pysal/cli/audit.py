@@ -113,7 +113,7 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of rows in one model pass. [default: 4 photos, on a GPU 64]",
+    help="Number of rows in one model pass. [default: 4 of 224x224 pixels, more of smaller images; 64 on a GPU]",
 )
 @click.option("--device", type=Word(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on.")
 @model_options

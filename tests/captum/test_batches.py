@@ -565,3 +565,12 @@ def test_rows_between_two_that_are_alike(function: Callable[[Tensor], Tensor], a
     inputs = torch.cat([row, other, row])
     found = _batches.independent(function, lambda rows, _copies: (inputs[rows],), 1, 3, (), torch.device("cpu"))
     assert found is apart
+
+
+@pytest.mark.parametrize(("factor", "apart"), [(lambda _x: 1.0, True), (lambda x: x.mean(), False)])
+def test_copies_of_a_batch_that_are_alike(factor: Callable[[Tensor], Any], apart: bool) -> None:
+    """Where a table goes along with whole batches, two that are the same would not show that they act on each other."""
+    inputs, table = drawn(3, 5), drawn(5, 2)
+    function = lambda x, table: x @ table * factor(x)  # noqa: E731
+    found = _batches.independent(function, lambda rows, _copies: (inputs[rows],), 1, 3, (table,), torch.device("cpu"))
+    assert found is apart
