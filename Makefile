@@ -30,7 +30,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures cross wheel clean distclean
+.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures cross wheel clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -111,6 +111,13 @@ test-emu: setup ## the CUDA kernels on the CPU: plain, shuffled, ASan + UBSan, T
 
 sanitize: setup ## the CPU kernels under ASan + UBSan
 	PYTHON=$(python) bash tests/sanitize.sh $(ARGS)
+
+# of which GPUs the code is run on the CPU
+ARCHS ?= 75 80 90
+ptx: setup ## what nvcc makes of the CUDA kernels, run on the CPU: their cases, under ASan, and the ops' tests; needs nvcc
+	for arch in $(ARCHS); do ARCH=$$arch PYTHON=$(python) bash tests/emu/run.sh ptx || exit; done
+	PYTHON=$(python) bash tests/emu/run.sh ptx-address
+	PYTHON=$(abspath $(python)) bash tests/ptx/ops.sh
 
 cuda-check: setup ## compile the CUDA kernels for every architecture; warnings and spills are errors
 	PYTHON=$(python) bash tests/cuda_check.sh
