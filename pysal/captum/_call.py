@@ -290,6 +290,7 @@ class Call:
         # one tensor whose numbers are in the order of an image's
         self.is_plain = len(self.inputs) == 1 and self.sizes[0] > 1 and first.dtype in FLOATING
         self.prepared = isinstance(forward, PreparedModel) and self.as_is
+        self.fixed: int | None = getattr(forward, "rows_per_pass", None)  # of a model that takes no other number
         self.whole = False  # the function answers for all rows of a pass together
         self.copies = 1  # how often the batch runs
         self._splits: bool | None = None
@@ -374,9 +375,8 @@ class Call:
         """
         if self.whole:  # what one number answers for is then a matter of what runs together, as the caller asks
             return self.examples * (self.copies if most is None else min(self.copies, max(1, most // self.examples)))
-        fixed: int | None = getattr(self.forward, "rows_per_pass", None)  # of a model that takes no other number
-        if fixed is not None and not isinstance(self.forward, PreparedModel):
-            return fixed
+        if self.fixed is not None and not isinstance(self.forward, PreparedModel):
+            return self.fixed
         if points is None:
             return self.examples
         if most is not None and most < self.examples and self._independent(points):
@@ -440,7 +440,7 @@ class Call:
         forward = self.forward
         if self.prepared:
             return forward
-        fixed = getattr(forward, "rows_per_pass", None)
+        fixed = self.fixed
 
         def model_of(forward: Callable[..., Any]) -> Callable[..., Any]:
             asked = takes_inputs(forward)
