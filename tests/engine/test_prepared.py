@@ -135,6 +135,20 @@ GRAPHS = {
     "concatenation and pooling": lambda: Functional(
         lambda x, a, b: F.max_pool2d(torch.cat([a(x).relu(), b(x).relu()], 1), 3, 2, 1), conv(3, 5, 3), conv(3, 4, 3)
     ),
+    "a map concatenated with itself": lambda: Functional(
+        lambda x, a, b: torch.concat([(y := a(x)), b(y).relu(), y], axis=-3).relu(), conv(3, 5, 3), conv(5, 4, 1)
+    ),
+    "maps one below the other": lambda: Functional(
+        lambda x, a, b: torch.cat((a(x), b(x)), dim=2), conv(3, 5, 3), conv(3, 5, (3, 3), padding=(2, 0))
+    ),
+    "functional norm first": lambda: Functional(
+        lambda x, a, n, b: b(
+            F.relu(F.batch_norm(a(x).tanh(), n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, n.eps))
+        ),
+        conv(3, 6, 3),
+        Norm(6),
+        conv(6, 5, 3),
+    ),
     "other activations": lambda: Functional(lambda x, a, b: F.gelu(b(F.silu(a(x)))), conv(3, 5, 3), conv(5, 4, 3)),
     "dropout": lambda: Functional(lambda x, a, d: d(a(x)).relu(), conv(3, 5, 3), nn.Dropout(0.5)),
     "saturating Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(0.0, 0.3)),

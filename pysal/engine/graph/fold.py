@@ -442,7 +442,7 @@ def fold_division(graph: fx.GraphModule, shapes: Mapping[Any, tuple[int, ...]]) 
 
 
 def _unify_batch_norms(graph: fx.GraphModule) -> None:
-    """Turn F.batch_norm with constant statistics after a convolution into nn.BatchNorm2d: so timm's layers spell it."""
+    """Turn F.batch_norm of maps with constant statistics into nn.BatchNorm2d: so timm's layers spell it."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not F.batch_norm:
             continue
@@ -454,7 +454,7 @@ def _unify_batch_norms(graph: fx.GraphModule) -> None:
         mean, var, weight, bias = constants
         if not known or mean is None or var is None or given["training"] is not False or not isinstance(given["eps"], float):
             continue
-        if not isinstance(module_of(graph, given["input"]), Convolution):
+        if not isinstance(module_of(graph, given["input"]), Convolution) and len(given["input"].meta.get(SHAPE, ())) != 4:
             continue
         norm = nn.BatchNorm2d(len(mean), given["eps"], affine=False).eval()
         norm.running_mean, norm.running_var = mean, var

@@ -18,9 +18,11 @@ from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.inverted_residual import InvertedResidual
 from pysal.engine.graph.lowered import is_addition, relu_upper
+from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.engine.tape.gradients import Gates, Gradients
 
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 
 
@@ -208,6 +210,32 @@ class AddOperator(Operator):
             gradients.add(source, grad, owned=False)
 
 
+class ConcatenationOperator(Operator):
+    """Maps one after the other along an axis.
+
+    Args:
+        inputs: the maps.
+        dim: the axis, not that of the images.
+    """
+
+    def __init__(self, inputs: Sequence[fx.Node], dim: int) -> None:
+        super().__init__(inputs)
+        self.dim = dim
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
+        """See `Operator`."""
+        return torch.cat(inputs, self.dim), [each.shape[self.dim] for each in inputs]
+
+    def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
+        """See `Operator`."""
+        for source, part in zip(self.inputs, grad.split(saved, self.dim), strict=True):
+            gradients.add(source, part, owned=False)  # of a map that comes twice, two parts
+
+    def parts(self, saved: Any) -> tuple[Any, ...]:
+        """See `Operator`: sizes are no tensors."""
+        return ()
+
+
 class NormOperator(Operator):
     """A batch norm that no convolution stands before."""
 
@@ -375,9 +403,27 @@ def operator_of(graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Nod
             return MaxPoolOperator([first], pool)
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             return MeanOperator([first])
+    maps = _concatenated(node)
+    if maps is not None:
+        return ConcatenationOperator(*maps)
     if node.meta.get("same_shapes") and is_addition(node):
         return AddOperator(node.args)  # type: ignore[arg-type]
     return AutogradOperator(interpreter, node)
+
+
+def _concatenated(node: fx.Node) -> tuple[list[fx.Node], int] | None:
+    """Return the maps that a node concatenates and the axis, not that of the images."""
+    if node.op != "call_function" or node.target not in _CONCATENATIONS or not 1 <= len(node.args) <= 2:
+        return None
+    if set(node.kwargs) - {"dim", "axis"}:
+        return None
+    dim = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), 0)
+    maps, rank = node.args[0], len(node.meta.get(SHAPE, ()))
+    if not isinstance(maps, (tuple, list)) or not isinstance(dim, int) or not rank or dim % rank == 0:
+        return None
+    if not all(isinstance(each, fx.Node) and len(each.meta.get(SHAPE, ())) == rank for each in maps):
+        return None
+    return list(maps), dim
 
 
 def _max_pool(module: nn.Module | None, node: fx.Node) -> tuple[Any, ...] | None:
