@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.futures import Future, collect_all
 
-from pysal._checks import FLOATING, refuse
+from pysal._checks import FLOATING, warn
 from pysal._library import widest
 from pysal.captum._ablating import Ablating, masks_of
 from pysal.captum._bases import Baselines, entry, introduce, where
@@ -65,7 +65,7 @@ class FeatureAblation(Ablating):
             perturbations_per_eval: most features in one pass, each with all examples. With captum's default, 1, a prepared
                 model chooses the fastest number, because its rows do not depend on each other.
             show_progress: show a tqdm bar.
-            **kwargs: must be empty; captum's signature has it.
+            **kwargs: change nothing, as in captum, which a warning says.
 
         Returns:
             (n, ...) for n numbers in the output of all examples, in the output's dtype; a tuple of them for a tuple of inputs.
@@ -74,7 +74,7 @@ class FeatureAblation(Ablating):
             AssertionError: the target or the baselines do not fit; or `perturbations_per_eval` is above 1 and the output does
                 not grow with the batch.
         """
-        _refuse_options(self, kwargs)
+        warn_of_options(self, kwargs)
         several = as_tuple(inputs)
         masks = masks_of(feature_mask, several)
         found = self._leave_out(
@@ -100,7 +100,7 @@ class FeatureAblation(Ablating):
         All passes start before the first is waited for. Arguments and exceptions are those of `attribute`. An exception of a
         future is raised by the result's `wait`.
         """
-        _refuse_options(self, kwargs)
+        warn_of_options(self, kwargs)
         several = as_tuple(inputs)
         ablation = self._ablation(several, baselines, Masks(masks_of(feature_mask, several), several))
         evaluate = functools.partial(self._evaluate, several, target, additional_forward_args, future=True)
@@ -199,9 +199,10 @@ class FeatureAblation(Ablating):
         return tuple(self._rounded(one, drops.dtype) for one in ablation.maps(drops))
 
 
-def _refuse_options(attribution: FeatureAblation, options: dict[str, Any]) -> None:
+def warn_of_options(attribution: FeatureAblation, options: dict[str, Any]) -> None:
+    """Say what captum's signature takes and nobody looks at."""
     if options:
-        refuse(where(attribution), "attribute's arguments", "be those of captum 0.9", ", ".join(options), TypeError)
+        warn(f"{where(attribution)}: attribute has no arguments {', '.join(options)}: they change nothing, as in captum")
 
 
 def _segments(masks: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor | None:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysal._checks import refuse, warn
+from pysal._checks import warn
 from pysal.captum._ablating import masks_of
 from pysal.captum._bases import Baselines, entry, where
 from pysal.captum._call import Inputs, Target, as_tuple
-from pysal.captum.feature_ablation import FeatureAblation
+from pysal.captum.feature_ablation import FeatureAblation, warn_of_options
 from pysal.engine.ablation.ablation import Ablation, Permuted
 from pysal.engine.ablation.features import Features, Masks
 
@@ -64,18 +64,16 @@ class FeaturePermutation(FeatureAblation):
             feature_mask: see `FeatureAblation`.
             perturbations_per_eval: see `FeatureAblation`.
             show_progress: show a tqdm bar.
-            **kwargs: "baselines" is ignored, as in captum; others are refused.
+            **kwargs: change nothing, as in captum: "baselines" without a word, others with a warning.
 
         Returns:
             See `FeatureAblation`.
 
         Raises:
             AssertionError: see `FeatureAblation`.
-            TypeError: further arguments.
         """
         kwargs.pop("baselines", None)
-        if kwargs:
-            refuse(where(self), "attribute's arguments", "be those of captum 0.9", ", ".join(kwargs), TypeError)
+        warn_of_options(self, kwargs)
         several = as_tuple(inputs)
         if any(len(one) == 1 for one in several):
             warn(f"{where(self)}: one example has no other to exchange features with: its features change nothing")

@@ -17,6 +17,7 @@ from pysal.captum._bases import (
     where,
 )
 from pysal.captum._call import Call, Inputs, Target
+from pysal.captum.guided_backprop import GuidedBackprop
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel
@@ -103,6 +104,7 @@ class GuidedGradCam(GradientAttribution):
         if not isinstance(model, (nn.Module, PreparedModel)):
             refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
         self.model, self.layer, self.device_ids, self.strict = model, layer, device_ids, strict
+        self.grad_cam, self.guided_backprop = LayerGradCam(model, layer, device_ids), GuidedBackprop(model, strict=strict)
 
     @entry_of_parts
     def attribute(

@@ -59,7 +59,7 @@ class BlurIG(CoreSaliency):
         places = [i * max_sigma / steps for i in range(steps + 1)]
         sigmas = [math.sqrt(place) for place in places] if sqrt else places
         widths = torch.tensor(sigmas, dtype=torch.float64, device="cpu").diff().to(device, widest(device))
-        total = torch.zeros_like(model.image, dtype=torch.promote_types(model.image.dtype, torch.float32))
+        total = torch.zeros_like(model.image, dtype=widest(model.image.device))
 
         def body(first: int, stop: int) -> None:
             rows = torch.zeros(stop - first, dtype=torch.int64, device=device)
@@ -68,7 +68,7 @@ class BlurIG(CoreSaliency):
             ops.path_integral_accumulate_(total, model.gradients(points), slopes, rows, widths[first:stop])
 
         model.run(steps, body, batch_size)
-        return model.as_value(-total)
+        return model.as_value(-total.to(torch.promote_types(model.image.dtype, torch.float32)))
 
 
 def gaussian_blur(image: ArrayLike, sigma: float) -> Array:

@@ -57,7 +57,7 @@ class IntegratedGradients(CoreSaliency):
         start, device = model.as_image(baseline).to(model.image), model.image.device
         alphas = torch.linspace(0, 1, x_steps, dtype=torch.float64, device="cpu").to(device, widest(device))
         weights = torch.full_like(alphas, 1 / x_steps)
-        total = torch.zeros_like(model.image, dtype=torch.promote_types(model.image.dtype, torch.float32))
+        total = torch.zeros_like(model.image, dtype=widest(model.image.device))
 
         def body(first: int, stop: int) -> None:
             rows = torch.zeros(stop - first, dtype=torch.int64, device=alphas.device)
@@ -65,4 +65,5 @@ class IntegratedGradients(CoreSaliency):
             ops.path_integral_accumulate_(total, model.gradients(points), None, rows, weights[first:stop])
 
         model.run(x_steps, body, batch_size)
-        return model.as_value(ops.path_integral_product(model.image, start, total))
+        found = ops.path_integral_product(model.image, start, total)
+        return model.as_value(found.to(torch.promote_types(model.image.dtype, torch.float32)))

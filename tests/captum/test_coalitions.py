@@ -163,7 +163,7 @@ def test_one_example_has_no_other_to_exchange_features_with() -> None:
     with pytest.warns(UserWarning, match="one example has no other"):
         found = pysal.captum.FeaturePermutation(MODEL).attribute(ROWS[:1], target=1)
     assert not found.any()
-    with pytest.raises(TypeError, match="got speed"):
+    with pytest.warns(UserWarning, match="no arguments speed: they change nothing"):
         pysal.captum.FeaturePermutation(MODEL).attribute(ROWS, target=1, speed=3)
     own = pysal.captum.FeaturePermutation(MODEL, lambda rows, mask: torch.where(mask, rows.flip(0), rows))
     theirs = peers("FeaturePermutation", MODEL, lambda rows, mask: torch.where(mask, rows.flip(0), rows))[0]

@@ -475,6 +475,21 @@ def test_captums_wrappers_of_language_models(name: str) -> None:
     assert difference(*found) < (1e-3 if name == "Lime" else 1e-4)
 
 
+def test_what_a_guided_grad_cam_is_made_of() -> None:
+    for one in peers("GuidedGradCam", MODEL, MODEL[3]):
+        cam, guided = one.grad_cam.attribute(INPUTS, 1, relu_attributions=True), one.guided_backprop.attribute(INPUTS, 1)
+        product = guided * one.grad_cam.interpolate(cam, (8, 8))
+        assert difference(product.detach(), one.attribute(INPUTS, 1)) < 1e-12
+
+
+def test_arguments_that_nobody_looks_at() -> None:
+    theirs, ours = peers("FeatureAblation", MODEL)
+    expected = theirs.attribute(INPUTS, target=1, feature_mask=MASK, speed=3)
+    with pytest.warns(UserWarning, match="FeatureAblation: attribute has no arguments speed: they change nothing"):
+        found = ours.attribute(INPUTS, target=1, feature_mask=MASK, speed=3)
+    assert difference(expected, found) < 1e-12
+
+
 def test_captums_concepts_take_a_method_of_a_layer() -> None:
     """TCAV sets the layer after the method is made."""
     ours = pysal.captum.LayerGradientXActivation(MODEL, None, multiply_by_inputs=False)  # type: ignore[arg-type]

@@ -373,3 +373,17 @@ def test_a_plain_call_makes_no_pass_beyond_its_steps(name: str) -> None:
     counting = Counting(lambda batch: batch.square().mean((2, 3)))
     getattr(pysal, name)(counting, images(2, 3, 6, 5), 1, steps=7)
     assert sum(counting.passes) == sum(counting.differentiated) == 2 * 7
+
+
+@pytest.mark.parametrize("steps", [10, 3000])
+def test_a_sum_of_many_steps_is_as_exact_as_one_of_few(steps: int) -> None:
+    """Of a linear function every gradient is the weight: all there is to lose is one rounding of x * w."""
+    weights = torch.randn(1, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 1, 4, 5, generator=torch.Generator().manual_seed(1))
+
+    def model(batch: torch.Tensor) -> torch.Tensor:
+        return (batch * weights).flatten(1).sum(1, keepdim=True)
+
+    found = pysal.integrated_gradients(model, images, 0, baseline=0.0, steps=steps)
+    right = images.double() * weights.double()
+    assert bool(((found.double() - right).abs() <= torch.finfo(torch.float32).eps / 2 * right.abs() * (1 + 1e-6)).all())

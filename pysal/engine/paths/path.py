@@ -143,8 +143,8 @@ def integrate(plan: Plan, path: Path, steps: Steps, report: bool) -> Integral:
 
 
 def _accumulators(plan: Plan, path: Path) -> Tensor:
-    shape = (len(path.owners), *plan.inputs.shape[1:])
-    return torch.zeros(shape, dtype=plan.accumulator_dtype, device=plan.device)
+    shape = (len(path.owners), *plan.inputs.shape[1:])  # in float64: of many steps' sums float32 would keep fewer digits
+    return torch.zeros(shape, dtype=widest(plan.device), device=plan.device)
 
 
 def _probe(plan: Plan, path: Path) -> Array:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, all_finite, check_dense, check_tensor, finite_rows, refuse
+from pysal._library import widest
 from pysal.engine.model.class_names import names_of
 from pysal.engine.model.placement import check_fits
 from pysal.engine.model.training import check_eval
@@ -157,9 +158,9 @@ class Request:
         return found
 
     def zeros(self, rows: int | None = None) -> Tensor:
-        """Return an accumulator for the images, or for a number of rows of their shape."""
+        """Return an accumulator for the images, or for a number of rows of their shape, as exact as the device has it."""
         shape = (self.images if rows is None else rows, *self.inputs.shape[1:])
-        return torch.zeros(shape, dtype=self.accumulator_dtype, device=self.device)
+        return torch.zeros(shape, dtype=widest(self.device), device=self.device)
 
     def places(self, start: int, stop: int, each: int) -> tuple[Tensor, Tensor]:
         """Return the image (N,) of each item of a queue in which every image has `each` of them, and which of these it is.
