@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pysal._interrupts import import_whole
 
 if TYPE_CHECKING:
-    from pysal import audit, captum, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, targets, viz
+    from pysal import audit, captum, gradio, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, targets, viz
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel
@@ -69,7 +69,20 @@ _HOMES = {
     "smooth_grad": ".methods.smooth_grad",
     "xrai": ".methods.xrai",
 }
-_MODULES = ("audit", "captum", "metrics", "models", "ops", "pair", "plots", "pytorch_grad_cam", "segments", "targets", "viz")
+_MODULES = (
+    "audit",
+    "captum",
+    "gradio",
+    "metrics",
+    "models",
+    "ops",
+    "pair",
+    "plots",
+    "pytorch_grad_cam",
+    "segments",
+    "targets",
+    "viz",
+)
 
 __all__ = [
     "Cancelled",
@@ -94,6 +107,7 @@ __all__ = [
     "explain",
     "grad_cam",
     "gradient",
+    "gradio",
     "guided_backprop",
     "guided_grad_cam",
     "guided_integrated_gradients",

@@ -35,6 +35,7 @@ LAYERS = {
     "pair": 10,
     "pytorch_grad_cam": 10,
     "demo": 10,
+    "gradio": 10,
     "cli": 11,
     "__init__": 12,
     "__main__": 13,

@@ -1,6 +1,7 @@
 """A detection: its score, found again in every changed image by where it lies."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -28,8 +29,8 @@ class Box(CallTarget):
     A detector that drops boxes below a threshold shows no score below that: lower it (`box_score_thresh`) to see further.
 
     Args:
-        which: k, counting from the detection with the highest score, 0; or a box (left, top, right, bottom) in pixels of the
-            image, or boxes (B, 4), one per image.
+        which: k, counting from the detection with the highest score, 0, and boxes around the same thing once; or a box (left,
+            top, right, bottom) in pixels of the image, or boxes (B, 4), one per image.
         of: the class, by index or name, or one per image; None = that of the detection.
         kind: "score", or "iou" for the highest overlap times score, which falls as the box moves away.
         least: the overlap, as intersection over union, from which on a box is the same detection, in (0, 1].
@@ -124,9 +125,7 @@ class Box(CallTarget):
         count = len(scores)
         said = f"image {image}" + ("" if wanted < 0 else f" of class {wanted}")
         if self.number is not None:
-            if self.number >= count:
-                refuse(call.where, "target", f"be below the {count} detections in {said}", f"box {self.number}")
-            best = scores.argsort(descending=True, stable=True)[self.number]
+            best = self._numbered(scores, labels, boxes, said, suppressed=found.suppressed)
             self.boxes[image] = boxes[best]
         else:
             overlaps = overlap(self.boxes[image], boxes)
@@ -137,6 +136,20 @@ class Box(CallTarget):
                 refuse(call.where, "target", requirement, _written(self.boxes[image]))
             best = torch.where(near, scores, scores.new_tensor(-1.0)).argmax()
         self.index[image] = labels[best]
+
+    def _numbered(self, scores: Tensor, labels: Tensor, boxes: Tensor, said: str, *, suppressed: bool) -> Tensor:
+        """Return the place of the k-th detection, counting boxes around the same thing, of the same class, once."""
+        assert self.number is not None
+        left, count = scores.argsort(descending=True, stable=True), 0
+        while len(left):
+            first = left[0]
+            if count == self.number:
+                return first
+            left, count = left[1:], count + 1
+            if not suppressed:
+                same = (overlap(boxes[first], boxes[left]) >= self.least) & (labels[left] == labels[first])
+                left = left[~same]
+        refuse(self.call.where, "target", f"be below the {count} detections in {said}", f"box {self.number}")
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""
@@ -173,7 +186,7 @@ def overlap(one: Tensor, others: Tensor) -> Tensor:
 def _row(found: list[Detections] | Detections, place: int) -> Detections:
     if isinstance(found, list):
         return found[place]
-    return Detections(found.boxes[place], found.scores[place], None if found.labels is None else found.labels[place])
+    return replace(found, boxes=found.boxes[place], scores=found.scores[place])
 
 
 def _number_or_boxes(which: object) -> tuple[int | None, Tensor | None]:

@@ -73,7 +73,8 @@ def _checked(where: str, found: Tensor, rows: int, dims: int, what: str) -> Tens
     if rows == 1 and found.ndim == dims - 1:
         found = found[None]
     if found.ndim != dims or len(found) != rows:
-        refuse(where, "the model's output", f"be {what} for {rows} inputs", f"shape {tuple(found.shape)}")
+        advice = " (batch_size=1 where it takes one at a time)" if len(found) == 1 else ""
+        refuse(where, "the model's output", f"be {what} for {rows} inputs{advice}", f"shape {tuple(found.shape)}")
     if not found.dtype.is_floating_point:
         refuse(where, "the model's output", "be floating point", found.dtype, TypeError)
     return found if found.dtype == torch.float64 else found.float()
@@ -128,11 +129,13 @@ class Detections:
         boxes: (..., Q, 4): left, top, right, bottom, pixels.
         scores: (..., Q) those of the labels, or (..., Q, K) of every class.
         labels: (..., Q) where `scores` are of these alone.
+        suppressed: whether of boxes around the same thing one alone is left.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor | None
+    suppressed: bool = True
 
     def of_class(self, label: Tensor) -> Tensor:
         """Return (..., Q): the score of a class (...,) at each box."""
@@ -238,7 +241,7 @@ def _yolo(where: str, found: Tensor, size: tuple[int, int], layout: Layout | Non
         refuse(where, "target.activation", requirement, f"None for scores from {_span(scores)}")
     if layout != "yolov8":
         scores = scores[..., :1] * scores[..., 1:]  # how likely there is anything, times which
-    return Detections(_corners(boxes), scores, None)
+    return Detections(_corners(boxes), scores, None, suppressed=False)
 
 
 def _span(values: Tensor) -> str:

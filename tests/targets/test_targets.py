@@ -283,6 +283,22 @@ def test_boxes_of_queries(model: str, kind: str) -> None:
             torch.testing.assert_close(found.maps["gradient"][image], gradient[0], rtol=1e-4, atol=1e-6)
 
 
+def test_boxes_around_the_same_thing_count_once() -> None:
+    """Nothing has suppressed them in a tensor of boxes; the second detection is of another thing, or of another class."""
+
+    def model(images: Tensor) -> Tensor:
+        near, far = torch.tensor([2.0, 2.0, 4.0, 4.0]), torch.tensor([6.0, 6.0, 4.0, 4.0])
+        boxes = torch.stack([near, near + 0.1, near, far, *[far / 99] * 8]).double()
+        scores = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.6, 0.0], *[[0.0, 0.0]] * 8]).double()
+        whole = torch.cat([boxes, torch.ones(12, 1).double(), scores], 1)
+        return whole * (1 + 0 * images.sum((1, 2, 3)))[:, None, None]
+
+    expected = [0.9, 0.7, 0.6]
+    found = [float(pysal.explain(model, INPUTS[:1], targets.Box(k), methods="gradient").scores) for k in range(3)]
+    assert found == pytest.approx(expected)
+    assert float(pysal.explain(model, INPUTS[:1], targets.Box(1, of=0), methods="gradient").scores) == pytest.approx(0.6)
+
+
 def test_boxes_of_each_image() -> None:
     """Lists of different lengths: the score of the best box there of the class, 0 in an image that has lost it."""
     target = targets.Box(0)
