@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_linear import LEAST_TOKENS, FusedLinear
+from pysal.engine.graph.input_gradient import OnMatrixUnitByPhases, Patches, input_gradient
 from pysal.testing import assert_no_worse, sample
 
 
@@ -161,3 +163,27 @@ def test_a_batch_norm_behind_an_assertion_is_folded() -> None:
     assert prepared._graph is not None
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared._graph.modules())
     assert not any(node.target is torch._assert for node in prepared._graph.graph.nodes)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (4, 4), (3, 2), (1, 3)], ids=str)
+@pytest.mark.parametrize("size", [(12, 12), (13, 15), (4, 5)], ids=str)
+@pytest.mark.parametrize("channels", [3, 40])
+def test_gradients_of_windows_side_by_side(kernel: tuple[int, int], size: tuple[int, int], channels: int) -> None:
+    weight = sample(24, channels, *kernel, dtype=torch.float64, seed=1).float()
+    convolution = Convolution(weight, None, kernel, (0, 0, 0, 0), (1, 1), 1)
+    way = input_gradient(convolution, convolution, (channels, *size), torch.float32)
+    assert isinstance(way, Patches | OnMatrixUnitByPhases)
+    grad = sample(3, 24, size[0] // kernel[0], size[1] // kernel[1], seed=2).contiguous(memory_format=torch.channels_last)
+
+    def by_torch(dtype: torch.dtype) -> Tensor:
+        leaf = torch.zeros(3, channels, *size, dtype=dtype, requires_grad=True)
+        return torch.autograd.grad(F.conv2d(leaf, weight.to(dtype), stride=kernel), leaf, grad.to(dtype))[0]
+
+    kept, exact, base = grad.clone(), by_torch(torch.float64), by_torch(torch.float32)
+    assert_no_worse(way.run(grad, size, None), exact, base)
+    for order in (torch.contiguous_format, torch.channels_last):
+        onto = torch.ones(3, channels, *size).contiguous(memory_format=order)
+        added = way.run(grad, size, onto)
+        assert added.data_ptr() == onto.data_ptr()
+        assert_no_worse(added, exact + 1, base + 1)
+    assert torch.equal(grad, kept)

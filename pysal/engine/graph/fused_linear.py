@@ -29,7 +29,7 @@ class FusedLinear(nn.Module):
         super().__init__()
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         self.backward_dtype = backward_dtype
-        self._forward, self._backward = _Product(weight, bias), _Product(weight.t().to(backward_dtype), None)
+        self._forward, self._backward = Product(weight, bias), Product(weight.t().to(backward_dtype), None)
 
     @property
     def onednn(self) -> bool:
@@ -50,7 +50,7 @@ class FusedLinear(nn.Module):
         return self._backward(grad.to(self.backward_dtype))
 
 
-class _Product:
+class Product:
     """Rows times a matrix and plus a bias, by the fastest way.
 
     Args:
@@ -69,6 +69,7 @@ class _Product:
             self.packed = packed_linear(self.weight)
 
     def __call__(self, input: Tensor) -> Tensor:
+        """Return (..., K) of (..., C)."""
         if self.matrix is not None and input.numel():
             # rows (..., C) are a map (1, C, rows, 1) in channels_last order
             image = self.matrix.run(input.reshape(1, -1, 1, input.shape[-1]).permute(0, 3, 1, 2))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pysal.engine.graph.depthwise import by_taps, depthwise_transposed
 from pysal.engine.graph.fold import Convolution
+from pysal.engine.graph.fused_linear import Product
 from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
 from pysal.engine.graph.onednn import PACKED_FOR, convolved, convolved_onto, packed, runs_on_onednn
 from pysal.engine.model.relu_rules import ReluRule
@@ -133,6 +134,29 @@ class ByPhases:
         return result if onto is None else onto.add_(result)
 
 
+class Patches:
+    """A multiplication for each window of a convolution whose windows lie side by side, as where images are cut into patches.
+
+    Args:
+        weight: of the convolution (K, C, kh, kw), in the gradient's dtype.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        _, self._channels, *self._kernel = weight.shape
+        # a window's numbers in the order of a channels_last map
+        self._product = Product(weight.permute(2, 3, 1, 0).flatten(0, 2), None)
+
+    def run(self, grad: Tensor, size: Sequence[int], onto: Tensor | None) -> Tensor:
+        """See `InputGradient`."""
+        (rows, columns), (high, wide) = grad.shape[2:], self._kernel
+        windows = self._product(grad.permute(0, 2, 3, 1)).view(len(grad), rows, columns, high, wide, self._channels)
+        joined = windows.transpose(2, 3).reshape(len(grad), rows * high, columns * wide, self._channels)
+        # what is left over at the right and below is in no window
+        beyond = (0, 0, 0, size[1] - columns * wide, 0, size[0] - rows * high)
+        result = (F.pad(joined, beyond) if any(beyond) else joined).permute(0, 3, 1, 2)
+        return result if onto is None else onto.add_(result)
+
+
 class Transposed:
     """torch's transposed convolution, which takes every geometry.
 
@@ -180,6 +204,9 @@ def input_gradient(
     weight = evened.weight.to(dtype)
     if not runs_on_onednn(evened.weight) or evened.symmetric is None:
         return Transposed(evened, weight)
+    apart = evened.stride == tuple(weight.shape[2:]) != (1, 1) and evened.dilation == (1, 1)
+    if apart and evened.groups == 1 and not any(evened.padding):
+        return Patches(weight)
     padding, reach = evened.symmetric, reach_of(evened)
     grad_size = [(input_shape[1 + i] + 2 * padding[i] - reach[i] - 1) // evened.stride[i] + 1 for i in range(2)]
     if evened.stride == (1, 1):
