@@ -91,7 +91,8 @@ class Actions:
     def upload(self, reader: Reader, model: str, path: str | None, order: int) -> Any:
         """Take a reader's own photo."""
         source = path or reader.source
-        return self._photo(reader, model, source, os.path.basename(source), order)
+        # the box is empty again, so that the next photo goes the same way
+        return [*self._photo(reader, model, source, os.path.basename(source), order), gr.update(value=None)]
 
     def _photo(self, reader: Reader, model: str, source: str, caption: str, order: int) -> list[Any]:
         """Look at a photo, if it can be read: else the reader keeps the one before."""
@@ -109,7 +110,7 @@ class Actions:
             words.thumbnails(self._shown_photos(), reader.source),
             words.preview(image[0], reader.caption),
             words.answers(found, reader.target),
-            gr.update(choices=names, value=None),
+            gr.update(value=""),
             gr.update(choices=names, value=found[0].name),
             gr.update(choices=names, value=found[1].name if len(found) > 1 else found[0].name),
             words.status("Waiting for the model …", 0.0, "busy"),
@@ -129,7 +130,7 @@ class Actions:
 
     def name_class(self, reader: Reader, model: str, name: str | None, order: int) -> Any:
         """Take any class by name or number."""
-        return self._class(reader, model, name, order) if name else [gr.skip(), gr.skip()]
+        return self._class(reader, model, name, order) if name and name.strip() else [gr.skip(), gr.skip()]
 
     def _class(self, reader: Reader, model: str, wanted: str, order: int) -> list[Any]:
         if not self._newest(reader, order):
@@ -255,6 +256,8 @@ class Actions:
         return pictures.side_by_side(found, image, links)
 
     def _two_classes(self, ask: _Question, one: str, two: str, methods: list[str], options: Options) -> Iterator[str]:
+        if not one or not two:  # an emptied box names no class, and certainly not the first of all
+            raise ValueError("pysal demo: Both boxes must name a class, got an empty one")
         first, second = ask.answer(one), ask.answer(two)
         ask.part(0, 2)
         *_, left = ask.explain(first.index, methods, options)

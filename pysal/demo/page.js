@@ -93,7 +93,7 @@ window.pysal = { asked: 0, ask() { return ++this.asked; } };
   }
 
   let current = null;
-  document.addEventListener("pointermove", (event) => {
+  function pointed(event) {
     const picture = event.target.closest?.(".pysal.tiles .tile:not(.swipe) .picture");
     const container = picture?.closest(".pysal.tiles") ?? null;
     if (current && current !== container) leave(current);
@@ -116,6 +116,40 @@ window.pysal = { asked: 0, ask() { return ++this.asked; } };
     } else {
       for (const other of container.querySelectorAll(".picture[data-labels]")) hide(other, -1);
     }
+  }
+  document.addEventListener("pointermove", pointed);
+  document.addEventListener("pointerdown", pointed);  // a tap moves nothing
+
+  // By keyboard: arrow keys move the point in a picture, by a 28th of it or, with Shift, by a pixel; Escape leaves it.
+  document.addEventListener("keydown", (event) => {
+    const picture = event.target.closest?.(".pysal.tiles .tile:not(.swipe) .picture");
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [0, 0] };
+    if (!picture || event.target !== picture || !(event.key in steps || event.key === "Escape")) return;
+    event.preventDefault();
+    const container = picture.closest(".pysal.tiles");
+    if (event.key === "Escape") return leave(container);
+    const [width, height] = size(picture);
+    if (!width) return;
+    const [right, down] = steps[event.key];
+    const [x, y] = (event.key === "Home" ? null : picture.point) ?? [0.5, 0.5];
+    const within = (at, step, pixels) => Math.min(Math.max(at + step * (event.shiftKey ? 1 / pixels : 1 / 28), 0.5 / pixels), 1 - 0.5 / pixels);
+    picture.point = [within(x, right, width), within(y, down, height)];
+    const box = picture.getBoundingClientRect();
+    current = container;
+    pointed({ target: picture, clientX: box.left + picture.point[0] * box.width, clientY: box.top + picture.point[1] * box.height });
+  });
+  document.addEventListener("focusin", (event) => {
+    if (event.target.closest?.(".pysal .ranking li")) pointed(event);
+  });
+  document.addEventListener("focusout", (event) => {
+    if (current && !current.contains(event.relatedTarget)) leave(current);
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".pysal .enlarge");
+    if (!button) return;
+    const large = button.closest(".tile").classList.toggle("large");
+    button.setAttribute("aria-expanded", String(large));
   });
 
   document.addEventListener("input", (event) => {

@@ -14,6 +14,7 @@ from pysal.demo.actions import SEVEN_STEPS, SIDE_BY_SIDE, TWO_CLASSES, Actions, 
 from pysal.demo.session import Options, Workspace
 from pysal.explanation import Explanation
 from pysal.methods.registry import METHODS
+from pysal.models.photos import PHOTO_SUFFIXES
 
 HERE = Path(__file__).parent
 RUNS = 30  # at once; Gradio has 40 threads, and a run holds one of them
@@ -70,49 +71,47 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
             '<div class="pysal lede"><h1>Why did the model say that?</h1>'
             "<p>Seven ways to ask, side by side. Everything is computed on this machine; nothing leaves it.</p></div>"
         )
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=270, elem_id="controls"):
-                thumbnails = gr.HTML(js_on_load=PICK)
+                thumbnails = gr.HTML(js_on_load=PICK, elem_id="thumbnails")
                 upload = gr.File(
                     label="Or your own, up to 20 MB",
-                    file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"],
+                    file_types=sorted(PHOTO_SUFFIXES),
                     height=104,
                     elem_id="upload",
                 )
-                preview = gr.HTML()
+                preview = gr.HTML(elem_id="preview")
                 model = gr.Dropdown(
                     list(workspace.names), value=workspace.names[0], label="Model", interactive=len(workspace.names) > 1
                 )
-                answers = gr.HTML(js_on_load=PICK)
-                other = gr.Dropdown(
-                    [],
+                answers = gr.HTML(js_on_load=PICK, elem_id="answers")
+                # no list of all classes, which would lie open over the page; a near name is answered with those meant
+                other = gr.Textbox(
                     label="Another class, by name or number",
-                    value=None,
-                    filterable=True,
-                    allow_custom_value=True,
+                    placeholder="type it, then Enter",
+                    max_lines=1,
                     elem_id="other-class",
                 )
-            with gr.Column(scale=4, min_width=320):
+                opacity = gr.Slider(
+                    0, 100, 95, step=1, label="Opacity of the maps, %", elem_id="opacity", scale=2, min_width=180
+                )
+                sign = gr.Radio(
+                    [
+                        ("each its own", "own"),
+                        ("for and against", "signed"),
+                        ("strength", "unsigned"),
+                    ],
+                    value="own",
+                    label="Colours",
+                    elem_id="sign",
+                    scale=3,
+                    min_width=260,
+                )
+            with gr.Column(scale=4, min_width=320, elem_id="found"):
                 with gr.Row(elem_id="doing"):
                     status = gr.HTML(words.status("Loading the model …", 0.0, "busy"), elem_id="status", min_width=200)
                     explain = gr.Button("Explain", variant="primary", size="sm", scale=0, min_width=90, elem_id="explain")
                     stop = gr.Button("Stop", size="sm", scale=0, min_width=70, elem_id="stop")
-                with gr.Row():
-                    opacity = gr.Slider(
-                        0, 100, 95, step=1, label="Opacity of the maps, %", elem_id="opacity", scale=2, min_width=180
-                    )
-                    sign = gr.Radio(
-                        [
-                            ("each its own", "own"),
-                            ("for and against", "signed"),
-                            ("strength", "unsigned"),
-                        ],
-                        value="own",
-                        label="Colours",
-                        elem_id="sign",
-                        scale=3,
-                        min_width=260,
-                    )
                 with gr.Tabs():
                     with gr.Tab("Side by side", id=SIDE_BY_SIDE) as first:
                         methods = gr.CheckboxGroup(
@@ -178,10 +177,10 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         # a photo, a model, a class: what runs for the one before is stopped first
         then_run(blocks.load(actions.start, [reader, model, order], photo_outputs, **quiet))
         then_run(thumbnails.pick(actions.pick_photo, [reader, model, order], [*photo_outputs, upload], **each_one))
-        then_run(upload.upload(actions.upload, [reader, model, upload, order], photo_outputs, **last))
+        then_run(upload.upload(actions.upload, [reader, model, upload, order], [*photo_outputs, upload], **last))
         then_run(model.input(actions.start, [reader, model, order], photo_outputs, **last))
         then_run(answers.pick(actions.pick_class, [reader, model, order], [answers, status], **each_one))
-        then_run(other.input(actions.name_class, [reader, model, other, order], [answers, status], **last))
+        then_run(other.submit(actions.name_class, [reader, model, other, order], [answers, status], **last))
         # everything else that changes what is computed
         moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release, tab.change]
         moved += [each.release if isinstance(each, gr.Slider) else each.input for each in knobs]

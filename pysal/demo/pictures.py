@@ -36,7 +36,7 @@ def _likely(found: Explanation) -> str:
 
 def verdict(found: Explanation) -> str:
     """Return what was explained: class, probability, model."""
-    return f"<h3>{escape(found.target_names[0])}{_likely(found)} <small>{escape(found.model_name)}</small></h3>"
+    return f"<h2>{escape(found.target_names[0])}{_likely(found)} <small>{escape(found.model_name)}</small></h2>"
 
 
 def side_by_side(found: Found, image: Tensor, links: str = "") -> str:
@@ -94,7 +94,7 @@ def two_classes(one: Found, other: Found, image: Tensor) -> str:
             for name, found, view in zip(names, (first, second), views, strict=True)
         ]
         tiles.append(map_tile("Difference", f"{names[0]} \N{MINUS SIGN} {names[1]}", rather))
-        title = f"<h4>{escape(METHODS[method].title)} <small>{likeness}</small></h4>"
+        title = f"<h3>{escape(METHODS[method].title)} <small>{likeness}</small></h3>"
         rows.append(f'<section class="pair">{title}{"".join(tiles)}</section>')
     if reasons:
         rows.append(
@@ -102,8 +102,8 @@ def two_classes(one: Found, other: Found, image: Tensor) -> str:
         )
     likely = [_likely(found) for found in (first, second)]
     head = (
-        f'<header class="pysal verdict"><h3>{escape(names[0])}{likely[0]} or {escape(names[1])}{likely[1]}? '
-        f"<small>{escape(first.model_name)}</small></h3></header>"
+        f'<header class="pysal verdict"><h2>{escape(names[0])}{likely[0]} or {escape(names[1])}{likely[1]}? '
+        f"<small>{escape(first.model_name)}</small></h2></header>"
     )
     said = (
         '<p class="pysal lead">Each row has one scale for both classes. The third picture is orange where the map is larger '

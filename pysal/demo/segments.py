@@ -121,11 +121,11 @@ def ranking(panel: viz.Panel) -> str:
     for segment, text, after in listed:
         before_share, after_share = (100 * min(max(value / full, 0.0), 1.0) for value in (panel.score, after))
         rows.append(
-            f'<li data-segment="{segment}"><span class="bar"><i style="width:{before_share:.1f}%"></i>'
+            f'<li data-segment="{segment}" tabindex="0"><span class="bar"><i style="width:{before_share:.1f}%"></i>'
             f'<b style="width:{after_share:.1f}%"></b></span><span>{escape(text)}</span></li>'
         )
     word = "probability" if panel.percent else "score"
     return (
-        f'<div class="ranking"><h4>Without this segment</h4><p>The {word} before and after hiding one segment. '
-        f"Point at a line to see where it lies.</p><ol>{''.join(rows)}</ol></div>"
+        f'<div class="ranking"><h3>Without this segment</h3><p>The {word} before and after hiding one segment. '
+        f"Point at a line, or tap it, to see where it lies.</p><ol>{''.join(rows)}</ol></div>"
     )

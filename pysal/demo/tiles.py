@@ -149,7 +149,9 @@ def map_tile(
     return (
         f'<figure class="tile {views.own}-own">'
         f"<figcaption><b>{escape(title)}</b><small>{escape(small)}</small></figcaption>"
-        f'<div class="picture" {data}>{map_layers(views, bounds, title)}{over}<i class="cross"></i></div>'
+        f'<button type="button" class="enlarge" aria-expanded="false" aria-label="Enlarge {escape(title)}">\u2922</button>'
+        f'<div class="picture" tabindex="0" role="group" aria-label="{escape(title)}: arrow keys move the point" {data}>'
+        f'{map_layers(views, bounds, title)}{over}<i class="cross"></i></div>'
         f"{_scale(views, bounds)}{below}</figure>"
     )
 

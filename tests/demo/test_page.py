@@ -44,18 +44,18 @@ def test_the_five_most_probable_classes_are_offered(seen) -> None:
     shares = [float(re.search(r"([\d.]+) %", row)[1]) for row in rows]
     assert shares == sorted(shares, reverse=True)
     assert seen.page.locator(".answers [aria-checked=true]").count() == 1
-    assert seen.page.inner_text("#shown h3").startswith(rows[0].split("\n")[0])
+    assert seen.page.inner_text("#shown h2").startswith(rows[0].split("\n")[0])
 
 
 def test_a_class_is_picked_or_named(seen) -> None:
     second = seen.page.locator(".answers button").nth(1)
     name = second.locator("span").inner_text()
     assert seen.changed(second.click).startswith("Done.")
-    assert seen.page.inner_text("#shown h3").startswith(name)
-    box = seen.page.locator("#other-class input")
+    assert seen.page.inner_text("#shown h2").startswith(name)
+    box = seen.page.locator("#other-class").locator("input, textarea")
     box.fill("siamese")
     assert seen.changed(lambda: box.press("Enter")).startswith("Done.")
-    assert seen.page.inner_text("#shown h3").startswith("Siamese cat")
+    assert seen.page.inner_text("#shown h2").startswith("Siamese cat")
     assert "Siamese cat" in seen.page.inner_text(".answers [aria-checked=true]")
     box.fill("sofa")
     said = seen.changed(lambda: box.press("Enter"))
@@ -189,9 +189,9 @@ def test_of_two_picks_the_later_one_counts_even_where_it_arrives_first(seen) -> 
     page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
     second.click()
     assert seen.changed(third.click).startswith("Done.")
-    assert page.inner_text("#shown h3").startswith(name)
+    assert page.inner_text("#shown h2").startswith(name)
     assert seen.changed(held[0].continue_).startswith("Done.")
-    assert page.inner_text("#shown h3").startswith(name)
+    assert page.inner_text("#shown h2").startswith(name)
     assert name in page.inner_text(".answers [aria-checked=true]")
 
 
@@ -232,6 +232,63 @@ def test_photos_are_picked_and_uploaded(seen, tmp_path) -> None:
     assert "own" in page.inner_text(".preview b")
     assert page.locator(".preview b b").count() == 0
     assert page.locator(".thumbnails [aria-checked=true]").count() == 0
+
+
+def test_a_second_photo_goes_the_same_way_as_the_first(seen, tmp_path) -> None:
+    for name, ending in (("first", "avif"), ("second", "webp")):
+        own = tmp_path / f"{name}.{ending}"
+        Image.new("RGB", (40, 30), "red").save(own)
+        assert seen.changed(lambda own=own: seen.page.set_input_files("#upload input[type=file]", own)).startswith("Done.")
+        assert f"{name}.{ending}" in seen.page.inner_text(".preview b")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 800)])
+def test_what_was_found_is_seen_without_scrolling(look, width, height) -> None:
+    page = look(width, height).page
+    top = page.locator("#shown .picture").first.bounding_box()["y"]
+    assert top < 0.75 * height
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_values_and_segments_by_keyboard(seen) -> None:
+    page = seen.page
+    first = page.locator("#shown .picture[data-labels]").first
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    told = page.locator("#shown .told").first
+    told.wait_for(state="visible")
+    assert re.search(r"→|no change", told.inner_text())
+    assert page.locator("#shown .unit output").nth(1).inner_text() != "", "all maps say their value there"
+    page.keyboard.press("Escape")
+    told.wait_for(state="hidden")
+    page.locator("#shown .ranking li").first.focus()
+    told.wait_for(state="visible")
+
+
+def test_values_by_touch(look) -> None:
+    page = look(400, 800, has_touch=True).page
+    page.locator("#shown .picture[data-labels]").first.tap()
+    page.locator("#shown .told").first.wait_for(state="visible")
+
+
+def test_a_tile_is_enlarged_and_made_small_again(seen) -> None:
+    tile = seen.page.locator("#shown .tile").nth(1)
+    small = tile.bounding_box()["width"]
+    button = tile.locator(".enlarge")
+    button.press("Enter")
+    assert button.get_attribute("aria-expanded") == "true"
+    assert tile.bounding_box()["width"] > 1.5 * small
+    button.click()
+    assert tile.bounding_box()["width"] == pytest.approx(small)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_axe_finds_nothing_that_keeps_people_out(look, width, scheme) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = look(width, color_scheme=scheme).page
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
 
 
 def test_a_file_that_is_no_photo_is_refused_in_a_sentence(seen, tmp_path) -> None:
@@ -315,7 +372,7 @@ def test_downloads_hold_what_is_shown(seen, tmp_path) -> None:
         started.value.save_as(tmp_path / name)
     loaded = Explanation.load(tmp_path / "explanation.npz")
     assert list(loaded.results) == list(METHODS)
-    assert page.inner_text("#shown h3").startswith(loaded.target_names[0])
+    assert page.inner_text("#shown h2").startswith(loaded.target_names[0])
     with Image.open(tmp_path / "explanation.png") as panel:
         assert min(panel.size) > 500
 
@@ -323,7 +380,7 @@ def test_downloads_hold_what_is_shown(seen, tmp_path) -> None:
 def test_two_classes_on_one_photo(seen) -> None:
     page = seen.page
     assert tab(seen, "Two classes").startswith("Done.")
-    rows = page.locator("#pairs .pair h4").all_inner_texts()
+    rows = page.locator("#pairs .pair h3").all_inner_texts()
     assert [row.split(" correlation")[0].strip() for row in rows] == [
         "Guided backprop",
         "Grad-CAM",
@@ -337,6 +394,8 @@ def test_two_classes_on_one_photo(seen) -> None:
     box.fill("tripod")
     assert seen.changed(lambda: box.press("Enter")).startswith("Done.")
     assert titles(seen, "#pairs .pair:first-child")[1] == "tripod"
+    box.fill("")
+    assert "Both boxes must name a class" in seen.changed(page.locator("#explain").click)
 
 
 def test_seven_steps_from_the_first_to_the_last(seen) -> None:
@@ -419,6 +478,14 @@ def test_a_run_that_is_stopped_says_so() -> None:
     asked.actions.give_way(asked.reader, 4)
     (line,) = said(asked.run(5))
     assert "Done." in line
+
+
+def test_an_emptied_box_is_no_class() -> None:
+    asked = Asked()
+    before = asked.reader.target
+    for empty in ("", "  ", None):
+        assert asked.actions.name_class(asked.reader, "small", empty, 2) == [gr.skip(), gr.skip()]
+    assert asked.reader.target == before
 
 
 def test_a_choice_that_a_newer_one_has_overtaken_changes_nothing() -> None:

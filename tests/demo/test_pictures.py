@@ -164,7 +164,7 @@ def test_falls_are_drawn_as_the_article_draws_them() -> None:
     assert len(segments.falls(panel, 1)) == 1
     page = pictures.side_by_side(Found(found, (), {}), found.images)
     assert re.findall(r'class="fall"[^>]*>([^<]+)<', page) == ["95 % → 67 %", "95 % → 85 %"]
-    assert re.findall(r'<li data-segment="(\d)">.*?<i style="width:([\d.]+)%"></i><b style="width:([\d.]+)%"', page) == [
+    assert re.findall(r'<li data-segment="(\d)"[^>]*>.*?<i style="width:([\d.]+)%"></i><b style="width:([\d.]+)%"', page) == [
         ("0", "95.0", "67.0"),
         ("3", "95.0", "85.0"),
     ]
