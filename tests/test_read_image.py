@@ -9,6 +9,7 @@ import warnings
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -677,3 +678,22 @@ def test_a_large_photo_takes_a_few_copies_and_no_more(mode: str, tmp_path: Path)
         [sys.executable, "-c", script, str(tmp_path / "large.png")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_heic_photos_need_a_plugin_and_say_so(tmp_path, monkeypatch):
+    path = tmp_path / "telephone.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError) as caught:
+        read_image(path)
+    assert str(caught.value) == (
+        f"pysal.read_image: source must be a readable image file, got {path} "
+        "(a HEIC photo, for which Pillow needs: pip install pillow-heif)"
+    )
+    registered = []
+    plugin = SimpleNamespace(register_heif_opener=lambda: registered.append(True))
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    with pytest.raises(ValueError, match="not an image that Pillow can read"):  # the file is cut, and the plugin is not real
+        read_image(path)
+    assert registered == [True]

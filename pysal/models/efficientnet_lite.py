@@ -5,8 +5,10 @@ import importlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pysal._checks import refuse
 from pysal.models.classifier import Classifier
@@ -47,7 +49,7 @@ def load(spec: ModelSpec) -> Classifier:
     if spec.weights is None:
         state = torch.load(io.BytesIO(_checked_bytes(weights)), map_location="cpu", weights_only=True)
         # Built without storage: no random weights are drawn only to be overwritten.
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             network = architecture.from_name(spec.name)
         network.load_state_dict(state, assign=True)
     else:
@@ -66,6 +68,13 @@ def load(spec: ModelSpec) -> Classifier:
         class_names="imagenet",
         classes=1000,
     )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves random weights undrawn: on the meta device Python draws them, for a tenth of a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.uniform_, torch.Tensor.normal_) else func(*args, **(kwargs or {}))
 
 
 def _checked_bytes(weights: Path) -> bytes:
