@@ -683,6 +683,7 @@ def test_a_large_photo_takes_a_few_copies_and_no_more(mode: str, tmp_path: Path)
 def test_heic_photos_need_a_plugin_and_say_so(tmp_path, monkeypatch):
     path = tmp_path / "telephone.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))
+    Image.init()  # fills the list that is replaced, once in a process
     monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ValueError) as caught:
