@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel
-    from pysal.engine.prepared.prepare import prepare
+    from pysal.engine.prepared.prepare import load_prepared, prepare
     from pysal.engine.request.extra_inputs import PerImage, Shared
     from pysal.engine.request.target import Margin, RowTarget
     from pysal.engine.running.chunks import Cancelled, progress
@@ -53,6 +53,7 @@ _HOMES = {
     "PreparedModel": ".engine.prepared.model",
     "build_info": ".ops",
     "class_gradients": ".methods.gradient",
+    "load_prepared": ".engine.prepared.prepare",
     "prepare": ".engine.prepared.prepare",
     "explain": ".explain",
     "grad_cam": ".methods.grad_cam",
@@ -113,6 +114,7 @@ __all__ = [
     "guided_integrated_gradients",
     "integrated_gradients",
     "leave_one_out",
+    "load_prepared",
     "metrics",
     "models",
     "numpy_model",

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -19,6 +21,7 @@ from torch import nn
 
 from pysal import cli, models
 from pysal.cli import terminal
+from pysal.engine.prepared import prepare as preparing
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.score import SCORE_KINDS
 from pysal.engine.running import chunks
@@ -186,7 +189,7 @@ def test_explain_is_what_the_library_computes(small, photo, out) -> None:
         "blur_integrated_gradients": {"steps": 5},
     }
     image = models.read_image(photo, small)
-    expected = explain(prepare(small, image, batch_size=8), image, target=2, seed=7, method_options=options)
+    expected = explain(small, image, target=2, seed=7, method_options=options)  # too little work to prepare for
     found = Explanation.load(out / "photo.npz")
     assert found.target.tolist() == [2]
     assert found.target_names == ["tree frog"]
@@ -194,6 +197,38 @@ def test_explain_is_what_the_library_computes(small, photo, out) -> None:
     assert list(found.maps) == list(expected.maps)
     for name, map in expected.maps.items():
         assert torch.equal(found.maps[name], map), name
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note what `explain` prepares, or loads as prepared, from now on."""
+    seen: list[str] = []
+    for name in ("prepare", "load_prepared"):
+        function = getattr(preparing, name)
+
+        def watch(*args: Any, name: str = name, function: Callable[..., Any] = function, **kwargs: Any) -> Any:
+            seen.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(preparing, name, watch)
+    return seen
+
+
+@pytest.mark.parametrize(("steps", "photos", "prepares"), [(30, 1, False), (60, 1, True), (30, 2, True)])
+def test_a_model_is_prepared_where_the_work_pays_it_back(small, photo, out, monkeypatch, steps, photos, prepares) -> None:
+    seen = watched(monkeypatch)
+    options = ("--method", "integrated_gradients", "--steps", str(steps), "--device", "cpu")
+    succeeded("explain", *[photo] * photos, "--out", out, *options)
+    assert seen == ["prepare"] * prepares
+
+
+def test_what_preparing_found_is_kept_in_a_file(small, photo, out, monkeypatch, tmp_path) -> None:
+    seen, kept = watched(monkeypatch), tmp_path / "kept.json"
+    for _ in range(2):
+        succeeded("explain", photo, "--out", out, "--method", "gradient", "--prepared", kept, "--device", "cpu")
+    assert seen == ["prepare", "load_prepared"]
+    kept.write_text("{}")
+    sentence = refused(2, "explain", photo, "--out", out, "--method", "gradient", "--prepared", kept, "--device", "cpu")
+    assert "path must be a file written by PreparedModel.save, whole, got" in sentence
 
 
 GELU = """
@@ -215,7 +250,7 @@ def test_explain_says_what_the_rule_does_with_other_activations(photo, out, tmp_
     found = Explanation.load(out / "photo.npz")
     image = models.read_image(photo, size=16)
     model = models.load(f"{tmp_path / 'net.py'}:make", allow_code=True, size=16, normalize="none")
-    expected = guided_backprop(prepare(model, image, batch_size=8), image, 1, other_activations="generalised")
+    expected = guided_backprop(model, image, 1, other_activations="generalised")
     assert torch.equal(found.maps["guided_backprop"], expected)
 
 

@@ -164,7 +164,9 @@ class Job:
             "sha256": found.sha256,
         }
         self._data = found
-        self._setup = Setup(self.manifest, self._model, found.root)
+        prepared = self._worker.model
+        record = prepared.record() if isinstance(prepared, PreparedModel) else None
+        self._setup = Setup(self.manifest, self._model, found.root, record)
         self._worker.setup = self._setup
         if (self.out / "manifest.json").exists():
             self._refuse_another_job()

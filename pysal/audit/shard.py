@@ -24,7 +24,8 @@ from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addre
 from pysal.audit.model import ModelSource
 from pysal.engine.prepared.gains import Gains
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.prepared.prepare import prepare
+from pysal.engine.prepared.prepare import prepare, prepared_again
+from pysal.engine.prepared.record import Record
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
@@ -58,11 +59,13 @@ class Setup:
         manifest: the content of manifest.json.
         model: where the model comes from.
         root: what the paths of images are relative to.
+        record: what was found out about the prepared model when the job was planned, None where nothing was.
     """
 
     manifest: dict[str, Any]
     model: ModelSource
     root: Path
+    record: Record | None = None
 
 
 @dataclass
@@ -108,14 +111,23 @@ class Worker:
         if manifest["prepared"]:
             with in_one_order(device):
                 # what was measured when the job was planned decides for all workers, which else could differ in their bits
-                gains = None if manifest["gains"] is None else Gains(**manifest["gains"])
-                self.model = prepare(
-                    self.original,
-                    self.example(),
-                    precision=manifest["precision"],
-                    batch_size=manifest["batch_size"],
-                    gains=gains,
-                )
+                self.model = self._again() or self._prepared()
+
+    def _again(self) -> PreparedModel | None:
+        """Return the model as it was prepared when the job was planned; None on a machine of another kind."""
+        if self.setup.record is None:
+            return None
+        try:
+            return prepared_again(WHERE, self.original, self.setup.record, "the job's record")
+        except ValueError:
+            return None
+
+    def _prepared(self) -> PreparedModel:
+        manifest = self.setup.manifest
+        gains = None if manifest["gains"] is None else Gains(**manifest["gains"])
+        return prepare(
+            self.original, self.example(), precision=manifest["precision"], batch_size=manifest["batch_size"], gains=gains
+        )
 
     def example(self) -> Tensor:
         """Return an image (1, C, H, W) that is the same for every worker."""

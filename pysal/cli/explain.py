@@ -1,10 +1,13 @@
 """`pysal explain`: pictures, numbers and a table of what the methods say of photos."""
 
+from __future__ import annotations
+
 import contextlib
+import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +28,9 @@ from pysal.cli.photos import find, note, stems
 from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from pysal.engine.prepared.model import PreparedModel
     from pysal.models import Classifier
 
 
@@ -55,6 +59,12 @@ if TYPE_CHECKING:
     help="Folder for the pictures (.png) and numbers (.npz).",
 )
 @click.option(
+    "--prepared",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep what preparing the model finds out in FILE, and use it if it is there: later commands begin at once.",
+)
+@click.option(
     "--device", default="auto", metavar="NAME", show_default=True, help="Device to run on: auto, cpu, cuda or cuda:N."
 )
 def explain(
@@ -67,6 +77,7 @@ def explain(
     given: dict[str, Any],
     seed: int,
     out: Path,
+    prepared: Path | None,
     device: str,
 ) -> None:
     """Explain a classifier's answer to each PHOTO: a picture, the numbers and a table.
@@ -83,9 +94,11 @@ def explain(
     written: list[Path] = []
     with errors_as_sentences("pysal explain", written), _writable(out):
         from pysal import models
+        from pysal.engine.prepared.payback import OnceItPays
         from pysal.engine.prepared.prepare import prepare
         from pysal.engine.running.chunks import fast_rows, progress
         from pysal.explain import explain as run
+        from pysal.methods.registry import METHODS, method_names
         from pysal.models.photos import PHOTO_SUFFIXES
         from pysal.segments import parse
         from pysal.targets import parse as parse_target
@@ -113,7 +126,14 @@ def explain(
         # a fixed number of rows, not the one that measures fastest now: the same command gives the same bits, unless the
         # model is about as fast as what is prepared of it, so that either may be used
         rows = fast_rows(image.device, image[0].numel() * image.element_size())
-        runner = prepare(classifier, image, batch_size=rows) if place == "cpu" else classifier
+        make = functools.partial(prepare, classifier, image, batch_size=rows)
+        runner: nn.Module | PreparedModel = classifier
+        if prepared is not None:
+            runner = _kept(prepared, classifier, make)
+        elif place == "cpu":
+            gradients = sum(METHODS[name].gradients(options.get(name, {})) for name in method_names("pysal explain", methods))
+            work = gradients * len(endings) * (len(named.paths) - len(bad))
+            runner = OnceItPays(classifier, make).for_work(work)
         names = iter(stems([photo for photo in named.paths if photo not in bad], out, endings))
         for number, photo in enumerate(named.paths, start=1):
             counter = f"[{number}/{len(named.paths)}] " if len(named.paths) > 1 else ""
@@ -150,7 +170,7 @@ def explain(
             raise Failure(f"pysal explain: {len(bad)} of {len(named.paths)} photos could not be explained")
 
 
-def _likeliest(classifier: "Classifier", image: "Tensor", top: int) -> list[int]:
+def _likeliest(classifier: Classifier, image: Tensor, top: int) -> list[int]:
     """Return the classes with the highest scores, the highest first."""
     import torch
 
@@ -159,6 +179,17 @@ def _likeliest(classifier: "Classifier", image: "Tensor", top: int) -> list[int]
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise BadInput(f"pysal explain: --top needs a model of several classes, got an output of shape {tuple(scores.shape)}")
     return [int(index) for index in scores[0].topk(min(top, scores.shape[1])).indices]
+
+
+def _kept(file: Path, model: nn.Module, prepare: Callable[[], PreparedModel]) -> PreparedModel:
+    """Return what a file says of a model, or prepare the model and write that file."""
+    from pysal.engine.prepared.prepare import load_prepared
+
+    if file.exists():
+        return load_prepared(file, model)
+    prepared = prepare()
+    prepared.save(file)
+    return prepared
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from pysal import models
 from pysal._checks import refuse, refuse_unknown
 from pysal.demo.turns import Turns
 from pysal.engine.model.not_applicable import NotApplicable
-from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.prepared.payback import OnceItPays
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.attribution import default_of
 from pysal.engine.request.row_score import class_scores
@@ -169,7 +169,7 @@ class Ready:
     """A classifier, and what runs in its place."""
 
     classifier: models.Classifier
-    runner: models.Classifier | PreparedModel
+    runner: OnceItPays
 
 
 def _likely(table: Tensor) -> list[float | None]:
@@ -214,7 +214,7 @@ class Workspace:
         self._turns.close()
 
     def model(self, name: str) -> Ready:
-        """Return a model, loaded and prepared the first time it is asked for.
+        """Return a model, loaded the first time it is asked for; it is prepared once enough is asked of it.
 
         Raises:
             ValueError: a model that is not on offer.
@@ -227,8 +227,8 @@ class Workspace:
                 classifier = self._loaders[name]()
                 example = torch.full((1, classifier.channels, *classifier.input_size), 0.5, device=self.device)
                 rows = fast_rows(example.device, example.numel() * example.element_size())
-                runner = prepare(classifier, example, batch_size=rows if self.device == "cpu" else None)
-                self._ready[name] = Ready(classifier, runner)
+                make = partial(prepare, classifier, example, batch_size=rows if self.device == "cpu" else None)
+                self._ready[name] = Ready(classifier, OnceItPays(classifier, make))
             return self._ready[name]
 
     def photo(self, model: str, source: str | Path) -> Tensor:
@@ -363,8 +363,9 @@ class Workspace:
         """Explain by the methods of a group; return what was found, and for those that do not apply, why."""
         if cancel is not None and cancel.is_set():
             raise Cancelled(f"{WHERE}: cancelled before {METHODS[group[0]].title}")
-        runner = self.model(model).runner
+        ready = self.model(model)
         with self._turns.taken(reader, cancel) as pass_on:
+            runner = ready.runner.for_work(sum(METHODS[name].gradients(options[name]) for name in group))
 
             def told(method: str, done: int, total: int) -> None:
                 if report is not None:

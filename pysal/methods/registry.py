@@ -1,6 +1,6 @@
 """The methods by name: what `explain` and the command line offer, and how each map is drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from pysal.methods import (
     smooth_grad,
 )
 from pysal.methods.traits import TRAITS, Traits
+from pysal.segments import Grid
 
 _CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad)}
 _PUBLIC = {
@@ -36,6 +37,12 @@ _PUBLIC = {
 }
 
 
+# A forward pass, in gradients.
+FORWARD = 0.4
+# Segments of an image where their number shows only once it is cut.
+SEGMENTS = 100
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Traits):
     """A method as `explain` sees it: what there is to say of it, and what runs.
@@ -47,6 +54,21 @@ class Method(Traits):
 
     prepare: Callable[..., Work]
     score: ScoreKind
+
+    def gradients(self, options: Mapping[str, Any]) -> float:
+        """Return about how many gradients of the model the map of an image takes.
+
+        Args:
+            options: of the method; those that are missing have their defaults.
+        """
+        public = _PUBLIC[self.name]
+        if self.per is not None:
+            return float(options.get(self.per, default_of(public, self.per)))
+        if self.stored != "drops":
+            return 1.0
+        segments = options.get("segments", default_of(public, "segments"))
+        count = segments.rows * segments.cols if isinstance(segments, Grid) else SEGMENTS
+        return FORWARD * count
 
     def attribute(self, plan: Plan, **options: Any) -> Attribution:
         """Return what the method finds on a plan's images, with all that it reports."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from pysal.demo import session
 from pysal.demo.session import Options, Told, Workspace, agreement, photos, watch
+from pysal.engine.prepared.payback import OnceItPays
 from pysal.engine.running.chunks import Cancelled
 from pysal.explain import explain
 from pysal.methods.registry import METHODS
@@ -38,7 +39,7 @@ def passes(workspace: Workspace) -> list[int]:
     ready = workspace.model("small")
     # a prepared model does not call the modules it was made from: the original stands in for it
     ready.classifier.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
-    workspace._ready["small"] = session.Ready(ready.classifier, ready.classifier)
+    workspace._ready["small"] = session.Ready(ready.classifier, OnceItPays(ready.classifier, lambda: ready.classifier))
     return rows
 
 
@@ -215,9 +216,13 @@ def test_a_file_that_is_no_photo_is_named_without_its_folders(workspace, tmp_pat
         workspace.photo("small", path)
 
 
-def test_models_are_loaded_and_prepared_once(workspace) -> None:
-    assert workspace.model("small") is workspace.model("small")
-    assert workspace.model("small").runner is not workspace.model("small").classifier
+def test_models_are_loaded_once_and_prepared_once_it_pays(workspace, image) -> None:
+    ready = workspace.model("small")
+    assert workspace.model("small") is ready
+    last(workspace.explain("small", image, 1, ["gradient"], Options()))
+    assert ready.runner.for_work(0) is ready.classifier
+    last(workspace.explain("small", image, 1, ["integrated_gradients", "smooth_grad"], Options(steps=50, samples=20)))
+    assert ready.runner.for_work(0).original is ready.classifier
 
 
 def test_options_reach_their_method() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import tree_leaves
 
@@ -176,10 +177,8 @@ class _Copy:
             elif node.op == "call_module":
                 if node.users:
                     raise NotTraceable(f"it calls its module {str(node.target)!r} in a way of its own")
-            elif getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled":
-                enabled, part, *rest = of(node.args)
-                inside = self.of(part, rest)
-                made[node] = inside if enabled else self._without_gradients(inside)
+            elif isinstance(node.target, HigherOrderOperator):
+                made[node] = self._part(node.target.__name__, of(node.args))
             elif node.target is operator.getitem and isinstance(made.get(node.args[0]), (tuple, list)):
                 made[node] = made[node.args[0]][node.args[1]]
             else:
@@ -190,6 +189,19 @@ class _Copy:
             if isinstance(made.get(node), fx.Node):
                 made[node].meta.setdefault("layers", []).append((name, run))
         return found
+
+    def _part(self, kind: str, args: tuple[Any, ...]) -> Any:
+        """Copy what runs in a mode of its own, and return what stands for its output."""
+        if kind == "wrap_with_set_grad_enabled":
+            enabled, part, *rest = args
+            inside = self.of(part, rest)
+            return inside if enabled else self._without_gradients(inside)
+        if kind == "wrap_with_autocast":
+            _device, _dtype, enabled, _cache, part, *rest = args
+            if not enabled:
+                return self.of(part, rest)
+            raise NotTraceable("a part of it runs under autocast")
+        raise NotTraceable("a part of it is a branch, a loop or another construct that torch keeps as it is")
 
     def _attribute(self, module: nn.Module, name: str) -> Any:
         """Return what stands for an attribute: a node with a tensor of the copy's own, or a part of the program itself."""

@@ -124,24 +124,30 @@ def exact_pass(traced: fx.GraphModule, images: Tensor, example: Tensor) -> Exact
     if not max(output, gradient) <= EXACT:
         what = "output" if output > EXACT else "gradient"
         raise RunsAsItIs(f"the fused graph's {what} would be {max(output, gradient):.1e} away from it in float64")
-    return Exact(expected, gradient, _not_incremental(graph, example, wide[:1]))
+    return Exact(expected, gradient, _not_incremental(graph, example, wide[:1], expected.output[:1]))
 
 
-def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor) -> str | None:
-    """Return what keeps a graph from running on boxes: a part of an image is noise, and the outputs are compared."""
+def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor, expected: Tensor) -> str | None:
+    """Return what keeps a graph from running on boxes: a part of an image is changed to noise, whose outputs are known.
+
+    Args:
+        graph: the graph.
+        example: (1, C, H, W), whose values are in that part before.
+        noise: (1, C, H, W).
+        expected: what the model gives for it.
+    """
     height, width = example.shape[2:]
     box = np.array([[height // 3, width // 4, height // 3 + max(1, height // 4), width // 4 + max(1, width // 3)]])
     top, left, bottom, right = box[0]
-    changed = example.clone()
-    changed[:, :, top:bottom, left:right] = noise[:, :, top:bottom, left:right]
+    image = noise.clone()
+    image[:, :, top:bottom, left:right] = example[:, :, top:bottom, left:right]
     try:
-        engine = Incremental(graph, example, keep=True)
+        engine = Incremental(graph, image, keep=True)
         assert engine.clean is not None
         with torch.no_grad():
-            expected = graph(changed.clone())
             geometry = engine.groups.geometry(box, example.device)
             (top, left), (height, width) = geometry.origins[0, 0], geometry.sizes[0]
-            patch = changed[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+            patch = noise[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
             difference = distance(engine.run(engine.clean, patch, geometry), expected, float("inf"))
     except Exception as error:
         return first_line(error)

@@ -1,18 +1,21 @@
 """What `pysal.prepare` returns: a snapshot of a model, and what was found out about it."""
 
 import copy
+import os
 from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from pysal import _library
 from pysal._checks import refuse
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.layers.default_layer import Choice
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.gains import Gains
+from pysal.engine.prepared.record import Comparison, Record, fingerprint, processor, write
 from pysal.engine.running.precision import Precision
 from pysal.engine.tape.cuda_graphs import Replays
 from pysal.engine.tape.tape import Program, Recorded
@@ -33,6 +36,8 @@ class PreparedModel:
         program: records passes; None where the model's gradient is taken as it is.
         gains: how many times as fast as the model it is; None where there was nothing to measure.
         replays: replays them as CUDA graphs; None on a CPU.
+        reason: why it runs as it is, where no graph was found that computes the same; else None.
+        comparison: what came of comparing the graph; None where there is none.
     """
 
     def __init__(self, original: nn.Module, example: Tensor, precision: Precision, again: Again) -> None:
@@ -47,6 +52,8 @@ class PreparedModel:
         self.program: Program | None = None
         self.gains: Gains | None = None
         self.replays: Replays | None = None
+        self.reason: str | None = None
+        self.comparison: Comparison | None = None
         self.default_layer: Choice | None = None
         self._layers: dict[Hashable, Choice] = {}
         self._incremental: Incremental | None = None
@@ -137,6 +144,38 @@ class PreparedModel:
 
     def __repr__(self) -> str:
         return f"PreparedModel of {type(self.original).__name__}\n{self.report()}"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was found out about the model, for `pysal.load_prepared`: numbers and words, none of its weights.
+
+        Args:
+            path: of a file, which is written over.
+
+        Raises:
+            ValueError: the model has changed since it was prepared.
+            OSError: the file cannot be written.
+        """
+        where = "pysal.PreparedModel.save"
+        self.check_unchanged(where)
+        write(where, path, self.record())
+
+    def record(self) -> Record:
+        """Return what `save` writes."""
+        shape, dtype, device = self._kind
+        return Record(
+            torch=str(torch.__version__),
+            pysal=_library.version(),
+            processor=processor(device),
+            precision=self.precision,
+            shape=shape,
+            dtype=str(dtype).removeprefix("torch."),
+            weights=fingerprint(getattr(self.original, "_orig_mod", self.original)),
+            rows=self.rows,
+            rows_asked=self.rows_asked,
+            reason=self.reason,
+            gains=self.gains,
+            comparison=self.comparison,
+        )
 
     def report(self) -> str:
         """Return what was done to the model, and what was not, one line each."""

@@ -1,12 +1,15 @@
 """Makes a snapshot of a model that runs forward and input gradient as fast as this machine allows, and says what was done."""
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from pysal import _library
 from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
 from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
@@ -24,6 +27,7 @@ from pysal.engine.model.placement import check_fits
 from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.exactness import (
     NOTHING_FUSED,
+    Exact,
     RunsAsItIs,
     check_ordinary,
     compared,
@@ -32,12 +36,23 @@ from pysal.engine.prepared.exactness import (
 )
 from pysal.engine.prepared.gains import Budget, Gains, pays
 from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.prepared.record import (
+    Comparison,
+    Record,
+    fingerprint,
+    graph_fingerprint,
+    processor,
+    read,
+)
 from pysal.engine.prepared.trial import fastest_rows, measure_gains
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
 from pysal.engine.tape.operators import BlockOperator
 from pysal.engine.tape.tape import Program
+
+# A graph, and what a forward pass of its model writes: (module's name, attribute).
+Captured: TypeAlias = tuple[fx.GraphModule, list[tuple[str, str]]]
 
 
 @restoring
@@ -85,13 +100,7 @@ def prepare(
         True
     """
     where = "pysal.prepare"
-    if isinstance(model, ExportedProgram):
-        model = model.module()
-    if isinstance(model, nn.Module) and is_graph_of_program(model):
-        model = LayeredProgram(model)
-    if not isinstance(model, nn.Module):
-        refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
-    check_eval(where, model)
+    model = _network(where, model)
     check_tensor(where, "example", example, ndim=4, dtypes=FLOATING)
     if example.numel() == 0:
         refuse(where, "example", "hold at least one image", f"shape {tuple(example.shape)}")
@@ -102,21 +111,50 @@ def prepare(
         refuse_unknown(where, "precision", f"be one of {', '.join(map(repr, PRECISIONS))}", precision, PRECISIONS)
     if gains is not None and not isinstance(gains, Gains):
         refuse(where, "gains", "be the `gains` of a prepared model or None", repr(gains), TypeError)
+    return _prepared(model, example, precision, batch_size, gains, None)
+
+
+def _prepared(
+    given: nn.Module,
+    example: Tensor,
+    precision: Precision,
+    batch_size: int | None,
+    gains: Gains | None,
+    known: Record | None,
+) -> PreparedModel:
+    """Return what `prepare` returns, of arguments that are checked.
+
+    Args:
+        given: the model.
+        example: see `prepare`.
+        precision: see `prepare`.
+        batch_size: see `prepare`.
+        gains: see `prepare`.
+        known: what was found out about this very model before; None = find it out.
+
+    Raises:
+        Changed: the model does not have the graph that is known.
+    """
     leave_inference_mode()  # whose tensors could not be differentiated later
     keep_random_numbers(example.device)
-    given, model = model, getattr(model, "_orig_mod", model)  # of torch.compile, whose graphs cannot be taken apart
+    model = getattr(given, "_orig_mod", given)  # of torch.compile, whose graphs cannot be taken apart
     with torch.enable_grad():
         budget = Budget(example.device)
         example = example[:1].detach().clone()
         prepared = PreparedModel(model, example, precision, _again)
         try:
             # compared in full float32: TF32, which torch allows cuDNN, would be further away than a wrong graph may be
+            if known is not None and known.reason is not None:
+                raise RunsAsItIs(known.reason)
             with precision_mode("float32", example.device, backward=False):
-                _build(prepared, example)
+                _build(prepared, example, None if known is None else known.comparison)
             _keep_what_gains(prepared, gains or measure_gains(prepared, example, budget))
+        except Changed:
+            raise
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
             reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
             prepared = PreparedModel(model, example, precision, _again)
+            prepared.reason = reason
             prepared._notes["as it is"] = f"runs as it is: {reason}"
         if given is not model:
             if prepared.fused or prepared._incremental is not None:
@@ -125,12 +163,89 @@ def prepare(
                 prepared.original = given
         fixed = getattr(model, "rows_per_pass", None)  # of a model that takes so many rows at a time
         prepared.only_rows = fixed
-        prepared.rows = fixed or batch_size or fastest_rows(prepared, example, budget)
+        prepared.rows = fixed or batch_size or (fastest_rows(prepared, example, budget) if known is None else known.rows)
         prepared.rows_asked = bool(fixed or batch_size)
     if prepared.rows is not None:
         why = ", which is all that it takes" if fixed else "" if batch_size else " were fastest"
         prepared._notes["rows"] = f"{prepared.rows} images per pass{why}"
     return prepared
+
+
+@restoring
+def load_prepared(path: str | os.PathLike[str], model: nn.Module | ExportedProgram) -> PreparedModel:
+    """Return what `PreparedModel.save` was called on, for the same model: nothing is compared or measured again.
+
+    The model is captured and its weights are arranged anew, in the time of some five gradients. The file has numbers and words
+    alone, and nothing in it is run.
+
+    Args:
+        path: the file.
+        model: the very model, with the same weights, on the same kind of processor, in eval mode.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError: the model is not an nn.Module.
+        ValueError: the file is damaged or none of `save`; weights, graph, dtype or processor of the model, or the version of
+            torch or pysal, are others than those of the file; or the model is in training mode.
+
+    Example:
+        >>> import tempfile, os
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+        >>> file = os.path.join(tempfile.mkdtemp(), "model.json")
+        >>> prepare(model, torch.rand(1, 3, 16, 16), batch_size=4).save(file)
+        >>> load_prepared(file, model).rows
+        4
+    """
+    where = "pysal.load_prepared"
+    model = _network(where, model)
+    return prepared_again(where, model, read(where, path), str(path))
+
+
+def prepared_again(where: str, model: nn.Module, record: Record, source: str) -> PreparedModel:
+    """Return what a record was made of, for the same model; see `load_prepared`.
+
+    Args:
+        where: the public name that was called, for errors.
+        model: in eval mode.
+        record: what was found out about it.
+        source: of the record, for errors.
+    """
+    parameter = next((one for one in model.parameters() if one.dtype.is_floating_point), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    dtype = str(torch.float32 if parameter is None else parameter.dtype).removeprefix("torch.")
+    if parameter is not None and dtype != record.dtype:
+        refuse(where, "model", f"have the dtype {record.dtype} that {source} was made for", dtype)
+    now = {"torch": str(torch.__version__), "pysal": _library.version(), "processor": processor(device)}
+    for name, here in now.items():
+        if (then := getattr(record, name)) != here:
+            refuse(where, "path", f"be of this {name}, {here}", f"{source} of {then}: prepare the model again")
+    if fingerprint(getattr(model, "_orig_mod", model)) != record.weights:
+        refuse(where, "model", f"have the weights that {source} was made for", "others: prepare the model again")
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    example = torch.rand((1, *record.shape), generator=generator, dtype=torch.float32, device="cpu")
+    example = example.to(device, getattr(torch, record.dtype))
+    precision: Any = record.precision
+    try:
+        return _prepared(model, example, precision, record.rows if record.rows_asked else None, record.gains, record)
+    except Changed:
+        refuse(where, "model", f"have the graph that {source} was made for", "another: prepare the model again")
+
+
+def _network(where: str, model: object) -> nn.Module:
+    """Return a model in eval mode as a module, of a program of torch.export with its layers.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is in training mode.
+    """
+    if isinstance(model, ExportedProgram):
+        model = model.module()
+    if isinstance(model, nn.Module) and is_graph_of_program(model):
+        model = LayeredProgram(model)
+    if not isinstance(model, nn.Module):
+        refuse(where, "model", "be an nn.Module", type(model).__name__, TypeError)
+    check_eval(where, model)
+    return model
 
 
 def _again(
@@ -142,26 +257,50 @@ def _again(
     return prepared
 
 
-def _build(prepared: PreparedModel, example: Tensor) -> None:
+class Changed(Exception):
+    """A model does not have the graph that was found before."""
+
+
+def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -> None:
     """Trace, fold and lower the model, and keep the result if it computes the same.
 
+    Args:
+        prepared: what is to be made.
+        example: an image.
+        known: what came of the comparison, where it was made before.
+
     Raises:
+        Changed: the comparison was of another graph.
         Exception: anything; the model runs as it is then.
     """
     model, notes = prepared.original, prepared._notes
     check_ordinary(model)
     rows = getattr(model, "rows_per_pass", None)
     images = list(batches(example, rows))
-    own = [own_pass(model, images[0])]  # ends without gradients: what it leaves on the model is copied with it
-    traced, written = _captured(model, images, own, any_number=rows is None)
     mixed = prepared.precision == "mixed"
-    exact = exact_pass(traced, images[0], example)
+    exact: Exact | None = None
+    if known is None:
+        own = [own_pass(model, images[0])]  # ends without gradients: what it leaves on the model is copied with it
+        way, traced, written = _captured(model, images, own, any_number=rows is None)
+        digest = graph_fingerprint(traced)
+        exact = exact_pass(traced, images[0], example)
+    else:
+        way, (traced, written) = known.way, _ways(model, images[-1], any_number=rows is None)[known.way]()
+        digest = graph_fingerprint(traced)
+        if digest != known.graph:
+            raise Changed
+        with torch.no_grad():
+            note_shapes(traced).run(images[-1])
     graph = fold_graph(traced)
     lowered = lower(graph, example, torch.bfloat16 if mixed else example.dtype)
     if not lowered:
         raise RunsAsItIs(NOTHING_FUSED)
     program = Program(graph, torch.bfloat16 if mixed else None)
-    difference, gradient_difference = compared(graph, program, images, own, exact)
+    if known is None:
+        difference, gradient_difference = compared(graph, program, images, own, exact)
+        float64, whole = (None, None) if exact is None else (exact.apart, exact.not_incremental)
+        known = Comparison(way, digest, difference, gradient_difference, float64, whole)
+    prepared.comparison = known
     state = ModelState(model, written)
     state.remember_values()
     prepared._state, prepared._graph, prepared.program = state, graph, program
@@ -192,13 +331,13 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
     notes["backward"] = (
         "the backward pass is for the input alone and keeps one bit per ReLU element, the input of other activations"
     )
-    notes["output"] = f"output within {difference:.1e} of the model's, relative to its largest"
-    notes["gradient"] = f"gradient within {gradient_difference:.1e} of the model's, in l2"
-    if exact is not None:
-        notes["float64"] = f"in float64, where rounding moves no gate, gradient within {exact.apart:.1e} of the model's"
+    notes["output"] = f"output within {known.output:.1e} of the model's, relative to its largest"
+    notes["gradient"] = f"gradient within {known.gradient:.1e} of the model's, in l2"
+    if known.float64 is not None:
+        notes["float64"] = f"in float64, where rounding moves no gate, gradient within {known.float64:.1e} of the model's"
     try:
-        if exact is not None and exact.not_incremental is not None:
-            raise NotIncremental(exact.not_incremental)
+        if known.whole is not None:
+            raise NotIncremental(known.whole)
         prepared._incremental = Incremental(graph, example)
         notes["boxes"] = (
             f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes"
@@ -210,10 +349,20 @@ def _build(prepared: PreparedModel, example: Tensor) -> None:
         notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
 
 
+def _ways(model: nn.Module, images: Tensor, *, any_number: bool) -> dict[str, Callable[[], Captured]]:
+    """Return what captures a model, by name, in the order in which it is tried."""
+    ways: dict[str, Callable[[], Captured]] = {
+        "torch.fx": lambda: trace(model),
+        "torch.export": lambda: capture(model, images, any_number=any_number),
+    }
+    # a program says itself what torch.fx would not find in it
+    return dict(reversed(ways.items())) if isinstance(model, LayeredProgram) else ways
+
+
 def _captured(
     model: nn.Module, images: Sequence[Tensor], own: list[Pass], *, any_number: bool
-) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
-    """Return a graph that computes what the model does, and what the model's forward pass writes.
+) -> tuple[str, fx.GraphModule, list[tuple[str, str]]]:
+    """Return how a graph was captured that computes what the model does, the graph, and what the model's forward pass writes.
 
     torch.fx comes first: it takes a tenth of the time, and sees where gradients stop and modules are called.
 
@@ -226,21 +375,15 @@ def _captured(
     Raises:
         RunsAsItIs: neither it nor torch.export gives such a graph.
     """
-    ways: list[Callable[[], tuple[fx.GraphModule, list[tuple[str, str]]]]] = [
-        lambda: trace(model),
-        lambda: capture(model, images[-1], any_number=any_number),
-    ]
-    if isinstance(model, LayeredProgram):  # which says itself what torch.fx would not find in it
-        ways.reverse()
-    for way in ways:
+    for way, make in _ways(model, images[-1], any_number=any_number).items():
         try:
-            traced, written = way()
+            traced, written = make()
             own += [own_pass(model, batch, without_gradients=False) for batch in images[len(own) :]]
             _check_same(traced, images, own)
         except (NotTraceable, RunsAsItIs) as found:
             reason = found
         else:
-            return traced, written
+            return way, traced, written
     raise RunsAsItIs(str(reason)) from reason
 
 

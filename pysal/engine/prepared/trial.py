@@ -22,7 +22,7 @@ TRIALS = 4
 
 def measure_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> Gains:
     """Measure gradient and forward pass of as many images as have the bytes of a common one, and of boxes where in question."""
-    rows = getattr(prepared.original, "rows_per_pass", None) or max(1, _fast_rows(example) // CPU_ROWS)
+    rows = _measured_rows(prepared, example)
     batch = example.expand(rows, -1, -1, -1).contiguous()
     arranged = batch.contiguous(memory_format=torch.channels_last)
     ways: dict[str, Way] = {
@@ -34,6 +34,11 @@ def measure_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> G
     least = least_seconds(ways, {"model's gradient": "gradient", "model's forward": "forward"}, budget)
     gradient, forward = ratio(least, "model's gradient", "gradient"), ratio(least, "model's forward", "forward")
     return Gains(gradient, forward, None if pays(forward) else _gain_of_boxes(prepared, example, budget))
+
+
+def _measured_rows(prepared: PreparedModel, example: Tensor) -> int:
+    """Return how many images like an example have the bytes of a common one, or are all that a model takes."""
+    return getattr(prepared.original, "rows_per_pass", None) or max(1, _fast_rows(example) // CPU_ROWS)
 
 
 def _gain_of_boxes(prepared: PreparedModel, example: Tensor, budget: Budget) -> float | None:
@@ -99,6 +104,11 @@ def fastest_rows(prepared: PreparedModel, example: Tensor, budget: Budget) -> in
     tried: Sequence[int] = _cpu_chunks(example) if example.device.type == "cpu" else GPU_CHUNKS
     if limited:
         tried = sorted(tried, key=lambda rows: (abs(math.log(rows / usual)), rows))
+    if limited and prepared.gains is not None:  # not begun where the first alone would take longer than there is time for
+        image = budget.gradient / _measured_rows(prepared, example) / max(prepared.gains.gradient, 1e-9)
+        tried = [rows for rows in tried if rows * image <= budget.left]
+        if not tried:
+            return None
     batches = {rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=torch.channels_last) for rows in tried}
     least = dict.fromkeys(batches, float("inf"))
     rounds = [tried] * TRIALS if prepared.replays is None else [[rows] * GPU_TURNS for rows in batches]
