@@ -30,7 +30,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu bench docs gallery figures cross wheel clean distclean
+.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu gpu-pack bench docs gallery figures cross wheel clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -136,6 +136,9 @@ mutate: setup ## put faults into the CUDA kernels and write into docs/mutations.
 # one stage, or several: make gpu ARGS="build device graphs methods"
 gpu: setup ## everything that needs a GPU: tests, sanitizers, graphs, streams, benchmarks
 	PYTHON=$(abspath $(python)) bash tests/gpu.sh $(ARGS)
+
+gpu-pack: setup ## gpu-run.tar.gz, for eight minutes on a machine with a GPU and without a network: tests/short_gpu_run.sh
+	PYTHON=$(abspath $(python)) bash tests/short_gpu_run.sh pack
 
 docs: setup ## the documentation as a site, in docs/_build/html; warnings are errors
 	$(python) -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

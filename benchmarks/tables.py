@@ -93,8 +93,8 @@ def where_and_when(result: Mapping[str, Any], *, threads: bool = True) -> str:
     return f"{about['processor']}, {number}torch {about['torch']}, {when}, {plural} {', '.join(commits)}"
 
 
-def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
-    """README's tables: our time, and the others' times divided by it."""
+def readme_section(results: Sequence[Mapping[str, Any]], on_gpu: Sequence[Mapping[str, Any]] = ()) -> str:
+    """README's tables: our time, and the others' times divided by it; on a GPU in every arithmetic."""
     lines = [BEGIN, ""]
     for result in results:
         lines += [
@@ -110,6 +110,14 @@ def readme_section(results: Sequence[Mapping[str, Any]]) -> str:
             ours = rows[OURS]
             body.append([title, seconds(ours["median_s"]), *(times(row, ours) for row in cells)])
         lines += [*table(["method", "pysal, prepared", *COLUMNS], body), ""]
+    for result in on_gpu:
+        about, most = result["metadata"], max(row["images"] for row in result["rows"])
+        own = [row for row in result["rows"] if row["images"] == most]
+        batch = "one image" if most == 1 else f"{most} images"
+        lines += [f"**{NETWORKS[own[0]['network']]}**, {batch}, {about['cuda']['name']} (torch {about['torch']}):", ""]
+        methods = [method for method in METHODS if any(row["method"] == method for row in own)]
+        head = ["method", "arithmetic", "pysal, prepared", *COLUMNS]
+        lines += [*table(head, [line for method in methods for line in gpu_ratios(method, own)]), ""]
     if not results:
         lines += ["Nothing has been measured for this version.", ""]
     else:
@@ -331,7 +339,7 @@ def pages() -> dict[Path, str]:
     """What each page with tables should say."""
     results = latest()
     sections = {
-        ROOT / "README.md": readme_section(results),
+        ROOT / "README.md": readme_section(results, latest_on_gpu()),
         ROOT / "docs/speed.md": docs_section(results, latest_on_gpu()),
         ROOT / "docs/migrating.md": faces_section(results),
         ROOT / "docs/auditing.md": audit_section(latest_audits()),

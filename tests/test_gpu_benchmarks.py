@@ -269,6 +269,11 @@ def test_the_tables_show_every_arithmetic_and_losses() -> None:
     assert "| gradient | pysal | float32 |  | 3 | 200 ms | 1.00 (0.01) | 3.1 % | 1e-03 | 1 MiB |" in page
     assert "| gradient | pysal | bf16 |  | 3 | 100 ms | 1.00 (0.01) |  | 6e-01 ✗ | 1 MiB |" in page
     assert "| gradient | captum | bf16 | not run: OutOfMemoryError: x |" in page
+    one = [row("pysal", "float32", 0.5, images=1)]
+    front = tables.readme_section([], [{"metadata": ABOUT, "rows": rows + one}])
+    assert "**ResNet-50**, 32 images, GPU (torch 2):" in front
+    assert "| gradient | float32 | 200 ms | **0.50** |" in front
+    assert "500 ms" not in front
 
 
 def test_only_what_ran_on_a_gpu_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
