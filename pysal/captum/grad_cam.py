@@ -23,7 +23,6 @@ from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.sweeps import taped
-from pysal.engine.running.states import Hooks, restoring
 from pysal.methods.guided_backprop import make_rules
 
 # Numbers of a layer of which the map is made by torch: to call the op would take longer.
@@ -167,20 +166,14 @@ class _Watched:
     def __init__(self, module: nn.Module, model: object, *, at_input: bool, index: int = 0) -> None:
         modules = model.original.named_modules() if isinstance(model, PreparedModel) else ()
         name = next((name for name, each in modules if each is module), type(module).__name__)
-        self.layer = Layer(name, module, "last", at_input, index)
+        self.layer = Layer(name, module, "last", at_input, index, self.count)
         self.tensors = 0
 
-    def watch(self) -> None:
-        """Count, until the state is put back."""
-
-        def count(_module: nn.Module, args: Any, output: Any = None) -> None:
-            found = args if self.layer.at_input else output
-            self.tensors = len(found) if isinstance(found, (tuple, list)) else 1
-
-        Hooks().add(self.layer.module, count, before=self.layer.at_input)
+    def count(self, tensors: int) -> None:
+        """Note how many there were in a run."""
+        self.tensors = tensors
 
 
-@restoring
 def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return a layer's activation, the gradient there and, with `rules`, the gradient of the packed inputs under them."""
 
@@ -189,7 +182,8 @@ def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor
 
         def body(start: int, stop: int) -> None:
             rows = torch.arange(start, stop, device=plan.device)
-            parts.append(plan.layer_gradients(plan.inputs[start:stop], rows, watched.layer, rules))
+            batch = plan.inputs if stop - start == plan.images else plan.inputs[start:stop]
+            parts.append(plan.layer_gradients(batch, rows, watched.layer, rules))
 
         program = taped(plan, plan.inputs)
         if program is not None and program.layer(watched.layer) is not None:
@@ -200,7 +194,6 @@ def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor
         activations, gradients, guided = zip(*parts, strict=True)
         return torch.cat(activations), torch.cat(gradients), None if rules is None else torch.cat(guided)
 
-    watched.watch()
     try:
         return call.run(work)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ class Layer:
         run: counted from 0; None = its only one, "last" = its last one.
         at_input: its input is meant, not its output; the gradient there is that of all who use that tensor.
         index: which entry, where that is a tuple or a list.
+        count: told in each run how many entries there are.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Layer:
     run: int | Literal["last"] | None = None
     at_input: bool = False
     index: int = 0
+    count: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
 
     def __hash__(self) -> int:
         """Return the hash of the name: layers of one name are few, and a call asks several times."""
@@ -161,6 +163,9 @@ def capture(
 
     def hook(_module: nn.Module, args: Any, output: Any = None) -> Any:
         features.runs += not features.over
+        if layer.count is not None:
+            entries = args if layer.at_input else output
+            layer.count(len(entries) if isinstance(entries, (tuple, list)) else 1)
         if layer.run is None and features.runs > 1:
             raise ValueError(f"{where}: layer {layer.name!r} must run once in a pass, got a second run: choose another layer")
         if layer.run not in (None, "last", features.runs - 1) and not features.over:
