@@ -6,6 +6,7 @@ the result is another gradient altogether. Channels come last wherever weights d
 not concerned, for their gradients are copied on the way.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,14 @@ END: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 def lay_out(score: Tensor, rows: int) -> None:
     """Have gradients of a score, of a pass of so many rows, made contiguous ahead of batch norm."""
     if rows <= 1:
-        for node in nodes_behind(score):
-            if type(node).__name__ == _MIXED_UP:
-                node.register_prehook(_contiguous)
+        lay_out_at(nodes_behind(score))
+
+
+def lay_out_at(nodes: Sequence[Any]) -> None:
+    """Do so for the autograd nodes of a pass of one row."""
+    for node in nodes:
+        if type(node).__name__ == _MIXED_UP:
+            node.register_prehook(_contiguous)
 
 
 def nodes_behind(score: Tensor) -> list[Any]:

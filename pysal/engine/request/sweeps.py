@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.layers.features import Features, Layer, capture
-from pysal.engine.model.gradient_layouts import lay_out, nodes_behind
+from pysal.engine.model.gradient_layouts import lay_out, lay_out_at, nodes_behind
 from pysal.engine.model.gradients import gradients
 from pysal.engine.model.model_state import parts
 from pysal.engine.model.not_applicable import NotApplicable, not_differentiable, reentrant
@@ -278,7 +278,8 @@ def _by_autograd(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
     cause: _OtherWay | None = None
     for way in (watched, not watched) if ruled and not general else (watched,):
         try:
-            attempt = _one_way if ruled else _with_autograd  # of two the first must leave nothing behind
+            # of two the first must leave no hooks behind
+            attempt = _one_way if ruled and any(one.layer is not None for one in wanted) else _with_autograd
             return attempt(plan, batch, rows, wanted, required, recorded=way)
         except _OtherWay as error:
             cause = error
@@ -317,9 +318,10 @@ def _with_autograd(
             if hooks is not None:
                 hooks.close()
             return _with_autograd(plan, batch, rows, wanted, required, recorded=recorded, may_cut=False)
-        lay_out(scores, len(rows))
+        nodes = nodes_behind(scores) if rules is not None or len(rows) == 1 else []
+        if len(rows) == 1:
+            lay_out_at(nodes)
         if rules is not None:
-            nodes = nodes_behind(scores)
             if any(type(node).__name__.startswith("CheckpointFunction") for node in nodes):  # run only on the way back
                 raise reentrant(plan.where)
             if not recorded and _hides_relus(nodes):
