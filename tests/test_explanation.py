@@ -366,6 +366,7 @@ def test_table(tmp_path):
     found["leave_one_out"].details["drops"] = drops
     found["gradient"].map[1, 0, 0, :2] = NAN
     found["integrated_gradients"].details["standard_error"] = torch.full((2, 1, 6, 6), 0.125)
+    found["integrated_gradients"].map[:] = 1.0  # adds up to 108, of which the residuals are a small share
     assert found.table() == str(found)
     assert found.table() == (
         "lite0: 2 images, 4 methods, 1.5 s\n"
@@ -469,6 +470,16 @@ def test_no_method_seems_to_take_no_time_or_to_have_no_drop():
     assert "0.0043" in lines[5]
     found["leave_one_out"].details["drops"] = [torch.tensor([1e-9, -0.2])]
     assert "too small to show" in found.table()
+
+
+@pytest.mark.parametrize(("residual", "said"), [(-0.5, "20 % of the change is missing"), (0.1, ""), (0.0, ""), (NAN, "")])
+def test_a_large_residual_says_what_helps(residual, said):
+    map = torch.full((1, 3, 2, 2), 1 / 6)  # adds up to 2, where the score changed by 2 - residual
+    details = {"residual": torch.tensor([residual])}
+    path = MethodResult("integrated_gradients", "Integrated Gradients", map, "sum", True, 0.1, 50, details)
+    table = explanation(1, size=2, results={"integrated_gradients": path}).table()
+    assert (f"{said}: more steps, or tolerance=" in table) == bool(said)
+    assert ("missing" in table) == bool(said)
 
 
 @pytest.mark.parametrize(

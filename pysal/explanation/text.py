@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,8 @@ from pysal.methods.traits import TRAITS
 COLUMNS = ("method", "seconds", "passes", "residual", "largest drop", "notes")
 # What SmoothGrad computes, and of which method, unless it is told otherwise.
 KIND, BASE = default_of(smooth_grad, "kind"), default_of(smooth_grad, "base")
+# A share of the change of the score that a map misses, from which on a reader is told what helps.
+LARGE_RESIDUAL = 0.1
 RIGHT = ("seconds", "passes", "residual", "largest drop")
 
 
@@ -26,6 +29,8 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
     for key, name in (("residual", "residual"), ("error", "map error"), ("approximation_error", "approximation error")):
         if (value := value_of(details.get(key), image)) is not None:
             said[key] = f"{name} {number(value)}"
+    if (missing := _missing(result, image)) > LARGE_RESIDUAL:
+        said["missing"] = f"{100 * missing:.0f} % of the change is missing: more steps, or tolerance="
     if why := zero(result, image):
         said["zero"] = why
     if "layer" in details:
@@ -43,6 +48,16 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
     if before is not None and (saturated := saturation(found.kind_of(result), found.output, before)):
         said["saturation"] = saturated
     return said
+
+
+def _missing(result: MethodResult, image: int) -> float:
+    """Return the residual as a share of the change of the score that the map should add up to; 0 where there is none."""
+    residual = value_of(result.details.get("residual"), image)
+    if residual is None or not math.isfinite(residual):
+        return 0.0
+    change = float(result.map[image].double().sum()) - residual
+    share = abs(residual / change) if change else 0.0
+    return share if math.isfinite(share) else 0.0
 
 
 def zero(result: MethodResult, image: int) -> str:
