@@ -457,6 +457,20 @@ def test_folders_and_globs(small, photo, out, tmp_path) -> None:
     assert sentence.endswith(f"got {tmp_path / 'empty'} (a folder with 0 files, none of which is a photo by its name)")
 
 
+@pytest.mark.parametrize("where", [".", "results"])
+def test_the_same_command_twice_explains_the_same_photos(small, photo, tmp_path, where) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(photo.read_bytes())
+    for _ in range(2):
+        text = succeeded("explain", folder, "--out", folder / where, "--method", "gradient").stdout
+        assert re.findall(r"^\[(\d)/2\] (.*)$", text, re.MULTILINE) == [
+            ("1", str(folder / "a.png")),
+            ("2", str(folder / "b.png")),
+        ]
+
+
 def test_results_never_take_the_place_of_photos(small, photo, tmp_path) -> None:
     before = photo.read_bytes()
     other = tmp_path / "photo-2.jpg"

@@ -108,7 +108,7 @@ def explain(
         place = device_of(device)
         classifier = model.load(place)
         explained = None if target is None else parse_target(target, classifier, where="pysal explain")
-        named = find(photos or [models.example_photo()], PHOTO_SUFFIXES)
+        named = find(photos or [models.example_photo()], PHOTO_SUFFIXES, out)
         bad: dict[Path, str] = {}
         image = None
         for photo in named.paths:  # what cannot be read is known before hours of work on the others

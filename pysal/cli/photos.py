@@ -39,8 +39,14 @@ def note(left_out: Counter[str]) -> str:
     return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({kinds})"
 
 
-def find(given: Sequence[Path], suffixes: Iterable[str]) -> Photos:
+def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = None) -> Photos:
     """Return the photos that arguments name: files as they are, folders with all below them, and globs.
+
+    Args:
+        given: the arguments.
+        suffixes: how names of photos end.
+        results: where results are written. What is in it already is no photo of a folder above it, and a picture beside numbers
+            of the same name is none anywhere: the same command twice explains the same photos.
 
     Raises:
         BadInput: a folder or a glob without a photo, or a single file that is not there.
@@ -49,7 +55,7 @@ def find(given: Sequence[Path], suffixes: Iterable[str]) -> Photos:
     found = Photos([])
     for one in given:
         if os.path.isdir(one):
-            inside = sorted(_below(one))
+            inside = sorted(_below(one, results))
             photos = [path for path in inside if path.suffix.lower() in endings]
             found.left_out.update(path.suffix.lower() or NO_ENDING for path in inside if path.suffix.lower() not in endings)
             if not photos:
@@ -69,11 +75,16 @@ def find(given: Sequence[Path], suffixes: Iterable[str]) -> Photos:
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and of those below; hidden ones are left out."""
+def _below(folder: Path, results: Path | None) -> Iterator[Path]:
+    """Yield the files of a folder and of those below; hidden ones and results are left out."""
+    written = None if results is None else os.path.realpath(results)
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) != written]
+        numbers = {Path(name).stem for name in names if name.endswith(".npz")}
+        for name in names:
+            path = Path(place, name)
+            if not name.startswith(".") and path.suffix != ".npz" and not (path.suffix == ".png" and path.stem in numbers):
+                yield path
 
 
 def _refused(photo: Path, why: str) -> BadInput:
