@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import platform
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,12 +36,14 @@ from pysal.audit.status import Progress, Status, reporting, status
 from pysal.engine.model.class_names import names_of
 from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.model import PreparedModel
+from pysal.engine.request.target import CallTarget, Margin
 from pysal.engine.running.chunks import fast_rows
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import restoring
 from pysal.methods.registry import METHODS, method_names
 from pysal.models import Classifier
 from pysal.models.classifier import channels_of
+from pysal.targets import parse
 
 # Images that are read, and handed to the methods, together.
 IMAGES_TOGETHER = {"cpu": 16, "cuda": 64}
@@ -66,7 +69,8 @@ class Job:
         metrics: figures to compute for each image and method: names of `pysal.metrics.PER_IMAGE` that need no masks.
         method_options: method name -> its own options, for example `{"integrated_gradients": {"steps": 100}}`. Values must
             fit into JSON; segments may be "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
-        target: "predicted", "label", a class index, or the name of a class if the model has class names.
+        target: "predicted", "label", a class index, the name of a class if the model has class names, or "margin:A/B" of two
+            classes.
         score: what all methods explain, one of the words of `pysal.gradient`; None = the default of each method, as in
             `pysal.explain`. What kind of numbers the model's output is, is decided once for all shards, on noise and plain
             images, and stands in the manifest. An image whose output is of another kind is recorded as a fault.
@@ -147,8 +151,9 @@ class Job:
         found = self._with_the_vanished(found)
         if named is not None and named != classes:
             refuse(WHERE, "target", f"be a class index where the model names {named} classes and answers {classes}", "a name")
-        if isinstance(target, int) and target >= classes:
-            refuse(WHERE, "target", f"be below the model's {classes} classes", target)
+        largest = target if isinstance(target, int) else max(map(int, re.findall(r"\d+", target)), default=-1)
+        if largest >= classes:
+            refuse(WHERE, "target", f"be below the model's {classes} classes", largest)
         if target == "label" and found.images["label"].null_count == len(found.images):
             refuse(WHERE, "labels", "be known where target is 'label'", f"none of {len(found.images)} images has one")
         self.images = found.images
@@ -312,6 +317,17 @@ def _class_of(target: str | int, model: nn.Module) -> tuple[int | None, str | in
     if isinstance(target, int) or target in ("predicted", "label"):
         return None, target
     known = names_of(model)
+    explained = parse(target, model, where=WHERE)
+    if isinstance(explained, Margin):
+        if not isinstance(explained.a, int) or not isinstance(explained.b, int):
+            refuse(WHERE, "target", "be a margin of two class indices for a model without class names", repr(target))
+        if explained.a == explained.b:
+            refuse(WHERE, "target", "be a margin of two different classes", repr(target))
+        return None if known is None else len(known), f"margin:{explained.a}/{explained.b}"
+    if isinstance(explained, CallTarget):
+        refuse(WHERE, "target", "be 'predicted', 'label', a class or margin:A/B of two", repr(target))
+    if isinstance(explained, int):
+        return None if known is None else len(known), explained
     if known is None:
         refuse(WHERE, "target", "be 'predicted', 'label' or a class index for a model without class names", repr(target))
     return len(known), known.find(WHERE, "target", target)

@@ -37,6 +37,7 @@ from pysal.engine.running.states import Restored, restoring, undo_later
 from pysal.methods.registry import METHODS
 from pysal.metrics import METRICS, per_image
 from pysal.segments import parse
+from pysal.targets import parse as parse_target
 
 WHERE = "pysal.audit"
 
@@ -285,6 +286,8 @@ class Worker:
             target = [item.label for item in items]
         elif target == "predicted":
             target = None
+        elif isinstance(target, str):  # a margin; the job looked names up
+            target = parse_target(target, where=WHERE)
         return self.request(images, target)
 
     def request(self, images: Tensor, target: Target) -> Plan:
@@ -347,7 +350,7 @@ class Worker:
             self.model,
             images,
             attribution.map,
-            plan.score.index,
+            plan.score.fixed,
             seed=manifest["seed"],
             image_ids=[item.id for item in items],
             method=name,

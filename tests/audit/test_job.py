@@ -181,6 +181,35 @@ def test_a_label_is_explained_where_it_is_the_target(job) -> None:
     assert frogs.manifest["target"] == 2
 
 
+def test_a_margin_is_explained_in_every_shard(job) -> None:
+    """The score is that of one class minus that of the other; the row's class is the first."""
+    only = {"methods": ["gradient"], "method_options": {}}
+    planned = job(target="margin:frog/0", metrics=["deletion"], **only)
+    assert planned.manifest["target"] == "margin:2/0"
+    planned.run(engine="inline")
+    margins, first, second = (
+        rows_of(planned.out, "gradient"),
+        *(rows_of(_done(job(target=name, out=str(name), **only)), "gradient") for name in (2, 0)),
+    )
+    assert set(margins["target"].to_pylist()) == {2}
+    scores = (np.asarray(one["score"]) for one in (margins, first, second))
+    margin, one, other = scores
+    np.testing.assert_allclose(margin, one - other, rtol=1e-5, atol=1e-6)
+    assert verify(planned.out, images=True) == []
+    for target, message in (
+        ("margin:0/0", "be a margin of two different classes, got 'margin:0/0'"),
+        ("margin:0/3", "be in \\[0, 3\\), got 3"),
+        ("pixel:1,1", "be 'predicted', 'label', a class or margin:A/B of two, got 'pixel:1,1'"),
+    ):
+        with pytest.raises(ValueError, match=f"target must {message}$"):
+            job(target=target, out="wrong")
+
+
+def _done(planned: Any) -> Any:
+    planned.run(engine="inline")
+    return planned.out
+
+
 def test_a_target_by_name_of_a_model_that_is_no_classifier(job) -> None:
     model = tiny.network()
     model.class_names = tiny.CLASSES
