@@ -69,7 +69,12 @@ def parse(specification: str, model: object = None, *, where: str = "pysal.targe
         return _class(where, text, names)
 
     def of_class(name: str) -> int | str:
-        return _class(where, name, names)
+        """Return a class by the name that pictures show, where it has one of its own."""
+        found = _class(where, name, names)
+        if kind in ("margin", "class") or names is None or not isinstance(found, int):
+            return found
+        own = names.names[found]
+        return own if [one.casefold() for one in names.names].count(own.casefold()) == 1 else found
 
     return _KINDS[kind](where, rest, of_class)
 
