@@ -1,6 +1,8 @@
 """A linear layer with arranged weights is the layer, on any number of tokens, and so is a transformer that is made of them."""
 
+import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -187,3 +189,51 @@ def test_gradients_of_windows_side_by_side(kernel: tuple[int, int], size: tuple[
         assert added.data_ptr() == onto.data_ptr()
         assert_no_worse(added, exact + 1, base + 1)
     assert torch.equal(grad, kept)
+
+
+class Attending(nn.Module):
+    """Self-attention as torch's module has it, over the pixels of a map."""
+
+    def __init__(self, first: bool = True, **options: Any) -> None:
+        super().__init__()
+        self.stem, self.attention = nn.Conv2d(3, 16, 3, 2), nn.MultiheadAttention(16, 4, batch_first=True, **options)
+        self.head, self.first = nn.Linear(16, 5), first
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        if self.first:
+            x, _ = self.attention(x, x, x, need_weights=False)
+        else:
+            x, weights = self.attention(x, key=x, value=x)
+            x = x + weights.sum(-1, keepdim=True)
+        head: Tensor = self.head(x.mean(1))
+        return head
+
+
+@pytest.mark.parametrize(
+    ("options", "opened"),
+    [
+        ({}, True),
+        ({"bias": False}, True),
+        ({"dropout": 0.5}, True),
+        ({"first": False}, False),
+        ({"add_bias_kv": True}, False),
+        ({"add_zero_attn": True}, False),
+    ],
+    ids=str,
+)
+def test_torchs_attention_is_opened(options: dict[str, Any], opened: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Attending(**options).eval()
+        for parameter in model.attention.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    images = sample(2, 3, 13, 11)
+    prepared, exact = pysal.prepare(model, images, batch_size=2), copy.deepcopy(model).double()
+    assert prepared.fused, prepared.report()
+    assert prepared._graph is not None
+    assert any(isinstance(module, nn.MultiheadAttention) for module in prepared._graph.modules()) != opened
+    assert ("2 linear layers" in prepared.report()) == opened
+    for target in range(2):
+        found = pysal.gradient(prepared, images, target)
+        assert_no_worse(found, pysal.gradient(exact, images.double(), target), pysal.gradient(model, images, target))

@@ -565,3 +565,26 @@ def test_smooth_grad_over_leave_one_out_is_that_of_the_model() -> None:
 def test_report_says_that_leave_one_out_is_incremental() -> None:
     _, prepared, _ = prepared_network()
     assert "leave-one-out recomputes what a segment reaches: 7 layers follow boxes" in prepared.report()
+
+
+def test_what_runs_whole_counts_among_the_costs() -> None:
+    class Whole(nn.Module):
+        """A convolution that boxes follow, something that they do not, and convolutions that cost much more."""
+
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, channels, 3, padding=1)
+            self.rest = nn.Sequential(*[nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            y = y * y.mean((2, 3), keepdim=True).sigmoid()
+            return self.rest(y).mean((2, 3))
+
+    model, image = seeded(lambda: Whole(16), 3, 32, 32)
+    engine = engine_of(model, image)
+    box = np.array([[4, 4, 8, 8]])
+    assert engine.followed > 0
+    assert not engine.groups.pays(box)  # 3 of 28 parts of the multiplications are in boxes
+    less, image = seeded(lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3), *tail()), 3, 32, 32)
+    assert engine_of(less, image).groups.pays(box)

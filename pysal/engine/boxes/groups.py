@@ -61,6 +61,7 @@ class Groups:
 
     def __init__(self, operators: Sequence[BoxOperator], maps: Sequence[tuple[int, int]], share: float | None = None) -> None:
         self._operators, self._maps, self._share = operators, maps, share
+        self._always = sum(operator.cost for operator in operators if operator.kind == "whole")
 
     def extents(self, boxes: Integers) -> Integers:
         """Return what boxes (n, 4) of the image can change of every map: (maps, n, 4) top, left, bottom, right."""
@@ -105,7 +106,7 @@ class Groups:
     def cost(self, extents: Integers) -> float:
         """Return what running a group of images costs, in multiplications."""
         costs = np.array([operator.cost for operator in self._operators if operator.map >= 0])
-        return float((self._sizes(extents).prod(1) * costs).sum() * extents.shape[1])
+        return float(((self._sizes(extents).prod(1) * costs).sum() + self._always) * extents.shape[1])
 
     def pays(self, boxes: Integers) -> bool:
         """Say whether a group of images costs clearly less than running them whole."""
@@ -113,7 +114,8 @@ class Groups:
 
     def _whole_cost(self) -> float:
         """Return what running an image whole costs, in multiplications."""
-        return sum(operator.cost * math.prod(self._maps[operator.map]) for operator in self._operators if operator.map >= 0)
+        boxed = (operator for operator in self._operators if operator.map >= 0)
+        return sum(operator.cost * math.prod(self._maps[operator.map]) for operator in boxed) + self._always
 
     def batches(self, boxes: Integers, rows: int) -> list[tuple[Integers, bool]]:
         """Return the images to run together, at most `rows` in boxes at a time, and whether in boxes: else they run whole.

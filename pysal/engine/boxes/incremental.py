@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from pysal.engine.boxes.clean import Nodes, NotIncremental
 from pysal.engine.boxes.groups import Geometry, Groups
-from pysal.engine.boxes.kinds import COST_OF_MOVING, MAPPED, BoxOperator, operator_of
+from pysal.engine.boxes.kinds import COST_OF_MOVING, MAPPED, BoxOperator, cost_of_whole, operator_of
 from pysal.engine.boxes.run import CleanMaps, Program, Run
 
 
@@ -119,6 +119,8 @@ def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any]) ->
             maps.append(tuple(clean[node].shape[2:]))
             if not operator.cost:
                 operator.cost = float(clean[node].shape[1] * COST_OF_MOVING)
+        elif operator.kind == "whole":
+            operator.cost = cost_of_whole(graph, node, clean)
         operators.append(operator)
         for each in node.all_input_nodes:
             last[each] = node

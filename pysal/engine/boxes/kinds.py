@@ -13,6 +13,7 @@ from pysal.engine.boxes.pooling import pooling_of
 from pysal.engine.boxes.reach import IDENTITY, Reach
 from pysal.engine.graph.fold import module_of
 from pysal.engine.graph.fused_convolution import FusedConvolution
+from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import is_mean_of_map
 
 # What moving one number through memory costs, in multiplications: with it the sizes of groups are chosen.
@@ -115,7 +116,7 @@ class BoxOperator:
         map: where its box is in `Groups`, for the kinds that give one.
         sources: the maps it reads, the one that its windows slide over first.
         reach: of windows, down and across.
-        cost: multiplications per pixel of its map, moving counted too.
+        cost: multiplications per pixel of its map, moving counted too; of an operator that needs whole maps, in all.
         run: of a pooling window: (regions, corners, sizes of its input) -> result.
         outside: what lies beyond the edge of a window's input.
         depthwise: weight (kh, kw, C) and bias of a convolution of each channel by itself.
@@ -202,6 +203,19 @@ def _convolution(
             weight.new_zeros(channels) if bias is None else bias,
         )
     return operator
+
+
+def cost_of_whole(graph: fx.GraphModule, node: fx.Node, clean: dict[fx.Node, Any]) -> float:
+    """Return what a node that needs whole maps costs for an image, in multiplications, as far as that is known."""
+    result, module = clean.get(node), module_of(graph, node)
+    if not isinstance(result, Tensor):
+        return 0.0
+    moved = float(COST_OF_MOVING * result.numel())
+    if isinstance(module, FusedConvolution):
+        return moved + module.convolution.weight.numel() * result[0, 0].numel()
+    if isinstance(module, FusedLinear):
+        return moved + module.multiplications * result.numel() / result.shape[-1]
+    return moved
 
 
 def _is_size(node: fx.Node) -> bool:

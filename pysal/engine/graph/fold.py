@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal._checks import first_line
 from pysal.engine.graph.aten import normalise
+from pysal.engine.graph.attention import open_attention
 from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
@@ -92,6 +93,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
 def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     """Fold what `trace` returned, in place, and return it."""
     _remove_checks_of_rank(graph)
+    open_attention(graph)
     _remove_identities(graph)
     _reshape_for_view(graph)
     _unify_convolutions(graph)

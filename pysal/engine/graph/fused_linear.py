@@ -32,6 +32,11 @@ class FusedLinear(nn.Module):
         self._forward, self._backward = Product(weight, bias), Product(weight.t().to(backward_dtype), None)
 
     @property
+    def multiplications(self) -> int:
+        """How often it multiplies for a token."""
+        return self._forward.weight.numel()
+
+    @property
     def onednn(self) -> bool:
         """Whether it runs through oneDNN, with weights arranged for it."""
         return self._forward.packed is not None
