@@ -234,6 +234,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
     "mish": F.mish,
     "softplus": lambda y: F.softplus(y, 2.0),
+    "dropped": lambda y: F.dropout(F.dropout2d(y, 0.5, training=False), 0.5, training=False, inplace=True),
     "clamp": lambda y: y.clamp(0, 1),
     "added with a factor": lambda y: torch.add(y, y.tanh(), alpha=3),
     "subtracted with a factor": lambda y: torch.sub(y, y.tanh(), alpha=3),
@@ -351,6 +352,50 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_why(name: str) -> None:
     prepared = pysal.prepare(model, x, batch_size=1)
     assert prepared.report().splitlines()[0].startswith(f"runs as it is: {reason}")
     torch.testing.assert_close(pysal.gradient(prepared, x, 1), pysal.gradient(model, x, 1))
+
+
+class Two(Network):
+    def forward(self, x: Tensor, more: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) + super().forward(more)
+
+
+def test_a_program_of_something_else_says_what_it_takes() -> None:
+    model, x = network()
+    two = torch.export.export(Two().double().eval(), (x, x), strict=False)
+    larger = torch.rand(1, 3, 13, 14, dtype=torch.float64)
+    cases = [
+        (two, x, "it takes 2 tensors, not one batch of images"),
+        (exported(model, x), larger, "it was exported for images of 3 x 12 x 12, not of 3 x 13 x 14"),
+    ]
+    for program, images, reason in cases:
+        assert pysal.prepare(program, images, batch_size=1).report().splitlines()[0] == f"runs as it is: {reason}"
+    with pytest.raises(TypeError, match=r"^pysal.prepare: example must have the model's dtype float64, got float32$"):
+        pysal.prepare(exported(model, x), x.float())
+    with pytest.raises(
+        ValueError, match=r"^pysal.prepare: model must have weights with values, got weights on the meta device$"
+    ):
+        pysal.prepare(copy.deepcopy(model).to("meta"), x)
+
+
+class Caching(Network):
+    """Keeps what a pass made, as some attention keeps its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.head.bias * 2
+        return super().forward(x) + self.kept["bias"].detach()
+
+
+def test_what_a_pass_leaves_on_the_model_is_captured_with_it() -> None:
+    model, x = network(Caching)
+    model(x)
+    prepared = pysal.prepare(model, x, gains=USED)
+    assert prepared.program is not None, prepared.report()
+    torch.testing.assert_close(pysal.gradient(prepared, x, 1), pysal.gradient(model, x, 1), rtol=1e-9, atol=1e-12)
 
 
 def test_capturing_leaves_the_model_as_it_was() -> None:

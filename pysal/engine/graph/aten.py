@@ -91,7 +91,7 @@ def normalise(graph: fx.GraphModule) -> None:
             name = name[:-1]
         if name in _DROPOUTS:
             if not given.get("train"):
-                _replace_by_value(graph, node, given["input"])
+                _replace_by_value(graph, node, node.args[0])
             continue
         if name in _FIRST_OF_SEVERAL:
             call = _FIRST_OF_SEVERAL[name](given)

@@ -5,7 +5,6 @@ of any length. Code that decides by sizes, dictionaries and classes, which torch
 """
 
 import contextlib
-import copy
 import logging
 import operator
 import traceback
@@ -20,10 +19,9 @@ from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import tree_leaves
 
-from pysal._checks import first_line
 from pysal._interrupts import import_whole
 from pysal.engine.graph.aten import normalise
-from pysal.engine.graph.fold import NotTraceable, detached, names_of_written
+from pysal.engine.graph.fold import NotTraceable, copied, detached, names_of_written
 from pysal.engine.graph.programs import LayeredProgram, is_program, returned_by
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import Hooks, restoring
@@ -54,13 +52,9 @@ def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tup
     if isinstance(model, LayeredProgram):
         return graph_of_module(model.given), []
     import_whole("torch.export._trace")
-    programs = [module for module in model.modules() if is_program(module)]
-    try:
+    with _quiet():
         # programs, which hold tensors without values, are not copied: their forward passes write nothing
-        with _quiet():
-            snapshot = copy.deepcopy(model, {id(program): program for program in programs})
-    except Exception as error:
-        raise NotTraceable(f"it cannot be copied: {first_line(error)}") from error
+        snapshot = copied(model, [module for module in model.modules() if is_program(module)])
     state, hooks, runs, written = ModelState(snapshot), Hooks(), dict[str, int](), list[tuple[str, str]]()
     for name, module in snapshot.named_modules():
         if name:
@@ -115,20 +109,20 @@ def graph_of(program: ExportedProgram, runs: Mapping[str, int] | None = None) ->
 
 def graph_of_module(module: fx.GraphModule, runs: Mapping[str, int] | None = None) -> fx.GraphModule:
     """Return the graph of what `ExportedProgram.module` returned; see `graph_of`."""
-    copied = _Copy(runs)
-    outputs = tree_leaves(copied.of(module))
-    inputs = [node for node in copied.graph.nodes if node.op == "placeholder"]
+    copy = _Copy(runs)
+    outputs = tree_leaves(copy.of(module))
+    inputs = [node for node in copy.graph.nodes if node.op == "placeholder"]
     read = [node for node in inputs if node.users]
     if len(read) > 1 or not inputs:
         raise NotTraceable(f"it takes {len(read)} tensors, not one batch of images")
     for node in inputs:
         if node is not (read or inputs)[0]:
-            copied.graph.erase_node(node)
+            copy.graph.erase_node(node)
     if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
         raise NotTraceable(f"it returns {len(outputs)} values, not one tensor")
-    copied.graph.output(outputs[0])
-    graph = fx.GraphModule(copied.root, copied.graph)
-    graph.meta["runs"] = copied.runs
+    copy.graph.output(outputs[0])
+    graph = fx.GraphModule(copy.root, copy.graph)
+    graph.meta["runs"] = copy.runs
     normalise(graph)
     return graph
 

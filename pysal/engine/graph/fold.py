@@ -9,7 +9,7 @@ import copy
 import functools
 import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -115,10 +115,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
         NotTraceable: whatever torch.fx or the model's own code makes of a pass without values.
     """
     with _TRACING, torch.enable_grad():
-        try:
-            snapshot = copy.deepcopy(model).requires_grad_(False)
-        except Exception as error:
-            raise NotTraceable(f"it cannot be copied: {first_line(error)}") from error
+        snapshot = copied(model).requires_grad_(False)
         state = ModelState(snapshot)
         tracer = _Tracer()
         undo_later(functools.partial(_unpatch, getattr(_symbolic_trace, "_is_fx_tracing_flag", False)))
@@ -131,6 +128,25 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
     graph.meta["runs"] = tracer.runs
     normalise(graph)  # of a program of torch.export inside of it
     return graph, written
+
+
+def copied(model: nn.Module, shared: Iterable[nn.Module] = ()) -> nn.Module:
+    """Return a copy of a model, with what a pass left on it.
+
+    Args:
+        model: the model.
+        shared: its modules that are a part of the copy, too.
+
+    Raises:
+        NotTraceable: it cannot be copied.
+    """
+    memo: dict[int, Any] = {id(module): module for module in shared}
+    left = [tensor for tensor in ModelState(model).tensors.values() if tensor.grad_fn is not None]
+    memo |= {id(tensor): tensor.detach().clone() for tensor in left}  # which torch does not copy
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise NotTraceable(f"it cannot be copied: {first_line(error)}") from error
 
 
 def names_of_written(state: ModelState) -> list[tuple[str, str]]:

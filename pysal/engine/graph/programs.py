@@ -56,7 +56,9 @@ class LayeredProgram(nn.Module):
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__()
         self.training = False
-        self.rows_per_pass = _fixed_rows(program)
+        self._taken = _taken(program)
+        batch = self._taken[0][0] if len(self._taken) == 1 and len(self._taken[0]) == 4 else None
+        self.rows_per_pass = batch if isinstance(batch, int) else None
         self.add_module("program", program)
         self._layers: list[nn.Module] = []
         self._returned: dict[fx.Node, list[nn.Module]] = {}
@@ -67,6 +69,17 @@ class LayeredProgram(nn.Module):
             if name in made:
                 self._returned.setdefault(node, []).insert(0, made[name])  # the innermost returns first
         self._layers = list(made.values())
+
+    def refuses(self, images: Tensor) -> str | None:
+        """Return why the program does not take images like these, None where it does."""
+        if len(self._taken) != 1:
+            return f"it takes {len(self._taken)} tensors, not one batch of images"
+        sides = self._taken[0][1:]
+        pairs = zip(sides, images.shape[1:], strict=False)
+        if len(self._taken[0]) != images.ndim or any(isinstance(side, int) and side != given for side, given in pairs):
+            sizes = " x ".join(str(side) if isinstance(side, int) else "any" for side in sides)
+            return f"it was exported for images of {sizes}, not of {' x '.join(map(str, images.shape[1:]))}"
+        return None
 
     @property
     def given(self) -> fx.GraphModule:
@@ -130,10 +143,8 @@ class _Layers(fx.Interpreter):
         return value
 
 
-def _fixed_rows(program: fx.GraphModule) -> int | None:
-    """Return how many images a program takes at a time, None for any number."""
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, Tensor) and value.ndim == 4 and node.users:
-            return len(value) if isinstance(value.shape[0], int) else None
-    return None
+def _taken(program: fx.GraphModule) -> list[tuple[object, ...]]:
+    """Return the shape of each tensor that a program takes, symbols where it takes any size."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in placeholders]
+    return [tuple(value.shape) for value in values if isinstance(value, Tensor)]

@@ -15,6 +15,8 @@ def check_fits(where: str, model: nn.Module, argument: str, images: Tensor) -> N
     parameter = next((one for one in model.parameters() if one.dtype.is_floating_point), None)
     if parameter is None:
         return
+    if parameter.is_meta and not images.is_meta:
+        refuse(where, "model", "have weights with values", "weights on the meta device")
     if parameter.device != images.device:
         refuse(where, argument, f"be on the model's device {parameter.device}", images.device)
     if parameter.dtype != images.dtype:

@@ -275,6 +275,8 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -
     """
     model, notes = prepared.original, prepared._notes
     check_ordinary(model)
+    if isinstance(model, LayeredProgram) and (reason := model.refuses(example)) is not None:
+        raise RunsAsItIs(reason)
     rows = getattr(model, "rows_per_pass", None)
     images = list(batches(example, rows))
     mixed = prepared.precision == "mixed"
