@@ -24,11 +24,16 @@ CHECKS = {
     "ASan + UBSan": ("address", "0"),
     "TSan": ("thread", "0"),
 }
+# What nvcc makes of the kernels, run on the CPU: minutes a fault, so tried where the others have nothing to see.
+PTX, NOT_TRIED = "PTX", "not tried"
+COLUMNS = (*CHECKS, PTX)
 HEADER = """# Which faults in a CUDA kernel the tests find
 
 This table shows that the tests of the CUDA kernels find mistakes. `make mutate` puts one fault at a time into the kernels,
 compiles them for the CPU and runs the cases of `tests/emu` in five ways: with the threads in three orders, under
 AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+
+The last column is nvcc's code of the kernels, translated to C++ (`make ptx`). It is tried for faults in what only nvcc reads.
 
 A cell says how that run failed. `-`: it noticed nothing. `diagnosed`: the emulation itself refused, for example at a barrier
 that not all threads reach.
@@ -37,7 +42,7 @@ that not all threads reach.
 
 KINDS = (
     *("missing barrier", "halo", "tail", "alignment", "wrong mask", "plain add", "off by one"),
-    *("unchecked load", "unchecked store", "wrong counter"),
+    *("unchecked load", "unchecked store", "wrong counter", "launch bounds"),
 )
 
 
@@ -50,6 +55,7 @@ class Fault(NamedTuple):
     old: str
     new: str
     nth: int = 0
+    nvcc: bool = False  # whether it is in what only nvcc reads
 
     def seeded(self, source: str) -> str:
         """Return the source with the fault in it."""
@@ -342,12 +348,24 @@ FAULTS = [
         "path_integral", "alignment", "words of totals at any address", "aligned_to_16(params.totals, params.gradients) &&", ""
     ),
     Fault("path_integral", "alignment", "words of means at any address", "aligned_to_16(params.mean, params.squares) &&", ""),
+    *(
+        Fault(
+            stem,
+            "launch bounds",
+            f"{kernel} compiled for half a block",
+            f"__launch_bounds__(kBlock) {kernel}_kernel(",
+            f"__launch_bounds__(kBlock / 2) {kernel}_kernel(",
+            nvcc=True,
+        )
+        for stem, kernel in (("guided_relu", "guided_relu"), ("grad_cam", "mean_planes"), ("box_regions", "box_regions"))
+    ),
 ]
 
 
-def build(configuration: str) -> Path:
-    """Compile what changed of the copy in WORK and return the program."""
+def build(configuration: str, stems: str = "") -> Path:
+    """Compile what changed of the copy in WORK, or some of its sources, and return the program."""
     environment = os.environ | {
+        "STEMS": stems,
         "CSRC": str(WORK / "csrc"),
         "BUILD": str(WORK / "objects"),
         "BUILD_ONLY": "1",
@@ -356,7 +374,7 @@ def build(configuration: str) -> Path:
     done = subprocess.run(["bash", ROOT / "tests/emu/run.sh", configuration], env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"does not compile:\n{done.stdout}{done.stderr}")
-    return WORK / "objects" / configuration / "main"
+    return WORK / "objects" / (f"{configuration}-{os.environ.get('ARCH', '90')}" if stems else configuration) / "main"
 
 
 def verdict(program: Path, order: str, stem: str) -> str:
@@ -397,7 +415,8 @@ def row(fault: Fault) -> list[str]:
     try:
         source.write_text(fault.seeded(source.read_text()))
         programs = {name: build(name) for name in dict(CHECKS.values())}
-        return [verdict(programs[name], order, fault.stem) for name, order in CHECKS.values()]
+        found = [verdict(programs[name], order, fault.stem) for name, order in CHECKS.values()]
+        return [*found, verdict(build("ptx", fault.stem), "0", fault.stem) if fault.nvcc else NOT_TRIED]
     finally:  # with their old times, so that nothing is compiled again
         for path, original in zip([source, *objects], [sound, *kept], strict=True):
             os.replace(original, path)
@@ -412,10 +431,10 @@ def committed() -> dict[tuple[str, str], str]:
 def write(rows: dict[tuple[str, str], str]) -> None:
     """Write the page, in the order of FAULTS; rows of faults that are no more are left out."""
     known = [rows[fault.stem, fault.name] for fault in FAULTS if (fault.stem, fault.name) in rows]
-    seen = sum(not line.endswith(f"{' | -' * len(CHECKS)} |") for line in known)
+    seen = sum(bool(set(line.split(" | ")[3:]) - {"-", "- |", NOT_TRIED, f"{NOT_TRIED} |"}) for line in known)
     count = f"{len(FAULTS)} faults; {len(known)} of them were tried on the sources as they are, and {seen} were found.\n"
-    columns = f"| source | kind | fault | {' | '.join(CHECKS)} |"
-    PAGE.write_text("\n".join([HEADER, count, columns, f"|---|---|---|{'---|' * len(CHECKS)}", *known]) + "\n")
+    columns = f"| source | kind | fault | {' | '.join(COLUMNS)} |"
+    PAGE.write_text("\n".join([HEADER, count, columns, f"|---|---|---|{'---|' * len(COLUMNS)}", *known]) + "\n")
 
 
 def main(words: list[str]) -> None:
@@ -438,7 +457,7 @@ def main(words: list[str]) -> None:
         rows[fault.stem, fault.name] = f"| {fault.stem} | {fault.kind} | {fault.name} | {' | '.join(found)} |"
         print(rows[fault.stem, fault.name], flush=True)
         write(rows)
-        if set(found) == {"-"}:
+        if set(found) <= {"-", NOT_TRIED}:
             unseen.append(f"{fault.stem}: {fault.name}")
     if unseen:
         sys.exit(f"no check sees {len(unseen)} of {len(chosen)}:\n" + "\n".join(unseen))
