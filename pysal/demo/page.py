@@ -26,6 +26,12 @@ PICK = """element.addEventListener('click', (event) => {
 # The last input of what the server is asked: a number that grows with every question, so that of two it knows the newer.
 ASK = "(...values) => [...values.slice(0, -1), pysal.ask()]"
 CLOSE = "() => ({ __type__: 'update', open: false })"
+SCORES = [
+    ("each method's own", ""),
+    ("logit", "logit"),
+    ("probability", "probability"),
+    ("log probability", "log_probability"),
+]
 FILLS = [("black", "black"), ("white", "white"), ("mean colour", "mean"), ("blurred photo", "blur")]
 
 
@@ -122,7 +128,9 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                         )
                         # Open until the page is there: Gradio mounts what is in a closed one when it is opened, and then
                         # overwrites what was typed into it in the same moment by the values it began with.
-                        with gr.Accordion("Options: segments, noise, steps, baseline, sigma", elem_id="options") as options:
+                        with gr.Accordion(
+                            "Options: segments, noise, score, layer, steps, baseline, sigma", elem_id="options"
+                        ) as options:
                             knobs = _knobs()
                         shown = gr.HTML(elem_id="shown")
                     with gr.Tab("Two classes", id=TWO_CLASSES) as second:
@@ -183,7 +191,9 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         then_run(other.submit(actions.name_class, [reader, model, other, order], [answers, status], **last))
         # everything else that changes what is computed
         moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release, tab.change]
-        moved += [each.release if isinstance(each, gr.Slider) else each.input for each in knobs]
+        for each in knobs:
+            typed = each.submit if isinstance(each, gr.Textbox) else each.input
+            moved.append(each.release if isinstance(each, gr.Slider) else typed)
         then_run(gr.on(moved, actions.give_way, [reader, order], None, queue=False, **quiet))
         walk = [step, text, knob, back, forth]
         then_run(step.input(actions.walk, [reader, step, order], walk, queue=False, **last))
@@ -201,7 +211,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
     return blocks
 
 
-def _knobs() -> list[gr.Slider | gr.Dropdown]:
+def _knobs() -> list[gr.Slider | gr.Dropdown | gr.Textbox]:
     """Return the controls of Options, in the order of its fields."""
     start = Options()
     bases = [name for name in METHODS if not METHODS[name].noisy and METHODS[name].stored != "drops"]
@@ -217,11 +227,15 @@ def _knobs() -> list[gr.Slider | gr.Dropdown]:
             noise = gr.Slider(0, 0.5, start.noise, step=0.01, label="Noise, share of the photo's range")
             samples = gr.Slider(1, 100, start.samples, step=1, label="Noisy copies", elem_id="samples")
         with gr.Group():
+            gr.HTML('<div class="pysal group">All methods, Grad-CAM</div>')
+            score = gr.Dropdown(SCORES, value=start.score, label="Number that is explained", elem_id="score")
+            layer = gr.Textbox(label="Grad-CAM: layer", placeholder="the last that fits", max_lines=1, elem_id="layer")
+        with gr.Group():
             gr.HTML('<div class="pysal group">Integrated Gradients</div>')
             baseline = gr.Dropdown(FILLS, value=start.baseline, label="From")
             steps = gr.Slider(2, 300, start.steps, step=1, label="Steps (of Blur IG, too)", elem_id="steps")
             sigma = gr.Slider(1, 100, start.sigma, step=1, label="Blur IG: from a blur of, pixels")
-    knobs: dict[str, gr.Slider | gr.Dropdown] = {
+    knobs: dict[str, gr.Slider | gr.Dropdown | gr.Textbox] = {
         "cut": cut,
         "segments": segments,
         "fill": fill,
@@ -231,5 +245,7 @@ def _knobs() -> list[gr.Slider | gr.Dropdown]:
         "baseline": baseline,
         "steps": steps,
         "sigma": sigma,
+        "layer": layer,
+        "score": score,
     }
     return [knobs[each.name] for each in fields(Options)]

@@ -25,7 +25,7 @@ from pysal.engine.prepared.payback import OnceItPays
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.attribution import default_of
 from pysal.engine.request.row_score import class_scores
-from pysal.engine.request.score import Look, probabilities
+from pysal.engine.request.score import Look, ScoreKind, probabilities
 from pysal.engine.running.chunks import Cancelled, fast_rows, progress
 from pysal.explain import explain
 from pysal.explanation import Explanation, MethodResult
@@ -94,6 +94,8 @@ class Options:
         baseline: where the path of Integrated Gradients begins.
         steps: of both integrated gradients.
         sigma: where the path of Blur Integrated Gradients begins, pixels.
+        layer: where Grad-CAM and Guided Grad-CAM look; "" = the last layer that fits.
+        score: the number explained by all methods, as `pysal.explain` takes it; "" = each method's own.
     """
 
     cut: str = "superpixels"
@@ -105,6 +107,8 @@ class Options:
     baseline: str = "black"
     steps: int = default_of(integrated_gradients, "steps")
     sigma: float = default_of(blur_integrated_gradients, "max_sigma")
+    layer: str = ""
+    score: ScoreKind | Literal[""] = ""
 
     def of(self, method: str, size: tuple[int, int]) -> dict[str, Any]:
         """Return the options of one method for photos of (height, width) pixels.
@@ -112,7 +116,10 @@ class Options:
         Raises:
             ValueError: a way to cut that is none.
         """
+        layer = {"layer": self.layer.strip()} if self.layer.strip() else {}
         own: dict[str, Callable[[], dict[str, Any]]] = {
+            "grad_cam": lambda: layer,
+            "guided_grad_cam": lambda: layer,
             "leave_one_out": lambda: {"segments": self._segments(size), "fill": self.fill},
             "smooth_grad": lambda: {
                 "base": self.smoothed,
@@ -308,7 +315,8 @@ class Workspace:
         ordered = [name for name in METHODS if name in methods]
         size = (image.shape[2], image.shape[3])
         chosen = {name: options.of(name, size) for name in ordered}
-        head = (model, _digest(image), target)
+        score = options.score or None
+        head = (model, _digest(image), target, score)
         keys = {name: (*head, name, repr(chosen[name])) for name in ordered}
         known: dict[str, MethodResult] = {}
         refused: dict[str, str] = {}
@@ -334,7 +342,7 @@ class Workspace:
             group = quick or [waiting[0]]
             done = len(known) + len(refused)
             fresh, reasons = self._run(
-                model, image, target, group, chosen, _share(report, done, len(group), len(ordered)), cancel, reader
+                model, image, target, group, chosen, score, _share(report, done, len(group), len(ordered)), cancel, reader
             )
             refused |= reasons
             if fresh is not None:
@@ -356,6 +364,7 @@ class Workspace:
         target: int,
         group: Sequence[str],
         options: dict[str, dict[str, Any]],
+        score: ScoreKind | None,
         report: Report | None,
         cancel: threading.Event | None,
         reader: Hashable,
@@ -376,12 +385,17 @@ class Workspace:
             with progress(told, cancel=cancel):
                 try:
                     return explain(
-                        runner, image, target, methods=group, method_options={name: options[name] for name in group}
+                        runner,
+                        image,
+                        target,
+                        methods=group,
+                        method_options={name: options[name] for name in group},
+                        score=score,
                     ), {}
                 except NotApplicable as error:
                     if len(group) == 1:
                         return None, {group[0]: str(error)}
-        parts = [self._run(model, image, target, [name], options, report, cancel, reader) for name in group]
+        parts = [self._run(model, image, target, [name], options, score, report, cancel, reader) for name in group]
         explanations = [part for part, _ in parts if part is not None]
         reasons = {name: why for _, refusal in parts for name, why in refusal.items()}
         if not explanations:

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -237,6 +238,21 @@ def test_options_reach_their_method() -> None:
     assert options.of("gradient", (64, 64)) == {}
     assert Options(segments=30).of("leave_one_out", (64, 64))["segments"] == Slic(30)
     assert Options(sigma=9).of("blur_integrated_gradients", (64, 64)) == {"max_sigma": 9.0, "steps": 50}
+
+
+def test_the_layer_and_the_score_are_the_ones_asked_for(workspace, image) -> None:
+    own, logit = (
+        last(
+            workspace.explain("small", image, 1, ["leave_one_out", "grad_cam"], replace(QUICK, score=score, layer=layer))
+        ).explanation
+        for score, layer in (("", ""), ("logit", "network.0"))
+    )
+    assert own["leave_one_out"].score_kind == "probability"
+    assert logit["leave_one_out"].score_kind == "logit"
+    assert own["grad_cam"].details["layer"] != "network.0"
+    assert logit["grad_cam"].details["layer"] == "network.0"
+    with pytest.raises(ValueError, match="layer must"):
+        last(workspace.explain("small", image, 1, ["grad_cam"], replace(QUICK, layer="nowhere")))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (240, 160)])
