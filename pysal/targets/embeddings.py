@@ -22,6 +22,7 @@ class Similarity(CallTarget):
         to: (D,) for all images, or (B, D) of each.
         kind: "cosine" of the angle between them, or their "dot" product.
         field: the name of the output's entry; None = the output itself, `image_embeds` or `pooler_output`.
+        token: which token's, of an output (N, T, D): 0 is the class token of most vision transformers.
 
     Raises:
         TypeError: no numbers.
@@ -34,7 +35,9 @@ class Similarity(CallTarget):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, to: Tensor | np.ndarray[Any, Any], *, kind: Kind = "cosine", field: str | None = None) -> None:
+    def __init__(
+        self, to: Tensor | np.ndarray[Any, Any], *, kind: Kind = "cosine", field: str | None = None, token: int | None = None
+    ) -> None:
         where = "pysal.targets.Similarity"
         check_choice(where, "kind", kind, ("cosine", "dot"))
         if not isinstance(to, (Tensor, np.ndarray, list, tuple)):
@@ -49,7 +52,7 @@ class Similarity(CallTarget):
             refuse(where, "to", "be finite", "NaN or infinity")
         if not bool(found.any(-1).all()):
             refuse(where, "to", "not be zeros alone", "zeros")
-        self.to, self.kind, self.field = found, kind, field
+        self.to, self.kind, self.field, self.token = found, kind, field, _checked_token(where, token)
         self.__name__ = "similarity" if kind == "cosine" else "dot product"
 
     own: Tensor
@@ -65,7 +68,7 @@ class Similarity(CallTarget):
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""
-        found = embedding_of(self.call.where, output, len(rows), self.field)
+        found = embedding_of(self.call.where, output, len(rows), self.field, self.token)
         if found.shape[1] != self.own.shape[1]:
             requirement = f"have the {found.shape[1]} numbers of the model's embeddings"
             refuse(self.call.where, "target.to", requirement, self.own.shape[1])
@@ -80,6 +83,7 @@ class Norm(CallTarget):
     Args:
         order: of the norm, above 0; infinity for the largest magnitude.
         field: the name of the output's entry; None = the output itself, `image_embeds` or `pooler_output`.
+        token: which token's, of an output (N, T, D): 0 is the class token of most vision transformers.
 
     Raises:
         ValueError: an order that is not above 0.
@@ -91,14 +95,20 @@ class Norm(CallTarget):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, order: float = 2, *, field: str | None = None) -> None:
+    def __init__(self, order: float = 2, *, field: str | None = None, token: int | None = None) -> None:
         if isinstance(order, bool) or not isinstance(order, (int, float)) or math.isnan(order) or order <= 0:
             refuse("pysal.targets.Norm", "order", "be above 0", repr(order))
-        self.order, self.field = order, field
+        self.order, self.field, self.token = order, field, _checked_token("pysal.targets.Norm", token)
         self.__name__ = "norm of the embedding"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""
-        found = embedding_of(self.call.where, output, len(rows), self.field)
+        found = embedding_of(self.call.where, output, len(rows), self.field, self.token)
         norms: Tensor = torch.linalg.vector_norm(found, self.order, dim=1)
         return norms
+
+
+def _checked_token(where: str, token: object) -> int | None:
+    if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+        refuse(where, "token", "be the number of a token", repr(token), TypeError)
+    return token

@@ -114,11 +114,24 @@ def tokens_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
     return _checked(where, entry(where, output, ("logits",), what, field), rows, 3, what)
 
 
-def embedding_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
-    """Return (N, D): the embedding of each image."""
+def embedding_of(where: str, output: Any, rows: int, field: str | None, token: int | None) -> Tensor:
+    """Return (N, D): the embedding of each image, of one token where it has several."""
     what = "embeddings (N, D)"
     names = ("image_embeds", "pooler_output", "embeddings", "embedding")
-    return _checked(where, entry(where, output, names, what, field), rows, 2, what)
+    found = entry(where, output, names, what, field)
+    if token is not None:
+        found = _checked(where, found, rows, 3, "embeddings of tokens (N, T, D)")
+        if not -found.shape[1] <= token < found.shape[1]:
+            refuse(where, "target.token", f"be a token of an output of {found.shape[1]}", token)
+        return found[:, token]
+    if found.ndim == 3 and len(found) == rows:
+        refuse(
+            where,
+            "target.token",
+            "say which token's embedding is meant of an output (N, T, D)",
+            f"None for {tuple(found.shape)}",
+        )
+    return _checked(where, found, rows, 2, what)
 
 
 @dataclass(frozen=True)

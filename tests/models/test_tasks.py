@@ -164,6 +164,17 @@ def test_clip_against_prompts() -> None:
     torch.testing.assert_close(by_class, by_embedding * scale, rtol=1e-3, atol=1e-5)
 
 
+def test_a_model_whose_images_come_second_says_how_to_hand_them_over() -> None:
+    """CLIP's tokens come first; its own error for images in their place would be read as one of the images."""
+    prompts = pysal.Shared(torch.tensor([[1, 2, 3, 29]]))
+    for more in ({}, {"extra_inputs": {"input_ids": prompts}}):
+        requirement = r"take images as its first argument \(pysal.models.wrap hands them over by name\)"
+        with pytest.raises(
+            TypeError, match=rf"^pysal.gradient: model must {requirement}, got CLIPModel, whose first is 'input_ids' \("
+        ):
+            pysal.gradient(made(clip), pictures(), 0, **more)
+
+
 class TorchvisionDetector:
     """Faster R-CNN, whose suppression of overlapping boxes needs torchvision's compiled library, or a loop."""
 

@@ -107,6 +107,11 @@ def mean_over(scores: Tensor, weights: Tensor) -> Tensor:
     return (scores * weights).sum() / weights.sum()
 
 
+def tokens_of_maps(images: Tensor) -> Tensor:
+    """Tokens (N, 4, 16)."""
+    return SEGMENTER(images).flatten(2)
+
+
 # name -> model, target, further arguments, (one image's output, which image) -> its score
 Oracle = Callable[[Any, int], Tensor]
 CASES: dict[str, tuple[Any, Any, dict[str, Any], Oracle]] = {
@@ -156,6 +161,12 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any], Oracle]] = {
         targets.Similarity(np.eye(4)[:3], kind="dot"),
         {},
         lambda o, i: o["image_embeds"][0, i],
+    ),
+    "norm of a token": (
+        tokens_of_maps,
+        targets.Norm(1, token=-1),
+        {},
+        lambda o, i: o[0, 3].abs().sum(),
     ),
     "norm": (embeddings, targets.Norm(), {}, lambda o, i: (o["image_embeds"][0] ** 2).sum().sqrt()),
     "token": (
@@ -446,6 +457,13 @@ WRONG: list[tuple[Any, Any, str]] = [
         "the model's output must be embeddings (N, D), or hold it as 'image_embeds' or "
         "'pooler_output' or 'embeddings' or 'embedding', got dict with 'a', 'b' (field= says which)",
     ),
+    (
+        tokens_of_maps,
+        targets.Norm(),
+        "target.token must say which token's embedding is meant of an output (N, T, D), got None for (3, 4, 16)",
+    ),
+    (tokens_of_maps, targets.Norm(token=4), "target.token must be a token of an output of 4, got 4"),
+    (SMALL, targets.Label, "target must be made first, as Label(...), got the class Label"),
     (SMALL, targets.Token(1), "the model's output must be scores of tokens (N, T, V) for 3 inputs, got shape (3, 4)"),
     (lambda x: SMALL(x)[:, None], targets.Token(1, at=1), "target.at must be a place of a text of 1 tokens, got 1"),
     (lambda x: SMALL(x)[:, None], targets.Token(4), "target must be below the model's 4 tokens, got token 4"),

@@ -63,6 +63,9 @@ class OnePerImage(CallTarget):
 
 def function_of(where: str, target: object, images: int) -> Callable[..., Tensor] | None:
     """Return the target as a callable; None where it stands for classes."""
+    for one in target if isinstance(target, (list, tuple)) else [target]:
+        if isinstance(one, type) and issubclass(one, RowTarget):
+            refuse(where, "target", f"be made first, as {one.__name__}(...)", f"the class {one.__name__}", TypeError)
     if isinstance(target, Sequence) and any(map(callable, target)):
         if not all(map(callable, target)):
             refuse(where, "target", "hold callables alone or classes alone", "both")

@@ -1,6 +1,7 @@
 """Passes of a model over rows of a request's images: their size, arithmetic and company, and what is refused on the way."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -123,6 +124,10 @@ class Passes(Request):
             if not is_out_of_memory(error) and not isinstance(error, NotApplicable) and self._works_on_whole(model, rows):
                 number = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
                 self._refuse_company(f"an error for {number} ({error_in_words(error)})", error)
+            if (first := _instead_of_images(self.layered_model)) is not None:
+                got = f"{type(self.layered_model).__name__}, whose first is {first!r} ({error_in_words(error)})"
+                requirement = "take images as its first argument (pysal.models.wrap hands them over by name)"
+                raise TypeError(f"{self.where}: model must {requirement}, got {got}") from error
             raise
         if before is not None:
             shared["draws"] = before != _random_numbers(self.device)
@@ -288,6 +293,17 @@ class Passes(Request):
             refuse(self.where, "model", requirement, got)
         except ValueError as error:
             raise error from cause
+
+
+def _instead_of_images(model: object) -> str | None:
+    """Return the first argument of a model that failed, where it takes images by name, as some of transformers do."""
+    if not isinstance(model, nn.Module):
+        return None
+    try:
+        names = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names[0] if "pixel_values" in names[1:] else None
 
 
 def _random_numbers(device: torch.device) -> tuple[bytes, ...]:
