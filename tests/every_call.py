@@ -27,6 +27,20 @@ FACES: dict[str, Callable[[Any, Tensor], Any]] = {
     "NoiseTunnel": lambda model, images: captum.NoiseTunnel(captum.Saliency(model)).attribute(images, target=1),
     "Occlusion": lambda model, images: captum.Occlusion(model).attribute(images, (3, 4, 4), (3, 4, 4), target=1),
     "Occlusion of channels": lambda model, images: captum.Occlusion(model).attribute(images, (1, 4, 4), (1, 4, 4), target=1),
+    "InputXGradient": lambda model, images: captum.InputXGradient(model).attribute(images, 1),
+    "DeepLift": lambda model, images: captum.DeepLift(model).attribute(images, target=1),
+    "GradientShap": lambda model, images: captum.GradientShap(model).attribute(images, images.flip(0), 2, 0.1, target=1),
+    "LayerActivation": lambda model, images: captum.LayerActivation(model, layer(model)).attribute(images),
+    "LayerGradientXActivation": lambda model, images: captum.LayerGradientXActivation(model, layer(model)).attribute(images, 1),
+    "LayerIntegratedGradients": lambda model, images: captum.LayerIntegratedGradients(model, layer(model)).attribute(
+        images, target=1, n_steps=3
+    ),
+    "FeaturePermutation": lambda model, images: captum.FeaturePermutation(model).attribute(images, 1, feature_mask=MASK),
+    "ShapleyValueSampling": lambda model, images: captum.ShapleyValueSampling(model).attribute(
+        images, target=1, feature_mask=MASK, n_samples=2
+    ),
+    "KernelShap": lambda model, images: captum.KernelShap(model).attribute(images[:1], target=1, feature_mask=MASK),
+    "Lime": lambda model, images: captum.Lime(model).attribute(images[:1], target=1, feature_mask=MASK),
     "FeatureAblation": lambda model, images: captum.FeatureAblation(model).attribute(images, target=1, feature_mask=MASK),
     **{
         f"pair {name}": lambda model, images, name=name: getattr(pair, name)().GetMask(

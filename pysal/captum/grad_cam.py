@@ -166,12 +166,17 @@ class _Watched:
     def __init__(self, module: nn.Module, model: object, *, at_input: bool, index: int = 0) -> None:
         modules = model.original.named_modules() if isinstance(model, PreparedModel) else ()
         name = next((name for name, each in modules if each is module), type(module).__name__)
-        self.layer = Layer(name, module, "last", at_input, index, self.count)
-        self.tensors = 0
+        self._seen: list[int] = []  # which the layer holds, and not this object: that would be a circle
+        self.layer = Layer(name, module, "last", at_input, index, self._seen.append)
 
-    def count(self, tensors: int) -> None:
-        """Note how many there were in a run."""
-        self.tensors = tensors
+    @property
+    def tensors(self) -> int:
+        """How many there were in the last run; 0 before any."""
+        return self._seen[-1] if self._seen else 0
+
+    def take_for_one(self) -> None:
+        """Note that there is one: of a prepared model, whose own module does not run."""
+        self._seen.append(1)
 
 
 def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -187,7 +192,7 @@ def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor
 
         program = taped(plan, plan.inputs)
         if program is not None and program.layer(watched.layer) is not None:
-            watched.tensors = 1  # of a prepared model: its own module does not run
+            watched.take_for_one()
         plan.run(plan.images, body)
         if len(parts) == 1:
             return parts[0]

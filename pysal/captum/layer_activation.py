@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pysal._checks import refuse
 from pysal.captum._bases import LayerAttribution, entry, where
 from pysal.captum._batches import call
 from pysal.captum._call import Inputs, arguments, as_tuple
@@ -69,8 +70,16 @@ def cut_at(attribution: LayerAttribution, at_input: bool) -> Cut:
 
 
 def layers_of(layer: Layers) -> list[nn.Module]:
-    """Return one layer or a list of them as a list."""
-    return [layer] if isinstance(layer, nn.Module) else list(layer)
+    """Return one layer or a list of them as a list.
+
+    Raises:
+        TypeError: something else than modules.
+    """
+    several = layer if isinstance(layer, list) else [layer]
+    for one in several:
+        if not isinstance(one, nn.Module):
+            refuse("pysal.captum", "layer", "be a module or a list of modules", repr(one), TypeError)
+    return several
 
 
 def as_layers(layer: Layers, found: Sequence[tuple[Tensor, ...]]) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
 from torch.utils.data import DataLoader, TensorDataset
 
 from pysal._checks import refuse, warn
@@ -181,12 +180,14 @@ class Lime(Ablating):
                     features.only(number, each, fill, here[None])
                     for number, (each, fill) in enumerate(zip(ablation.inputs, ablation.fills, strict=True))
                 )
-            weights.append(torch.as_tensor(self.similarity_func(given, changed if is_tuple else changed[0], one, **options)))
+            weight = self.similarity_func(given, changed if is_tuple else changed[0], one, **options)
+            weight = weight if isinstance(weight, Tensor) else torch.tensor(float(weight), device="cpu", dtype=torch.float32)
+            weights.append(weight.reshape(1).cpu())
         outputs, shape = self._worth(ablation, present, target, additional_forward_args, chunk, show_progress)
         if math.prod(shape) != 1:
             requirement = "be one number for each example, or one for all"
             refuse(where(self), "the output", requirement, f"{math.prod(shape)} of them", AssertionError)
-        weight = torch.cat([one.reshape(1) for one in weights]).cpu()
+        weight = torch.cat(weights)
         if self.interpretable_model is not None:
             table = TensorDataset(sets.float(), outputs.flatten().float(), weight.to(sets.device).float())
             self.interpretable_model.fit(DataLoader(table, batch_size=len(sets)))
@@ -194,7 +195,7 @@ class Lime(Ablating):
             return found.reshape(1, -1)
         _draw_as_a_fit(count)
         arrays = (one.detach().cpu().double().numpy() for one in (sets, outputs.flatten(), weight))
-        return torch.from_numpy(self._fit(*arrays)).to(ablation.inputs[0].device).float()[None]
+        return torch.from_numpy(self._fit(*arrays)).float().to(ablation.inputs[0].device)[None]
 
     def _fit(self, sets: Any, outputs: Any, weights: Any) -> Any:
         return lasso(sets, outputs, weights, PENALTY)
@@ -225,8 +226,18 @@ class KernelShap(Lime):
     looks_at_changes = False
 
     def __init__(self, forward_func: Callable[..., Any]) -> None:
-        super().__init__(forward_func, None, self.kernel_shap_similarity_kernel, self.kernel_shap_perturb_generator)
-        self.inf_weight = CERTAIN
+        Ablating.__init__(self, forward_func)
+        self.interpretable_model, self.inf_weight = None, CERTAIN
+
+    @property
+    def similarity_func(self) -> Callable[..., Any]:  # type: ignore[override]  # not held, which would be a circle
+        """`kernel_shap_similarity_kernel`."""
+        return self.kernel_shap_similarity_kernel
+
+    @property
+    def perturb_func(self) -> Callable[..., Any]:  # type: ignore[override]
+        """`kernel_shap_perturb_generator`."""
+        return self.kernel_shap_perturb_generator
 
     def kernel_shap_similarity_kernel(self, _: Any, __: Any, interpretable_sample: Tensor, **kwargs: Any) -> Tensor:
         """Return the weight of a set, (1,): 1, for sets are drawn by the kernel; that of none or all is a million."""
@@ -239,8 +250,8 @@ class KernelShap(Lime):
         yield torch.ones(1, count, device=device, dtype=torch.long)
         yield torch.zeros(1, count, device=device, dtype=torch.long)
         while count > 1:
-            number = int(kwargs["num_select_distribution"].sample())
-            drawn = torch.randn(1, count, device="cpu")
+            number = int(torch.multinomial(kwargs["num_select_distribution"], 1))
+            drawn = torch.randn(1, count, device="cpu", dtype=torch.float32)
             yield (drawn > torch.kthvalue(drawn, count - number).values).to(device=device).long()
 
     def _drawn(self, given: Any, samples: int, options: dict[str, Any]) -> list[Tensor]:
@@ -254,7 +265,7 @@ class KernelShap(Lime):
         numbers = torch.arange(count, dtype=torch.float32, device="cpu")
         kernel = torch.tensor(count - 1, device="cpu") / (numbers * (count - numbers))
         kernel[:1] = 0.0
-        return {"num_select_distribution": Categorical(kernel) if count > 1 else None}
+        return {"num_select_distribution": kernel / kernel.sum() if count > 1 else None}
 
 
 def _closeness(given: Inputs, changed: Inputs, _: Tensor, **__: Any) -> float:
@@ -271,7 +282,7 @@ def _draw_as_a_fit(count: int) -> None:
 
 def _half_of_them(given: Inputs, **kwargs: Any) -> Tensor:
     """Return a set of features (1, F), each present with probability 1/2, captum's default."""
-    drawn = torch.bernoulli(torch.full((1, kwargs["num_interp_features"]), 0.5, device="cpu"))
+    drawn = torch.bernoulli(torch.full((1, kwargs["num_interp_features"]), 0.5, device="cpu", dtype=torch.float32))
     return drawn.to(as_tuple(given)[0].device).long()
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysal._checks import warn
+from pysal._checks import refuse, warn
 from pysal.captum._ablating import Ablating, masks_of
 from pysal.captum._bases import Baselines, entry, introduce, where
 from pysal.captum._call import Inputs, Target, as_tuple, check_rows, check_target
@@ -65,9 +65,11 @@ class ShapleyValueSampling(Ablating):
             AssertionError: see `FeatureAblation`.
         """
         several = as_tuple(inputs)
+        if not isinstance(n_samples, int) or n_samples < 1:
+            refuse(where(self), "n_samples", "be a whole number of at least 1", repr(n_samples), AssertionError)
         masks = masks_of(feature_mask, several)
         total = 1 + max((int(one.max()) for one in masks if one.numel()), default=-1)
-        orders = [torch.randperm(total).tolist() for _ in range(n_samples)]
+        orders = [torch.randperm(total, device="cpu").tolist() for _ in range(n_samples)]
         return self._values(
             inputs, baselines, target, additional_forward_args, masks, perturbations_per_eval, show_progress, orders
         )
@@ -85,6 +87,8 @@ class ShapleyValueSampling(Ablating):
     ) -> Any:
         several = as_tuple(inputs)
         check_rows(where(self), several)
+        if not len(several[0]):
+            refuse(where(self), "inputs", "hold at least one example", f"shape {tuple(several[0].shape)}", ValueError)
         features = Masks(masks, several)
         ablation = self._ablation(several, baselines, features)
         chunk = self._checked(perturbations_per_eval)
@@ -96,17 +100,26 @@ class ShapleyValueSampling(Ablating):
             shape.extend(one)
             return found
 
-        count, places = len(features), {label: feature for feature, label in enumerate(features.labels)}
+        # numbers that no element has are skipped; elements of numbers below 0 are never there, as in captum
+        places = {label: feature for feature, label in enumerate(features.labels) if label >= 0}
+
+        def worth_of_places(sets: NDArray[np.bool_]) -> Tensor:
+            whole = np.zeros((len(sets), len(features)), dtype=bool)
+            whole[:, list(places.values())] = sets
+            return worth(whole)
+
         with torch.no_grad():
             if orders is None:
-                values = exact_values(count, worth)
-            else:  # numbers that no element has are skipped
+                found = exact_values(len(places), worth_of_places)
+                values = found.new_zeros((len(features), *found.shape[1:]))
+                values[list(places.values())] = found
+            else:
                 own = [[places[label] for label in order if label in places] for order in orders]
-                values = sampled_values(own, count, worth)
+                values = sampled_values(own, len(features), worth)
             maps = []
             for number, one in enumerate(several):
-                spread = features.spread(number, one, values.flatten(1).to(one.device))
-                maps.append(spread.reshape(*shape, *one.shape[1:]).float())
+                spread = features.spread(number, one, values.flatten(1).float().to(one.device))
+                maps.append(spread.reshape(*shape, *one.shape[1:]))
         return tuple(maps) if isinstance(inputs, tuple) else maps[0]
 
 

@@ -189,6 +189,26 @@ def test_a_prepared_model_chooses_how_many_sets_run_together() -> None:
         assert difference(*found) < 1e-3
 
 
+def test_what_is_refused() -> None:
+    for name in ("ShapleyValueSampling", "Lime", "KernelShap"):
+        with pytest.raises(AssertionError, match="n_samples must be a whole number of at least 1, got 0"):
+            getattr(pysal.captum, name)(MODEL).attribute(ROWS, target=1, n_samples=0)
+    with pytest.raises(ValueError, match="at least one example"):
+        pysal.captum.ShapleyValueSampling(MODEL).attribute(ROWS[:0], target=1)
+
+
+def test_elements_of_numbers_below_zero_are_never_there() -> None:
+    mask = torch.tensor([[-1, 0, 1, 1, -1, 2]])
+    both("ShapleyValueSampling", peers("ShapleyValueSampling", MODEL), SUMS, ROWS, 0.5, 1, feature_mask=mask, n_samples=4)
+    both("ShapleyValues", peers("ShapleyValues", MODEL), SUMS, ROWS, 0.5, 1, feature_mask=(mask,))
+
+
+@pytest.mark.parametrize("name", ["Lime", "KernelShap", "ShapleyValueSampling"])
+def test_nan_stays_nan(name: str) -> None:
+    found = getattr(pysal.captum, name)(lambda x: x.sum(1) * torch.nan).attribute(ROWS[:1])
+    assert bool(found.isnan().all())
+
+
 def test_progress_ends(capfd: pytest.CaptureFixture[str]) -> None:
     pysal.captum.ShapleyValueSampling(MODEL).attribute(ROWS, target=1, n_samples=3, show_progress=True)
     assert "Shapley Value Sampling attribution: 100%" in capfd.readouterr().err

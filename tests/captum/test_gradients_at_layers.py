@@ -220,6 +220,12 @@ def test_places_of_gradient_shap_do_not_depend_on_what_runs_together() -> None:
     assert difference(*most) < 1e-14
 
 
+@pytest.mark.parametrize("name", ["LayerActivation", "LayerGradientXActivation", "LayerIntegratedGradients"])
+def test_a_layer_is_a_module(name: str) -> None:
+    with pytest.raises(TypeError, match="layer must be a module or a list of modules, got '2'"):
+        getattr(pysal.captum, name)(NETWORKS["conv"].model(), "2").attribute(NETWORKS["conv"].inputs(1))
+
+
 class TwoBranches(nn.Module):
     """Two inputs, an activation of its own for each."""
 

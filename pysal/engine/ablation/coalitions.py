@@ -15,10 +15,10 @@ SWEEPS = 10_000
 
 
 def sampled_values(orders: Sequence[Sequence[int]], features: int, worth: Callable[[NDArray[np.bool_]], Tensor]) -> Tensor:
-    """Return the mean of what each feature adds to those before it, (F, ...), float64.
+    """Return the mean of what each feature adds to those before it, (F, ...), float64 on the CPU.
 
     Args:
-        orders: of the features, each from nothing to all.
+        orders: of the features, each from nothing on; what an order lacks stays away.
         features: F.
         worth: sets of features, (n, F), each once -> (n, ...).
     """
@@ -28,16 +28,16 @@ def sampled_values(orders: Sequence[Sequence[int]], features: int, worth: Callab
             chain[step + 1 :, feature] = True
     flat = chains.reshape(-1, features)
     chosen, places = np.unique(flat, axis=0, return_inverse=True)
-    values = worth(chosen).double()
-    along = values[torch.from_numpy(places.reshape(len(orders), -1)).to(values.device)]
+    values = worth(chosen).cpu().double()
+    along = values[torch.from_numpy(places.reshape(len(orders), -1))]
     total = values.new_zeros((features, *values.shape[1:]))
     for gains, order in zip(along.diff(dim=1), orders, strict=True):
-        total[torch.tensor(list(order), device=values.device)] += gains
+        total[torch.tensor(list(order), dtype=torch.int64, device="cpu")] += gains[: len(order)]
     return total / len(orders)
 
 
 def exact_values(features: int, worth: Callable[[NDArray[np.bool_]], Tensor]) -> Tensor:
-    """Return the Shapley values (F, ...), float64, from the worth of all 2^F sets.
+    """Return the Shapley values (F, ...), float64 on the CPU, from the worth of all 2^F sets.
 
     Args:
         features: F.
@@ -47,7 +47,7 @@ def exact_values(features: int, worth: Callable[[NDArray[np.bool_]], Tensor]) ->
         Shapley 1953, A value for n-person games.
     """
     chosen = np.array(list(itertools.product((False, True), repeat=features)), dtype=bool).reshape(-1, features)
-    values = worth(chosen).double()
+    values = worth(chosen).cpu().double()
     sizes = chosen.sum(1)
     found = []
     for feature in range(features):
@@ -55,7 +55,7 @@ def exact_values(features: int, worth: Callable[[NDArray[np.bool_]], Tensor]) ->
         with_it, without = np.flatnonzero(have), np.flatnonzero(~have)  # in the same order of all others
         others = sizes[without]
         weights = [math.factorial(n) * math.factorial(features - 1 - n) / math.factorial(features) for n in others.tolist()]
-        gains = values[torch.from_numpy(with_it).to(values.device)] - values[torch.from_numpy(without).to(values.device)]
+        gains = values[torch.from_numpy(with_it)] - values[torch.from_numpy(without)]
         found.append(torch.tensordot(values.new_tensor(weights), gains, 1))
     return torch.stack(found) if found else values.new_zeros((0, *values.shape[1:]))
 
@@ -68,6 +68,8 @@ def least_squares(sets: NDArray[np.float64], values: NDArray[np.float64], weight
         values: (n,).
         weights: (n,) >= 0.
     """
+    if not np.isfinite(values).all():
+        return np.full(sets.shape[1], np.nan)
     centred, target, roots = _centred(sets, values, weights)
     return np.asarray(np.linalg.lstsq(centred * roots[:, None], target * roots, rcond=None)[0], dtype=np.float64)
 
@@ -86,6 +88,8 @@ def lasso(
     Source:
         Tibshirani 1996; Friedman, Hastie and Tibshirani 2010, section 2.
     """
+    if not np.isfinite(values).all():
+        return np.full(sets.shape[1], np.nan)
     centred, target, roots = _centred(sets, values, weights)
     scale = weights.sum()
     design, goal = centred * (roots / np.sqrt(scale))[:, None], target * roots / np.sqrt(scale)
