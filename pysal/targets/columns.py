@@ -33,7 +33,8 @@ def indices(call: Call, argument: str, which: object) -> Tensor:
 
 
 def check_below(call: Call, largest: int, classes: int) -> None:
-    """Refuse a class that the output does not have."""
+    """Refuse a class that the output does not have, and names of others than it has."""
+    call.find.check(classes)
     if largest >= classes:
         refuse(call.where, "target", f"be below the model's {classes} classes", largest)
 

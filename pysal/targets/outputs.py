@@ -86,7 +86,7 @@ def table_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
     return _checked(where, found[:, None] if found.ndim == 1 and len(found) == rows else found, rows, 2, "a table (N, K)")
 
 
-def maps_of(where: str, output: Any, rows: int, field: str | None, dim: int) -> Tensor:
+def maps_of(where: str, output: Any, rows: int, field: str | None, dim: int | None, size: tuple[int, int]) -> Tensor:
     """Return (N, K, h, w): a map for each class.
 
     MaskFormer's and Mask2Former's queries are put together as transformers does: each mask counts as much as its class is
@@ -103,9 +103,21 @@ def maps_of(where: str, output: Any, rows: int, field: str | None, dim: int) -> 
     if found.ndim == 3 and len(found) == rows:
         found = found[:, None]  # a single map, as of depth
     found = _checked(where, found, rows, 4, "maps (N, K, h, w)")
+    if dim is None:
+        sides = found.shape[1:]
+        if _stretched(sides[1:], size) > 1.5 and _stretched(sides[:2], size) < 1.1:
+            requirement = "say which dimension of the output are the classes (-1 where they come last)"
+            refuse(where, "target.dim", requirement, f"None for {tuple(found.shape)} of images of {size[0]} x {size[1]}")
+        dim = 1
     if not -4 <= dim < 4 or dim % 4 == 0:
         refuse(where, "target.dim", "be the dimension of the classes: 1, 2 or 3", dim)
     return found.movedim(dim, 1)
+
+
+def _stretched(sides: Sequence[int], size: tuple[int, int]) -> float:
+    """Return by how much more a map of some sides shrinks an image in one direction than in the other."""
+    first, second = (side / max(1, small) for side, small in zip(size, sides, strict=True))
+    return max(first / second, second / first)
 
 
 def tokens_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:

@@ -35,7 +35,8 @@ class Pixel(CallTarget):
         score: "logit" for the output as it is, or "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid".
         field: the name of the output's entry, where it has several.
-        dim: which dimension of the output are the classes; -1 for (N, h, w, K).
+        dim: which dimension of the output are the classes: -1 for (N, h, w, K). None = 1, refused where the shape of the images
+            says that it is the last.
 
     Raises:
         TypeError: a point or mask of another kind.
@@ -58,7 +59,7 @@ class Pixel(CallTarget):
         mask: Mask | None = None,
         score: Reading = "logit",
         field: str | None = None,
-        dim: int = 1,
+        dim: int | None = None,
     ) -> None:
         check_choice(WHERE, "score", score, READINGS)
         if at is not None and mask is not None:
@@ -87,7 +88,7 @@ class Pixel(CallTarget):
     def learn(self, output: Any, rows: Tensor) -> None:
         """Find each image's class, and what each pixel of the output counts."""
         call, wanted = self.call, self.index[rows]
-        maps = maps_of(call.where, output, len(rows), self.field, self.dim).detach()
+        maps = maps_of(call.where, output, len(rows), self.field, self.dim, self.call.size).detach()
         check_below(call, int(wanted.max()), maps.shape[1])
         height, width = maps.shape[2:]
         if self.at is not None:
@@ -125,7 +126,7 @@ class Pixel(CallTarget):
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""
-        maps = maps_of(self.call.where, output, len(rows), self.field, self.dim)
+        maps = maps_of(self.call.where, output, len(rows), self.field, self.dim, self.call.size)
         weights = self.weights
         if weights is None or weights.shape[1:] != maps.shape[2:]:
             refuse(self.call.where, "the model's output", "have the same size in every pass", tuple(maps.shape))

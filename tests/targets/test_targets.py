@@ -383,11 +383,20 @@ def test_class_names() -> None:
     model = Named(SEGMENTER).eval()
     by_name, by_index = targets.Pixel(["cat", "dog", "sofa"], at=(1, 1)), targets.Pixel([0, 1, 2], at=(1, 1))
     assert torch.equal(pysal.gradient(model, INPUTS, by_name), pysal.gradient(model, INPUTS, by_index))
+    three = Named(nn.Sequential(SEGMENTER, nn.Conv2d(4, 3, 1, dtype=torch.float64))).eval()
+    with pytest.raises(ValueError, match=r"be a class index where the model names 4 classes and answers 3, got a name$"):
+        pysal.gradient(three, INPUTS, targets.Pixel("cat", at=(1, 1)))
     with pytest.raises(ValueError, match=r"^pysal.gradient: target must name a class.*got 'horse'$"):
         pysal.gradient(model, INPUTS, targets.Pixel("horse", at=(1, 1)))
 
 
 WRONG: list[tuple[Any, Any, str]] = [
+    (
+        lambda x: SEGMENTER(x)[:, :2].movedim(1, -1),
+        targets.Pixel(1),
+        "target.dim must say which dimension of the output are the classes (-1 where they come last), "
+        "got None for (3, 4, 4, 2) of images of 8 x 8",
+    ),
     (SMALL, targets.Label(4), "target must be below the model's 4 classes, got 4"),
     (SMALL, targets.Label([0, 1]), "target must have one index for each of the 3 images, got 2"),
     (SMALL, targets.Output(4), "target must be a place in an output of shape (N, 4), got output 4"),

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -47,6 +47,16 @@ class RowTarget:
         return self.function(output, rows)
 
 
+class Find(Protocol):
+    """Finds classes by name."""
+
+    def __call__(self, argument: str, name: str) -> int:
+        """Return the index of the class of a name, refusing one that the model does not have."""
+
+    def check(self, classes: int) -> None:
+        """Refuse names, where some were asked for, that are not those of as many answers."""
+
+
 @dataclass(frozen=True)
 class Call:
     """What a target is told of the call that it is used in.
@@ -56,14 +66,14 @@ class Call:
         images: number of images B.
         size: (height, width) of the images, pixels.
         device: where the model runs.
-        find: (argument, class name) -> its index; refuses a name that the model does not have.
+        find: finds classes by name.
     """
 
     where: str
     images: int
     size: tuple[int, int]
     device: torch.device
-    find: Callable[[str, str], int]
+    find: Find
 
 
 class CallTarget(RowTarget):
