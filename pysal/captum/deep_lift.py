@@ -21,8 +21,9 @@ Custom: TypeAlias = Callable[..., tuple[Tensor, ...]] | None
 class DeepLift(GradientAttribution):
     """DeepLIFT's contributions under the Rescale rule: how much of the change from the baselines each input accounts for.
 
-    The rule is applied to every nonlinear function, whether a module or not. Contributions add up to the change of the output
-    but for products of two activations, of which the derivative is taken.
+    The rule is applied to every nonlinear function of one tensor, whether a module or not, and contributions add up to the
+    change of the output. Of products of two activations (gates, attention) and of normalisations over activations the
+    derivative is taken, as in captum, and they do not; `return_convergence_delta` shows by how much.
 
     Args:
         model: the model.
