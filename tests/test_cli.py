@@ -127,7 +127,7 @@ def test_help_lists_the_commands(arguments) -> None:
 
 def test_explain_help_names_every_option_and_method() -> None:
     text = succeeded("explain", "--help").stdout
-    options = "methods target score segments approximate steps tolerance samples seed out device".split()
+    options = "methods target score segments mode approximate steps tolerance samples seed out device".split()
     options += "model weights size normalize classes download allow-code fill baseline layer max-sigma top".split()
     assert [option for option in options if f"--{option} " not in text] == []
     assert [name for name in METHODS if name not in text] == []
@@ -295,6 +295,11 @@ def test_approximate_goes_to_leave_one_out_and_its_error_is_said(small, photo, o
     error = Explanation.load(out / "photo.npz")["leave_one_out"].details["approximation_error"]
     assert error.shape == (1,)
     assert f"approximation error {float(error):.3g}; 9 segments" in found.stdout
+
+
+def test_the_mode_goes_to_leave_one_out(small, photo, out) -> None:
+    succeeded("explain", photo, "--out", out, "--method", "leave_one_out", "--segments", "grid:2x2", "--mode", "both")
+    assert Explanation.load(out / "photo.npz")["leave_one_out"].details["mode"] == "both"
 
 
 def test_what_does_not_apply_is_left_out_of_all_and_refused_by_name(monkeypatch, photo, out) -> None:

@@ -320,7 +320,8 @@ class Worker:
         manifest, details = self.setup.manifest, attribution.details
         maps, method = manifest["maps"], manifest["methods"][name]
         if METHODS[name].stored == "drops":
-            columns: list[dict[str, Any]] = [{"drops": drops.float().cpu().numpy()} for drops in details["drops"]]
+            shown = next(details[key] for key in ("means", "gains", "drops") if key in details)
+            columns: list[dict[str, Any]] = [{"drops": drops.float().cpu().numpy()} for drops in shown]
             if maps != "none" and "labels" in details:
                 for row, labels in zip(columns, details["labels"].cpu().numpy(), strict=True):
                     row["segments"] = labels.astype(np.uint16)

@@ -189,7 +189,7 @@ class FeatureAblation(Ablating):
         plan = plan.derive(plan.inputs, plan.origin, batch_size=rows)
         plan.dtype = plan.accumulator_dtype = widest(plan.device)  # until it is known what the function returns
         with progress(report) if show else nullcontext():
-            found = leave_one_out.prepare(plan, segments=segments, fill=fill, approximate=None).run(report=False)
+            found = leave_one_out.prepare(plan, segments=segments, fill=fill, mode="out", approximate=None).run(report=False)
         return self._rounded(found.map.expand_as(call.inputs[0]).contiguous(), found.details["drops"][0].dtype)
 
     def _rounded(self, found: Tensor, dtype: torch.dtype) -> Tensor:

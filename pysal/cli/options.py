@@ -13,7 +13,7 @@ import click
 
 from pysal._spelling import close_to, did_you_mean
 from pysal.cli.terminal import BadInput
-from pysal.methods.traits import CAMS, PATHS, TRAITS
+from pysal.methods.traits import CAMS, MODES, PATHS, TRAITS
 
 if TYPE_CHECKING:
     from pysal.models import Classifier
@@ -25,6 +25,7 @@ SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softma
 OPTION_OF = {
     "segments": ("leave_one_out",),
     "fill": ("leave_one_out",),
+    "mode": ("leave_one_out",),
     "approximate": ("leave_one_out",),
     "baseline": ("integrated_gradients",),
     "max_sigma": ("blur_integrated_gradients",),
@@ -240,6 +241,12 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             type=Fill(),
             metavar="WORD|NUMBER",
             help="For leave_one_out: what a segment is filled with, black, white, mean, blur or a number. [default: black]",
+        ),
+        click.option(
+            "--mode",
+            type=Word(tuple(MODES)),
+            help="For leave_one_out: the drop when a segment goes (out), the gain when it alone stands on the fill (in), or "
+            "their mean (both). [default: out]",
         ),
         click.option(
             "--approximate",

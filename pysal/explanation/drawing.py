@@ -99,7 +99,7 @@ def _plotted(found: Findings, kind: str, methods: str | Sequence[str] | None) ->
     where = f"{WHERE}.plot"
     fitting = list(found.results)
     if kind == "drops":
-        fitting = [name for name, result in found.results.items() if "drops" in result.details]
+        fitting = [name for name, result in found.results.items() if shows_drops(result)]
     elif kind == "convergence":
         fitting = [name for name in found.results if name in PATHS]
     if methods is None:
@@ -289,10 +289,15 @@ def panel(found: Findings, name: str, image: int = 0, where: str = f"{WHERE}.pan
         unit=found.unit_of_map(result),
         labels=labels[image] if isinstance(labels, Tensor) else None,
         boxes=boxes if isinstance(boxes, Tensor) else None,
-        drops=detail_of(details.get("drops"), image),
+        drops=detail_of(details.get("drops"), image) if shows_drops(result) else None,
         score=found.score_before(result, image),
         percent=found.unit_of(found.kind_of(result)) == "probability",
     )
+
+
+def shows_drops(result: MethodResult) -> bool:
+    """Whether a method's map is the drops of its segments, each from the clean score to that without the segment."""
+    return "drops" in result.details and "gains" not in result.details
 
 
 def _device_of(model: Model) -> torch.device:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pysal._checks import check_tensor, refuse, refuse_unknown
 from pysal.engine.request.score import Output, ScoreKind, settled, unit
-from pysal.methods.traits import TRAITS
+from pysal.methods.traits import MODES, TRAITS
 
 WHERE = "pysal.Explanation"
 Detail = Tensor | list[Tensor] | str | float | int
@@ -33,7 +33,7 @@ class MethodResult:
         passes: model passes per image, None where nobody counted.
         details: what else the method found. Known names: "residual", "error", "approximation_error" and "steps" (B,),
             "standard_error" of the map's shape, "drops" (B, S) or one (S_b,) tensor per image, "labels" (B, H, W) or
-            "boxes" (S, 4) that say where the drops are, "layer", "base", "kind", "samples". Others are kept and written.
+            "boxes" (S, 4) that say where the drops are, "gains" and "means" like the drops and "mode" of `leave_one_out(mode=)`, "layer", "base", "kind", "samples". Others are kept and written.
         score_kind: which score the method explained, see `Explanation.score_kind`; "" = that of the explanation.
     """
 
@@ -129,7 +129,9 @@ class Findings:
             if result.details.get("kind", "mean") != "mean":
                 return ""
             traits = TRAITS.get(str(result.details.get("base", "gradient")))
-        return "" if traits is None else traits.unit.format(score=self.unit_of(self.kind_of(result)))
+        mode = MODES.get(str(result.details.get("mode")))
+        words = traits if mode is None else mode
+        return "" if words is None else words.unit.format(score=self.unit_of(self.kind_of(result)))
 
     def unit_of(self, kind: str) -> str:
         """Return the unit of a kind of score in a word; explanations that do not say what the output is were of logits."""

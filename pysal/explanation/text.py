@@ -40,7 +40,7 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
         said["base"] = f"{kind} of {str(base).replace('_', ' ')}"
     if (samples := value_of(details.get("samples"), image)) is not None:
         said["samples"] = counted(round(samples), "sample")
-    if (drops := of_image(details.get("drops"), image)) is not None:
+    if (drops := of_image(details.get("drops", details.get("gains")), image)) is not None:
         said["drops"] = counted(len(drops), "segment")
     if (steps := value_of(details.get("steps"), image)) is not None:
         said["steps"] = counted(round(steps), "step")
@@ -67,7 +67,7 @@ def zero(result: MethodResult, image: int) -> str:
     native, moving = (of_image(result.details.get(key), image) for key in ("native", "moving"))
     if native is not None and moving is not None and not native.any():
         return "zero: all of it was negative, and is cut off" if bool(moving) else "zero: no gradient arrives at the layer"
-    if "drops" in result.details:
+    if "drops" in result.details or "gains" in result.details:
         return "zero: no segment changes the score"
     traits = TRAITS.get(result.name)
     if traits is None or native is not None or not (traits.slopes or traits.on_path):

@@ -1,13 +1,14 @@
-"""Leave-one-out: how much the score drops when one segment of the image is filled in."""
+"""Leave-one-out: how much the score drops when one segment of the image is filled in, or gains when it alone is not."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import check_choice, refuse
 from pysal.engine.boxes.groups import group_rows
 from pysal.engine.boxes.queue import BoxQueue
 from pysal.engine.boxes.reach import Integers
@@ -21,8 +22,10 @@ from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
+from pysal.methods.traits import MODES
 from pysal.segments import Boxes, Labels, Segments, Slic, cut
 
+Mode: TypeAlias = Literal["out", "in", "both"]
 # Segments of an image that approximate drops are compared on with exact ones: half of them those with the largest drops.
 SAMPLE = 8
 
@@ -34,6 +37,7 @@ def leave_one_out(
     *,
     segments: Segments = Slic(),  # noqa: B008 (immutable)
     fill: Fill = 0.0,
+    mode: Mode = "out",
     approximate: float | None = None,
     score: ScoreKind = "auto",
     extra_inputs: ExtraInputs = (),
@@ -42,6 +46,8 @@ def leave_one_out(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return, at each pixel, the mean drop f(x) - f(x without a segment) of the segments that cover it.
+
+    With `mode="in"` it is their gain, f(fill with that segment of x) - f(fill), with "both" the mean of drop and gain.
 
     Only forward passes are needed, so the model may be any callable; see `numpy_model` for those on NumPy arrays.
 
@@ -55,9 +61,11 @@ def leave_one_out(
             per image (B, H, W) or a list of them; negative labels belong to no segment.
         fill: what a segment is filled with: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur" or an
             image.
+        mode: "out": the drop when a segment goes and all else stays. "in": the gain when it alone stands on the fill, in place
+            of all else. "both": the mean of the two; of two segments that make up the image it is their Shapley value.
         approximate: None for exact drops. A number in (0, 1]: at each layer recompute at most this fraction of the map's
-            height and width. Smaller is faster and less exact, 1 is exact. Needs a prepared model. `explain` reports the error
-            as "approximation_error".
+            height and width. Smaller is faster and less exact, 1 is exact. Needs a prepared model, and `mode="out"`. `explain`
+            reports the error as "approximation_error".
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -73,11 +81,12 @@ def leave_one_out(
 
     Returns:
         (B, 1, H, W), signed, in units of the score; 0 where no segment is. `explain` gives the drop of every segment, and of
-        every class, too.
+        every class, too; with other modes their gains.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, value or target, or `approximate` for a model that runs whole images.
+        ValueError: a wrong shape, value or target, or `approximate` for a model that runs whole images or for
+            another mode than "out".
 
     Source:
         Zeiler and Fergus 2013, arXiv:1311.2901, section 4.2. `approximate`: Nakandala, Kumar and Papakonstantinou 2019,
@@ -91,7 +100,7 @@ def leave_one_out(
         (torch.Size([1, 1, 8, 8]), 0.25)
     """
     plan = Plan("pysal.leave_one_out", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
-    return prepare(plan, segments=segments, fill=fill, approximate=approximate).run(report=False).map
+    return prepare(plan, segments=segments, fill=fill, mode=mode, approximate=approximate).run(report=False).map
 
 
 def prepare(
@@ -99,9 +108,10 @@ def prepare(
     *,
     segments: Segments,
     fill: Fill,
+    mode: Mode,
     approximate: float | None,
 ) -> Work:
-    """Return the work that leaves out every segment of every image of a plan.
+    """Return the work that leaves out every segment of every image of a plan, or puts it on the fill, or both.
 
     A prepared model whose layers are known to be local runs only what each segment reaches (engine.boxes): the boxes that
     hold the segments, grouped by size and place, `batch_size` of them at most in one pass.
@@ -111,35 +121,111 @@ def prepare(
     their exact drops.
 
     `passes` counts each scored image as one pass, even if only part was recomputed, plus one per image whose activations
-    were kept.
+    were kept. With `mode="in"` or "both" the fill itself is one more per image.
 
     Details: "drops", a list of B tensors (S_b,); "class_drops", for class targets, a list of (K, S_b); "boxes" (S, 4) or
-    "labels" (B, H, W). With `approximate`, "approximation_error" (B,): the largest difference between approximate and exact
+    "labels" (B, H, W). With `mode="in"`, "gains" and "class_gains" in place of the drops, with `mode="both"` beside them, and
+    "means" of drops and gains; with either "mode", "title" and "fill_scores" (B,), the score of the fill alone. With `approximate`, "approximation_error" (B,): the largest difference between approximate and exact
     drops of the sample, as a share of the image's largest drop. It is an estimate: other segments may be further off, and other
     classes are not looked at.
     """
-    _check_approximate(plan, approximate)
+    check_choice(plan.where, "mode", mode, tuple(MODES))
+    _check_approximate(plan, approximate, mode)
     fills = resolve_fill(plan, "fill", fill).contiguous()
     key = segments if isinstance(segments, Slic) else id(segments)
     regions = plan.shared(("segments", key), lambda root: cut(root.where, segments, root.inputs))
     if isinstance(regions, Labels):
         regions = Labels(regions.labels[plan.origin], tuple(regions.counts[i] for i in plan.origin.tolist()))
-    return Work(plan, lambda _report: _leave_out(plan, fills, regions, approximate))
+    return Work(plan, lambda _report: _leave_out(plan, fills, regions, mode, approximate))
 
 
-def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: float | None) -> Attribution:
+def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> Attribution:
     clean, clean_classes = plan.clean_scores_without_gradients()
-    affected = _affected(plan.inputs, fills, regions)
     counts = _counts(regions, plan.images)
-    queue = affected.nonzero()  # (N, 2): image and segment; a segment equal to its fill has drop 0 and needs no pass
+    details: dict[str, Any] = {}
+    passes = 0
+    found: list[Tensor] = []  # drops, gains: (B, S) each
+    if mode != "in":
+        drops = _replaced(plan, plan.inputs, fills, regions, clean, clean_classes, approximate)
+        details |= drops.details(counts, "drops")
+        passes += drops.passes
+        found.append(drops.changes)
+    if mode != "out":
+        fill_scores, fill_classes = _scores_of(plan, fills)
+        gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None).negative()
+        details |= gains.details(counts, "gains")
+        details |= {"mode": mode, "title": MODES[mode].title, "fill_scores": fill_scores}
+        passes += plan.images + gains.passes
+        found.append(gains.changes)
+    changes = torch.stack(found).mean(0)
+    if mode == "both":
+        details["means"] = [changes[image, :count] for image, count in enumerate(counts)]
+    scores = changes.to(plan.accumulator_dtype).unsqueeze(1)
+    if isinstance(regions, Boxes):
+        result = ops.occlusion_masks_boxes_map(scores, regions.boxes, *plan.inputs.shape[2:])
+        details["boxes"] = regions.boxes
+    else:
+        result = ops.occlusion_masks_map(scores, regions.labels)
+        details["labels"] = regions.labels
+    return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
 
-    drops = torch.zeros(affected.shape, dtype=clean.dtype, device=plan.device)
-    class_drops = None
-    if clean_classes is not None:
-        shape = (plan.images, clean_classes.shape[1], affected.shape[1])
-        class_drops = torch.zeros(shape, dtype=clean.dtype, device=plan.device)
 
-    in_boxes = _box_queue(plan, fills, regions, required=approximate is not None)
+def _scores_of(plan: Plan, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the explained score (B,) of other images in the place of a plan's, and that of every class (B, K)."""
+    parts: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def body(start: int, stop: int) -> None:
+        rows = torch.arange(start, stop, device=plan.device)
+        parts[start] = plan.scores(images[start:stop].clone(), rows)
+
+    plan.run(plan.images, body)
+    tables = [table for _, table in parts.values() if table is not None]
+    return torch.cat([score for score, _ in parts.values()]), torch.cat(tables) if tables else None
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """How far the scores (B, S), and those of every class (B, K, S), fall when a segment is replaced."""
+
+    changes: Tensor
+    class_changes: Tensor | None
+    passes: int
+    error: Tensor | None = None
+
+    def negative(self) -> "_Replaced":
+        """Return how far they rise; what is not changed has 0 and not -0."""
+        return _Replaced(0 - self.changes, None if self.class_changes is None else 0 - self.class_changes, self.passes)
+
+    def details(self, counts: tuple[int, ...], name: str) -> dict[str, Any]:
+        """Return the changes of the segments that each image has, and the error where there is one."""
+        found: dict[str, Any] = {name: [self.changes[image, :count] for image, count in enumerate(counts)]}
+        if self.class_changes is not None:
+            found[f"class_{name}"] = [self.class_changes[image, :, :count] for image, count in enumerate(counts)]
+        if self.error is not None:
+            found["approximation_error"] = self.error
+        return found
+
+
+def _replaced(
+    plan: Plan,
+    images: Tensor,
+    others: Tensor,
+    regions: Boxes | Labels,
+    before: Tensor,
+    classes_before: Tensor | None,
+    approximate: float | None,
+) -> _Replaced:
+    """Replace each segment of `images`, whose scores are `before`, by that of `others`."""
+    affected = _affected(images, others, regions)
+    queue = affected.nonzero()  # (N, 2): image and segment; a segment that is equal in both has change 0 and needs no pass
+
+    changes = torch.zeros(affected.shape, dtype=before.dtype, device=plan.device)
+    class_changes = None
+    if classes_before is not None:
+        shape = (plan.images, classes_before.shape[1], affected.shape[1])
+        class_changes = torch.zeros(shape, dtype=before.dtype, device=plan.device)
+
+    in_boxes = _box_queue(plan, images, others, regions, required=approximate is not None)
     if in_boxes is not None:
         queue = in_boxes.sort(queue, plan.rows_at_once, approximate)
     elif plan.company == "whole" and plan.images > 1:  # the whole batch without one segment, then without the next
@@ -153,14 +239,14 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
             image, patches, run_boxes = in_boxes.patches(start, ids)
             score, classes = plan.scores(patches, torch.full_like(ids, image), run_boxes)
         elif isinstance(regions, Boxes):
-            batch = ops.occlusion_masks_boxes(plan.inputs, fills, regions.boxes[ids], rows, channels_last=plan.channels_last)
+            batch = ops.occlusion_masks_boxes(images, others, regions.boxes[ids], rows, channels_last=plan.channels_last)
             score, classes = plan.scores(batch, rows)
         else:
-            batch = ops.occlusion_masks(plan.inputs, fills, regions.labels, rows, ids, channels_last=plan.channels_last)
+            batch = ops.occlusion_masks(images, others, regions.labels, rows, ids, channels_last=plan.channels_last)
             score, classes = plan.scores(batch, rows)
-        drops[rows, ids] = clean[rows] - score
-        if class_drops is not None and classes is not None and clean_classes is not None:
-            class_drops[rows, :, ids] = clean_classes[rows] - classes
+        changes[rows, ids] = before[rows] - score
+        if class_changes is not None and classes is not None and classes_before is not None:
+            class_changes[rows, :, ids] = classes_before[rows] - classes
 
     def run() -> int:
         if in_boxes is None:
@@ -169,34 +255,25 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, approximate: 
             plan.run(len(queue), body, batch_size=in_boxes.most_rows, ends=in_boxes.ends)
         return len(queue)
 
-    details: dict[str, Any] = {}
+    error = None
     passes = run()
     if in_boxes is not None and approximate is not None:
-        queue = in_boxes.sort(_sample(drops, queue[in_boxes.approximate]), plan.rows_at_once)
+        queue = in_boxes.sort(_sample(changes, queue[in_boxes.approximate]), plan.rows_at_once)
         rows, ids = queue.unbind(1)
-        before = drops[rows, ids]
+        less_exact = changes[rows, ids]
         passes += run()
-        errors = drops.new_zeros(plan.images).scatter_reduce_(0, rows, (drops[rows, ids] - before).abs(), "amax")
-        details["approximation_error"] = torch.where(errors == 0, errors, errors / drops.abs().amax(1))
-    scores = drops.to(plan.accumulator_dtype).unsqueeze(1)
-    if isinstance(regions, Boxes):
-        result = ops.occlusion_masks_boxes_map(scores, regions.boxes, *plan.inputs.shape[2:])
-    else:
-        result = ops.occlusion_masks_map(scores, regions.labels)
-    details["drops"] = [drops[image, :count] for image, count in enumerate(counts)]
-    details |= {"boxes": regions.boxes} if isinstance(regions, Boxes) else {"labels": regions.labels}
-    if class_drops is not None:
-        details["class_drops"] = [class_drops[image, :, :count] for image, count in enumerate(counts)]
+        errors = changes.new_zeros(plan.images).scatter_reduce_(0, rows, (changes[rows, ids] - less_exact).abs(), "amax")
+        error = torch.where(errors == 0, errors, errors / changes.abs().amax(1))
     passes += 0 if in_boxes is None else in_boxes.images_run
-    return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
+    return _Replaced(changes, class_changes, passes, error)
 
 
-def _check_approximate(plan: Plan, approximate: object) -> None:
-    """Refuse what is no share, and a share where no boxes are followed.
+def _check_approximate(plan: Plan, approximate: object, mode: Mode) -> None:
+    """Refuse what is no share, a share where no boxes are followed, and one of gains.
 
     Raises:
         TypeError: no number.
-        ValueError: a number outside (0, 1], or a model that runs whole images.
+        ValueError: a number outside (0, 1], a model that runs whole images, or another mode than "out".
     """
     where, model = plan.where, plan.model
     if approximate is None:
@@ -205,6 +282,8 @@ def _check_approximate(plan: Plan, approximate: object) -> None:
         refuse(where, "approximate", "be None or a number in (0, 1]", repr(approximate), TypeError)
     if not 0 < approximate <= 1:
         refuse(where, "approximate", "be None or a number in (0, 1]", repr(approximate))
+    if mode != "out":
+        refuse(where, "approximate", f"be None with mode={mode!r}", repr(approximate))
     if not isinstance(model, PreparedModel):
         refuse(where, "approximate", "be None for a model that pysal.prepare has not prepared", repr(approximate))
     if plan.extra_inputs:
@@ -232,7 +311,7 @@ def _sample(drops: Tensor, queue: Tensor) -> Tensor:
     return torch.cat(found).to(queue.device) if found else queue
 
 
-def _box_queue(plan: Plan, fills: Tensor, regions: Boxes | Labels, *, required: bool) -> BoxQueue | None:
+def _box_queue(plan: Plan, images: Tensor, others: Tensor, regions: Boxes | Labels, *, required: bool) -> BoxQueue | None:
     """Return the queue of a model that recomputes only what a segment reaches, None where the model runs whole images.
 
     Raises:
@@ -258,7 +337,7 @@ def _box_queue(plan: Plan, fills: Tensor, regions: Boxes | Labels, *, required: 
 
     boxes = [_boxes(regions, image) for image in range(plan.images)]
     most_rows = plan.asked_batch_size or group_rows(plan.device)
-    return BoxQueue(engine, plan.inputs, fills, boxes, hidden, most_rows)
+    return BoxQueue(engine, images, others, boxes, hidden, most_rows)
 
 
 def _boxes(regions: Boxes | Labels, image: int) -> Integers:

@@ -164,6 +164,8 @@ def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
     passes = 0.0
     errors: list[Tensor] = []  # of approximate maps: the largest of each image's copies
 
+    details: dict[str, Any] = {"base": base, "kind": kind, "samples": samples}
+
     def body(start: int, stop: int) -> None:
         nonlocal passes
         rows, draws = plan.places(start, stop, samples)
@@ -177,6 +179,8 @@ def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
         if not moments:
             shape = (plan.images, *maps.shape[1:])
             moments.extend([torch.zeros(shape, dtype=maps.dtype, device=plan.device) for _ in range(2)])
+        if "mode" in found.details:
+            details["mode"] = found.details["mode"]
         if (error := found.details.get("approximation_error")) is not None:
             if not errors:
                 errors.append(error.new_zeros(plan.images))
@@ -186,7 +190,6 @@ def _smoothed(plan: Plan, how: _Smoothing) -> Attribution:
 
     plan.run(plan.images * samples, body)
     mean, squares = moments
-    details: dict[str, Any] = {"base": base, "kind": kind, "samples": samples}
     if samples > 1:
         details["standard_error"] = (squares / (samples * (samples - 1))).sqrt()
     if errors:

@@ -135,6 +135,21 @@ TRAITS: dict[str, Traits] = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class ModeWords:
+    """What `leave_one_out(mode=)` says of a segment, in words."""
+
+    title: str
+    unit: str
+
+
+MODES = {
+    "out": ModeWords(TRAITS["leave_one_out"].title, TRAITS["leave_one_out"].unit),
+    "in": ModeWords("Keep-one-in", "gain of {score}"),
+    "both": ModeWords("Out and in, mean", "mean of drop and gain of {score}"),
+}
 # Kinds of class activation map, as `grad_cam(kind=)` calls them, and what people call them.
 CAMS = {
     "grad_cam": TRAITS["grad_cam"].title,

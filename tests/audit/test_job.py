@@ -80,6 +80,17 @@ def test_the_error_of_approximate_leave_one_out_is_kept(job) -> None:
     assert no_further(rows_of(planned.out, "leave_one_out")["error"].to_numpy(), errors, bound)
 
 
+@pytest.mark.parametrize("mode", ["in", "both"])
+def test_of_other_modes_of_leave_one_out_the_values_of_the_map_are_kept(job, mode) -> None:
+    planned = job(methods="leave_one_out", method_options={"leave_one_out": {"segments": "grid:4x3", "mode": mode}})
+    assert planned.run(engine="inline").complete
+    given = {"leave_one_out": {"segments": pysal.Grid(4, 3), "mode": mode}}
+    expected = explain(tiny.classifier(), images_of(planned), methods="leave_one_out", method_options=given)["leave_one_out"]
+    kept = rows_of(planned.out, "leave_one_out")["drops"].to_pylist()
+    oracle = torch.stack(expected.details["gains" if mode == "in" else "means"])
+    assert no_further(np.array(kept), oracle, bound=4 * np.finfo(np.float32).eps)  # the rounding of probabilities
+
+
 @pytest.mark.parametrize("maps", ["uint8", "float16"])
 def test_rows_and_maps_are_those_of_explain(job, maps) -> None:
     planned = job(**ALL, maps=maps, seed=5)

@@ -512,6 +512,18 @@ def test_whole_images_run_where_boxes_cannot(whole_passes: list[int]) -> None:
         assert (sum(whole_passes) > 3) == (each is larger)
 
 
+@pytest.mark.usefixtures("independence_is_known")
+@pytest.mark.parametrize("fill", [0.3, "blur"])
+def test_gains_run_in_boxes_that_change_the_fill(whole_passes: list[int], fill: Any) -> None:
+    model, prepared, images = prepared_network()
+    for mode in ("in", "both"):
+        whole_passes.clear()
+        got = pysal.leave_one_out(prepared, images, 1, segments=Window(4), fill=fill, mode=mode, score="logit")
+        assert sum(whole_passes) == 2 * len(images)  # the clean images and the fills
+        expected = pysal.leave_one_out(model, images, 1, segments=Window(4), fill=fill, mode=mode, score="logit")
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+
+
 def test_batch_size_changes_chunks_and_not_the_result() -> None:
     _, prepared, images = prepared_network()
     expected, _, _ = found(prepared, images, segments=Window(4))

@@ -1,6 +1,6 @@
 """Leave-one-out: drops worked out by hand on linear scorers, black boxes, fills, and captum's Occlusion and FeatureAblation."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from torch import Tensor
 
 import pysal
 from pysal import Grid, Slic, Window
+from pysal.methods.leave_one_out import Mode
+from pysal.methods.traits import MODES
 from tests.methods.networks import Counting, assert_rounding, images, linear, rectified, weights
 
 SHAPES = [(2, 3, 6, 8), (3, 1, 7, 5), (1, 4, 5, 5)]
@@ -317,3 +319,129 @@ def test_equals_captum_feature_ablation() -> None:
     theirs = FeatureAblation(model).attribute(inputs, feature_mask=labels.expand_as(inputs), target=1, baselines=1.0)
     ours = pysal.leave_one_out(model, inputs, 1, segments=labels[:, 0], fill="white", score="logit")
     assert_rounding(ours.expand_as(theirs), theirs, 4 * 54, scale=float(model(inputs).detach().abs().max()))
+
+
+def alone(inputs: Tensor, fill: float, masks: Tensor, model: Any) -> Tensor:
+    """(B, S, K) gains, each from its own picture: one segment of the image, masks (S, H, W), and fill for all else."""
+    pictures = torch.where(masks[:, None], inputs[:, None], fill)
+    with torch.no_grad():
+        return model(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]) - model(torch.full_like(inputs, fill))[:, None]
+
+
+@pytest.mark.parametrize(("a", "b"), [("or", 0.0), ("and", 1.0)])
+def test_both_modes_see_segments_that_stand_in_for_each_other_or_need_each_other(a: str, b: float) -> None:
+    """The halves are worth: either is enough, or both are needed; the Shapley values of both games are a half each."""
+
+    def game(batch: Tensor) -> Tensor:
+        left, right = batch[:, 0, :, :2].amax((1, 2)), batch[:, 0, :, 2:].amax((1, 2))
+        return torch.maximum(left, right) if a == "or" else left * right
+
+    inputs = torch.ones(1, 1, 3, 4, dtype=torch.float64)
+    for mode, value in (("out", b), ("in", 1 - b), ("both", 0.5)):
+        found = pysal.leave_one_out(game, inputs, 0, segments=Grid(1, 2), mode=mode, score="raw")
+        assert torch.equal(found, torch.full_like(inputs, value)), mode
+
+
+@pytest.mark.parametrize("segments", [Grid(2, 3), Window(4, 3), Slic(6), "map"], ids=str)
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_gains_are_those_of_segments_alone(segments: Any, batch_size: int | None) -> None:
+    inputs, model = images(2, 3, 6, 7), rectified()
+    if segments == "map":
+        segments = torch.arange(42).view(6, 7) // 9 - 1  # the first nine pixels are of no segment, and always fill
+    options = {"segments": segments, "fill": 0.25}
+
+    def run(**more: Any) -> Any:
+        given = {"leave_one_out": {**options, **more}}
+        return pysal.explain(
+            model, inputs, 1, methods="leave_one_out", score="raw", method_options=given, batch_size=batch_size
+        )["leave_one_out"]
+
+    out, alone_in, both = run(), run(mode="in"), run(mode="both")
+    assert "drops" not in alone_in.details
+    assert both.details["mode"] == "both"
+    rounding = 4 * 54
+    for image in range(2):
+        if "boxes" in out.details:
+            masks = box_masks([tuple(box) for box in out.details["boxes"].tolist()], 6, 7)
+        else:
+            labels = out.details["labels"][image]
+            masks = torch.stack([labels == number for number in range(int(labels.max()) + 1)])
+        own = inputs[image : image + 1]
+        expected, scale = alone(own, 0.25, masks, model)[0], float(model(inputs).detach().abs().max())
+        assert_rounding(alone_in.details["gains"][image], expected[:, 1], rounding, scale=scale)
+        assert_rounding(alone_in.details["class_gains"][image], expected.T, rounding, scale=scale)
+        assert_rounding(alone_in.map[image], map_by_hand(expected[None, :, 1], masks)[0], rounding, scale=scale)
+        assert torch.equal(both.details["drops"][image], out.details["drops"][image])
+        assert torch.equal(both.details["gains"][image], alone_in.details["gains"][image])
+        mean = (out.details["drops"][image] + expected[:, 1]) / 2
+        assert_rounding(both.details["means"][image], mean, rounding, scale=scale)
+        assert_rounding(both.map[image], map_by_hand(mean[None], masks)[0], rounding, scale=scale)
+
+
+def test_of_two_segments_the_means_are_shapley_values_and_add_up() -> None:
+    inputs, model = images(3, 3, 6, 7), rectified()
+    _, more = details(model, inputs, 2, segments=Grid(1, 2), fill=0.5, mode="both")
+    with torch.no_grad():
+        change = (model(inputs) - model(torch.full_like(inputs, 0.5)))[:, 2]
+    assert_rounding(torch.stack(more["means"]).sum(1), change, 4 * 54, scale=float(model(inputs).detach().abs().max()))
+
+
+@pytest.mark.usefixtures("independence_is_known")
+def test_gains_cost_one_pass_for_the_fill_and_one_for_each_segment_that_is_no_fill() -> None:
+    inputs, model = images(2, 3, 6, 6), Counting(rectified())
+    inputs[0, :, :3, :3] = 0.5
+    _, more = details(model, inputs, 0, segments=Grid(2, 2), fill=0.5, mode="in")
+    assert sum(model.passes) == 2 + 2 + (3 + 4)
+    assert more["gains"][0][0] == 0
+
+
+def test_gains_of_a_model_whose_rows_depend_on_each_other_are_those_of_whole_batches() -> None:
+    inputs = images(2, 3, 6, 7)
+
+    def coupled(batch: Tensor) -> Tensor:
+        return batch.sum((1, 2, 3))[:, None] * batch.amax()
+
+    inputs[1, 0, 5, 6] = 2.0
+    _, more = details(coupled, inputs, 0, score="raw", segments=Grid(1, 1), mode="in", fill=0.5)
+    with pytest.raises(ValueError, match="answer for each row of a pass as if it were alone"):
+        pysal.leave_one_out(coupled, inputs, 0, segments=Grid(2, 2), mode="in", fill=0.5, score="raw")
+    found = pysal.leave_one_out(coupled, inputs, 0, segments=Grid(1, 1), mode="in", fill=0.5, score="raw", batch_size=2)
+    expected = coupled(inputs) - coupled(torch.full_like(inputs, 0.5))
+    assert_rounding(found[:, 0, 0, 0], expected[:, 0], 4 * 126, scale=4 * 126.0)
+    assert_rounding(torch.stack(more["gains"]), expected, 4 * 126, scale=4 * 126.0)
+
+
+def test_words_for_every_mode() -> None:
+    assert get_args(Mode) == tuple(MODES)
+
+
+@pytest.mark.parametrize("mode", ["in", "both"])
+def test_an_explanation_says_the_mode_and_draws_no_falls_of_the_score(mode: str) -> None:
+    inputs = images(1, 3, 6, 7)
+    given = {"leave_one_out": {"segments": Grid(2, 2), "mode": mode}}
+    found = pysal.explain(rectified(), inputs, 1, methods="leave_one_out", method_options=given)
+    panel = found.panel("leave_one_out")
+    assert (panel.title, panel.unit) == (MODES[mode].title, MODES[mode].unit.format(score="probability"))
+    assert panel.drops is None, "which would be written on the map as the score before and after"
+    assert "4 segments" in panel.small_print
+    with pytest.raises(ValueError, match="kind='drops' can show"):
+        found.plot(kind="drops")
+    given = {"smooth_grad": {"base": "leave_one_out", "samples": 2, "method_options": {"segments": Grid(2, 2), "mode": mode}}}
+    smooth = pysal.explain(rectified(), inputs, 1, methods="smooth_grad", method_options=given)
+    assert smooth.panel("smooth_grad").unit.startswith(MODES[mode].unit.format(score=""))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"mode": "inn"}, "mode must be one of 'out', 'in', 'both' (did you mean 'in'?), got 'inn'"),
+        ({"mode": None}, "mode must be one of 'out', 'in', 'both', got None"),
+        ({"mode": "in", "approximate": 0.5}, "approximate must be None with mode='in', got 0.5"),
+        ({"mode": "both", "approximate": 0.5}, "approximate must be None with mode='both', got 0.5"),
+    ],
+    ids=str,
+)
+def test_refuses_modes(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match="must") as raised:
+        pysal.leave_one_out(rectified(), images(1, 3, 6, 7), 0, segments=Grid(2, 2), **options)
+    assert str(raised.value).startswith(f"pysal.leave_one_out: {sentence}")
