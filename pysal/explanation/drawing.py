@@ -21,7 +21,7 @@ from pysal.engine.request.plan import Model
 from pysal.engine.request.score import OUTPUTS, noun
 from pysal.engine.request.target import Target, of_image
 from pysal.explanation.file import pictures, write_all
-from pysal.explanation.findings import WHERE, Findings, index_of
+from pysal.explanation.findings import WHERE, Findings, MethodResult, index_of
 from pysal.explanation.findings import of_image as detail_of
 from pysal.explanation.text import notes
 from pysal.methods.traits import PATHS

@@ -33,7 +33,8 @@ class MethodResult:
         passes: model passes per image, None where nobody counted.
         details: what else the method found. Known names: "residual", "error", "approximation_error" and "steps" (B,),
             "standard_error" of the map's shape, "drops" (B, S) or one (S_b,) tensor per image, "labels" (B, H, W) or
-            "boxes" (S, 4) that say where the drops are, "gains" and "means" like the drops and "mode" of `leave_one_out(mode=)`, "layer", "base", "kind", "samples". Others are kept and written.
+            "boxes" (S, 4) that say where the drops are, "mode", and "gains" and "means" like the drops, of `leave_one_out`,
+            "layer", "base", "kind", "samples". Others are kept and written.
         score_kind: which score the method explained, see `Explanation.score_kind`; "" = that of the explanation.
     """
 

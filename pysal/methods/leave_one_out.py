@@ -124,10 +124,11 @@ def prepare(
     were kept. With `mode="in"` or "both" the fill itself is one more per image.
 
     Details: "drops", a list of B tensors (S_b,); "class_drops", for class targets, a list of (K, S_b); "boxes" (S, 4) or
-    "labels" (B, H, W). With `mode="in"`, "gains" and "class_gains" in place of the drops, with `mode="both"` beside them, and
-    "means" of drops and gains; with either "mode", "title" and "fill_scores" (B,), the score of the fill alone. With `approximate`, "approximation_error" (B,): the largest difference between approximate and exact
-    drops of the sample, as a share of the image's largest drop. It is an estimate: other segments may be further off, and other
-    classes are not looked at.
+    "labels" (B, H, W). With `mode="in"`, "gains" and "class_gains" in place of the drops; with `mode="both"` beside them,
+    and the "means" of drops and gains. With either "mode", "title" and "fill_scores" (B,), the score of the fill alone.
+    With `approximate`, "approximation_error" (B,): the largest difference between approximate and exact drops of the
+    sample, as a share of the image's largest drop. It is an estimate: other segments may be further off, and other classes
+    are not looked at.
     """
     check_choice(plan.where, "mode", mode, tuple(MODES))
     _check_approximate(plan, approximate, mode)
