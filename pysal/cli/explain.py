@@ -144,7 +144,7 @@ def explain(
                 continue
             stem = next(names)
             image = models.read_image(photo, classifier).to(place)
-            say(f"{counter}{click.format_filename(photo)}")
+            heading = [f"{counter}{click.format_filename(photo)}"]
             wanted = [explained] if top is None else _likeliest(classifier, image, top)
             for ending, one in zip(endings, wanted, strict=False):
                 with progress(sys.stderr.isatty()):
@@ -162,7 +162,8 @@ def explain(
                 except OSError as error:
                     raise Failure(str(error)) from error
                 written.extend(files)
-                say("", found.table(), "")
+                say(*heading, "", found.table(), "")
+                heading = []
                 say(*(f"wrote {click.format_filename(file)}" for file in files))
         if left := note(named.left_out):
             say("", left)

@@ -123,7 +123,7 @@ def _figure(
     options: Mapping[str, Any] | None,
     style: viz.Style,
 ) -> Figure:
-    from pysal import plots, viz  # matplotlib takes a third of a second to import and is needed only here
+    from pysal import viz  # matplotlib takes a third of a second to import and is needed only here
 
     likely = None if found.probabilities is None else float(found.probabilities[image])
     about = [found.model_name]
@@ -144,6 +144,8 @@ def _figure(
             probability=likely,
             style=style,
         )
+    from pysal import plots  # which a picture of maps does not need
+
     name = found.target_names[image] if likely is None else f"{found.target_names[image]} {viz.percent(likely)}"
     subtitle = " · ".join(filter(None, [name, *about]))
     if kind == "drops":

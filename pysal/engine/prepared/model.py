@@ -143,7 +143,7 @@ class PreparedModel:
         return engine if engine.takes(images) else None
 
     def __repr__(self) -> str:
-        return f"PreparedModel of {type(self.original).__name__}\n{self.report()}"
+        return self.report()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was found out about the model, for `pysal.load_prepared`: numbers and words, none of its weights.
