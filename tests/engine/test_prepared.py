@@ -702,9 +702,9 @@ def test_one_number_in_a_sequence_stands_for_rows_and_columns() -> None:
     assert_no_worse(prepared(x), double(x.double()), model(x))
 
 
-def test_a_prepared_model_shows_its_report():
+def test_a_prepared_model_shows_its_report() -> None:
     images = torch.rand(1, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
-    fast = prepare(model, images)
+    fast = pysal.prepare(model, images)
     assert fast.report()
     assert repr(fast) == fast.report()
