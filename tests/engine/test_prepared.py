@@ -152,6 +152,15 @@ GRAPHS = {
     "other activations": lambda: Functional(lambda x, a, b: F.gelu(b(F.silu(a(x)))), conv(3, 5, 3), conv(5, 4, 3)),
     "dropout": lambda: Functional(lambda x, a, d: d(a(x)).relu(), conv(3, 5, 3), nn.Dropout(0.5)),
     "saturating Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(0.0, 0.3)),
+    "functional Hardtanh": lambda: Functional(
+        lambda x, a, b: F.hardtanh(b(F.hardtanh(a(x), max_val=0.4, min_val=0)), 0.0, 1.0), conv(3, 5, 3), conv(5, 4, 3)
+    ),
+    "thresholds": lambda: Functional(
+        lambda x, a, t, b: F.threshold(b(F.threshold(t(a(x)), 0.1, 0.2)), 0, value=0.0),
+        conv(3, 5, 3),
+        nn.Threshold(0.0, 0.0),
+        conv(5, 4, 3),
+    ),
     "symmetric Hardtanh": lambda: Functional(lambda x, a, h: h(a(x)), conv(3, 5, 3), nn.Hardtanh(-0.3, 0.3)),
 }
 UNFUSED = {"reflect padding", "dense block changed in place"}

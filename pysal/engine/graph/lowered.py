@@ -100,21 +100,40 @@ def is_addition(node: fx.Node) -> bool:
 
 
 def relu_upper(graph: fx.GraphModule, node: fx.Node) -> float | None:
-    """Return where a ReLU node saturates, infinity for a plain one, or None where the node is no ReLU."""
+    """Return where a ReLU node saturates, infinity for a plain one, or None where the node is no ReLU.
+
+    A clamp is none: at its bounds its gate is open.
+    """
     module = module_of(graph, node)
     if isinstance(module, nn.ReLU6):
         return 6.0
     if isinstance(module, nn.ReLU):
         return float("inf")
     if isinstance(module, nn.Hardtanh):
-        return float(module.max_val) if module.min_val == 0 and module.max_val > 0 else None
-    if node.op == "call_function" and node.target in (F.relu, torch.relu, torch.relu_):
+        return _between(module.min_val, module.max_val)
+    if isinstance(module, nn.Threshold):
+        return float("inf") if module.threshold == module.value == 0 else None
+    if node.op == "call_method":
+        return float("inf") if node.target in ("relu", "relu_") else None
+    if node.op != "call_function":
+        return None
+    if node.target in (F.relu, torch.relu, torch.relu_):
         return float("inf")
-    if node.op == "call_function" and node.target is F.relu6:
+    if node.target is F.relu6:
         return 6.0
-    if node.op == "call_method" and node.target in ("relu", "relu_"):
-        return float("inf")
+    if node.target in (F.hardtanh, F.hardtanh_):
+        given = {"min_val": -1.0, "max_val": 1.0} | dict(zip(("min_val", "max_val"), node.args[1:], strict=False)) | node.kwargs
+        return _between(given["min_val"], given["max_val"])
+    if node.target in (F.threshold, torch.threshold):
+        given = dict(zip(("threshold", "value"), node.args[1:], strict=False)) | node.kwargs
+        return float("inf") if given["threshold"] == given["value"] == 0 else None
     return None
+
+
+def _between(lower: Any, upper: Any) -> float | None:
+    """Return the upper limit of a Hardtanh that is a ReLU."""
+    known = isinstance(lower, (int, float)) and isinstance(upper, (int, float))
+    return float(upper) if known and lower == 0 and upper > 0 else None
 
 
 def is_mean_of_map(graph: fx.GraphModule, node: fx.Node) -> bool:
