@@ -191,7 +191,8 @@ class Passes(Request):
         rows, pair = torch.tensor([0, root.images - 1], device=root.device), unlike(root.inputs)
 
         def ask(places: Sequence[int], share: float) -> Tensor:
-            return self._ask(nudged(pair[list(places)], share), rows[list(places)])
+            some, own = (torch.stack([one[place] for place in places]) for one in (pair, rows))  # a GPU would wait for a list
+            return self._ask(nudged(some, share), own)
 
         try:
             check(ask, number, self._roundoff_of)
