@@ -33,10 +33,10 @@ class Lime(Ablating):
         interpretable_model: what is fitted: an object with `fit(loader)` of batches (sets, outputs, weights) and
             `representation()`, as captum's `SkLearnLasso`; None = a lasso with penalty 0.01, captum's default, which needs no
             scikit-learn here.
-        similarity_func: the weight of a sample, of (inputs, changed inputs, set) and further keywords; None = exp(-d^2 / 2), d being 1 less
-            the cosine of the angle between the two.
-        perturb_func: a set of features (1, F) of ones and zeros, or a generator of them, of the inputs and further keywords; None = each
-            feature with probability 1/2, drawn as captum draws it.
+        similarity_func: the weight of a sample, of (inputs, changed inputs, set) and further keywords; None = exp(-d^2 / 2), d
+            being 1 less the cosine of the angle between the two.
+        perturb_func: a set of features (1, F) of ones and zeros, or a generator of them, of the inputs and further keywords;
+            None = each feature with probability 1/2, drawn as captum draws it.
 
     Source:
         Ribeiro, Singh and Guestrin 2016, arXiv:1602.04938.
