@@ -14,9 +14,9 @@ GRADIENTS, LEAST_SECONDS = 30, 0.5
 # What is not clearly faster than the model is not used: each use also compares the model with what was prepared.
 WORTH = 1.05
 # Rounds in which everything is measured; on a GPU the first of them record the graphs that the others replay.
-LEAST_TURNS, TURNS, GPU_TURNS = 2, 5, 7
-# So far from 1, a ratio does not need more rounds.
-CLEAR = 1.3
+TURNS, GPU_TURNS = 5, 7
+# So far from 1, a ratio does not need more rounds: after the first, and after those that follow.
+CLEAR_AT_ONCE, CLEAR = 1.5, 1.3
 
 Way = Callable[[], object]
 
@@ -111,10 +111,11 @@ def least_seconds(ways: Mapping[str, Way], pairs: Mapping[str, str], budget: Bud
             least[name] = min(least[name], budget.seconds(name, way))
         if "model's gradient" in least:
             budget.gradient = least["model's gradient"]
-        if budget.device.type == "cpu" and turn + 1 >= LEAST_TURNS:
+        if budget.device.type == "cpu":
             ratios = [ratio(least, model, own) for model, own in pairs.items()]
-            clear = all(one >= CLEAR or one <= 1 / CLEAR for one in ratios)
-            if clear or budget.left < budget.spent - before:
+            limit = CLEAR if turn else CLEAR_AT_ONCE
+            clear = all(one >= limit or one <= 1 / limit for one in ratios)
+            if clear or (turn and budget.left < budget.spent - before):
                 break
     return least
 
