@@ -91,13 +91,30 @@ def test_leave_one_out_of_a_function() -> None:
     found = _by_function(brightness, image, (), 0, None, pysal.Slic(2))
     assert found.target_names == ["left"]
     assert found.model_name == "brightness"
-    assert float(found.results["leave_one_out"].details["drops"].sum()) == 1.0  # black in place of all that is bright
+    (drops,) = found.results["leave_one_out"].details["drops"]
+    assert float(drops.sum()) == 1.0  # black in place of all that is bright
 
     def label(value: Any) -> tuple[int, str]:
         return 7, "bright" if value.mean() > 100 else "dark"
 
     said = _by_function(label, image, (), 0, 1, pysal.Slic(2))
     assert said.target_names == ["bright"]
+
+
+def test_functions_that_answer_step_by_step_or_later() -> None:
+    def steps(value: Any) -> Any:
+        yield {"left": 0.5}
+        yield brightness(value)
+
+    async def later(value: Any) -> Any:
+        return brightness(value)
+
+    async def both(value: Any) -> Any:
+        yield {"left": 0.5}
+        yield brightness(value)
+
+    for function in (steps, later, both):
+        assert Function(function, ARRAY, (), 0, None).scores == list(brightness(ARRAY).values())
 
 
 def test_an_image_that_was_not_chosen() -> None:

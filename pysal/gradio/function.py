@@ -1,9 +1,11 @@
 """A function of a Gradio app as a model: it takes what an image component hands over, and answers with labels."""
 
+import asyncio
+import inspect
 import math
 import numbers
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,32 @@ def labels_of(answer: Any) -> dict[str, float]:
     refuse(WHERE, "the function", "answer with {label: score}, a label or a number", got, TypeError)
 
 
+def answer_of(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function of an app answers: its last step, where it has several, awaited where it must be."""
+    answer = function(*arguments)
+    if inspect.isasyncgen(answer):
+        answer = _last_of(answer)
+    if inspect.isawaitable(answer):
+        answer = asyncio.run(_awaited(answer))
+    if inspect.isgenerator(answer):
+        last = None
+        for last in answer:  # noqa: B007
+            pass
+        return last
+    return answer
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+async def _last_of(answers: AsyncIterator[Any]) -> Any:
+    last = None
+    async for last in answers:  # noqa: B007
+        pass
+    return last
+
+
 class Function:
     """A model that asks a function of an app about one image after the other.
 
@@ -81,7 +109,7 @@ class Function:
 
     def _ask(self, value: Any) -> dict[str, float]:
         arguments = [*self.others[: self.place], value, *self.others[self.place :]]
-        answer = self.function(*arguments)
+        answer = answer_of(self.function, *arguments)
         if self.output is not None and isinstance(answer, (tuple, list)):
             answer = answer[self.output]
         return labels_of(answer)

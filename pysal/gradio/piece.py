@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pysal._checks import first_line, refuse
 from pysal.engine.model.class_names import names_of
 from pysal.engine.prepared.model import PreparedModel
 from pysal.explain import explain
-from pysal.gradio.function import WHERE, Function, labels_of, pixels_of
+from pysal.gradio.function import WHERE, Function, answer_of, labels_of, pixels_of
 from pysal.methods.registry import method_names
 from pysal.models import Classifier
 from pysal.segments import Slic
@@ -105,7 +106,8 @@ def _piece(
                 else _by_model(function, value, further, place, output, model, names)
             )
         except Exception as error:  # of the app's own function too: the page says it and stays
-            raise gr.Error(f"{type(error).__name__}: {first_line(error)}") from error
+            # the page shows the sentence as HTML
+            raise gr.Error(html.escape(f"{type(error).__name__}: {first_line(error)}", quote=False)) from error
         return _drawn(found), f"```text\n{found.table()}\n```"
 
     button = gr.Button(label, elem_classes="pysal-explain")
@@ -183,7 +185,7 @@ def _by_model(
     target: int | None = None
     names = names_of(model.original if isinstance(model, PreparedModel) else model)
     if callable(function) and names is not None:
-        answer = function(*further[:place], value, *further[place:])
+        answer = answer_of(function, *further[:place], value, *further[place:])
         said = labels_of(answer[output] if output is not None and isinstance(answer, (tuple, list)) else answer)
         highest = max(said, key=lambda one: said[one])
         target = names.names.index(highest) if highest in names.names else None
