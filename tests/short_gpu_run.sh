@@ -12,7 +12,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(command -v "${PYTHON:-python3}") || { echo "no ${PYTHON:-python3}" >&2; exit 2; }
 PATH="$(dirname "$python"):$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
 export PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE CUBLAS_WORKSPACE_CONFIG=:4096:8
-wheels=(captum==0.9.0 pytest pytest-benchmark py-cpuinfo pluggy iniconfig packaging pygments hypothesis sortedcontainers)
+# Of the pinned versions; there, what the machine has is left as it is.
+wheels=(captum pytest pytest-benchmark py-cpuinfo2 pluggy iniconfig packaging Pygments hypothesis sortedcontainers
+  click numpy pillow scipy scikit-image tqdm ImageIO lazy-loader networkx tifffile
+  matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil)
+
+# pinned NAME...: what requirements/ says of them; a name that it does not have is an error
+pinned() {
+  local name
+  for name in "$@"; do
+    grep --no-filename --ignore-case --max-count=1 "^$name==" requirements/*.txt | head -n 1 | grep . || {
+      echo "no $name in requirements/" >&2
+      return 1
+    }
+  done
+}
 
 pack() {
   local work
@@ -21,7 +35,8 @@ pack() {
   git ls-files -z | tar --null --files-from=- --create --file=- | tar --extract --directory="$work/gpu-run" || return
   # compiled without a GPU; the newest architecture's PTX runs on later ones
   (cd "$work/gpu-run" && PYSAL_CUDA=ON "$python" setup.py --quiet build_ext --inplace && rm -rf build) || return
-  "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/gpu-run/wheels-of-others" "${wheels[@]}" || return
+  pinned "${wheels[@]}" >"$work/wheels.txt" || return
+  "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/gpu-run/wheels-of-others" --requirement "$work/wheels.txt" || return
   git rev-parse HEAD >"$work/gpu-run/commit"
   tar --create --gzip --file=gpu-run.tar.gz --directory="$work" gpu-run && rm -rf "$work" && ls -l gpu-run.tar.gz
 }
@@ -73,10 +88,24 @@ stage() {
   return $status
 }
 
-if compgen -G "wheels-of-others/*.whl" >/dev/null; then
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$own/site" wheels-of-others/*.whl || echo "the wheels do not install"
+# a folder on PYTHONPATH comes before what is installed, so nothing is put there that the machine has, numpy beside torch say
+mapfile -t missing < <("$python" - wheels-of-others/*.whl <<'PY'
+import importlib.metadata
+import sys
+from pathlib import Path
+
+for path in map(Path, sys.argv[1:]):
+    try:
+        importlib.metadata.version(path.name.split("-")[0].replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        if path.exists():
+            print(path)
+PY
+)
+if [[ ${#missing[@]} -gt 0 ]]; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$own/site" "${missing[@]}" || echo "not all wheels install"
 fi
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$own/site # what the machine has comes first
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$own/site
 load='import pysal, sys; info = pysal.build_info(); print({name: info[name] for name in info if name != "kernels"}); sys.exit(info["cuda"] != "loaded")'
 about='import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version()); print(torch.cuda.get_device_properties(0))'
 small=()
