@@ -53,7 +53,7 @@ HOMES = {
 
 def is_installed() -> bool:
     """Whether captum can be imported."""
-    return PEER in sys.modules or importlib.util.find_spec(PEER) is not None
+    return sys.modules.get(PEER) is not None or importlib.util.find_spec(PEER) is not None
 
 
 def ours(name: str) -> Any:

@@ -100,8 +100,7 @@ def test_names_that_nobody_has() -> None:
 
 WITHOUT = """
 import importlib, importlib.util, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "captum" else find(name, package)
+sys.modules["captum"] = None  # as a program says it that wants to do without
 import pysal.captum
 from pysal.captum.attr import *
 from pysal.captum.attr import Saliency
@@ -113,7 +112,7 @@ for statement in sys.argv[1:]:
         exec(statement)
     except (AttributeError, ImportError) as error:
         print(type(error).__name__, error)
-assert not any(name.split(".")[0] == "captum" for name in sys.modules)
+assert [name for name in sys.modules if name.split(".")[0] == "captum"] == ["captum"]
 """
 
 
