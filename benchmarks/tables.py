@@ -31,6 +31,14 @@ COLUMNS = {
     "pysal, unprepared": ("pysal, unprepared",),
 }
 OURS = "pysal"
+BEGIN_NETWORKS, END_NETWORKS = "<!-- networks: written by benchmarks/tables.py -->", "<!-- /networks -->"
+NETWORK_METHODS = {
+    "gradient": "gradient",
+    "integrated_gradients": "Integrated Gradients, 50 steps",
+    "grad_cam": "Grad-CAM",
+    "leave_one_out_windows": "leave-one-out, 49 windows",
+    "forward": "forward pass: torch, ONNX Runtime",
+}
 AUDIT = ("methods", "metrics", "growth")
 DATASETS = (50_000, 1_000_000)
 Row = Mapping[str, Any]
@@ -128,6 +136,61 @@ def readme_section(results: Sequence[Mapping[str, Any]], on_gpu: Sequence[Mappin
             "",
         ]
     return "\n".join([*lines, END])
+
+
+def latest_networks() -> dict[str, Any] | None:
+    """The newest version's results on families of networks."""
+    paths = sorted(RESULTS.glob("*/networks-*.json"), key=lambda path: [int(part) for part in path.parent.name.split(".")])
+    return json.loads(paths[-1].read_text()) if paths else None
+
+
+def networks_section(result: Mapping[str, Any] | None) -> str:
+    """README's table of families: the peers' best time divided by ours, from the least to the most of a family's networks."""
+    if result is None:
+        return "\n".join([BEGIN_NETWORKS, "", "Nothing has been measured for this version.", "", END_NETWORKS])
+    about, families = result["metadata"], list(dict.fromkeys(row["family"] for row in result["rows"]))
+    body = []
+    for family in families:
+        rows = [row for row in result["rows"] if row["family"] == family]
+        cells = [f"{family}: {', '.join(dict.fromkeys(row['network'] for row in rows))}"]
+        for method in NETWORK_METHODS:
+            own = [row["seconds"] for row in rows if row["method"] == method]
+            names = ("torch", "onnxruntime") if method == "forward" else (None,)
+            cells.append(", ".join(ratios([against(seconds, name) for seconds in own]) for name in names))
+        body.append(cells)
+    where = f"{about['processor']}, {about['threads']} thread, torch {about['torch']}, {about['date'][:10]}"
+    return "\n".join(
+        [
+            BEGIN_NETWORKS,
+            "",
+            f"**Families of networks**, prepared, 224 x 224, float32, random weights but for MobileNetV2 ({where}):",
+            "",
+            *table(["family", *NETWORK_METHODS.values()], body),
+            "",
+            "Each number is the time of the fastest other tool (captum at its best setting, for Grad-CAM pytorch-grad-cam too)",
+            "divided by pysal's on the prepared model. The last column has two numbers for a forward pass of four images:",
+            "torch's and ONNX Runtime's. **Bold**: the other tool is faster. CPU time, the least of alternating runs",
+            "(`python -m benchmarks.bench_networks`, which takes sixteen networks).",
+            "",
+            END_NETWORKS,
+        ]
+    )
+
+
+def against(seconds: Mapping[str, float], name: str | None) -> float | None:
+    """A tool's time divided by ours; of several, the fastest that is not ours."""
+    if name is not None:
+        return seconds[name] / seconds[OURS] if name in seconds else None
+    return min(value for tool, value in seconds.items() if tool not in (OURS, "unprepared")) / seconds[OURS]
+
+
+def ratios(found: Sequence[float | None]) -> str:
+    """The least and the most of some ratios; bold where one is less than 1."""
+    known = sorted(one for one in found if one is not None)
+    if not known:
+        return "-"
+    text = " to ".join(dict.fromkeys(f"{one:.1f}" if one >= 0.995 else f"{one:.2f}" for one in (known[0], known[-1])))
+    return f"**{text}**" if known[0] < 0.995 else text
 
 
 def docs_section(results: Sequence[Mapping[str, Any]], on_gpu: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -344,7 +407,11 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/migrating.md": faces_section(results),
         ROOT / "docs/auditing.md": audit_section(latest_audits()),
     }
-    return {path: replaced(path.read_text(), section) for path, section in sections.items()}
+    found = {path: replaced(path.read_text(), section) for path, section in sections.items()}
+    readme = ROOT / "README.md"
+    before, rest = found[readme].split(BEGIN_NETWORKS)
+    found[readme] = before + networks_section(latest_networks()) + rest.split(END_NETWORKS)[1]
+    return found
 
 
 def main() -> None:
