@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pysal.methods.guided_integrated_gradients import guided_integrated_gradients
     from pysal.methods.integrated_gradients import integrated_gradients
     from pysal.methods.leave_one_out import leave_one_out
+    from pysal.methods.shapley import shapley
     from pysal.methods.smooth_grad import smooth_grad
     from pysal.methods.xrai import xrai
     from pysal.models import Normalized, read_image, read_images
@@ -67,6 +68,7 @@ _HOMES = {
     "progress": ".engine.running.chunks",
     "read_image": ".models",
     "read_images": ".models",
+    "shapley": ".methods.shapley",
     "smooth_grad": ".methods.smooth_grad",
     "xrai": ".methods.xrai",
 }
@@ -127,6 +129,7 @@ __all__ = [
     "read_image",
     "read_images",
     "segments",
+    "shapley",
     "smooth_grad",
     "targets",
     "viz",

@@ -26,7 +26,7 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.explanation import Explanation, MethodResult
-from pysal.methods.registry import METHODS, method_names
+from pysal.methods.registry import BY_NAME, METHODS, method_names
 
 
 class Picture(Protocol):
@@ -40,6 +40,7 @@ class Picture(Protocol):
 Photo: TypeAlias = str | Path | bytes | Picture
 
 WHERE = "pysal.explain"
+_METHODS = METHODS | BY_NAME
 
 
 def explain(
@@ -65,15 +66,16 @@ def explain(
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
+            "shapley" takes many passes and is none of all: it runs where it is named.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
-        seed: seed of SmoothGrad's noise.
+        seed: seed of SmoothGrad's noise and of the orders of Shapley values.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-            For all methods; None = "auto" for leave-one-out, "logit" for the others. `Explanation.output` and its table say
-            what the output was taken for.
+            For all methods; None = "auto" for leave-one-out and Shapley values, "logit" for the others. `Explanation.output`
+            and its table say what the output was taken for.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
             as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
         batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
@@ -93,7 +95,7 @@ def explain(
         torch.Size([1, 3, 8, 8])
     """
     started = time.perf_counter()
-    names = method_names(WHERE, methods)
+    names = method_names(WHERE, methods, BY_NAME)
     options = _checked_options(names, methods, method_options or {}, seed)
     _check_that_no_method_is_a_target(model, target)
     if not isinstance(images, Tensor):
@@ -114,12 +116,12 @@ def explain(
             skipped[name] = str(error)
 
     def request(name: str) -> Plan:
-        return plan.renamed(f"pysal.{name}", score or METHODS[name].score)
+        return plan.renamed(f"pysal.{name}", score or _METHODS[name].score)
 
     works: dict[str, Work] = {}
     for name in names:
         with skipping(name):
-            works[name] = METHODS[name].prepare(request(name), **options[name])
+            works[name] = _METHODS[name].prepare(request(name), **options[name])
     announced: list[tuple[ScoreKind, Sweep]] = []
     sharing: list[str] = []
     for name in list(works):  # nothing will be refused any more: what several methods ask of the images is made in one pass
@@ -132,7 +134,7 @@ def explain(
     _finish(plan)
     shared = (time.perf_counter() - began) / max(len(sharing), 1)  # each has its part of the pass that they share
     for name in names:
-        method = METHODS[name]
+        method = _METHODS[name]
         began = time.perf_counter()
         found = None
         if name not in skipped:
@@ -142,7 +144,7 @@ def explain(
             continue
         _finish(plan)
         # A mean of maps is drawn as they are; squares and variances have no sign left to show.
-        drawn = METHODS[found.details["base"]] if found.details.get("kind") == "mean" else method
+        drawn = _METHODS[found.details["base"]] if found.details.get("kind") == "mean" else method
         results[name] = MethodResult(
             name=name,
             title=found.details.get("title", method.title),
@@ -186,7 +188,7 @@ def _check_that_no_method_is_a_target(model: object, target: object) -> None:
     """Refuse a method's name in the place of a class's, unless the model has a class of that name."""
     named = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
     spelled = [name.strip().casefold() if isinstance(name, str) else "" for name in named]
-    if spelled and all(name.replace("-", "_") in ("all", *METHODS) for name in spelled):
+    if spelled and all(name.replace("-", "_") in ("all", *_METHODS) for name in spelled):
         known = names_of(model.original if isinstance(model, PreparedModel) else model)
         if known is None or not set(spelled) <= set(map(str.casefold, known.names)):
             refuse(WHERE, "target", f"be a class; names of methods are given as methods={target!r}", repr(target))
@@ -200,14 +202,14 @@ def _checked_options(
     if not isinstance(given, Mapping):
         refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
     for name in given:
-        if name not in METHODS:
-            refuse_unknown(WHERE, "method_options", f"be for methods out of {', '.join(METHODS)}", name, METHODS)
+        if name not in _METHODS:
+            refuse_unknown(WHERE, "method_options", f"be for methods out of {', '.join(_METHODS)}", name, _METHODS)
         if name not in names:
             refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
         argument = f"method_options[{name!r}]"
-        options[name] = checked_options(WHERE, argument, METHODS[name].prepare, given[name])
+        options[name] = checked_options(WHERE, argument, _METHODS[name].prepare, given[name])
     for name in names:
-        if METHODS[name].noisy:
+        if _METHODS[name].noisy:
             options[name].setdefault("seed", seed)
     return options
 

@@ -19,9 +19,9 @@ TAIL = tuple(field.name for field in fields(Running))
 # `gradient` is the source of what is shared; beside its tail, of how a target is said.
 SOURCE = pysal.gradient
 # Methods that have no place in `explain`.
-UNLISTED = ("guided_integrated_gradients", "xrai")
+UNLISTED = ("guided_integrated_gradients", "shapley", "xrai")
 # What a figure, an explanation and a set of maps is explained by, where it is not what the method itself would take.
-SCORES = {"explain": None, "max_sensitivity": None, "parameter_randomisation": None, "per_image": None}
+SCORES = {"shapley": "auto", "explain": None, "max_sensitivity": None, "parameter_randomisation": None, "per_image": None}
 
 
 def sharing() -> dict[str, Callable[..., Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pysal._checks import check_tensor, refuse, refuse_unknown
 from pysal.engine.request.score import Output, ScoreKind, settled, unit
-from pysal.methods.traits import MODES, TRAITS
+from pysal.methods.traits import BY_NAME, MODES, TRAITS
 
 WHERE = "pysal.Explanation"
 Detail = Tensor | list[Tensor] | str | float | int
@@ -125,8 +125,8 @@ class Findings:
 
     def unit_of_map(self, result: MethodResult) -> str:
         """Return what a value of a method's map means; "" where nothing short says it."""
-        traits = TRAITS.get(result.name)
-        if traits is not None and traits.noisy:
+        traits = TRAITS.get(result.name) or BY_NAME.get(result.name)
+        if traits is not None and traits.noisy and not traits.unit:  # that of what is smoothed
             if result.details.get("kind", "mean") != "mean":
                 return ""
             traits = TRAITS.get(str(result.details.get("base", "gradient")))

@@ -1,6 +1,6 @@
 """The methods by name: what `explain` and the command line offer, and how each map is drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,18 @@ from pysal.methods import (
     guided_backprop,
     integrated_gradients,
     leave_one_out,
+    shapley,
     smooth_grad,
 )
+from pysal.methods.traits import BY_NAME as BY_NAME_TRAITS
 from pysal.methods.traits import TRAITS, Traits
 from pysal.segments import Grid
 
-_CORES = {**smooth_grad.BASES, "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad)}
+_CORES = {
+    **smooth_grad.BASES,
+    "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad),
+    "shapley": with_defaults(shapley.prepare, shapley.shapley),
+}
 _PUBLIC = {
     function.__name__: function
     for function in (
@@ -33,6 +39,7 @@ _PUBLIC = {
         smooth_grad.smooth_grad,
         integrated_gradients.integrated_gradients,
         blur_integrated_gradients.blur_integrated_gradients,
+        shapley.shapley,
     )
 }
 
@@ -85,6 +92,9 @@ def _method(traits: Traits) -> Method:
 
 METHODS: dict[str, Method] = {name: _method(traits) for name, traits in TRAITS.items()}
 
+# Methods that `explain` runs by name, and that "all" and the command line leave out: they take many passes.
+BY_NAME: dict[str, Method] = {name: _method(traits) for name, traits in BY_NAME_TRAITS.items()}
+
 
 def check_method(where: str, method: object) -> str:
     """Return the name of a method that there is.
@@ -97,8 +107,8 @@ def check_method(where: str, method: object) -> str:
     return method
 
 
-def method_names(where: str, methods: object) -> list[str]:
-    """Return the names that `methods`, "all" or names, stands for, each once.
+def method_names(where: str, methods: object, also: Iterable[str] = ()) -> list[str]:
+    """Return the names that `methods`, "all" or names, stands for, each once; `also` may be named, and "all" leaves it out.
 
     Raises:
         TypeError: neither text nor a sequence.
@@ -107,9 +117,10 @@ def method_names(where: str, methods: object) -> list[str]:
     if not isinstance(methods, Sequence):
         refuse(where, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
     names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
+    known = [*METHODS, *also]
     for name in names:
-        if not isinstance(name, str) or name not in METHODS:
-            refuse_unknown(where, "methods", f"be 'all' or names out of {', '.join(METHODS)}", name, METHODS)
+        if not isinstance(name, str) or name not in known:
+            refuse_unknown(where, "methods", f"be 'all' or names out of {', '.join(known)}", name, known)
     if not names:
         refuse(where, "methods", "name at least one method", "none")
     return list(dict.fromkeys(names))

@@ -136,6 +136,20 @@ TRAITS: dict[str, Traits] = {
     )
 }
 
+# Methods that `explain` runs by name, and that "all" and the command line leave out.
+BY_NAME: dict[str, Traits] = {
+    "shapley": Traits(
+        "shapley",
+        "Shapley values",
+        "each segment's share of the score",
+        "1 forward per set of segments",
+        unit="share of {score}",
+        reduction="none",
+        signed=True,
+        noisy=True,
+    )
+}
+
 
 @dataclass(frozen=True)
 class ModeWords:

@@ -1,0 +1,152 @@
+"""Owen values: Shapley values of features in groups of groups, by all sets that a tree of them allows or by random orders."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A feature, or nodes that come and go together.
+Tree: TypeAlias = "int | tuple[Tree, ...]"
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What features add to sets of others, each gain with its weight.
+
+    Attributes:
+        features: F.
+        samples: how many independent estimates the gains are; 0 = they are exact.
+        sets: the sets whose worth is needed, each once, feature f as bit f.
+    """
+
+    features: int
+    samples: int
+    sets: list[int] = field(default_factory=list)
+    _places: dict[int, int] = field(default_factory=dict)
+    _terms: list[tuple[int, int, int, int, float]] = field(default_factory=list)  # sample, feature, with it, without it
+
+    def add(self, sample: int, feature: int, before: int, weight: float) -> None:
+        """Add a gain: that of a feature which comes to a set."""
+        self._terms.append((sample, feature, self._place(before | 1 << feature), self._place(before), weight))
+
+    def _place(self, one: int) -> int:
+        place = self._places.setdefault(one, len(self.sets))
+        if place == len(self.sets):
+            self.sets.append(one)
+        return place
+
+    def values(self, worth: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the values (F,) and their standard errors (F,), 0 where they are exact, from the worth of each set."""
+        sample, feature, after, before = (np.array(column, np.int64) for column in [*zip(*self._terms, strict=True)][:4])
+        weight = np.array([term[4] for term in self._terms])
+        found = np.zeros((max(self.samples, 1), self.features))
+        np.add.at(found, (sample, feature), weight * (worth[after] - worth[before]))
+        values = found.mean(0)
+        if self.samples < 2:
+            return values, np.zeros_like(values)
+        return values, found.std(0, ddof=1) / math.sqrt(self.samples)
+
+
+def leaves(tree: Tree) -> list[int]:
+    """Return the features of a tree, from left to right."""
+    return [tree] if isinstance(tree, int) else [leaf for node in tree for leaf in leaves(node)]
+
+
+def sets_needed(tree: Tree) -> int:
+    """Return how many sets exact values need, nothing and everything among them."""
+
+    def inner(node: Tree, contexts: int) -> int:
+        if isinstance(node, int):
+            return 0
+        below = sum(inner(child, contexts << len(node) - 1) for child in node)
+        return contexts * ((1 << len(node)) - 2) + below
+
+    return 2 + inner(tree, 1)
+
+
+def exact_gains(tree: Tree) -> Gains:
+    """Return the gains of the exact Owen values: at each node the children's Shapley weights, whatever else is there.
+
+    Source:
+        Owen 1977, Values of games with a priori unions; Winter 1989, A value for cooperative games with levels structure of
+        cooperation.
+    """
+    found = Gains(len(leaves(tree)), 0)
+
+    def walk(node: tuple[Tree, ...], outside: int, weight: float) -> None:
+        bits = [sum(1 << leaf for leaf in leaves(child)) for child in node]
+        count = len(node)
+        for child in range(count):
+            others = bits[:child] + bits[child + 1 :]
+            for choice in range(1 << count - 1):
+                before = outside | sum(one for place, one in enumerate(others) if choice >> place & 1)
+                size = choice.bit_count()
+                share = weight * math.factorial(size) * math.factorial(count - 1 - size) / math.factorial(count)
+                below = node[child]
+                if isinstance(below, int):
+                    found.add(0, below, before, share)
+                else:
+                    walk(below, before, share)
+
+    walk((tree,) if isinstance(tree, int) else tree, 0, 1.0)
+    return found
+
+
+def sampled_gains(tree: Tree, pairs: int, generator: np.random.Generator) -> Gains:
+    """Return the gains along random orders, in which the features of a node follow each other, each order with its reverse.
+
+    Every order adds up to the worth of all less that of none, so the values do, too.
+
+    Args:
+        tree: of the features.
+        pairs: of orders, at least 2 for a standard error.
+        generator: draws the orders.
+
+    Source:
+        Castro, Gomez and Tejada 2009, Polynomial calculation of the Shapley value based on sampling; the reverse: Mitchell,
+        Cooper, Frank and Holmes 2022, arXiv:2104.12199, section 4.1.
+    """
+    found = Gains(len(leaves(tree)), pairs)
+
+    def order(node: Tree) -> list[int]:
+        if isinstance(node, int):
+            return [node]
+        return [leaf for child in generator.permutation(len(node)) for leaf in order(node[child])]
+
+    for pair in range(pairs):
+        drawn = order(tree)
+        for one in (drawn, drawn[::-1]):
+            before = 0
+            for feature in one:
+                found.add(pair, feature, before, 0.5)
+                before |= 1 << feature
+    return found
+
+
+def halves(places: NDArray[np.float64], members: Sequence[int] | None = None) -> Tree:
+    """Return the tree of features at places (F, 2) that is cut in two along its longer side, and so on."""
+    own = np.arange(len(places)) if members is None else np.asarray(members)
+    if len(own) == 1:
+        return int(own[0])
+    axis = int(np.argmax(np.ptp(places[own], axis=0)))
+    ordered = own[np.lexsort((own, places[own][:, 1 - axis], places[own][:, axis]))]
+    middle = len(ordered) // 2
+    if np.ptp(places[own][:, axis]) > 0:  # where the cut is straight, if one is near the middle
+        along = places[ordered][:, axis]
+        cuts = np.flatnonzero(np.diff(along) > 0) + 1
+        middle = int(cuts[np.argmin(np.abs(cuts - len(ordered) / 2))])
+    return (halves(places, ordered[:middle].tolist()), halves(places, ordered[middle:].tolist()))
+
+
+def merged(features: NDArray[np.float64]) -> Tree:
+    """Return the tree in which those of features (F, D) that are most alike are merged first, by Ward's criterion."""
+    from scipy.cluster.hierarchy import linkage
+
+    nodes: list[Tree] = list(range(len(features)))
+    if len(nodes) > 1:
+        for first, second, _, _ in linkage(features, "ward"):
+            nodes.append((nodes[int(first)], nodes[int(second)]))
+    return nodes[-1]

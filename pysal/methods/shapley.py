@@ -1,0 +1,261 @@
+"""Shapley and Owen values: what each segment adds to the score, in the mean over the company that it may come into."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pysal import ops
+from pysal._checks import check_choice, check_count, check_ids, check_seed, refuse
+from pysal.engine.ablation import owen
+from pysal.engine.request.attribution import Attribution
+from pysal.engine.request.extra_inputs import ExtraInputs
+from pysal.engine.request.fills import Fill, resolve_fill
+from pysal.engine.request.plan import Model, Plan
+from pysal.engine.request.running import Running
+from pysal.engine.request.score import ScoreKind
+from pysal.engine.request.target import Target
+from pysal.engine.request.work import Work
+from pysal.engine.running.precision import Precision
+from pysal.segments import Boxes, Labels, Segments, Slic, cut
+
+TreeKind: TypeAlias = Literal["halves", "merged", "flat"] | Sequence[Any]
+TREES = ("halves", "merged", "flat")
+# How many pairs of orders an estimate needs for a standard error.
+LEAST_PAIRS = 2
+
+
+def shapley(
+    model: Model,
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    segments: Segments = Slic(),  # noqa: B008 (immutable)
+    fill: Fill = 0.0,
+    tree: TreeKind = "halves",
+    passes: int = 1000,
+    seed: int = 0,
+    image_ids: Sequence[int] | Tensor | None = None,
+    score: ScoreKind = "auto",
+    extra_inputs: ExtraInputs = (),
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return, at each pixel, the Owen value of its segment: its share of f(x) - f(x with every segment filled).
+
+    The values of an image add up to that change. They are exact where `passes` allow it, else the mean over random orders in
+    which segments are put back one after the other. Only forward passes are needed.
+
+    Args:
+        model: an nn.Module in eval mode, or any callable on tensors.
+        inputs: (B, C, H, W), floating point.
+        target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
+            `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
+            which is told the image of each row; or None for each image's highest class.
+        segments: see `leave_one_out`; they must not overlap. Pixels of no segment always stay.
+        fill: see `leave_one_out`.
+        tree: which segments come and go together. "halves": those of one side of a cut through the middle, and so on; "merged":
+            those of like colour and place; "flat": none, which is the Shapley value; or nested sequences of the segments'
+            numbers, each once: `[[0, 1], [2, [3, 4]]]`. Numbers count the labels of an image from the lowest, or boxes by rows.
+        passes: most model passes for an image.
+        seed: whole number in [-2^63, 2^63), which picks the orders.
+        image_ids: one whole number of at least 0 per image, which picks its orders; None = its row in this call.
+        score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
+            probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
+            one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
+            "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
+            (numbers, probabilities, logits) is found out from all images of the call together.
+        extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
+            as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
+        batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
+            must answer for each row as if it were alone, which is checked by passes of two rows and of one. With `batch_size=B`
+            it need not: every pass then holds the whole batch in its order.
+        precision: "float32", "tf32", "mixed" (float32 forward, bf16 backward) or "bf16" (rounding switches some ReLUs).
+        dtype: dtype of the result; None = float32, or float64 for float64 inputs.
+
+    Returns:
+        (B, 1, H, W), signed, in units of the score; 0 where no segment is. `explain(methods="shapley")` gives the value of each
+        segment with its standard error, too.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, value or target, segments that overlap, or too few passes for an estimate with its error.
+
+    Source:
+        Shapley 1953; Owen 1977; nested: Winter 1989. Orders with their reverses: Mitchell et al. 2022, arXiv:2104.12199.
+
+    Example:
+        >>> from pysal import Grid
+        >>> either = lambda x: x.amax((1, 2, 3))
+        >>> shapley(either, torch.ones(1, 3, 2, 2), segments=Grid(2, 2), score="raw")[0, 0]
+        tensor([[0.2500, 0.2500],
+                [0.2500, 0.2500]])
+    """
+    plan = Plan("pysal.shapley", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
+    work = prepare(plan, segments=segments, fill=fill, tree=tree, passes=passes, seed=seed, image_ids=image_ids)
+    return work.run(report=False).map
+
+
+def prepare(
+    plan: Plan,
+    *,
+    segments: Segments,
+    fill: Fill,
+    tree: TreeKind,
+    passes: int,
+    seed: int,
+    image_ids: Sequence[int] | Tensor | None,
+) -> Work:
+    """Return the work that shares the change of the score out over the segments of a plan's images.
+
+    Details: "values" and "standard_errors", lists of B tensors (S_b,), float64; "standard_error" of the map's shape, 0 where
+    values are exact; "exact" (B,); "fill_scores" (B,), the score with every segment filled; "labels" (B, H, W).
+    """
+    where = plan.where
+    check_count(where, "passes", passes)
+    check_seed(where, seed)
+    ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device).tolist()
+    fills = resolve_fill(plan, "fill", fill)
+    regions = _labels(plan, cut(where, segments, plan.inputs))
+    gains = []
+    for image, count in enumerate(regions.counts):
+        nested = _tree(plan, tree, regions.labels[image], count, image)
+        if owen.sets_needed(nested) <= passes:
+            gains.append(owen.exact_gains(nested))
+            continue
+        pairs = (passes - 2) // (2 * (count - 1))
+        if pairs < LEAST_PAIRS:
+            least = 2 + 2 * LEAST_PAIRS * (count - 1)
+            refuse(where, "passes", f"be at least {least} for an estimate with its error of {count} segments", passes)
+        generator = np.random.default_rng([seed % 2**64, ids[image]])
+        gains.append(owen.sampled_gains(nested, pairs, generator))
+    return Work(plan, lambda _report: _share(plan, fills, regions, gains))
+
+
+def _share(plan: Plan, fills: Tensor, regions: Labels, gains: Sequence[owen.Gains]) -> Attribution:
+    clean, _ = plan.clean_scores_without_gradients()
+    most = max(regions.counts)
+    labels = torch.where(regions.labels < 0, most, regions.labels).long().flatten(1)
+
+    # what runs: image and set, each set but the whole image
+    queue = [
+        (image, place) for image, one in enumerate(gains) for place, chosen in enumerate(one.sets) if not _whole(one, chosen)
+    ]
+    if plan.company == "whole" and plan.images > 1:  # a set of each image in every pass; images with fewer repeat one
+        own = [[place for image, place in queue if image == number] for number in range(plan.images)]
+        rounds = max(map(len, own))
+        queue = [(image, own[image][turn % len(own[image])]) for turn in range(rounds) for image in range(plan.images)]
+    rows_of = torch.tensor([image for image, _ in queue], device=plan.device)
+    chosen = _bits([gains[image].sets[place] for image, place in queue], most).to(plan.device)
+    scores = torch.zeros(len(queue), dtype=torch.float64, device=plan.device)
+
+    def body(start: int, stop: int) -> None:
+        rows = rows_of[start:stop]
+        kept = chosen[start:stop].gather(1, labels[rows]).unflatten(1, plan.inputs.shape[2:])[:, None]
+        batch = torch.where(kept, plan.inputs[rows], fills[rows])
+        if plan.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        scores[start:stop] = plan.scores(batch, rows)[0].double()
+
+    plan.run(len(queue), body)
+    found = scores.cpu().numpy()
+    worth = [np.full(len(one.sets), float(full)) for one, full in zip(gains, clean.tolist(), strict=True)]
+    for (image, place), score in zip(queue, found, strict=True):
+        worth[image][place] = score
+
+    values, errors = zip(*(one.values(own) for one, own in zip(gains, worth, strict=True)), strict=True)
+    details: dict[str, Any] = {
+        "values": [torch.from_numpy(one) for one in values],
+        "standard_errors": [torch.from_numpy(one) for one in errors],
+        "standard_error": _on_pixels(plan, errors, regions),
+        "exact": torch.tensor([one.samples == 0 for one in gains]),
+        "fill_scores": torch.tensor([own[one.sets.index(0)] for one, own in zip(gains, worth, strict=True)]),
+        "labels": regions.labels,
+    }
+    return Attribution(_on_pixels(plan, values, regions), passes=1 + len(queue) / plan.images, details=details)
+
+
+def _on_pixels(plan: Plan, values: Sequence[NDArray[np.float64]], regions: Labels) -> Tensor:
+    """Return values of segments at their pixels, (B, 1, H, W)."""
+    table = torch.zeros(plan.images, 1, max(regions.counts), dtype=torch.float64, device="cpu")
+    for row, one in zip(table, values, strict=True):
+        row[0, : len(one)] = torch.from_numpy(one)
+    scores = table.to(device=plan.device, dtype=plan.accumulator_dtype)
+    return ops.occlusion_masks_map(scores, regions.labels).to(plan.dtype)
+
+
+def _whole(gains: owen.Gains, chosen: int) -> bool:
+    return chosen == (1 << gains.features) - 1
+
+
+def _bits(sets: Sequence[int], features: int) -> Tensor:
+    """Return sets as (n, F + 1), the last of which, for pixels of no segment, is always there."""
+    size = features // 8 + 1
+    packed = np.frombuffer(b"".join(one.to_bytes(size, "little") for one in sets), np.uint8).reshape(len(sets), size)
+    found = np.unpackbits(packed, axis=1, count=features + 1, bitorder="little").astype(bool)
+    found[:, features] = True
+    return torch.from_numpy(found)
+
+
+def _labels(plan: Plan, regions: Boxes | Labels) -> Labels:
+    """Return segments as label maps.
+
+    Raises:
+        ValueError: boxes overlap.
+    """
+    if isinstance(regions, Labels):
+        return regions
+    covered = torch.full(plan.inputs.shape[2:], -1, dtype=torch.int32, device="cpu")
+    for number, (top, left, bottom, right) in enumerate(regions.boxes.tolist()):
+        box = covered[top:bottom, left:right]
+        if bool((box >= 0).any()):
+            refuse(plan.where, "segments", "not overlap", f"boxes {int(box.max())} and {number}, which do")
+        box.fill_(number)
+    labels = covered.to(plan.device).expand(plan.images, -1, -1).contiguous()
+    return Labels(labels, (len(regions.boxes),) * plan.images)
+
+
+def _tree(plan: Plan, tree: object, labels: Tensor, count: int, image: int) -> owen.Tree:
+    """Return the tree of an image's segments.
+
+    Raises:
+        TypeError: neither a name nor nested sequences of whole numbers.
+        ValueError: no such name, or not each segment once.
+    """
+    if not isinstance(tree, str):
+        return _nested(plan.where, tree, count)
+    check_choice(plan.where, "tree", tree, TREES)
+    if tree == "flat":
+        return tuple(range(count))
+    found = labels.cpu().numpy()
+    y, x = np.nonzero(found >= 0)
+    own = found[y, x]
+    columns = [y.astype(np.float64), x.astype(np.float64)]
+    if tree == "merged":
+        pixels = plan.inputs[image].detach().double().cpu().numpy()
+        spread = pixels.std() or 1.0
+        columns = [column / max(found.shape) for column in columns] + [channel[y, x] / spread for channel in pixels]
+    sizes = np.bincount(own, minlength=count)
+    means = np.stack([np.bincount(own, column, minlength=count) / sizes for column in columns], 1)
+    return owen.halves(means) if tree == "halves" else owen.merged(means)
+
+
+def _nested(where: str, tree: object, count: int) -> owen.Tree:
+    requirement = f"be one of 'halves', 'merged', 'flat' or nested sequences of the numbers 0 to {count - 1}, each once"
+
+    def read(node: object) -> owen.Tree:
+        if isinstance(node, (int, np.integer)) and not isinstance(node, bool):
+            return int(node)
+        if not isinstance(node, Sequence) or isinstance(node, (str, bytes)) or not len(node):
+            refuse(where, "tree", requirement, repr(node), TypeError)
+        nodes = tuple(read(child) for child in node)
+        return nodes if len(nodes) > 1 else nodes[0]
+
+    found = read(tree)
+    if sorted(owen.leaves(found)) != list(range(count)):
+        refuse(where, "tree", requirement, repr(tree))
+    return found

@@ -1,0 +1,232 @@
+"""Shapley and Owen values: all orders written out, what they add up to, their errors, and what any batch must not change."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pysal
+from pysal import Grid, Slic, Window
+from pysal.engine.ablation import owen
+from tests.methods.networks import Counting, assert_rounding, images, linear, rectified
+
+EXACT = 1e-10  # of sums of a thousand gains of about 1, float64
+
+
+def orders(tree: Any) -> Iterator[tuple[int, ...]]:
+    """Every order in which the members of each node follow each other."""
+    if isinstance(tree, int):
+        yield (tree,)
+        return
+    for children in itertools.permutations(tree):
+        for parts in itertools.product(*(list(orders(child)) for child in children)):
+            yield tuple(itertools.chain(*parts))
+
+
+def by_enumeration(tree: Any, worth: Any) -> np.ndarray:
+    """What each feature adds to those before it, in the mean over all orders."""
+    found = [np.zeros(len(owen.leaves(tree)))]
+    for order in orders(tree):
+        gains, before = np.zeros_like(found[0]), 0
+        for feature in order:
+            gains[feature] = worth(before | 1 << feature) - worth(before)
+            before |= 1 << feature
+        found.append(gains)
+    return np.mean(found[1:], 0)
+
+
+def random_game(features: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=1 << features)
+
+
+TREES: list[Any] = [
+    0,
+    (0,),
+    (1, 0),
+    (0, 1, 2, 3, 4),
+    ((0, 1), (2, (3, 4))),
+    ((4, 2, 0), 1, (3, 5)),
+    (0, (1, (2, (3, (4, 5))))),
+    (((0, 1), (2, 3)), ((4, 5), (6, 7), 8, 9)),
+]
+
+
+@pytest.mark.parametrize("tree", TREES, ids=str)
+def test_exact_values_are_those_of_all_orders(tree: Any) -> None:
+    game = random_game(len(owen.leaves(tree)))
+    gains = owen.exact_gains(tree)
+    assert len(gains.sets) == len(set(gains.sets)) == owen.sets_needed(tree)
+    values, errors = gains.values(game[gains.sets])
+    assert np.abs(values - by_enumeration(tree, lambda one: game[one])).max() <= EXACT
+    assert not errors.any()
+
+
+@pytest.mark.parametrize("tree", TREES[3:], ids=str)
+def test_sampled_orders_are_the_trees_and_add_up(tree: Any) -> None:
+    game, features = random_game(len(owen.leaves(tree))), len(owen.leaves(tree))
+    gains = owen.sampled_gains(tree, 5, np.random.default_rng(1))
+    values, errors = gains.values(game[gains.sets])
+    assert values.sum() == pytest.approx(game[-1] - game[0], abs=EXACT)
+    assert (errors > 0).any()
+    allowed = set(owen.exact_gains(tree).sets)
+    assert set(gains.sets) <= allowed
+    assert len(gains.sets) <= 2 + 10 * (features - 1)
+
+
+@pytest.mark.parametrize("tree", TREES[4:7], ids=str)
+def test_estimates_have_no_bias_and_the_error_they_say(tree: Any) -> None:
+    """400 estimates, whose means lie around the exact values with variances as large as they say, both within 5 sigma."""
+    features = len(owen.leaves(tree))
+    game, generator, runs = random_game(features), np.random.default_rng(2), 400
+    found, errors = zip(*((g := owen.sampled_gains(tree, 4, generator)).values(game[g.sets]) for _ in range(runs)), strict=True)
+    exact = by_enumeration(tree, lambda one: game[one])
+    spread = np.std(found, axis=0, ddof=1)
+    assert (np.abs(np.mean(found, 0) - exact) <= 5 * spread / runs**0.5 + EXACT).all()
+    squares = np.square(errors)
+    bound = 5 * (np.std(squares, axis=0, ddof=1) / runs**0.5 + spread**2 * (2 / runs) ** 0.5) + EXACT
+    assert (np.abs(squares.mean(0) - spread**2) <= bound).all()
+
+
+def filled(inputs: Tensor, labels: Tensor, fill: float, kept: int) -> Tensor:
+    """An image (C, H, W) with the segments that are no bit of `kept` filled."""
+    shown = torch.tensor([[label < 0 or bool(kept >> label & 1) for label in row] for row in labels.tolist()])
+    return torch.where(shown, inputs, fill)
+
+
+def run(model: Any, inputs: Tensor, target: Any = 1, score: str = "raw", **options: Any) -> Any:
+    batch_size = options.pop("batch_size", None)
+    given = {"shapley": options}
+    return pysal.explain(model, inputs, target, methods="shapley", score=score, method_options=given, batch_size=batch_size)[
+        "shapley"
+    ]
+
+
+@pytest.mark.parametrize("tree", ["flat", "halves", "merged", [[0, 1], [2, [3, 4]]]], ids=str)
+def test_values_of_a_network_are_those_of_all_orders(tree: Any) -> None:
+    inputs, model = images(2, 3, 6, 7), rectified()
+    labels = torch.arange(42).view(6, 7) // 7 - 1  # five segments, and a row of none
+    found = run(model, inputs, segments=labels, fill=0.3, tree=tree)
+    assert found.details["exact"].all()
+    scale = float(model(inputs).detach().abs().max())
+    for image in range(2):
+        with torch.no_grad():
+            pictures = torch.stack([filled(inputs[image], labels, 0.3, kept) for kept in range(32)])
+            worth = model(pictures)[:, 1].tolist()
+        nested = {"flat": (0, 1, 2, 3, 4), "halves": ((0, 1), (2, (3, 4)))}
+        if isinstance(tree, str) and tree not in nested:
+            values = found.details["values"][image].numpy()
+            assert values.sum() == pytest.approx(worth[-1] - worth[0], abs=1e-12 * scale)
+            continue
+        allowed = nested[tree] if isinstance(tree, str) else ((0, 1), (2, (3, 4)))
+        expected = torch.from_numpy(by_enumeration(allowed, worth.__getitem__))
+        assert_rounding(found.details["values"][image], expected, 16 * 54, scale=scale)
+        assert_rounding(found.map[image, 0][1:], expected[labels[1:]], 16 * 54, scale=scale)
+        assert not found.map[image, 0][labels < 0].any()
+
+
+def test_of_a_linear_model_every_tree_gives_the_drops() -> None:
+    inputs, model = images(2, 3, 6, 8), linear(3, 6, 8)
+    drops = pysal.leave_one_out(model, inputs, 2, segments=Grid(3, 4), fill=0.2, score="raw")
+    for options in ({}, {"tree": "flat", "passes": 60}, {"tree": "merged"}, {"passes": 50}):
+        found = pysal.shapley(model, inputs, 2, segments=Grid(3, 4), fill=0.2, score="raw", **options)
+        assert_rounding(found, drops, 64 * 144, scale=float(model(inputs).detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("segments", "passes"), [(Grid(4, 5), 100), (Slic(8), 40), (Window(2), 1000), (Grid(1, 1), 2)], ids=str
+)
+def test_the_sum_is_the_change_of_the_score_whatever_the_budget(segments: Any, passes: int) -> None:
+    inputs, model = images(2, 3, 8, 10), Counting(rectified())
+    found = run(model, inputs, segments=segments, fill=0.4, passes=passes)
+    with torch.no_grad():
+        change = (model(inputs) - model(torch.full_like(inputs, 0.4)))[:, 1]
+    sums = torch.stack([one.sum() for one in found.details["values"]])
+    assert_rounding(sums, change, 64 * 54, scale=float(model(inputs).detach().abs().max()))
+    assert found.passes <= passes + 1
+
+
+@pytest.mark.usefixtures("independence_is_known")
+def test_passes_are_no_more_than_allowed_and_no_set_runs_twice() -> None:
+    inputs, model = images(1, 3, 6, 6), Counting(rectified())
+    # flat all 2^6; halves (2, (2, 2)): all, none, 2 of the root, 2 x 2 of each of its children, 2 x 4 of theirs
+    for passes, tree, expected in ((64, "flat", 64), (30, "halves", 28)):
+        model.passes.clear()
+        run(model, inputs, segments=Grid(2, 3), tree=tree, passes=passes)
+        assert sum(model.passes) == expected
+    model.passes.clear()
+    run(model, inputs, segments=Grid(6, 6), tree="flat", passes=200)
+    assert 100 < sum(model.passes) <= 200
+
+
+@pytest.mark.parametrize("passes", [1000, 60])
+def test_any_batch_size_any_company_the_same_values(passes: int) -> None:
+    inputs, model = images(3, 3, 8, 10), rectified()
+    options = {"segments": Slic(12), "fill": "mean", "passes": passes, "score": "raw", "tree": "halves", "seed": 3}
+    expected = pysal.shapley(model, inputs, 1, **options)
+    scale = float(model(inputs).detach().abs().max())
+    for batch_size in (1, 2, 3, 1000):
+        assert_rounding(pysal.shapley(model, inputs, 1, batch_size=batch_size, **options), expected, 16 * 54, scale=scale)
+    for image in range(3):
+        alone = pysal.shapley(model, inputs[image : image + 1], 1, image_ids=[image], **options)
+        assert_rounding(alone, expected[image : image + 1], 16 * 54, scale=scale)
+
+
+def test_the_seed_picks_the_orders() -> None:
+    inputs, model = images(1, 3, 8, 10), rectified()
+    options: dict[str, Any] = {"segments": Grid(4, 5), "passes": 80, "score": "raw"}
+    first, again, other = (pysal.shapley(model, inputs, 1, seed=seed, **options) for seed in (1, 1, -1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    found = run(model, inputs, **{name: value for name, value in options.items() if name != "score"})
+    assert not found.details["exact"].any()
+    assert found.details["standard_error"].shape == (1, 1, 8, 10)
+    assert (found.details["standard_errors"][0] > 0).any()
+
+
+def test_whole_batches_for_a_model_whose_rows_depend_on_each_other() -> None:
+    inputs = images(2, 3, 4, 4)
+
+    def coupled(batch: Tensor) -> Tensor:
+        return batch.mean((1, 2, 3))[:, None] * len(batch)
+
+    found = pysal.shapley(coupled, inputs, 0, segments=Grid(2, 2), score="raw", batch_size=2)
+    expected = pysal.leave_one_out(lambda batch: 2 * batch.mean((1, 2, 3)), inputs, segments=Grid(2, 2), score="raw")
+    assert_rounding(found, expected, 4 * 96, scale=2.0)
+
+
+def test_explain_runs_it_where_it_is_named() -> None:
+    inputs, model = images(1, 3, 6, 6), rectified()
+    assert "shapley" not in pysal.explain(model, inputs, 1).results
+    given = {"shapley": {"segments": Grid(2, 2)}, "leave_one_out": {"segments": Grid(2, 2)}}
+    found = pysal.explain(model, inputs, 1, methods=["shapley", "leave_one_out"], method_options=given)
+    assert found["shapley"].title == "Shapley values"
+    assert found.panel("shapley").unit == "share of probability"
+    expected = pysal.shapley(model, inputs, 1, segments=Grid(2, 2))
+    assert_rounding(found.maps["shapley"], expected, 16, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "sentence"),
+    [
+        ({"tree": "quarters"}, ValueError, "tree must be one of 'halves', 'merged', 'flat', got 'quarters'"),
+        ({"tree": [0, 1, 2]}, ValueError, "numbers 0 to 3, each once, got [0, 1, 2]"),
+        ({"tree": [0, 1, 2, [3, 3]]}, ValueError, "numbers 0 to 3, each once, got [0, 1, 2, [3, 3]]"),
+        ({"tree": [0, 1, [], [2, 3]]}, TypeError, "numbers 0 to 3, each once, got []"),
+        ({"tree": 1.5}, TypeError, "numbers 0 to 3, each once, got 1.5"),
+        ({"passes": 0}, ValueError, "passes must be a whole number of at least 1, got 0"),
+        ({"passes": 13}, ValueError, "passes must be at least 14 for an estimate with its error of 4 segments, got 13"),
+        ({"segments": Window(3, 2)}, ValueError, "segments must not overlap, got boxes 0 and 1, which do"),
+        ({"seed": 0.5}, ValueError, "seed must be a whole number in [-2^63, 2^63), got 0.5"),
+    ],
+    ids=str,
+)
+def test_refuses(given: dict[str, Any], kind: type[Exception], sentence: str) -> None:
+    options: dict[str, Any] = {"segments": Grid(2, 2), "tree": "flat", **given}
+    with pytest.raises(kind, match="must") as raised:
+        pysal.shapley(rectified(), images(1, 3, 6, 6), 0, **options)
+    assert str(raised.value).startswith("pysal.shapley: ")
+    assert str(raised.value).endswith(sentence)
