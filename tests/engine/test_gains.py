@@ -128,7 +128,7 @@ def test_rounds_end_where_the_answer_is_clear_or_the_budget_is_spent() -> None:
     assert turns(model_gradient=0.01, gradient=0.05) == 1
     assert turns(model_gradient=0.014, gradient=0.01) == 2
     assert turns(model_gradient=0.01, gradient=0.0099) == TURNS
-    assert turns(model_gradient=10.0, gradient=9.9) == TURNS  # 30 gradients are 300 seconds
+    assert turns(model_gradient=10.0, gradient=9.9) == TURNS  # 27 gradients are 270 seconds
     assert turns(model_gradient=10.0, gradient=9.9, model_forward=80.0, forward=80.0) == 2
 
 

@@ -295,6 +295,18 @@ def exported(made: nn.Module) -> Any:
     return torch.export.export(made, (example,), dynamic_shapes=({0: rows},)).module()
 
 
+def exported_to_core_operations(made: nn.Module) -> Any:
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    program = torch.export.export(made, (torch.rand(2, 3, 6, 6, dtype=torch.float64),), dynamic_shapes=({0: rows},))
+    return program.run_decompositions().module()
+
+
+def by_sizes(_net: Net, values: Tensor) -> Tensor:
+    """What torch.fx does not get through, and torch.export does."""
+    found = {"small": values} if values.shape[2] < 4 else {"small": -values, "large": values}
+    return found["large"] if len(found) > 1 else found["small"]
+
+
 def made_in_inference_mode() -> nn.Module:
     with torch.inference_mode():
         return Net().double()
@@ -490,6 +502,8 @@ NETWORKS: dict[str, Network] = {
         wrapped(lambda made: torch.jit.trace(made, torch.rand(2, 3, 6, 6, dtype=torch.float64))), twin=Net, layer=""
     ),
     "exported": Network(wrapped(exported), twin=Net, layer=""),
+    "exported to core operations": Network(wrapped(exported_to_core_operations), twin=Net, layer=""),
+    "decides by sizes": Network(net(by_sizes)),
     "quantised as it runs": Network(
         quantised,
         twin=quantised,

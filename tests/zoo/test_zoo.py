@@ -266,6 +266,7 @@ PREPARED = [
 ]
 # What has a graph of its own, and of which faces the layers are out of reach once it is prepared, beside those under rules.
 HIDDEN = {"compiled": ("rad_cam", "radCam"), "frozen script": ()}
+CAMS = ("rad_cam", "radCam", "GradCam")
 UNPREPARED = ("a function", "a method of an object")  # are no modules, and so cannot be
 
 
@@ -287,7 +288,9 @@ def test_prepared(name: str) -> None:
     def refuses(face: str) -> bool:
         return network.coupled or any(part in face for part in (*compiled, *HIDDEN.get(name, ())))
 
-    assert not [found for found in (fault(name, face, model, refuses=refuses(face)) for face in PREPARED) if found]
+    # a prepared program has layers, which it has not as it is: tests/engine/test_exported.py compares their maps
+    faces = [face for face in PREPARED if not (name.startswith("exported") and any(cam in face for cam in CAMS))]
+    assert not [found for found in (fault(name, face, model, refuses=refuses(face)) for face in faces) if found]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,6 @@
 """When preparing a model pays, for programs that are told what to explain and not how.
 
-Preparing takes the time of up to 30 gradients (`engine.prepared.gains`). Where it gains, it mostly takes half of each gradient
+Preparing takes the time of some 30 gradients (`engine.prepared.gains`). Where it gains, it mostly takes half of each gradient
 away or more: so what is asked for has to be twice as much, or a person waits longer than without it. One Grad-CAM of one photo
 is one gradient; four path methods are hundreds.
 """
@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pysal.engine.prepared.gains import GRADIENTS
 from pysal.engine.prepared.model import PreparedModel
 
 # Gradients of the model that have to be asked for.
-WORTH_PREPARING = 2 * GRADIENTS
+WORTH_PREPARING = 60
 
 
 class OnceItPays:
