@@ -523,7 +523,7 @@ def test_plot_shows_the_methods_asked_for_in_their_order():
         "cat 1",
         "95 %",
         "lite0 · image 1 of 2",
-        "residual 0.5 · 50 steps",
+        "residual 0.5 · 15 % of the change is missing:…",
         "logit per pixel",
         "|d probability / d value|",
     ):
@@ -536,7 +536,8 @@ def test_plot_names_the_score_of_a_callable():
     found = explanation(1, score_kind="callable", probabilities=None, target=torch.tensor([-1]), scores=torch.tensor([8.25]))
     shown = words(found.plot())
     assert "lite0 · score 8.25" in shown
-    assert not any("%" in word and "|map|" not in word for word in shown)
+    # no probability: what stands in percent are the limits of maps and a residual's share of the change
+    assert not any("%" in word and "|map|" not in word and "residual" not in word for word in shown)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])

@@ -205,10 +205,10 @@ def photos_for(where: str, model: object, images: object) -> Tensor:
         return images
     sources: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
     if not sources or not all(isinstance(one, (str, Path, bytes, Image.Image, np.ndarray)) for one in sources):
-        return check_tensor(where, "images", images)
+        return check_tensor(where, "inputs", images)
     if not isinstance(model, Classifier):
         requirement = "be a tensor (B, C, H, W) for a model that does not say how it wants photos (see pysal.models.wrap)"
-        refuse(where, "images", requirement, type(sources[0]).__name__, TypeError)
+        refuse(where, "inputs", requirement, type(sources[0]).__name__, TypeError)
     read = read_images(sources, model)
     first = next((one for one in model.network.parameters() if one.is_floating_point()), None)
     return read if first is None else read.to(first.device, first.dtype)

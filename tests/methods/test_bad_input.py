@@ -93,6 +93,8 @@ BAD_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("method", METHODS)
 def test_images(method: str, name: str) -> None:
     inputs, error, sentence = BAD_IMAGES[name]
+    if name == "an array" and method.startswith("explain"):  # which takes photos of models that say how they want them
+        sentence = "be a tensor (B, C, H, W) for a model that does not say how it wants photos (see pysal.models.wrap), got ndarray"
     watching = Watching()
     refusal(lambda: METHODS[method](watching.model, inputs, target=1), error, f"{where(method)}: inputs must {sentence}")
     assert watching.passes == 0
@@ -105,7 +107,7 @@ def test_models(method: str) -> None:
     refusal(
         lambda: call(row_by_row().to("meta"), INPUTS.double()),
         ValueError,
-        f"{where(method)}: inputs must be on the model's device meta, got cpu",
+        f"{where(method)}: model must have weights with values, got weights on the meta device",
     )
     watching = Watching(nn.Sequential(row_by_row().float(), nn.Dropout()))
     sentence = f"{where(method)}: model must be in eval mode, got %s in training mode: call model.eval() first"

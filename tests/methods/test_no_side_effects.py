@@ -138,7 +138,9 @@ def test_everything_is_as_before_a_call_that_ended_early(method: str, ending: st
         with pysal.progress(False, cancel=cancel), pytest.raises(error):
             ALL[method](model, inputs, batch_size=1)
         assert_same(before, snapshot(model, inputs))
-    assert passes[0] == 2
+    # a pass in which ReLUs hide is made once more, in another way, before the queue looks at the event
+    again = ending == "cancelled" and ("guided" in method or method in EXPLAIN)
+    assert passes[0] in ((2, 3) if again else (2,))
 
 
 @pytest.mark.parametrize("method", CALLS)

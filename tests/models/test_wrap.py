@@ -157,10 +157,10 @@ REFUSED = [
     ),
     (
         lambda: pysal.explain(small(3), PHOTO),
-        "pysal.explain: images must be a tensor (B, C, H, W) for a model that does not say how it wants photos "
+        "pysal.explain: inputs must be a tensor (B, C, H, W) for a model that does not say how it wants photos "
         f"(see pysal.models.wrap), got {type(PHOTO).__name__}",
     ),
-    (lambda: pysal.explain(small(3), []), "pysal.explain: images must be a torch.Tensor, got list"),
+    (lambda: pysal.explain(small(3), []), "pysal.explain: inputs must be a torch.Tensor, got list"),
     (
         lambda: pysal.explain(wrap(small(3), size=12, normalize="none"), "no.jpg"),
         "pysal.read_image: source must be a readable image file, got no.jpg (no such file)",
