@@ -94,7 +94,8 @@ BAD_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
 def test_images(method: str, name: str) -> None:
     inputs, error, sentence = BAD_IMAGES[name]
     if name == "an array" and method.startswith("explain"):  # which takes photos of models that say how they want them
-        sentence = "be a tensor (B, C, H, W) for a model that does not say how it wants photos (see pysal.models.wrap), got ndarray"
+        wanted = "be a tensor (B, C, H, W) for a model that does not say how it wants photos"
+        sentence = f"{wanted} (see pysal.models.wrap), got ndarray"
     watching = Watching()
     refusal(lambda: METHODS[method](watching.model, inputs, target=1), error, f"{where(method)}: inputs must {sentence}")
     assert watching.passes == 0
