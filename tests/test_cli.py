@@ -498,6 +498,7 @@ def test_the_likeliest_classes(small, photo, out) -> None:
     ("arguments", "method", "options"),
     [
         (["--fill", "mean", "--segments", "grid:2x2"], "leave_one_out", {"fill": "mean", "segments": Grid(2, 2)}),
+        (["--fill", "drop"], "leave_one_out", {"fill": "drop"}),
         (["--fill", "0.25", "--segments", "grid:2x2"], "leave_one_out", {"fill": 0.25, "segments": Grid(2, 2)}),
         (["--baseline", "White", "--steps", 4], "integrated_gradients", {"baseline": "white", "steps": 4}),
         (["--max-sigma", 3, "--steps", 4], "blur_integrated_gradients", {"max_sigma": 3.0, "steps": 4}),

@@ -54,7 +54,9 @@ class Fill(click.ParamType):  # type: ignore[type-arg]
     """A number, or one of a few words."""
 
     name = "fill"
-    _word = Word(["black", "white", "mean", "blur"], case_sensitive=False)
+
+    def __init__(self, *also: str) -> None:
+        self._word = Word(["black", "white", "mean", "blur", *also], case_sensitive=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
         """Return the number or the word."""
@@ -238,9 +240,10 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--fill",
-            type=Fill(),
+            type=Fill("drop"),
             metavar="WORD|NUMBER",
-            help="For leave_one_out: what a segment is filled with, black, white, mean, blur or a number. [default: black]",
+            help="For leave_one_out: what a segment is filled with, black, white, mean, blur or a number; drop leaves the "
+            "patches of a transformer out. [default: black]",
         ),
         click.option(
             "--mode",

@@ -16,6 +16,7 @@ from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
+from pysal.engine.request.patch_tokens import DROP, PatchTokens, patch_tokens
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
@@ -60,7 +61,9 @@ def leave_one_out(
         segments: `Grid(rows, cols)`, `Window(size, stride)`, `Slic(n_segments)`, a map of labels (H, W) for all images, or one
             per image (B, H, W) or a list of them; negative labels belong to no segment.
         fill: what a segment is filled with: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur" or an
-            image.
+            image. "drop", with `mode="out"` for transformers with patch tokens: nothing, the tokens of its patches are left
+            out. A patch is left out where the segment covers half of it or more; of a segment that covers half of none, the
+            patch that it covers most of.
         mode: "out": the drop when a segment goes and all else stays. "in": the gain when it alone stands on the fill, in place
             of all else. "both": the mean of the two; of two segments that make up the image it is their Shapley value.
         approximate: None for exact drops. A number in (0, 1]: at each layer recompute at most this fraction of the map's
@@ -86,11 +89,13 @@ def leave_one_out(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, value or target, or `approximate` for a model that runs whole images or for
-            another mode than "out".
+            another mode than "out". `fill="drop"` for such a mode, for a model without patch tokens, or for one whose answer
+            depends on where tokens stand in their row (relative or rotary positions).
 
     Source:
         Zeiler and Fergus 2013, arXiv:1311.2901, section 4.2. `approximate`: Nakandala, Kumar and Papakonstantinou 2019,
         Incremental and approximate inference for faster occlusion-based deep CNN explanations, SIGMOD, section 4.2.
+        `fill="drop"`: Jain et al. 2022, Missingness bias in model debugging, arXiv:2204.08945.
 
     Example:
         >>> from pysal import Grid
@@ -131,13 +136,85 @@ def prepare(
     are not looked at.
     """
     check_choice(plan.where, "mode", mode, tuple(MODES))
+    drops_tokens = isinstance(fill, str) and fill == DROP
+    if drops_tokens and approximate is not None:
+        refuse(plan.where, "approximate", f"be None with fill={DROP!r}, which paints no boxes", repr(approximate))
+    if drops_tokens and mode != "out":
+        refuse(plan.where, "mode", f"be 'out' with fill={DROP!r}, which has no image of nothing", repr(mode))
     _check_approximate(plan, approximate, mode)
-    fills = resolve_fill(plan, "fill", fill).contiguous()
+    fills = None if drops_tokens else resolve_fill(plan, "fill", fill, also=(DROP,)).contiguous()
+    tokens = patch_tokens(plan, "fill") if fills is None else None
     key = segments if isinstance(segments, Slic) else id(segments)
     regions = plan.shared(("segments", key), lambda root: cut(root.where, segments, root.inputs))
     if isinstance(regions, Labels):
         regions = Labels(regions.labels[plan.origin], tuple(regions.counts[i] for i in plan.origin.tolist()))
+    if fills is None:
+        assert tokens is not None
+        without = _patches(tokens, plan, regions)
+        return Work(plan, lambda _report: _drop(plan, tokens, without, regions))
     return Work(plan, lambda _report: _leave_out(plan, fills, regions, mode, approximate))
+
+
+def _drop(plan: Plan, tokens: PatchTokens, without: Tensor, regions: Boxes | Labels) -> Attribution:
+    """Leave out the patches `without` (B, S, N) of every segment."""
+    if plan.layered_model is plan.model:
+        clean, clean_classes = plan.clean_scores_without_gradients()
+    else:  # as the model's own layers tell them, which run where tokens are left out
+        clean, clean_classes = _scores_of(plan, plan.inputs, plan.layered_model)
+    counts = _counts(regions, plan.images)
+    drops, class_drops = _no_changes(without.shape[:2], clean, clean_classes)
+    left = tokens.count - without.sum(2)
+    queue = (left < tokens.count).nonzero()
+    numbers = left[tuple(queue.unbind(1))]
+    order = numbers.argsort(stable=True)  # rows of as many tokens run together
+    queue, numbers = queue[order], numbers[order]
+    ends = (1 + numbers.diff().nonzero()[:, 0]).tolist()
+
+    def body(start: int, stop: int) -> None:
+        rows, ids = queue[start:stop].unbind(1)
+        score, classes = plan.scores(plan.inputs[rows], rows, tokens.keeping(~without[rows, ids]))
+        drops[rows, ids] = clean[rows] - score
+        if class_drops is not None and classes is not None and clean_classes is not None:
+            class_drops[rows, :, ids] = clean_classes[rows] - classes
+
+    plan.run(len(queue), body, ends=ends)
+    details = _Replaced(drops, class_drops, len(queue)).details(counts, "drops")
+    return _attribution(plan, regions, drops, details, len(queue))
+
+
+def _patches(tokens: PatchTokens, plan: Plan, regions: Boxes | Labels) -> Tensor:
+    """Return (B, S, N): the patches that are left out with each segment of each image.
+
+    Raises:
+        ValueError: a segment leaves no patch, and the model needs one.
+    """
+    area = tokens.patch[0] * tokens.patch[1]
+    if isinstance(regions, Boxes):
+        top, left, bottom, right = regions.boxes.long().to(plan.device)[:, :, None].unbind(1)
+        rows, columns = (torch.arange(number, device=plan.device) for number in tokens.grid)
+        (height, width), zero = tokens.patch, torch.zeros((), dtype=torch.int64, device=plan.device)
+        down = torch.minimum(bottom, (rows + 1) * height) - torch.maximum(top, rows * height)
+        across = torch.minimum(right, (columns + 1) * width) - torch.maximum(left, columns * width)
+        pixels = (torch.maximum(down, zero)[:, :, None] * torch.maximum(across, zero)[:, None]).flatten(1)
+        pixels = pixels.expand(plan.images, -1, -1)
+    else:
+        most = max(regions.counts)
+        patches = torch.arange(tokens.count, device=plan.device).view(tokens.grid)
+        patches = patches.repeat_interleave(tokens.patch[0], 0).repeat_interleave(tokens.patch[1], 1)
+        labels = regions.labels.long()[:, : patches.shape[0], : patches.shape[1]]
+        flat = torch.where(labels < 0, most, labels) * tokens.count + patches
+        pixels = torch.zeros(plan.images, (most + 1) * tokens.count, dtype=torch.int64, device=plan.device)
+        pixels.scatter_add_(1, flat.flatten(1), torch.ones_like(flat).flatten(1))
+        pixels = pixels.view(plan.images, most + 1, tokens.count)[:, :most]
+    without = 2 * pixels >= area
+    largest, place = pixels.max(2, keepdim=True)
+    small = ~without.any(2, keepdim=True) & (largest > 0)
+    without |= torch.zeros_like(without).scatter_(2, place, value=True) & small
+    if not tokens.allows_none and bool(without.all(2).any()):
+        image, segment = without.all(2).nonzero()[0].tolist()
+        requirement = f"leave a patch each with fill={DROP!r}, without any of which this model has no answer"
+        refuse(plan.where, "segments", requirement, f"segment {segment} of image {image}, which covers all of them")
+    return without
 
 
 def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> Attribution:
@@ -161,6 +238,11 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, a
     changes = torch.stack(found).mean(0)
     if mode == "both":
         details["means"] = [changes[image, :count] for image, count in enumerate(counts)]
+    return _attribution(plan, regions, changes, details, passes)
+
+
+def _attribution(plan: Plan, regions: Boxes | Labels, changes: Tensor, details: dict[str, Any], passes: int) -> Attribution:
+    """Return the map of changes (B, S) of the score, after some passes more than one of each image."""
     scores = changes.to(plan.accumulator_dtype).unsqueeze(1)
     if isinstance(regions, Boxes):
         result = ops.occlusion_masks_boxes_map(scores, regions.boxes, *plan.inputs.shape[2:])
@@ -171,13 +253,13 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, a
     return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
 
 
-def _scores_of(plan: Plan, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _scores_of(plan: Plan, images: Tensor, model: Model | None = None) -> tuple[Tensor, Tensor | None]:
     """Return the explained score (B,) of other images in the place of a plan's, and that of every class (B, K)."""
     parts: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def body(start: int, stop: int) -> None:
         rows = torch.arange(start, stop, device=plan.device)
-        parts[start] = plan.scores(images[start:stop].clone(), rows)
+        parts[start] = plan.scores(images[start:stop].clone(), rows, model)
 
     plan.run(plan.images, body)
     tables = [table for _, table in parts.values() if table is not None]
@@ -207,6 +289,13 @@ class _Replaced:
         return found
 
 
+def _no_changes(shape: torch.Size, before: Tensor, classes_before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return zeros for the changes (B, S) and, for class targets, those of every class (B, K, S)."""
+    images, most = shape
+    changes = before.new_zeros(images, most)
+    return changes, None if classes_before is None else before.new_zeros(images, classes_before.shape[1], most)
+
+
 def _replaced(
     plan: Plan,
     images: Tensor,
@@ -220,11 +309,7 @@ def _replaced(
     affected = _affected(images, others, regions)
     queue = affected.nonzero()  # (N, 2): image and segment; a segment that is equal in both has change 0 and needs no pass
 
-    changes = torch.zeros(affected.shape, dtype=before.dtype, device=plan.device)
-    class_changes = None
-    if classes_before is not None:
-        shape = (plan.images, classes_before.shape[1], affected.shape[1])
-        class_changes = torch.zeros(shape, dtype=before.dtype, device=plan.device)
+    changes, class_changes = _no_changes(affected.shape, before, classes_before)
 
     in_boxes = _box_queue(plan, images, others, regions, required=approximate is not None)
     if in_boxes is not None:

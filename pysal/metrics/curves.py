@@ -14,6 +14,7 @@ from pysal._checks import check_count, finite_rows, refuse, refuse_unknown
 from pysal._library import widest, without_autocast
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, check_units, resolve_fill
+from pysal.engine.request.patch_tokens import DROP, patch_tokens
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
@@ -22,7 +23,7 @@ from pysal.engine.running.precision import Precision
 from pysal.metrics._maps import Reduction, check_maps, per_pixel
 
 Substrate: TypeAlias = Fill
-"""What stands for nothing: "zero", "blur" (RISE's), or a number, colour or image as `leave_one_out` takes for a fill."""
+"""What stands for nothing: "zero", "blur" (RISE's), "drop", or a number, colour or image as `leave_one_out` takes one."""
 
 # RISE: 8 rows of a 224 x 224 image at a time, and the blur its authors insert into.
 STEPS = 28
@@ -74,7 +75,9 @@ def deletion(
             which is told the image of each row; or None for each image's highest class.
         steps: 1 to H W; 28 replace 8 rows' worth of a 224 x 224 image at a time.
         substrate: what pixels are replaced with: "zero"; "blur", the image under RISE's kernel of 11 x 11 pixels and sigma
-            5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W).
+            5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W). "drop", for
+            transformers with patch tokens: patches are left out whole, those with the largest sum of the map first, and shares
+            are those of patches; one stays where the model has no answer without any.
         reduction: how a map of C channels ranks pixels: by the "sum" of its channels or their "max_abs".
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
@@ -192,6 +195,8 @@ def _curve(plan: Plan, maps: Tensor, steps: int, substrate: Substrate, reduction
     importance = per_pixel(plan.where, maps, reduction)
     if check_count(plan.where, "steps", steps) > pixels:
         refuse(plan.where, "steps", f"be at most the {pixels} pixels of an image", steps)
+    if isinstance(substrate, str) and substrate == DROP:
+        return _patch_curve(plan, importance, ~finite_rows(maps), steps, inserts=inserts)
     nothing = _substrate(plan, substrate)
     start, end = (nothing, plan.inputs) if inserts else (plan.inputs, nothing)
     bounds = torch.arange(steps + 1, device=plan.device) * pixels // steps
@@ -233,6 +238,34 @@ def _curve(plan: Plan, maps: Tensor, steps: int, substrate: Substrate, reduction
     return Curve(scores, bounds.to(scores.dtype) / pixels)
 
 
+def _patch_curve(plan: Plan, importance: Tensor, not_finite: Tensor, steps: int, *, inserts: bool) -> Curve:
+    """Return curves on which a transformer's patches are left out, or shown, those of the largest summed importance first.
+
+    A model that averages its patches has no answer without any: one always stays, the last to go or the first to be shown.
+    """
+    tokens, images = patch_tokens(plan, "substrate"), plan.images
+    count = tokens.count
+    if steps > count:
+        refuse(plan.where, "steps", f"be at most the {count} patches of an image, with substrate={DROP!r}", steps)
+    always = 0 if tokens.allows_none else 1
+    bounds = torch.arange(steps + 1, device=plan.device) * (count - always) // steps
+    order = tokens.cells(importance).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=plan.device).expand_as(order))
+    plan.fix_target()
+    scores = torch.zeros(images, steps + 1, dtype=widest(plan.device), device=plan.device)
+
+    def body(begin: int, stop: int) -> None:
+        done, rows = begin // images, torch.arange(begin, stop, device=plan.device) % images
+        kept = ranks[rows] < bounds[done] + always if inserts else ranks[rows] >= bounds[done]
+        found = plan.scores(plan.inputs[rows], rows, tokens.keeping(kept))[0]
+        scores[rows, done] = found.to(scores.dtype)
+
+    # a pass holds images of one step, which have as many tokens left
+    plan.run(images * (steps + 1), body, ends=range(images, images * (steps + 1), images))
+    scores[not_finite] = torch.nan
+    return Curve(scores, bounds.to(scores.dtype) / (count - always))
+
+
 def _steps(importance: Tensor, bounds: Tensor) -> Tensor:
     """Return the step (B, H, W), int32, in which each pixel is replaced, the most important in step 0."""
     flat = importance.flatten(1)
@@ -249,7 +282,9 @@ def _substrate(plan: Plan, substrate: Substrate) -> Tensor:
         if substrate == "blur":
             return rise_blur(images)
         if substrate != "zero":
-            refuse_unknown(where, "substrate", "be 'zero', 'blur', a number, a colour or an image", substrate, ("zero", "blur"))
+            known = ("zero", "blur", DROP)
+            requirement = "be 'zero', 'blur', 'drop', a number, a colour or an image"
+            refuse_unknown(where, "substrate", requirement, substrate, known)
         check_units(plan, "substrate='zero'", 0.0)
         substrate = 0.0
     return resolve_fill(plan, "substrate", substrate).contiguous()

@@ -224,7 +224,8 @@ def test_options_of_every_method(method: str, options: dict[str, Any], error: ty
 def fills(argument: str) -> list[tuple[dict[str, Any], type[Exception], str]]:
     shapes = f"{argument} must be a number, a colour of 3 channels or an image of shape (3, 8, 8)"
     kinds = f"{argument} must be a number, a colour, a name or an image tensor"
-    names = f"{argument} must be one of 'black', 'white', 'mean', 'blur', a number, a colour or an image"
+    words = "'black', 'white', 'mean', 'blur'" + (", 'drop'" if argument == "fill" else "")
+    names = f"{argument} must be one of {words}, a number, a colour or an image"
     return [
         ({argument: "red"}, ValueError, f"{names}, got 'red'"),
         ({argument: (0.5, 0.5)}, ValueError, f"{shapes}, got shape (2,)"),

@@ -204,7 +204,11 @@ IMAGE, MAP = images(2, 3, 9, 8), images(2, 1, 9, 8, seed=1)
         ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
         ({"steps": 1.5}, ValueError, "steps must be a whole number of at least 1, got 1.5"),
         ({"steps": 73}, ValueError, "steps must be at most the 72 pixels of an image, got 73"),
-        ({"substrate": "grey"}, ValueError, "substrate must be 'zero', 'blur', a number, a colour or an image, got 'grey'"),
+        (
+            {"substrate": "grey"},
+            ValueError,
+            "substrate must be 'zero', 'blur', 'drop', a number, a colour or an image, got 'grey'",
+        ),
         ({"reduction": "mean"}, ValueError, "reduction must be 'sum' or 'max_abs', got 'mean'"),
         ({"score": "odds"}, ValueError, f"score must be one of {', '.join(map(repr, SCORE_KINDS))}, got 'odds'"),
     ],

@@ -45,7 +45,7 @@ def check_units(plan: Plan, said: str, value: float) -> None:
     warn(f"{plan.where}: {what}, which need not be {named}; {instead}")
 
 
-def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
+def resolve_fill(plan: Plan, argument: str, value: object, *, also: tuple[str, ...] = ()) -> Tensor:
     """Return the fill of every image of a plan as a tensor of the images' shape.
 
     A number or a name in [0, 1] is warned of where the images have another range.
@@ -56,6 +56,7 @@ def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
         value: a number; a colour, as a tuple of C numbers or a tensor (C,); "black" (0), "white" (1), "mean" (of each image and
             channel) or "blur" (a Gaussian of sigma = 1/16 of the longer side, reflecting boundary); an image (C, H, W) or
             (1, C, H, W) for all, or one per image (B, C, H, W).
+        also: names that the caller takes and that are no fill, for errors.
 
     Raises:
         TypeError: none of the above.
@@ -66,8 +67,9 @@ def resolve_fill(plan: Plan, argument: str, value: object) -> Tensor:
     given = value
     if isinstance(value, str):
         if value not in NAMED:
-            requirement = f"be one of {', '.join(map(repr, NAMED))}, a number, a colour or an image"
-            refuse_unknown(where, argument, requirement, value, NAMED)
+            names = (*NAMED, *also)
+            requirement = f"be one of {', '.join(map(repr, names))}, a number, a colour or an image"
+            refuse_unknown(where, argument, requirement, value, names)
         if value == "mean":
             return images.mean((2, 3), keepdim=True).expand_as(images)
         if value == "blur":

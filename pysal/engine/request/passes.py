@@ -226,11 +226,11 @@ class Passes(Request):
         remembers = not self.extra_inputs and self.score.function is None  # which may be others then
         return remembers, (what, *root.inputs.shape[1:], root.inputs.dtype, root.device, root.precision)
 
-    def _ask(self, batch: Tensor, rows: Tensor) -> Tensor:
-        """Return what the model answers to rows of the call's own images, or of ones like them."""
+    def _ask(self, batch: Tensor, rows: Tensor, model: Model | None = None) -> Tensor:
+        """Return what the model, or another in its place, answers to rows of the call's own images, or of ones like them."""
         root = self.root
         with root.modes(grad=False):  # a callable target is a part of the pass
-            output = root._forward(self.eager_model, batch.clone(), rows)
+            output = root._forward(self.eager_model if model is None else model, batch.clone(), rows)
             table = root.score.table(output, rows)
             return (root.score(output, rows) if table is None else table).detach().clone()
 
