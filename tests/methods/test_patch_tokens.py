@@ -270,4 +270,4 @@ def test_other_arguments_that_do_not_go_with_it_are_refused() -> None:
     with pytest.raises(ValueError, match=r"float16 rounds too coarsely to tell what depends on what$"):
         pysal.leave_one_out(transformer().half(), images(1).half(), 1, segments=Grid(2, 2), fill="drop")
     with pytest.raises(ValueError, match=r"did you mean 'drop'"):
-        pysal.leave_one_out(model, inputs, 1, fill="dorp")
+        pysal.leave_one_out(model, inputs, 1, fill="drops")
