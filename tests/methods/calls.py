@@ -29,6 +29,8 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
     "deconvnet": functools.partial(pysal.guided_backprop, rule="deconvnet"),
     "leave_one_out of superpixels": functools.partial(pysal.leave_one_out, segments=pysal.Slic(6), fill="blur"),
     "leave_one_out both ways": functools.partial(pysal.leave_one_out, segments=pysal.Grid(2, 2), mode="both"),
+    "shapley": functools.partial(pysal.shapley, segments=pysal.Grid(2, 2)),
+    "shapley of random orders": functools.partial(pysal.shapley, segments=pysal.Grid(3, 3), tree="flat", passes=40),
     "smooth_grad variance": functools.partial(pysal.smooth_grad, samples=4, kind="variance"),
     "smooth_grad of integrated_gradients": functools.partial(
         pysal.smooth_grad, samples=3, base="integrated_gradients", method_options={"steps": 3}
