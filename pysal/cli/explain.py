@@ -82,7 +82,7 @@ def explain(
 ) -> None:
     """Explain a classifier's answer to each PHOTO: a picture, the numbers and a table.
 
-    PHOTO is a file, a folder (its photos, also in folders below) or a glob, as in 'cats/*.jpg'. Without one, a photo that comes
+    PHOTO is a file, a folder (its photos, also in folders below) or a glob, as in `cats/*.jpg`. Without one, a photo that comes
     with the package is explained. One of several that cannot be read is said, the others are explained, and the exit code is 1.
     """
     options = options_of_methods(METHOD_NAMES if methods == "all" else methods, given)
