@@ -151,7 +151,7 @@ def _share(plan: Plan, fills: Tensor, regions: Labels, gains: Sequence[owen.Gain
         queue = [(image, own[image][turn % len(own[image])]) for turn in range(rounds) for image in range(plan.images)]
     rows_of = torch.tensor([image for image, _ in queue], device=plan.device)
     chosen = _bits([gains[image].sets[place] for image, place in queue], most).to(plan.device)
-    scores = torch.zeros(len(queue), dtype=torch.float64, device=plan.device)
+    scores = torch.zeros(len(queue), dtype=clean.dtype, device=plan.device)
 
     def body(start: int, stop: int) -> None:
         rows = rows_of[start:stop]
@@ -159,10 +159,10 @@ def _share(plan: Plan, fills: Tensor, regions: Labels, gains: Sequence[owen.Gain
         batch = torch.where(kept, plan.inputs[rows], fills[rows])
         if plan.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        scores[start:stop] = plan.scores(batch, rows)[0].double()
+        scores[start:stop] = plan.scores(batch, rows)[0]
 
     plan.run(len(queue), body)
-    found = scores.cpu().numpy()
+    found = scores.cpu().double().numpy()
     worth = [np.full(len(one.sets), float(full)) for one, full in zip(gains, clean.tolist(), strict=True)]
     for (image, place), score in zip(queue, found, strict=True):
         worth[image][place] = score
