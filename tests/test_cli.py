@@ -498,7 +498,6 @@ def test_the_likeliest_classes(small, photo, out) -> None:
     ("arguments", "method", "options"),
     [
         (["--fill", "mean", "--segments", "grid:2x2"], "leave_one_out", {"fill": "mean", "segments": Grid(2, 2)}),
-        (["--fill", "drop"], "leave_one_out", {"fill": "drop"}),
         (["--fill", "0.25", "--segments", "grid:2x2"], "leave_one_out", {"fill": 0.25, "segments": Grid(2, 2)}),
         (["--baseline", "White", "--steps", 4], "integrated_gradients", {"baseline": "white", "steps": 4}),
         (["--max-sigma", 3, "--steps", 4], "blur_integrated_gradients", {"max_sigma": 3.0, "steps": 4}),
@@ -515,6 +514,8 @@ def test_options_of_methods(small, photo, out, arguments, method, options) -> No
 def test_options_that_are_no_fill_or_layer(small, photo, out) -> None:
     sentence = refused(2, "explain", photo, "--fill", "blackk")
     assert "did you mean 'black'?" in sentence
+    sentence = refused(2, "explain", photo, "--out", out, "--method", "leave_one_out", "--fill", "drop")
+    assert "patch" in sentence  # the word arrived: this network has no patches to drop
     assert "nan" in refused(2, "explain", photo, "--baseline", "nan")
     sentence = refused(2, "explain", photo, "--out", out, "--method", "grad_cam", "--layer", "network.o")
     assert "layer must" in sentence

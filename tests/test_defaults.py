@@ -117,6 +117,9 @@ def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: 
         def __init__(self, where: str, model: Any, inputs: Tensor, target: Any, running: Running, **more: Any) -> None:
             plans.append((where, model, inputs, target, {name: getattr(running, name) for name in SHARED}))
 
+        def image_gradients(self) -> Tensor:
+            return images
+
     def noted(plan: Plan, **options: Any) -> Work:
         seen.update(options)
         return Work(plan, lambda _report: Attribution(images, 1))

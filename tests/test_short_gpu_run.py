@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 
 
 def run(*stages: str, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = os.environ | {"OUT": str(out), "DEVICE": "cpu", "PYTHON": sys.executable} | environment
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # no worker of ours
+    settings = inherited | {"OUT": str(out), "DEVICE": "cpu", "PYTHON": sys.executable} | environment
     command = ["bash", str(ROOT / "tests/short_gpu_run.sh"), *stages]
     return subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
 

@@ -6,6 +6,7 @@ import math
 import numbers
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def answer_of(function: Callable[..., Any], *arguments: Any) -> Any:
     if inspect.isasyncgen(answer):
         answer = _last_of(answer)
     if inspect.isawaitable(answer):
-        answer = asyncio.run(_awaited(answer))
+        with ThreadPoolExecutor(1) as thread:  # of its own: in a notebook a loop runs in this one
+            answer = thread.submit(asyncio.run, _awaited(answer)).result()
     if inspect.isgenerator(answer):
         last = None
         for last in answer:  # noqa: B007

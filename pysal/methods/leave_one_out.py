@@ -229,7 +229,7 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, a
         passes += drops.passes
         found.append(drops.changes)
     if mode != "out":
-        fill_scores, fill_classes = _scores_of(plan, fills)
+        fill_scores, fill_classes = _scores_of(plan, fills, None)
         gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None).negative()
         details |= gains.details(counts, "gains")
         details |= {"mode": mode, "title": MODES[mode].title, "fill_scores": fill_scores}
@@ -253,7 +253,7 @@ def _attribution(plan: Plan, regions: Boxes | Labels, changes: Tensor, details: 
     return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
 
 
-def _scores_of(plan: Plan, images: Tensor, model: Model | None = None) -> tuple[Tensor, Tensor | None]:
+def _scores_of(plan: Plan, images: Tensor, model: Model | None) -> tuple[Tensor, Tensor | None]:
     """Return the explained score (B,) of other images in the place of a plan's, and that of every class (B, K)."""
     parts: dict[int, tuple[Tensor, Tensor | None]] = {}
 

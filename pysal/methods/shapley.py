@@ -172,8 +172,8 @@ def _share(plan: Plan, fills: Tensor, regions: Labels, gains: Sequence[owen.Gain
         "values": [torch.from_numpy(one) for one in values],
         "standard_errors": [torch.from_numpy(one) for one in errors],
         "standard_error": _on_pixels(plan, errors, regions),
-        "exact": torch.tensor([one.samples == 0 for one in gains]),
-        "fill_scores": torch.tensor([own[one.sets.index(0)] for one, own in zip(gains, worth, strict=True)]),
+        "exact": torch.tensor([one.samples == 0 for one in gains], dtype=torch.bool, device="cpu"),
+        "fill_scores": torch.from_numpy(np.array([own[one.sets.index(0)] for one, own in zip(gains, worth, strict=True)])),
         "labels": regions.labels,
     }
     return Attribution(_on_pixels(plan, values, regions), passes=1 + len(queue) / plan.images, details=details)
@@ -246,16 +246,17 @@ def _tree(plan: Plan, tree: object, labels: Tensor, count: int, image: int) -> o
 
 def _nested(where: str, tree: object, count: int) -> owen.Tree:
     requirement = f"be one of 'halves', 'merged', 'flat' or nested sequences of the numbers 0 to {count - 1}, each once"
-
-    def read(node: object) -> owen.Tree:
-        if isinstance(node, (int, np.integer)) and not isinstance(node, bool):
-            return int(node)
-        if not isinstance(node, Sequence) or isinstance(node, (str, bytes)) or not len(node):
-            refuse(where, "tree", requirement, repr(node), TypeError)
-        nodes = tuple(read(child) for child in node)
-        return nodes if len(nodes) > 1 else nodes[0]
-
-    found = read(tree)
+    found = _read(where, tree, requirement)
     if sorted(owen.leaves(found)) != list(range(count)):
         refuse(where, "tree", requirement, repr(tree))
     return found
+
+
+def _read(where: str, node: object, requirement: str) -> owen.Tree:
+    """Return a node of nested sequences; one of a single child is that child."""
+    if isinstance(node, (int, np.integer)) and not isinstance(node, bool):
+        return int(node)
+    if not isinstance(node, Sequence) or isinstance(node, (str, bytes)) or not len(node):
+        refuse(where, "tree", requirement, repr(node), TypeError)
+    nodes = tuple(_read(where, child, requirement) for child in node)
+    return nodes if len(nodes) > 1 else nodes[0]

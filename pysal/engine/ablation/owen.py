@@ -57,14 +57,15 @@ def leaves(tree: Tree) -> list[int]:
 
 def sets_needed(tree: Tree) -> int:
     """Return how many sets exact values need, nothing and everything among them."""
+    return 2 + _sets_between(tree, 1)
 
-    def inner(node: Tree, contexts: int) -> int:
-        if isinstance(node, int):
-            return 0
-        below = sum(inner(child, contexts << len(node) - 1) for child in node)
-        return contexts * ((1 << len(node)) - 2) + below
 
-    return 2 + inner(tree, 1)
+def _sets_between(node: Tree, contexts: int) -> int:
+    """Return how many sets a node needs beside nothing and all of it, in so many contexts."""
+    if isinstance(node, int):
+        return 0
+    below = sum(_sets_between(child, contexts << len(node) - 1) for child in node)
+    return contexts * ((1 << len(node)) - 2) + below
 
 
 def exact_gains(tree: Tree) -> Gains:
@@ -75,24 +76,25 @@ def exact_gains(tree: Tree) -> Gains:
         cooperation.
     """
     found = Gains(len(leaves(tree)), 0)
-
-    def walk(node: tuple[Tree, ...], outside: int, weight: float) -> None:
-        bits = [sum(1 << leaf for leaf in leaves(child)) for child in node]
-        count = len(node)
-        for child in range(count):
-            others = bits[:child] + bits[child + 1 :]
-            for choice in range(1 << count - 1):
-                before = outside | sum(one for place, one in enumerate(others) if choice >> place & 1)
-                size = choice.bit_count()
-                share = weight * math.factorial(size) * math.factorial(count - 1 - size) / math.factorial(count)
-                below = node[child]
-                if isinstance(below, int):
-                    found.add(0, below, before, share)
-                else:
-                    walk(below, before, share)
-
-    walk((tree,) if isinstance(tree, int) else tree, 0, 1.0)
+    _add_gains(found, (tree,) if isinstance(tree, int) else tree, 0, 1.0)
     return found
+
+
+def _add_gains(found: Gains, node: tuple[Tree, ...], outside: int, weight: float) -> None:
+    """Add the gains below a node where `outside` is there already."""
+    bits = [sum(1 << leaf for leaf in leaves(child)) for child in node]
+    count = len(node)
+    for child in range(count):
+        others = bits[:child] + bits[child + 1 :]
+        for choice in range(1 << count - 1):
+            before = outside | sum(one for place, one in enumerate(others) if choice >> place & 1)
+            size = choice.bit_count()
+            share = weight * math.factorial(size) * math.factorial(count - 1 - size) / math.factorial(count)
+            below = node[child]
+            if isinstance(below, int):
+                found.add(0, below, before, share)
+            else:
+                _add_gains(found, below, before, share)
 
 
 def sampled_gains(tree: Tree, pairs: int, generator: np.random.Generator) -> Gains:
@@ -111,19 +113,21 @@ def sampled_gains(tree: Tree, pairs: int, generator: np.random.Generator) -> Gai
     """
     found = Gains(len(leaves(tree)), pairs)
 
-    def order(node: Tree) -> list[int]:
-        if isinstance(node, int):
-            return [node]
-        return [leaf for child in generator.permutation(len(node)) for leaf in order(node[child])]
-
     for pair in range(pairs):
-        drawn = order(tree)
+        drawn = _order(tree, generator)
         for one in (drawn, drawn[::-1]):
             before = 0
             for feature in one:
                 found.add(pair, feature, before, 0.5)
                 before |= 1 << feature
     return found
+
+
+def _order(node: Tree, generator: np.random.Generator) -> list[int]:
+    """Return the features of a node in a random order, in which those of each node below follow each other."""
+    if isinstance(node, int):
+        return [node]
+    return [leaf for child in generator.permutation(len(node)) for leaf in _order(node[child], generator)]
 
 
 def halves(places: NDArray[np.float64], members: Sequence[int] | None = None) -> Tree:
