@@ -201,6 +201,17 @@ def check_count(where: str, argument: str, value: object, least: int = 1, most: 
     return value
 
 
+def check_path(where: str, argument: str, value: object) -> str | os.PathLike[str]:
+    """Return the name of a file or folder.
+
+    Raises:
+        TypeError: anything else: a number too, which Python's own `open` takes for a file that is open already.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        refuse(where, argument, "be the name of a file or folder, a str or os.PathLike", type(value).__name__, TypeError)
+    return value
+
+
 def check_ids(where: str, argument: str, ids: object, images: int, device: torch.device) -> Tensor:
     """Return who each image is (B,) int64, which picks its draws; None = its row in this call.
 

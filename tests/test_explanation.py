@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import errno
+import io
 import json
 import math
 import re
@@ -176,6 +177,24 @@ def test_the_names_of_many_images_sort_as_they_do(tmp_path):
     names = [path.name for path in explanation(11, 1, 2, results={}).save(tmp_path)]
     assert names[1:] == sorted(names[1:])
     assert names[1] == "explanation-00.png"
+
+
+def test_what_is_no_name_of_a_file_is_refused(tmp_path):
+    found, unread = explanation(1), tmp_path / "unread"
+    unread.write_text("whole")
+    for value in (None, 3, io.BytesIO()):
+        sentence = f"must be the name of a file or folder, a str or os.PathLike, got {type(value).__name__}$"
+        with pytest.raises(TypeError, match=f"^pysal.Explanation.save: directory {sentence}"):
+            found.save(value)
+        with pytest.raises(TypeError, match=f"^pysal.Explanation.load: path {sentence}"):
+            Explanation.load(value)
+        if value is not None:
+            with pytest.raises(TypeError, match=f"^pysal.Explanation.plot: path {sentence}"):
+                found.plot(path=value)
+    with unread.open() as file:  # a number of one that is open is neither read nor closed
+        with pytest.raises(TypeError, match=r"got int$"):
+            Explanation.load(file.fileno())
+        assert file.read() == "whole"
 
 
 def test_load_takes_what_save_wrote(tmp_path):

@@ -435,6 +435,8 @@ def test_maps_are_drawn_on_axes_of_the_callers(found):
         found[1].plot(ax=axes)
     with pytest.raises(TypeError, match=r"ax must be matplotlib axes, one for each method, got str$"):
         found[1].plot(methods="gradient", ax="left")
+    with pytest.raises(TypeError, match=r"ax must be matplotlib axes, one for each method, got Figure$"):
+        found[1].plot(methods="gradient", ax=figure)
 
 
 def test_methods_and_images_that_are_not_there_are_named(found):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pysal._checks import refuse, refuse_unknown
+from pysal._checks import check_path, refuse, refuse_unknown
 from pysal._spelling import close_to, did_you_mean
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import checked_options, default_of
@@ -83,7 +83,7 @@ def plot(
     else:
         figure = _figure(found, kind, image, names, model, target, options, looks)
     if path is not None:
-        file_path = Path(path)
+        file_path = Path(check_path(where, "path", path))
         kinds = pictures()
         ending = file_path.suffix[1:].lower()
         if ending not in kinds:
@@ -186,7 +186,7 @@ def _on_axes(found: Findings, image: int, names: Sequence[str], style: viz.Style
     from pysal import viz
 
     where = f"{WHERE}.plot"
-    places = [ax] if isinstance(ax, Axes) else list(getattr(ax, "flat", ax))
+    places = [ax] if isinstance(ax, Axes) else list(getattr(ax, "flat", ax)) if isinstance(ax, Iterable) else [ax]
     if not all(isinstance(place, Axes) for place in places):
         refuse(where, "ax", "be matplotlib axes, one for each method", type(ax).__name__, TypeError)
     if len(places) != len(names):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysal._checks import refuse
+from pysal._checks import check_path, refuse
 from pysal.explanation.findings import WHERE, Detail, Findings, MethodResult, one_line
 
 FORMAT = "pysal.explanation.1"
@@ -49,7 +49,7 @@ def numbered(stem: str, count: int) -> list[str]:
 
 def wanted_file(directory: str | os.PathLike[str], stem: str) -> Path | None:
     """Return the one file that `Explanation.save` is asked for, None where it is asked for a folder."""
-    path = Path(directory)
+    path = Path(check_path(f"{WHERE}.save", "directory", directory))
     if stem != STEM or path.is_dir() or not path.stem:
         return None
     ending = path.suffix[1:].lower()
@@ -116,6 +116,7 @@ def _write_npz(found: Findings, file: BinaryIO) -> None:
 def load(path: str | os.PathLike[str], make: Callable[..., Made]) -> Made:
     """Return what `make` makes of the fields that `save` wrote, see `Explanation.load`."""
     where = f"{WHERE}.load"
+    path = check_path(where, "path", path)
     if os.path.isdir(path):
         path = _in_folder(where, Path(path))
     try:

@@ -122,7 +122,7 @@ class Explanation(Findings):
             A matplotlib figure that pyplot does not know of; `figure.savefig` and, in a notebook, `display` work.
 
         Raises:
-            TypeError: `options` is no mapping, `image` no index, or a value has the wrong type.
+            TypeError: `options` is no mapping, `image` no index, `path` no name of a file, or a value has the wrong type.
             ValueError: `image`, a method, the kind or an option is not there, a model is missing or not needed, or matplotlib
                 does not know the ending.
             OSError: the file cannot be written; nothing of it is left then.
@@ -237,6 +237,7 @@ class Explanation(Findings):
             The files written, the npz first.
 
         Raises:
+            TypeError: `directory` is no name of a folder or file.
             ValueError: `stem` is no plain file name.
             OSError: a file cannot be written; the sentence names it.
         """
@@ -259,6 +260,7 @@ class Explanation(Findings):
             path: the npz file, or the folder it is in. Nothing in it is ever executed.
 
         Raises:
+            TypeError: `path` is no name of a file: a number, too, which `open` would take for a file that is open already.
             OSError: the file cannot be opened; FileNotFoundError where there is none.
             ValueError: it is no such file, or it is damaged; the folder has none, or several.
         """

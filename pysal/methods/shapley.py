@@ -26,6 +26,8 @@ TreeKind: TypeAlias = Literal["halves", "merged", "flat"] | Sequence[Any]
 TREES = ("halves", "merged", "flat")
 # How many pairs of orders an estimate needs for a standard error.
 LEAST_PAIRS = 2
+# Most levels of a tree that is given: its functions call themselves once or twice for each, and Python allows about 1,000.
+DEEPEST = 200
 
 
 def shapley(
@@ -60,7 +62,8 @@ def shapley(
         fill: see `leave_one_out`.
         tree: which segments come and go together. "halves": those of one side of a cut through the middle, and so on; "merged":
             those of like colour and place; "flat": none, which is the Shapley value; or nested sequences of the segments'
-            numbers, each once: `[[0, 1], [2, [3, 4]]]`. Numbers count the labels of an image from the lowest, or boxes by rows.
+            numbers, each once, at most 200 deep: `[[0, 1], [2, [3, 4]]]`. Numbers count the labels of an image from the
+            lowest, or boxes by rows.
         passes: most model passes for an image.
         seed: whole number in [-2^63, 2^63), which picks the orders.
         image_ids: one whole number of at least 0 per image, which picks its orders; None = its row in this call.
@@ -124,13 +127,16 @@ def prepare(
     gains = []
     for image, count in enumerate(regions.counts):
         nested = _tree(plan, tree, regions.labels[image], count, image)
-        if owen.sets_needed(nested) <= passes:
+        exact, estimated = owen.sets_needed(nested), 2 + 2 * LEAST_PAIRS * (count - 1)
+        if exact <= passes:
             gains.append(owen.exact_gains(nested))
             continue
+        if passes < estimated:
+            requirement = f"be at least {estimated} for an estimate with its error of {count} segments"
+            if exact <= estimated:
+                requirement = f"be at least {exact} for the exact values of {count} segment{'s' if count > 1 else ''}"
+            refuse(where, "passes", requirement, passes)
         pairs = (passes - 2) // (2 * (count - 1))
-        if pairs < LEAST_PAIRS:
-            least = 2 + 2 * LEAST_PAIRS * (count - 1)
-            refuse(where, "passes", f"be at least {least} for an estimate with its error of {count} segments", passes)
         generator = np.random.default_rng([seed % 2**64, ids[image]])
         gains.append(owen.sampled_gains(nested, pairs, generator))
     return Work(plan, lambda _report: _share(plan, fills, regions, gains))
@@ -252,11 +258,13 @@ def _nested(where: str, tree: object, count: int) -> owen.Tree:
     return found
 
 
-def _read(where: str, node: object, requirement: str) -> owen.Tree:
+def _read(where: str, node: object, requirement: str, depth: int = 0) -> owen.Tree:
     """Return a node of nested sequences; one of a single child is that child."""
     if isinstance(node, (int, np.integer)) and not isinstance(node, bool):
         return int(node)
     if not isinstance(node, Sequence) or isinstance(node, (str, bytes)) or not len(node):
         refuse(where, "tree", requirement, repr(node), TypeError)
-    nodes = tuple(_read(where, child, requirement) for child in node)
+    if depth == DEEPEST:  # a list that holds itself, for one
+        refuse(where, "tree", f"be nested at most {DEEPEST} deep", "a sequence that goes deeper")
+    nodes = tuple(_read(where, child, requirement, depth + 1) for child in node)
     return nodes if len(nodes) > 1 else nodes[0]

@@ -191,17 +191,19 @@ def _row(found: list[Detections] | Detections, place: int) -> Detections:
 
 def _number_or_boxes(which: object) -> tuple[int | None, Tensor | None]:
     requirement = "be a number of a detection, a box (left, top, right, bottom) or boxes (B, 4)"
-    if isinstance(which, int) and not isinstance(which, bool):
+    if isinstance(which, (int, np.integer)) and not isinstance(which, bool):
         if which < 0:
-            refuse(WHERE, "which", "be a number of a detection, 0 or more", which)
-        return which, None
+            refuse(WHERE, "which", "be a number of a detection, 0 or more", int(which))
+        return int(which), None
     try:
         if isinstance(which, (str, bytes, bool)) or which is None:
             raise TypeError
         given = torch.as_tensor(which, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         refuse(WHERE, "which", requirement, " ".join(repr(which).split()), TypeError)
-    if given.ndim not in (1, 2) or given.shape[-1] != 4 or not given.numel():
+    if not given.ndim:
+        refuse(WHERE, "which", requirement, " ".join(repr(which).split()), TypeError)
+    if given.ndim > 2 or given.shape[-1] != 4 or not given.numel():
         refuse(WHERE, "which", requirement, f"shape {tuple(given.shape)}")
     wrong = ~given.isfinite().all(-1) | (given[..., 2] <= given[..., 0]) | (given[..., 3] <= given[..., 1])
     if bool(wrong.any()):

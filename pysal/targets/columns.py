@@ -1,5 +1,6 @@
 """Targets that are columns of a table: a class against its like, one label of many, a number."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias, get_args
 
@@ -97,8 +98,12 @@ class Output(CallTarget):
     """
 
     def __init__(self, at: int | Sequence[int] = 0, *, field: str | None = None) -> None:
-        places = (at,) if isinstance(at, int) else tuple(at) if isinstance(at, (tuple, list)) else ()
-        if not places or not all(isinstance(one, int) and not isinstance(one, bool) for one in places):
+        try:
+            given: list[Any] = list(at) if isinstance(at, (tuple, list)) else [at]
+            if not given or any(isinstance(one, bool) for one in given):
+                raise TypeError
+            places: tuple[Any, ...] = tuple(operator.index(one) for one in given)
+        except TypeError:
             refuse("pysal.targets.Output", "at", "be whole numbers, one per dimension of a row", repr(at), TypeError)
         self.at, self.field = places, field
         self.__name__ = f"output {', '.join(map(str, places))}"

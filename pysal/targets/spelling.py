@@ -142,6 +142,12 @@ def _token(where: str, rest: str, find: Find) -> Token:
     return Token(numbers[0])
 
 
+def _norm(where: str, rest: str, find: Find) -> Norm:
+    if rest:
+        refuse(where, "target", "be norm alone, which is of the whole output", repr(f"norm:{rest}"))
+    return Norm()
+
+
 def _label(where: str, rest: str, find: Find) -> Label:
     return Label(find(rest))
 
@@ -156,5 +162,5 @@ _KINDS: dict[str, Callable[[str, str, Find], int | str | Margin | CallTarget]] =
     "mask": lambda where, rest, find: Pixel(find(rest) if rest else None),
     "box": _box,
     "token": _token,
-    "norm": lambda where, rest, find: Norm(),
+    "norm": _norm,
 }

@@ -117,9 +117,9 @@ class Caption(CallTarget):
         if length < 2:
             refuse(where, "tokens", "hold at least 2 tokens, of which the first is given", length)
         for name, value in (("first", first), ("last", last)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
                 refuse(where, name, "be a whole number", repr(value), TypeError)
-        stop = length if last is None else last
+        first, stop = operator.index(first), length if last is None else operator.index(last)
         if not 1 <= first < stop <= length:
             refuse(
                 where, "first and last", f"be 1 or more and at most {length}, with a token between them", f"{first} and {stop}"

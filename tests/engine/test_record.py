@@ -204,6 +204,16 @@ def test_files_that_are_not_there(tmp_path: Path, file: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("value", [None, 3, b"model.json"])
+def test_what_is_no_name_of_a_file_is_refused(value: Any) -> None:
+    model, images = network()
+    sentence = f"path must be the name of a file or folder, a str or os.PathLike, got {type(value).__name__}$"
+    with pytest.raises(TypeError, match=f"^pysal.load_prepared: {sentence}"):
+        pysal.load_prepared(value, model)
+    with pytest.raises(TypeError, match=f"^pysal.PreparedModel.save: {sentence}"):
+        pysal.prepare(model, images).save(value)
+
+
 def test_another_image_size_runs_the_model(file: Path) -> None:
     model, _ = network()
     loaded, larger = pysal.load_prepared(file, model), torch.rand(1, 3, 20, 20)

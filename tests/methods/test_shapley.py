@@ -209,6 +209,29 @@ def test_explain_runs_it_where_it_is_named() -> None:
     assert_rounding(found.maps["shapley"], expected, 16, scale=1.0)
 
 
+def nested(depth: int) -> list[Any]:
+    tree: list[Any] = [0, 1, 2, 3]
+    for _ in range(depth - 1):
+        tree = [tree]
+    return tree
+
+
+def endless() -> list[Any]:
+    tree: list[Any] = [0, 1, 2]
+    tree.append(tree)
+    return tree
+
+
+def test_trees_may_be_as_deep_as_they_are_said_to_be() -> None:
+    x = images(1, 3, 15, 15)
+    chain: list[Any] = [199, 200]
+    for segment in reversed(range(1, 199)):
+        chain = [segment, chain]
+    values = pysal.shapley(rectified(), x, 0, segments=Grid(15, 15), tree=[0, *range(201, 225), chain], passes=900, score="raw")
+    change = rectified()(x)[:, 0] - rectified()(torch.zeros_like(x))[:, 0]
+    torch.testing.assert_close(values.sum((1, 2, 3)), change.to(values.dtype), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "sentence"),
     [
@@ -219,10 +242,14 @@ def test_explain_runs_it_where_it_is_named() -> None:
         ({"tree": 1.5}, TypeError, "numbers 0 to 3, each once, got 1.5"),
         ({"passes": 0}, ValueError, "passes must be a whole number of at least 1, got 0"),
         ({"passes": 13}, ValueError, "passes must be at least 14 for an estimate with its error of 4 segments, got 13"),
+        ({"segments": Grid(1, 1), "passes": 1}, ValueError, "at least 2 for the exact values of 1 segment, got 1"),
+        ({"segments": Grid(2, 1), "passes": 3}, ValueError, "at least 4 for the exact values of 2 segments, got 3"),
+        ({"tree": [0, 1, nested(200), 3]}, ValueError, "tree must be nested at most 200 deep, got a sequence that goes deeper"),
+        ({"tree": endless()}, ValueError, "tree must be nested at most 200 deep, got a sequence that goes deeper"),
         ({"segments": Window(3, 2)}, ValueError, "segments must not overlap, got boxes 0 and 1, which do"),
         ({"seed": 0.5}, ValueError, "seed must be a whole number in [-2^63, 2^63), got 0.5"),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_refuses(given: dict[str, Any], kind: type[Exception], sentence: str) -> None:
     options: dict[str, Any] = {"segments": Grid(2, 2), "tree": "flat", **given}

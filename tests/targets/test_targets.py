@@ -529,6 +529,10 @@ MADE: list[tuple[Callable[[], Any], str]] = [
         "bottom) or boxes (B, 4), got shape (3,)",
     ),
     (
+        lambda: targets.Box(1.5),
+        "pysal.targets.Box: which must be a number of a detection, a box (left, top, right, bottom) or boxes (B, 4), got 1.5",
+    ),
+    (
         lambda: targets.Box((5, 2, 3, 4)),
         "pysal.targets.Box: which must be a box whose right is beyond its left, and bottom beyond its top, got (5, 2, 3, 4)",
     ),
@@ -562,6 +566,22 @@ def test_what_no_output_could_have_is_refused_at_once(make: Callable[[], Any], m
         make()
     said = str(caught.value)
     assert said == message or said.startswith(message.split(" (did you mean")[0].rsplit(", got", 1)[0])
+
+
+def test_numbers_may_be_numpys() -> None:
+    """An argmax of NumPy is a whole number like another."""
+    two = np.int64(2)
+    assert targets.Output(two).at == targets.Output((two,)).at == (2,)
+    assert targets.Output(two).__name__ == "output 2"
+    assert targets.Box(two).number == 2
+    assert targets.Box(two).given is None
+    caption = targets.Caption([5, 6, 7, 8], first=np.int64(1), last=two)
+    assert (caption.first, caption.last) == (1, 2)
+    for flag in (True, np.bool_(True)):
+        with pytest.raises(TypeError):
+            targets.Output(flag)
+        with pytest.raises(TypeError):
+            targets.Box(flag)
 
 
 SPELT: dict[str, Any] = {
@@ -620,6 +640,7 @@ def test_spelling_of_a_box_and_of_classes_without_names() -> None:
         ("pixel:1", "target must be like pixel:ROW,COLUMN or pixel:ROW,COLUMN/CLASS, got 'pixel:1'"),
         ("box:-1", "target must be like box:0 or box:LEFT,TOP,RIGHT,BOTTOM, with /CLASS or without, got 'box:-1'"),
         ("box:1,2,3", "target must be like box:0 or box:LEFT,TOP,RIGHT,BOTTOM, with /CLASS or without, got 'box:1,2,3'"),
+        ("norm:3", "target must be norm alone, which is of the whole output, got 'norm:3'"),
         ("token:a", "target must be like token:42, the number of a token, got 'token:a'"),
         ("output:a", "target must be like output:0 or output:3,1, got 'output:a'"),
         ("label:horse", "target must name a class"),

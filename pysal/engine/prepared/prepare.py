@@ -184,7 +184,7 @@ def load_prepared(path: str | os.PathLike[str], model: nn.Module | ExportedProgr
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: the model is not an nn.Module.
+        TypeError: the model is not an nn.Module, or `path` no name of a file.
         ValueError: the file is damaged or none of `save`; weights, graph, dtype or processor of the model, or the version of
             torch or pysal, are others than those of the file; or the model is in training mode.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pysal import _library
-from pysal._checks import first_line, refuse
+from pysal._checks import check_path, first_line, refuse
 from pysal.engine.graph.fold import module_of
 from pysal.engine.model.model_state import ModelState, unusual
 from pysal.engine.prepared.gains import Gains
@@ -101,7 +101,7 @@ def processor(device: torch.device) -> str:
 
 def write(where: str, path: str | os.PathLike[str], record: Record) -> None:
     """Write a record, in the place of what is there once it is whole."""
-    file = Path(path)
+    file = Path(check_path(where, "path", path))
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         part.write_text(record.text(), "utf-8")
@@ -115,9 +115,11 @@ def read(where: str, path: str | os.PathLike[str]) -> Record:
     """Return what `write` wrote.
 
     Raises:
+        TypeError: `path` is no name of a file.
         OSError: it cannot be read.
         ValueError: it is no record, or a damaged one.
     """
+    path = check_path(where, "path", path)
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
