@@ -57,8 +57,13 @@ class Normalized(nn.Module):
         if len(std) != len(mean) or not all(math.isfinite(value) and value > 0 for value in std):
             refuse(where, "std", f"be {len(mean)} finite numbers above 0, one per channel", std)
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        # Where the network lies, and of 16 bits for one of 16 bits, which takes no others; in float32 for all else.
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
+        first = next((one for one in parameters if one.dtype.is_floating_point), None)
+        dtype = first.dtype if first is not None and first.dtype.itemsize == 2 else torch.float32
+        device = None if first is None else first.device
+        self.register_buffer("mean", torch.tensor(mean, dtype=dtype, device=device).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1))
 
     def forward(self, images: Tensor, *extra_inputs: Any, **named: Any) -> Any:
         """Return `model((images - mean) / std, *extra_inputs, **named)` for images (B, C, H, W) in [0, 1]."""

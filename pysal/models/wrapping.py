@@ -143,8 +143,7 @@ def _normalisation(normalize: object) -> tuple[tuple[float, ...] | None, tuple[f
         return (0.0,), (1.0,)
     if normalize is None or isinstance(normalize, str) or not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
         return checked_normalize(WHERE, normalize)
-    mean, std = (tuple(one) if isinstance(one, (tuple, list)) else (one,) for one in normalize)
-    normalised = Normalized(nn.Identity(), mean, std)  # which looks at the numbers
+    normalised = Normalized(nn.Identity(), *normalize)  # which looks at the numbers
     return tuple(normalised.mean.flatten().tolist()), tuple(normalised.std.flatten().tolist())
 
 

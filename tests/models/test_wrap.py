@@ -17,6 +17,7 @@ from pysal.models import Classifier, read_image, wrap
 from tests.models.test_tasks import OPTIONS, VISION, clip, made, yolos
 
 PHOTO = pysal.models.example_photo()
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "label2id": {"cat": 0, "dog": 1, "cow": 2}}
 
 
@@ -119,6 +120,31 @@ def test_grey_and_many_bands(channels: int, tmp_path: Path) -> None:
             pysal.explain(model, PHOTO)
         with pytest.raises(ValueError, match=rf"source must have shape \(H, W, {channels}\), got an array \(24, 20\)"):
             read_image(bands[..., 0], model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_network_of_any_dtype_is_given_its_own(dtype: torch.dtype) -> None:
+    network = small(3).to(dtype)
+    model = wrap(network, size=16, normalize="imagenet")
+    found = pysal.explain(model, PHOTO, 1, methods="gradient")
+    assert found.images.dtype == dtype
+    mean, std = (torch.tensor(each, dtype=dtype).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = network((found.images - mean) / std)
+    torch.testing.assert_close(model(found.images), expected, check_dtype=True)
+
+
+def test_the_normalisation_lies_where_the_network_does() -> None:
+    network = nn.Conv2d(3, 4, 3, device="meta")
+    model = wrap(network, size=16, normalize="imagenet")
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_mean_and_std_of_every_kind(kind: Any) -> None:
+    model = wrap(small(3), size=16, normalize=(kind(IMAGENET_MEAN), kind(IMAGENET_STD)))
+    same = wrap(small(3), size=16, normalize="imagenet")
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model(images), same(images))
 
 
 def test_the_network_stays_as_it_is() -> None:
