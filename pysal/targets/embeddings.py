@@ -20,7 +20,7 @@ class Similarity(CallTarget):
 
     Args:
         to: (D,) for all images, or (B, D) of each.
-        kind: "cosine" of the angle between them, or their "dot" product.
+        kind: "cosine" of the angle between them, 0 with a gradient of 0 for an embedding of zeros; or their "dot" product.
         field: the name of the output's entry; None = the output itself, `image_embeds` or `pooler_output`.
         token: which token's, of an output (N, T, D): 0 is the class token of most vision transformers.
 
@@ -73,7 +73,8 @@ class Similarity(CallTarget):
             requirement = f"have the {found.shape[1]} numbers of the model's embeddings"
             refuse(self.call.where, "target.to", requirement, self.own.shape[1])
         if self.kind == "cosine":
-            found = torch.nn.functional.normalize(found, dim=1)
+            length = torch.linalg.vector_norm(found, dim=1, keepdim=True)
+            found = found / torch.where(length > 0, length, float("inf"))  # an embedding of zeros: 0, of gradient 0
         return (found * self.own[rows.cpu()].to(found)).sum(1)
 
 

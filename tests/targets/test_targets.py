@@ -568,6 +568,20 @@ def test_what_no_output_could_have_is_refused_at_once(make: Callable[[], Any], m
     assert said == message or said.startswith(message.split(" (did you mean")[0].rsplit(", got", 1)[0])
 
 
+def test_an_embedding_of_zeros_is_like_nothing() -> None:
+    """A black image, at which the path of Integrated Gradients begins, has one in a network without biases."""
+    torch.manual_seed(0)
+    embed = nn.Sequential(nn.Flatten(), nn.Linear(48, 4, bias=False)).eval().double()
+    images = torch.stack([torch.zeros(3, 4, 4), torch.rand(3, 4, 4)]).double()
+    target = targets.Similarity(DIRECTION)
+    found = pysal.gradient(embed, images, target)
+    assert not found[0].any()
+    leaf = images[1:].clone().requires_grad_()
+    torch.nn.functional.cosine_similarity(embed(leaf), DIRECTION[None].double()).sum().backward()
+    torch.testing.assert_close(found[1:], leaf.grad)
+    assert pysal.explain(embed, images, target, methods="gradient").scores[0] == 0
+
+
 def test_numbers_may_be_numpys() -> None:
     """An argmax of NumPy is a whole number like another."""
     two = np.int64(2)
