@@ -14,7 +14,7 @@ from torch.futures import Future
 from pysal._checks import refuse
 from pysal.captum._bases import Baselines, PerturbationAttribution, baselines_of, where
 from pysal.captum._batches import call, independent, of_its_own
-from pysal.captum._call import Target, arguments, as_tuple, select, spread
+from pysal.captum._call import Target, arguments, select, spread
 from pysal.engine.ablation.ablation import Ablation
 from pysal.engine.ablation.features import Features, Masks
 from pysal.engine.prepared.model import PreparedModel
@@ -27,6 +27,40 @@ class Ablating(PerturbationAttribution):
     Args:
         forward_func: the model, or any function of tensors.
     """
+
+    misfit: type[Exception] = RuntimeError  # what captum raises at a mask that does not fit
+
+    def _masks(
+        self, feature_mask: Tensor | tuple[Tensor, ...] | None, inputs: tuple[Tensor, ...], *, whole: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return a mask for each input, that of single elements where none is given; `whole`: of whole numbers.
+
+        Raises:
+            AssertionError: no tensors, or not one for each input.
+            IndexError: fractions, where whole numbers are needed.
+            RuntimeError: a mask that does not fit its input; AssertionError in `ShapleyValueSampling` and `ShapleyValues`.
+        """
+        if feature_mask is None:
+            return _single_elements(inputs)
+        masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
+        for one in masks:
+            if not isinstance(one, Tensor):
+                requirement = "be a tensor or a tuple of tensors"
+                refuse(where(self), "feature_mask", requirement, type(one).__name__, AssertionError)
+        if len(masks) != len(inputs):
+            refuse(where(self), "feature_mask", f"be {len(inputs)}, one for each input", len(masks), AssertionError)
+        found = []
+        for mask, one in zip(masks, inputs, strict=True):
+            sizes = zip(reversed(mask.shape), reversed(one.shape), strict=False)
+            if mask.ndim > one.ndim or any(size not in (1, whole_size) for size, whole_size in sizes):
+                requirement = f"fit an input of shape {tuple(one.shape)}"
+                refuse(where(self), "feature_mask", requirement, f"shape {tuple(mask.shape)}", self.misfit)
+            # as indices, truth values and bytes would choose where they are true
+            numbers = mask.long() if whole or mask.dtype == torch.bool else mask
+            if whole and mask.is_floating_point() and not torch.equal(numbers.to(mask), mask):
+                refuse(where(self), "feature_mask", "be whole numbers", "fractions among them", IndexError)
+            found.append(numbers)
+        return tuple(found)
 
     def _together(self, chunk: int, ablation: Ablation, queue: list[int], additional_forward_args: object) -> int:
         """Return how many features run in one pass: as many as asked, but one where a further argument forbids it."""
@@ -151,15 +185,11 @@ class Ablating(PerturbationAttribution):
             yield lambda done: bar.update((0 if done is None else 1 + math.ceil(done / chunk)) - bar.n)
 
 
-def masks_of(feature_mask: Tensor | tuple[Tensor, ...] | None, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if feature_mask is not None:
-        masks = as_tuple(feature_mask)
-        if len(masks) != len(inputs):
-            refuse("pysal.captum", "feature_mask", f"be {len(inputs)}, one for each input", len(masks), AssertionError)
-        return masks
-    masks, first = (), 0
+def _single_elements(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return masks of which each element is a feature."""
+    masks, first = list[Tensor](), 0
     for one in inputs:
         count = math.prod(one.shape[1:]) if len(one) else 0
-        masks += (first + torch.arange(count, device=one.device).reshape(min(len(one), 1), *one.shape[1:]),)
+        masks.append(first + torch.arange(count, device=one.device).reshape(min(len(one), 1), *one.shape[1:]))
         first += count
-    return masks
+    return tuple(masks)

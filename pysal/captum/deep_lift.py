@@ -83,6 +83,9 @@ class DeepLift(GradientAttribution):
             RuntimeError: see `Saliency`.
             ValueError: the baselines take another way through the model than the inputs.
         """
+        if custom_attribution_func is not None and not callable(custom_attribution_func):
+            got = type(custom_attribution_func).__name__
+            refuse(where(self), "custom_attribution_func", "be a function", got, AssertionError)
         several = as_tuple(inputs)
         given = baselines_of(self, baselines, several)
         check_baselines(self, given, several)
@@ -94,6 +97,9 @@ class DeepLift(GradientAttribution):
             if not 1 <= number <= 3:
                 refuse(where(self), "custom_attribution_func", "take one to three arguments", number, AssertionError)
             found = custom_attribution_func(*(multipliers, several, starts)[:number])
+            if not isinstance(found, tuple):
+                requirement = "return a tuple, an attribution for each input"
+                refuse(where(self), "custom_attribution_func", requirement, type(found).__name__, AssertionError)
         elif self.multiplies_by_inputs:
             found = tuple((one - start) * part for one, start, part in zip(several, starts, multipliers, strict=True))
         answer = tuple(one.detach() for one in found) if isinstance(inputs, tuple) else found[0].detach()

@@ -12,7 +12,7 @@ from torch.futures import Future, collect_all
 
 from pysal._checks import FLOATING, warn
 from pysal._library import widest
-from pysal.captum._ablating import Ablating, masks_of
+from pysal.captum._ablating import Ablating
 from pysal.captum._bases import Baselines, entry, introduce, where
 from pysal.captum._call import Call, Inputs, PerBatch, Target, as_tuple, check_target
 from pysal.engine.ablation.ablation import Ablation
@@ -76,7 +76,7 @@ class FeatureAblation(Ablating):
         """
         warn_of_options(self, kwargs)
         several = as_tuple(inputs)
-        masks = masks_of(feature_mask, several)
+        masks = self._masks(feature_mask, several)
         found = self._leave_out(
             several, baselines, target, additional_forward_args, Masks(masks, several), _segments(masks, several),
             perturbations_per_eval, show_progress,
@@ -102,7 +102,7 @@ class FeatureAblation(Ablating):
         """
         warn_of_options(self, kwargs)
         several = as_tuple(inputs)
-        ablation = self._ablation(several, baselines, Masks(masks_of(feature_mask, several), several))
+        ablation = self._ablation(several, baselines, Masks(self._masks(feature_mask, several), several))
         evaluate = functools.partial(self._evaluate, several, target, additional_forward_args, future=True)
         features = _queue(ablation)
         chunk = self._checked(perturbations_per_eval)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pysal._checks import warn
-from pysal.captum._ablating import masks_of
 from pysal.captum._bases import Baselines, entry, where
 from pysal.captum._call import Inputs, Target, as_tuple
 from pysal.captum.feature_ablation import FeatureAblation, warn_of_options
@@ -77,7 +76,7 @@ class FeaturePermutation(FeatureAblation):
         several = as_tuple(inputs)
         if any(len(one) == 1 for one in several):
             warn(f"{where(self)}: one example has no other to exchange features with: its features change nothing")
-        features = Masks(masks_of(feature_mask, several), several)
+        features = Masks(self._masks(feature_mask, several), several)
         found = self._leave_out(
             several, None, target, additional_forward_args, features, None, perturbations_per_eval, show_progress
         )

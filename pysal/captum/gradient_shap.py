@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry
+from pysal._checks import refuse
+from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._call import Call, Inputs, Target, as_tuple, floating, spread
 from pysal.captum.deep_lift import Distribution, distribution
 from pysal.captum.noise_tunnel import NoiseTunnel
@@ -76,15 +77,21 @@ class GradientShap(GradientAttribution):
 
         Raises:
             AssertionError: see `NoiseTunnel`; or the baselines do not fit.
+            ValueError: there are no baselines.
         """
+        if not isinstance(n_samples, int) or n_samples < 1:
+            refuse(where(self), "n_samples", "be a whole number of at least 1", repr(n_samples), AssertionError)
         drawn = distribution(self, baselines, inputs)
-        one, seed = InputBaselineXGradient(self.forward_func, self.multiplies_by_inputs), None
+        for one in drawn:
+            if not len(one):
+                refuse(where(self), "baselines", "have at least one row", f"shape {tuple(one.shape)}")
+        single, seed = InputBaselineXGradient(self.forward_func, self.multiplies_by_inputs), None
         if self.rng == "philox":
             seed = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
             places = torch.Generator(device="cpu").manual_seed(seed)
             number = len(as_tuple(inputs)[0]) * n_samples
-            one.places = torch.rand(number, generator=places, dtype=torch.float64, device="cpu")
-        tunnel = NoiseTunnel(one, rng=self.rng, seed=seed)
+            single.places = torch.rand(number, generator=places, dtype=torch.float64, device="cpu")
+        tunnel = NoiseTunnel(single, rng=self.rng, seed=seed)
         return tunnel.attribute(
             inputs,
             nt_samples=n_samples,

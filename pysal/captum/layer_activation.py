@@ -73,12 +73,15 @@ def layers_of(layer: Layers) -> list[nn.Module]:
     """Return one layer or a list of them as a list.
 
     Raises:
+        AssertionError: no layers.
         TypeError: something else than modules.
     """
     several = layer if isinstance(layer, list) else [layer]
     for one in several:
         if not isinstance(one, nn.Module):
             refuse("pysal.captum", "layer", "be a module or a list of modules", repr(one), TypeError)
+    if not several:
+        refuse("pysal.captum", "layer", "be a module or a list of modules", repr(layer), AssertionError)
     return several
 
 

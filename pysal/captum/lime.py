@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from pysal._checks import refuse, warn
-from pysal.captum._ablating import Ablating, masks_of
+from pysal.captum._ablating import Ablating
 from pysal.captum._bases import Baselines, entry, introduce, where
 from pysal.captum._batches import goes_along
 from pysal.captum._call import Inputs, Target, arguments, as_tuple, check_rows, check_target
@@ -94,7 +94,7 @@ class Lime(Ablating):
         Raises:
             AssertionError: see `FeatureAblation`; or the function returns several numbers for an example.
         """
-        several, mask = as_tuple(inputs), masks_of(feature_mask, as_tuple(inputs))
+        several, mask = as_tuple(inputs), self._masks(feature_mask, as_tuple(inputs), whole=True)
         least = min((int(one.min()) for one in mask if one.numel()), default=0)
         count = 1 + max((int(one.max()) for one in mask if one.numel()), default=-1) - least
         mask = tuple(one - least for one in mask)

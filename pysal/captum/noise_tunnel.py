@@ -94,6 +94,7 @@ class NoiseTunnel(Attribution):
             AssertionError: `nt_type` is unknown, `stdevs` are not floats or do not fit, the attribution does not return one
                 map for each example, or the target does not fit.
             IndexError: the inputs have no rows.
+            RuntimeError: a standard deviation below 0.
             TypeError: `nt_samples_batch_size` is not a whole number.
         """
         several = as_tuple(inputs)
@@ -110,6 +111,8 @@ class NoiseTunnel(Attribution):
         deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
         if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):
             refuse(where(self), "stdevs", f"be a float or {len(several)} of them", repr(stdevs), AssertionError)
+        if not all(one >= 0 for one in deviations):
+            refuse(where(self), "stdevs", "be at least 0", repr(stdevs), RuntimeError)
         moments = _Moments(where(self), len(several[0]), squared=nt_type == "smoothgrad_sq", variance=nt_type == "vargrad")
         deltas: list[Tensor] = []
         owners: list[Tensor] = []  # the example of each delta, in groups that stay together

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal._checks import refuse, warn
-from pysal.captum._ablating import Ablating, masks_of
+from pysal.captum._ablating import Ablating
 from pysal.captum._bases import Baselines, entry, introduce, where
 from pysal.captum._call import Inputs, Target, as_tuple, check_rows, check_target
 from pysal.engine.ablation.coalitions import exact_values, sampled_values
@@ -33,6 +33,8 @@ class ShapleyValueSampling(Ablating):
         >>> ShapleyValueSampling(lambda x: x.prod(1)).attribute(torch.tensor([[2.0, 3.0]]), n_samples=100).sum()
         tensor(6.)
     """
+
+    misfit = AssertionError
 
     @entry
     def attribute(
@@ -67,7 +69,7 @@ class ShapleyValueSampling(Ablating):
         several = as_tuple(inputs)
         if not isinstance(n_samples, int) or n_samples < 1:
             refuse(where(self), "n_samples", "be a whole number of at least 1", repr(n_samples), AssertionError)
-        masks = masks_of(feature_mask, several)
+        masks = self._masks(feature_mask, several, whole=True)
         total = 1 + max((int(one.max()) for one in masks if one.numel()), default=-1)
         orders = [torch.randperm(total, device="cpu").tolist() for _ in range(n_samples)]
         return self._values(
@@ -165,7 +167,7 @@ class ShapleyValues(ShapleyValueSampling):
         Raises:
             AssertionError: see `FeatureAblation`.
         """
-        masks = masks_of(feature_mask, as_tuple(inputs))
+        masks = self._masks(feature_mask, as_tuple(inputs), whole=True)
         count = len({label for one in masks for label in torch.unique(one).tolist()})
         if count >= MANY:
             warn(f"{where(self)}: {count} features have {2**count} sets, each a row of a pass: ShapleyValueSampling draws some")

@@ -1,5 +1,6 @@
 """Methods that leave features out in sets: the same calls of captum and here, with the same seed; enumeration; refusals."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,38 @@ def test_what_is_refused() -> None:
             getattr(pysal.captum, name)(MODEL).attribute(ROWS, target=1, n_samples=0)
     with pytest.raises(ValueError, match="at least one example"):
         pysal.captum.ShapleyValueSampling(MODEL).attribute(ROWS[:0], target=1)
+
+
+MASKED = ["FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap"]
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_that_fit_no_input(name: str) -> None:
+    method = getattr(pysal.captum, name)(MODEL)
+    for shape in ((1, 5), (2, 6), (0, 6), (1, 1, 6)):  # of columns, of rows, of no rows, of more dimensions
+        expected = (
+            rf"^pysal.captum.{name}: feature_mask must fit an input of shape \(4, 6\), got shape {re.escape(str(shape))}$"
+        )
+        with pytest.raises(AssertionError if name.startswith("Shapley") else RuntimeError, match=expected):
+            method.attribute(ROWS, target=1, feature_mask=torch.zeros(shape).long())
+    with pytest.raises(AssertionError, match="feature_mask must be a tensor or a tuple of tensors, got ndarray"):
+        method.attribute(ROWS, target=1, feature_mask=GAPS.numpy())
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.float32])
+def test_masks_of_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    found = []
+    for mask in (GAPS.clamp(max=1), GAPS.clamp(max=1).to(dtype)):
+        torch.manual_seed(0)
+        found.append(getattr(pysal.captum, name)(MODEL).attribute(ROWS, target=1, feature_mask=mask))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap"])
+def test_numbers_of_features_are_whole(name: str) -> None:
+    with pytest.raises(IndexError, match="feature_mask must be whole numbers, got fractions among them"):
+        getattr(pysal.captum, name)(MODEL).attribute(ROWS, target=1, feature_mask=GAPS / 2)
 
 
 def test_elements_of_numbers_below_zero_are_never_there() -> None:

@@ -122,6 +122,9 @@ BAD: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]] 
     "noise type": ("NoiseTunnel", MODEL, (INPUTS, "smooth"), {"target": 1}),
     "deviation as an int": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "stdevs": 1}),
     "too many deviations": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "stdevs": (0.1, 0.1)}),
+    "a negative deviation": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "stdevs": -0.1}),
+    "no baselines to draw": ("GradientShap", MODEL, (INPUTS, INPUTS[:0]), {"target": 1}),
+    "a mask of another shape": ("ShapleyValues", MODEL, (INPUTS,), {"target": 1, "feature_mask": VECTORS.long()}),
     "an unknown argument": ("NoiseTunnel", MODEL, (INPUTS,), {"target": 1, "speed": 3}),
 }  # fmt: skip
 

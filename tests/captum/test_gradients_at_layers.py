@@ -226,6 +226,42 @@ def test_a_layer_is_a_module(name: str) -> None:
         getattr(pysal.captum, name)(NETWORKS["conv"].model(), "2").attribute(NETWORKS["conv"].inputs(1))
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(1, "be a function, got int"), (lambda shares: shares[0], "return a tuple, an attribution for each input, got Tensor")],
+)
+def test_shares_of_ones_own_are_a_tuple(function: Any, message: str) -> None:
+    method = pysal.captum.DeepLift(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    with pytest.raises(AssertionError, match=f"custom_attribution_func must {message}"):
+        method.attribute(torch.ones(2, 4), target=1, custom_attribution_func=function)
+
+
+@pytest.mark.parametrize("name", ["LayerActivation", "LayerGradientXActivation", "LayerIntegratedGradients"])
+def test_no_layers(name: str) -> None:
+    with pytest.raises(AssertionError, match=r"layer must be a module or a list of modules, got \[\]"):
+        getattr(pysal.captum, name)(NETWORKS["conv"].model(), []).attribute(NETWORKS["conv"].inputs(1))
+
+
+class GivenByName(nn.Module):
+    """A layer that is called with keywords alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(input=x)
+        return found
+
+
+@pytest.mark.parametrize("name", ["LayerActivation", "LayerIntegratedGradients"])
+def test_a_layer_that_gets_nothing_by_position(name: str) -> None:
+    model = GivenByName()
+    options = {} if name == "LayerActivation" else {"target": 1}
+    with pytest.raises(IndexError, match="layer must be given tensors by position, got none for Linear"):
+        getattr(pysal.captum, name)(model, model.layer).attribute(torch.ones(2, 4), attribute_to_layer_input=True, **options)
+
+
 class TwoBranches(nn.Module):
     """Two inputs, an activation of its own for each."""
 

@@ -29,7 +29,8 @@ class Cut:
         """Return copies of the tensors at each layer in `function(*args)`.
 
         Raises:
-            AssertionError: a layer does not run.
+            AssertionError: a layer does not run, or not with tensors.
+            IndexError: a layer gets nothing by position.
         """
         found: dict[int, Values] = {}
         hooks = Hooks()
@@ -41,6 +42,10 @@ class Cut:
                 for one in several:
                     if not isinstance(one, Tensor):
                         refuse(self.where, "layer", "be of tensors", type(one).__name__, AssertionError)
+                if not several:
+                    refuse(
+                        self.where, "layer", "be given tensors by position", f"none for {type(_module).__name__}", IndexError
+                    )
                 found[number] = tuple(one.clone() for one in several)
 
             hooks.add(layer, read, before=self.at_input)
