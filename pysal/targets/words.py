@@ -161,11 +161,16 @@ def _tokens(where: str, argument: str, given: object, tokenizer: Tokenizer | Non
         if tokenizer is None:
             refuse(where, "tokenizer", f"be given for {argument} in words", None)
         made = tokenizer(given) if special else _without_special(tokenizer, given)
-        found = made["input_ids"] if hasattr(made, "keys") else made
-        numbers = torch.as_tensor(found, device="cpu")
-        if not numbers.numel():
+        found = made["input_ids"] if hasattr(made, "keys") and "input_ids" in made else made
+        if isinstance(found, Sequence) and not len(found):
             refuse(where, argument, "hold a token", repr(given))
-        return numbers.long() if numbers.ndim == 2 or special else numbers.long().reshape(1, -1)
+        numbers = _numbers(where, "the tokenizer's answer", found)
+        return numbers if numbers.ndim == 2 or special else numbers.reshape(1, -1)
+    return _numbers(where, argument, given)
+
+
+def _numbers(where: str, argument: str, given: object) -> Tensor:
+    """Return numbers of tokens, (T,) or (B, T)."""
     try:
         numbers = torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError):

@@ -546,6 +546,20 @@ MADE: list[tuple[Callable[[], Any], str]] = [
         lambda: targets.Token("big cat", tokenizer=lambda text: [1] * len(text.split())),
         "pysal.targets.Token: token must be a single token (pysal.targets.Caption takes several), got 'big cat' (2 tokens)",
     ),
+    *(
+        (
+            lambda answer=answer: targets.Caption("a b", tokenizer=lambda text: answer),
+            f"pysal.targets.Caption: the tokenizer's answer must be numbers of tokens{shape}, got {got}",
+        )
+        for answer, shape, got in (
+            (None, " (T,) or (B, T)", "None"),
+            (["a", "b"], " (T,) or (B, T)", "['a', 'b']"),
+            ({"input_ids": [[5], [6, 7]]}, " (T,) or (B, T)", "[[5], [6, 7]]"),
+            ({"tokens": [5, 6]}, " (T,) or (B, T)", "{'tokens': [5, 6]}"),
+            ([1.0, 2.5], "", "dtype float32"),
+            ([1, -2], " (T,) or (B, T), 0 or more", "-2"),
+        )
+    ),
     (lambda: targets.Token("", tokenizer=lambda text: []), "pysal.targets.Token: token must hold a token, got ''"),
     (
         lambda: targets.Caption([3]),
