@@ -390,6 +390,21 @@ class Caching(Network):
         return super().forward(x) + self.kept["bias"].detach()
 
 
+def test_a_program_itself_cannot_be_called() -> None:
+    images = torch.rand(1, 3, 8, 8)
+    program = torch.export.export(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval(), (images,)
+    )
+    message = r"model must be its module\(\) or what pysal.prepare makes of it, got ExportedProgram"
+    for call in (
+        lambda: pysal.gradient(program, images, 1),
+        lambda: pysal.leave_one_out(program, images, 1),
+        lambda: pysal.explain(program, images, 1, methods=["gradient"]),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
 def test_what_a_pass_leaves_on_the_model_is_captured_with_it() -> None:
     model, x = network(Caching)
     model(x)

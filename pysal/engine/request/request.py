@@ -5,6 +5,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from pysal._checks import FLOATING, all_finite, check_dense, check_tensor, finite_rows, refuse
 from pysal._library import widest
@@ -192,6 +193,8 @@ def _checked_inputs(where: str, inputs: object, *, finite: bool) -> Tensor:
 def _check_model(where: str, model: object, inputs: Tensor) -> None:
     if not callable(model):
         refuse(where, "model", "be callable", type(model).__name__, TypeError)
+    if isinstance(model, ExportedProgram):  # it has a __call__, which raises
+        refuse(where, "model", "be its module() or what pysal.prepare makes of it", type(model).__name__, TypeError)
     if isinstance(model, PreparedModel):
         model.check_unchanged(where)
         model = model.original
