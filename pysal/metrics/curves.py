@@ -73,7 +73,8 @@ def deletion(
         target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
-        steps: 1 to H W; 28 replace 8 rows' worth of a 224 x 224 image at a time.
+        steps: 1 to H W, or to the number of patches with substrate="drop"; 28 replace 8 rows' worth of a 224 x 224 image at a
+            time.
         substrate: what pixels are replaced with: "zero"; "blur", the image under RISE's kernel of 11 x 11 pixels and sigma
             5, edges repeated; or a number, a colour (a tuple of C numbers) or an image (C, H, W) or (B, C, H, W). "drop", for
             transformers with patch tokens: patches are left out whole, those with the largest sum of the map first, and shares
