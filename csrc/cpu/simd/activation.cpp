@@ -68,10 +68,10 @@ void backward_of(const Function& f, const Activated& a, float* grad) {
 
 template <class Function>
 void sums_of(const Function& f, const Activated& a, const float* grad, float* partial, float* sums) {
-  __builtin_memset(sums, 0, sizeof(float) * static_cast<unsigned long>(a.channels));
+  for (int64_t c = 0; c < a.channels; ++c) sums[c] = 0.0f;  // no memset, which takes no null pointer for no channel
   for (int64_t first = 0; first < a.pixels; first += kTogether) {
     const int64_t end = first + kTogether < a.pixels ? first + kTogether : a.pixels;
-    __builtin_memset(partial, 0, sizeof(float) * static_cast<unsigned long>(a.channels));
+    for (int64_t c = 0; c < a.channels; ++c) partial[c] = 0.0f;
     for (int64_t pixel = first; pixel < end; ++pixel) {
       const float* const x = a.input + pixel * a.channels;
       const float* const g = grad ? grad + pixel * a.channels : nullptr;
