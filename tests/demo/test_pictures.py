@@ -252,7 +252,8 @@ def test_what_is_to_come_and_what_does_not_apply_keep_their_places() -> None:
 
 
 def test_two_classes_have_one_scale_and_their_difference() -> None:
-    one, two = torch.rand(1, 1, SIZE, SIZE), 3 * torch.rand(1, 1, SIZE, SIZE)
+    one = torch.rand(1, 1, SIZE, SIZE)
+    two = one + 2 * torch.rand(1, 1, SIZE, SIZE)  # alike enough for the sign of their correlation
     first, second = (explanation(name, grad_cam=result("grad_cam", map)) for name, map in (("cat", one), ("dog", two)))
     page = pictures.two_classes(Found(first, (), {}), Found(second, (), {}), first.images)
     bounds = [float(bound) for bound in re.findall(r'class="layer unsigned".*?data-bound="([^"]+)"', page)]
