@@ -84,14 +84,15 @@ class Attribution(_Attribution):
     """
 
     attribute: Callable[..., Any]
+    _multiply_by_inputs = False
 
     def __init__(self, forward_func: Callable[..., Any]) -> None:
         self.forward_func = forward_func
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor input - baseline."""
-        return False
+        """Whether the attributions contain the inputs as a factor: input - baseline, or the activation of a layer."""
+        return self._multiply_by_inputs
 
     def has_convergence_delta(self) -> bool:
         """Whether `compute_convergence_delta` means anything for this method."""
@@ -181,10 +182,7 @@ class PerturbationAttribution(Attribution, _PerturbationAttribution):
         forward_func: the model, or any function of it.
     """
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: the attribution of a feature contains the factor input - baseline."""
-        return True
+    _multiply_by_inputs = True  # the output changes as a feature goes from input to baseline
 
 
 class LayerAttribution(Attribution, _LayerAttribution):

@@ -118,6 +118,15 @@ def check_target(where: str, target: Target, examples: int) -> None:
         refuse(where, "target", requirement, repr(target), AssertionError)
 
 
+def target_of(target: Target, rows: Tensor) -> Target:
+    """Return the target of copies of the examples `rows` (N,)."""
+    if isinstance(target, list):
+        return [target[row] for row in rows.tolist()]
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return target[rows.to(target.device)]
+    return target
+
+
 def _check_index(where: str, index: tuple[object, ...]) -> None:
     for one in index:
         if not isinstance(one, (int, slice)):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
-from pysal.captum._call import Call, Inputs, Target, arguments, as_tuple, check_rows, check_target, spread
+from pysal.captum._batches import of_rows
+from pysal.captum._call import Call, Inputs, Target, arguments, as_tuple, check_rows, check_target, spread, target_of
 from pysal.engine.model.rescale_rules import RescaleRules
 from pysal.engine.prepared.model import PreparedModel
 from pysal.methods import gradient
@@ -44,11 +45,6 @@ class DeepLift(GradientAttribution):
             refuse(where(self), "model", "be an nn.Module", type(model).__name__, AssertionError)
         self.model, self.eps = model, eps
         self._multiply_by_inputs = multiply_by_inputs
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor input - baseline."""
-        return self._multiply_by_inputs
 
     def has_convergence_delta(self) -> bool:
         """True: the attributions of an example add up to the change of its score."""
@@ -172,15 +168,12 @@ class DeepLiftShap(DeepLift):
         rows = torch.arange(len(several[0]), device="cpu").repeat_interleave(many)
         wide = tuple(one[rows.to(one.device)] for one in several)
         starts = tuple(one.repeat(len(several[0]), *(1,) * (one.ndim - 1)) for one in drawn)
-        further = tuple(
-            one[rows.to(one.device)] if isinstance(one, Tensor) and one.ndim and len(one) == len(several[0]) else one
-            for one in arguments(additional_forward_args)
-        )
+        further = of_rows(arguments(additional_forward_args), rows, len(several[0]))
         answer = DeepLift.attribute(
             self,
             wide if isinstance(inputs, tuple) else wide[0],
             starts,
-            of_each(target, many),
+            target_of(target, rows),
             further or None,
             return_convergence_delta,
             custom_attribution_func,
@@ -206,12 +199,3 @@ def distribution(attribution: GradientAttribution, baselines: Any, inputs: Input
         if not isinstance(one, Tensor):
             refuse(where(attribution), "baselines", "be tensors, a row for each baseline", type(one).__name__, AssertionError)
     return tuple(one for one in found if isinstance(one, Tensor))
-
-
-def of_each(target: Target, times: int) -> Target:
-    """Return a target for as many rows of each example, side by side."""
-    if isinstance(target, list):
-        return [one for one in target for _ in range(times)]  # type: ignore[return-value]
-    if isinstance(target, Tensor) and target.numel() > 1:
-        return target.repeat_interleave(times)
-    return target

@@ -39,11 +39,6 @@ class GradientShap(GradientAttribution):
         super().__init__(forward_func)
         self._multiply_by_inputs, self.rng, self.seed = multiply_by_inputs, rng, seed
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor input - baseline."""
-        return self._multiply_by_inputs
-
     def has_convergence_delta(self) -> bool:
         """True: the attributions of an example add up to the change of its score, in the mean over many draws."""
         return True
@@ -118,11 +113,6 @@ class InputBaselineXGradient(GradientAttribution):
     def __init__(self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True) -> None:
         super().__init__(forward_func)
         self._multiply_by_inputs = multiply_by_inputs
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor input - baseline."""
-        return self._multiply_by_inputs
 
     def has_convergence_delta(self) -> bool:
         """True, see `GradientShap`."""

@@ -20,10 +20,7 @@ class InputXGradient(GradientAttribution):
         tensor([[ 2., 18.]])
     """
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True."""
-        return True
+    _multiply_by_inputs = True
 
     @entry_of_parts
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: object = None) -> Any:

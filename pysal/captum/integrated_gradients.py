@@ -45,11 +45,6 @@ class IntegratedGradients(GradientAttribution):
         self._multiply_by_inputs = multiply_by_inputs
         self._exact_captum = exact_captum
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor input - baseline."""
-        return self._multiply_by_inputs
-
     def has_convergence_delta(self) -> bool:
         """True: the attributions of an example add up to the change of its score."""
         return True

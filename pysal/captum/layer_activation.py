@@ -30,13 +30,10 @@ class LayerActivation(LayerAttribution):
         tensor([[1., 1., 1., 1.]])
     """
 
+    _multiply_by_inputs = True  # as captum has it
+
     def __init__(self, forward_func: Callable[..., Any], layer: Layers, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids)
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True, as captum has it."""
-        return True
 
     @entry
     def attribute(self, inputs: Inputs, additional_forward_args: object = None, attribute_to_layer_input: bool = False) -> Any:

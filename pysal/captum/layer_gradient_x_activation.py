@@ -37,11 +37,6 @@ class LayerGradientXActivation(LayerAttribution, GradientAttribution):
         GradientAttribution.__init__(self, forward_func)
         self._multiply_by_inputs, self._memory_efficient = multiply_by_inputs, memory_efficient
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the activation as a factor."""
-        return self._multiply_by_inputs
-
     @entry
     def attribute(
         self,

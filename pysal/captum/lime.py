@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pysal._checks import refuse, warn
 from pysal.captum._ablating import Ablating
 from pysal.captum._bases import Baselines, entry, introduce, where
-from pysal.captum._batches import goes_along
-from pysal.captum._call import Inputs, Target, arguments, as_tuple, check_rows, check_target
+from pysal.captum._batches import of_rows
+from pysal.captum._call import Inputs, Target, arguments, as_tuple, check_rows, check_target, target_of
 from pysal.engine.ablation.ablation import Ablation
 from pysal.engine.ablation.coalitions import lasso, least_squares
 from pysal.engine.ablation.features import Masks
@@ -44,6 +44,8 @@ class Lime(Ablating):
 
     looks_at_changes = True  # the weight of a sample depends on the changed inputs
 
+    _multiply_by_inputs = False  # as captum has it
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -55,11 +57,6 @@ class Lime(Ablating):
         self.interpretable_model = interpretable_model
         self.similarity_func = similarity_func or _closeness
         self.perturb_func = perturb_func or _half_of_them
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False, as captum has it."""
-        return False
 
     @entry
     def attribute(
@@ -143,9 +140,9 @@ class Lime(Ablating):
             inputs, fills = (tuple(each[one] for each in kind) for kind in (ablation.inputs, ablation.fills))
             own = tuple(each[one] if each.ndim == whole.ndim and len(each) == examples else each
                         for each, whole in zip(masks, ablation.inputs, strict=True))  # fmt: skip
-            further = tuple(each[one] if goes_along(each, examples) else each for each in arguments(additional_forward_args))
-            several = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
-            yield Ablation(inputs, fills, Masks(own, inputs)), target[one] if several else target, further  # type: ignore[index]
+            alone = torch.tensor([row], device="cpu")
+            further = of_rows(arguments(additional_forward_args), alone, examples)
+            yield Ablation(inputs, fills, Masks(own, inputs)), target_of(target, alone), further
 
     def _fitted(
         self,

@@ -12,7 +12,7 @@ from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
 from pysal.captum._batches import copies_per_pass, goes_along, of_rows
-from pysal.captum._call import Inputs, arguments, as_tuple, check_rows, check_target, floating
+from pysal.captum._call import Inputs, arguments, as_tuple, check_rows, check_target, floating, target_of
 from pysal.engine.running.chunks import run_chunks
 
 NT_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
@@ -359,11 +359,8 @@ def _of_rows(kwargs: dict[str, Any], rows: Tensor, examples: int) -> dict[str, A
         return one[rows.to(one.device)] if goes_along(one, examples) else one
 
     options = dict(kwargs)
-    target = options.get("target")
-    if isinstance(target, list):
-        options["target"] = [target[row] for row in rows.tolist()]
-    elif isinstance(target, Tensor) and target.numel() > 1:
-        options["target"] = target[rows.to(target.device)]
+    if "target" in options:
+        options["target"] = target_of(options["target"], rows)
     if options.get("additional_forward_args") is not None:
         options["additional_forward_args"] = of_rows(arguments(options["additional_forward_args"]), rows, examples)
     for name in ("baselines", "feature_mask"):
