@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import sys
 import tempfile
@@ -134,8 +133,6 @@ def explain(
         elif place == "cpu":
             gradients = sum(METHODS[name].gradients(options.get(name, {})) for name in method_names("pysal explain", methods))
             work = gradients * len(endings) * (len(named.paths) - len(bad))
-            if "approximate" in options.get("leave_one_out", {}):  # which prepared models alone can do
-                work = math.inf
             runner = OnceItPays(classifier, make).for_work(work)
         names = iter(stems([photo for photo in named.paths if photo not in bad], out, endings))
         for number, photo in enumerate(named.paths, start=1):

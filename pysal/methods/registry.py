@@ -1,5 +1,6 @@
 """The methods by name: what `explain` and the command line offer, and how each map is drawn."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ class Method(Traits):
     score: ScoreKind
 
     def gradients(self, options: Mapping[str, Any]) -> float:
-        """Return about how many gradients of the model the map of an image takes.
+        """Return about how many gradients of the model the map of an image takes; no end of them, where it must be prepared.
 
         Args:
             options: of the method; those that are missing have their defaults.
@@ -73,6 +74,8 @@ class Method(Traits):
             return float(options.get(self.per, default_of(public, self.per)))
         if self.stored != "drops":
             return 1.0
+        if options.get("approximate") is not None:
+            return math.inf
         segments = options.get("segments", default_of(public, "segments"))
         count = segments.rows * segments.cols if isinstance(segments, Grid) else SEGMENTS
         return FORWARD * count

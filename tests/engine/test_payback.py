@@ -32,3 +32,8 @@ def test_the_work_of_methods() -> None:
     cells = [METHODS["leave_one_out"].gradients({"segments": pysal.Grid(rows, 5)}) for rows in (2, 4)]
     assert cells[1] == 2 * cells[0] > 0
     assert sum(work.values()) > WORTH_PREPARING > work["leave_one_out"]
+
+
+def test_what_prepared_models_alone_can_do_is_worth_any_preparing() -> None:
+    assert METHODS["leave_one_out"].gradients({"segments": pysal.Grid(1, 2), "approximate": 0.5}) > WORTH_PREPARING
+    assert METHODS["leave_one_out"].gradients({"segments": pysal.Grid(1, 2), "approximate": None}) < WORTH_PREPARING
