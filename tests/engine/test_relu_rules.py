@@ -473,3 +473,26 @@ def test_a_pass_that_is_not_watched_follows_the_same_rule(rule: str, monkeypatch
         found.append(torch.stack([pysal.guided_backprop(model, INPUTS, target, rule=rule) for target in range(4)]))
     assert found[0].abs().amax() > 0
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+class InPart(nn.Module):
+    """ReLUs in place on a part of a tensor, where an autograd node hides them; counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.passes = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        maps = self.first(x)
+        F.relu_(maps[:, :3])
+        return self.last(maps.relu().mean((2, 3)))
+
+
+def test_the_way_that_shows_hidden_relus_is_found_once(recorded: bool) -> None:
+    model, inputs = seeded(InPart, 3), images(6, 3, 6, 7)
+    pysal.guided_backprop(model, inputs, 1, batch_size=1)
+    first = model.passes
+    model.passes = 0
+    pysal.guided_backprop(model, images(8, 3, 6, 7), 1, batch_size=1)
+    assert model.passes - first == 2, "a pass for each further image, and none to look again"

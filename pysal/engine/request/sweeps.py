@@ -275,6 +275,7 @@ def _by_autograd(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
     ruled = [one for one in wanted if one.rule != "plain"]
     general = any(one.other == "generalised" for one in ruled)
     watched = bool(ruled) and (general or plan.device.type != "cpu" or batch.nbytes > UNRECORDED)
+    watched = plan.root._shared.get("watched for ReLUs", watched) if ruled and not general else watched
     cause: _OtherWay | None = None
     for way in (watched, not watched) if ruled and not general else (watched,):
         try:
@@ -283,6 +284,7 @@ def _by_autograd(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
             return attempt(plan, batch, rows, wanted, required, recorded=way)
         except _OtherWay as error:
             cause = error
+            plan.root._shared["watched for ReLUs"] = not way  # the passes to come need not be made twice
     raise NotApplicable(f"{plan.where}: {UNREACHED}, got some inside torch.func: run the members one by one") from cause
 
 
