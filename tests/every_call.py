@@ -52,6 +52,9 @@ FACES: dict[str, Callable[[Any, Tensor], Any]] = {
 FIGURES: dict[str, dict[str, Any]] = {
     "deletion": {},
     "insertion": {},
+    "road": {"options": {"shares": [0.3]}},
+    "pic": {"options": {"shares": [0.3], "points": 9}},
+    "average_drop": {},
     "infidelity": {},
     "max_sensitivity": {"method": "smooth_grad", "method_options": {"samples": 2}},
     "mass_in_mask": {"masks": MAPS[:, 0] > 1},
@@ -68,6 +71,9 @@ WORK: dict[str, Callable[[Any, Tensor], Any]] = {
         )
         for name, given in FIGURES.items()
     },
+    "grid pointing": lambda model, images: pysal.metrics.grid_pointing_game(
+        model, torch.cat([images, images.flip(3)]), [0, 1, 2, 3], cells="shrunk"
+    ),
     "randomisation": lambda model, images: pysal.metrics.parameter_randomisation(model, images, 1),
     "converge": lambda model, images: plots.converge(model, images[:1], 1, steps=(2, 4), reference=8),
 }

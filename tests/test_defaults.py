@@ -155,6 +155,8 @@ def test_costs_in_words_name_the_defaults() -> None:
     }.items():
         assert METHODS[name].cost.endswith(f"per {option.removesuffix('s')} ({default_of(getattr(pysal, name), option)})")
     assert METRICS["infidelity"].cost == f"{default_of(pysal.metrics.infidelity, 'samples')} forward, + 1"
+    assert METRICS["road"].cost.startswith(f"{2 * len(default_of(pysal.metrics.road, 'shares'))} forward, + 1")
+    assert METRICS["pic"].cost.startswith(f"{len(default_of(pysal.metrics.pic, 'shares')) + 2} forward, + 1")
     assert METRICS["max_sensitivity"].cost == f"{default_of(pysal.metrics.max_sensitivity, 'samples')} times the method"
 
 

@@ -21,7 +21,8 @@ SOURCE = pysal.gradient
 # Methods that have no place in `explain`.
 UNLISTED = ("guided_integrated_gradients", "shapley", "xrai")
 # What a figure, an explanation and a set of maps is explained by, where it is not what the method itself would take.
-SCORES = {"shapley": "auto", "explain": None, "max_sensitivity": None, "parameter_randomisation": None, "per_image": None}
+OF_A_METHOD = ("explain", "grid_pointing_game", "max_sensitivity", "parameter_randomisation", "per_image")
+SCORES = {"shapley": "auto", **dict.fromkeys(OF_A_METHOD)}
 
 
 def sharing() -> dict[str, Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pysal import ops
@@ -50,3 +51,11 @@ def uniform(seed: int, image_ids: Tensor, draws: Tensor, numbers: int) -> Tensor
     Philox's words r as (r + 0.5) / 2^32: the same on every device, in every batch and for every number of processes.
     """
     return (widened(ops.gaussian_noise_bits(seed, image_ids, draws, numbers)) + 0.5) / 2**32
+
+
+def rank_of_pixels(importance: Tensor) -> Tensor:
+    """Return the rank (B, H, W) of each pixel of (B, H, W), 0 for the most important; equal pixels rank in reading order."""
+    flat = importance.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(importance.shape)

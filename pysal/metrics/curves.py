@@ -20,7 +20,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.metrics._maps import Reduction, check_maps, per_pixel
+from pysal.metrics._maps import Reduction, check_maps, per_pixel, rank_of_pixels
 
 Substrate: TypeAlias = Fill
 """What stands for nothing: "zero", "blur" (RISE's), "drop", or a number, colour or image as `leave_one_out` takes one."""
@@ -269,11 +269,7 @@ def _patch_curve(plan: Plan, importance: Tensor, not_finite: Tensor, steps: int,
 
 def _steps(importance: Tensor, bounds: Tensor) -> Tensor:
     """Return the step (B, H, W), int32, in which each pixel is replaced, the most important in step 0."""
-    flat = importance.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    step_of_rank = torch.searchsorted(bounds, torch.arange(flat.shape[1], device=flat.device), right=True) - 1
-    steps = torch.empty_like(order).scatter_(1, order, step_of_rank.expand_as(order))
-    return steps.view(importance.shape).to(torch.int32)
+    return (torch.searchsorted(bounds, rank_of_pixels(importance), right=True) - 1).to(torch.int32)
 
 
 def _substrate(plan: Plan, substrate: Substrate) -> Tensor:

@@ -55,11 +55,10 @@ def shown(image: Array, mask: Array, method: str = "linear") -> Array:
     if known.all():
         return image
     planes = np.atleast_3d(image)
-    points, gaps = np.argwhere(known), np.argwhere(~known)
     filled = planes.astype(np.result_type(planes.dtype, np.float32))
-    for channel in range(planes.shape[2]):
-        values, mean = planes[:, :, channel], planes[:, :, channel].mean()
-        filled[:, :, channel][~known] = griddata(points, values[known], gaps, method=method, fill_value=mean)
+    # all channels at once: the triangles between the known pixels are found once
+    between = griddata(np.argwhere(known), planes[known], np.argwhere(~known), method=method)
+    filled[~known] = np.where(np.isnan(between), planes.mean((0, 1)), between)
     if np.issubdtype(image.dtype, np.integer):
         filled = np.round(filled)
     result: Array = filled.astype(image.dtype).reshape(image.shape)
@@ -125,16 +124,33 @@ def information_curve(
         raise NoInformation(
             f"the prediction on the blurred image must be below that on the image, {best}, got {worst}; skip it"
         )
-    images, predictions, found, highest = [blurred], [worst], [], 0.0
-    for share in shares:
-        version = shown(image, (map >= np.quantile(map, 1 - share)) | seen)
-        images.append(version)
-        predictions.append(answer(version))
-        information = np.clip((compressed_bytes(version) - base) / (whole - base), 0.0, 1.0)
-        prediction = np.clip((predictions[-1] - worst) / (best - worst), 0.0, 1.0)
+    between = versions(image, map, seen, shares)
+    images, predictions = [blurred, *between, image], [worst, *(answer(version) for version in between), best]
+    sizes = [compressed_bytes(version) for version in images]
+    information, prediction = curve_of(sizes, predictions, monotonous=monotonous, points=points)
+    return InformationCurve(information, prediction, images, predictions)
+
+
+def versions(image: Array, map: Array, seen: Array, shares: Sequence[float]) -> list[Array]:
+    """Return the image with a share of its most important pixels shown, for each share."""
+    return [shown(image, (map >= np.quantile(map, 1 - share)) | seen) for share in shares]
+
+
+def curve_of(sizes: Sequence[int], predictions: Sequence[float], *, monotonous: bool, points: int) -> tuple[Array, Array]:
+    """Return information and prediction (points + 1,), both from 0 to 1, of the blurred image, its versions and the image.
+
+    Args:
+        sizes: compressed bytes of each; the first is below the last.
+        predictions: of each; likewise.
+        monotonous: whether each point takes the best prediction so far.
+        points: of the curve, beside the last one.
+    """
+    found, highest = [], 0.0
+    for size, one in zip(sizes[1:-1], predictions[1:-1], strict=True):
+        information = np.clip((size - sizes[0]) / (sizes[-1] - sizes[0]), 0.0, 1.0)
+        prediction = np.clip((one - predictions[0]) / (predictions[-1] - predictions[0]), 0.0, 1.0)
         highest = max(highest, prediction)
         found.append((information, highest if monotonous else prediction))
     measured, reached = np.array(sorted([*found, (0.0, 0.0), (1.0, 1.0)], key=lambda point: point[0])).T
     places = np.linspace(0.0, 1.0, points, endpoint=False)
-    curve = np.append(np.interp(places, measured, reached), 1.0)
-    return InformationCurve(np.append(places, 1.0), curve, [*images, image], [*predictions, best])
+    return np.append(places, 1.0), np.append(np.interp(places, measured, reached), 1.0)

@@ -27,7 +27,7 @@ from pysal.methods.registry import METHODS, check_method
 from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import correlation, ranks_of, reduction_of
 
-Order: TypeAlias = Literal["cascading", "independent"]
+Order: TypeAlias = Literal["cascading", "independent", "at_once"]
 
 WINDOW = 7  # pixels of SSIM's window, scikit-image's usual one; less where the image is smaller
 
@@ -38,6 +38,7 @@ class Randomisation:
 
     Attributes:
         layers: (L,) names, from the output to the input: in step l, layer l is random, and in a cascade those before it too.
+            Of layers that become random at once, the last one's name stands for them all.
         correlation: (L, B) float64, Spearman's rank correlation of the two maps' pixels; NaN where a map is constant.
         correlation_of_sizes: (L, B) float64, that of |map|.
         similarity: (L, B) float64, SSIM of the two maps, each divided by its largest |value|; NaN where a map is zero.
@@ -78,7 +79,8 @@ def parameter_randomisation(
             which is told the image of each row; or None for each image's highest class.
         method: a name as `pysal.explain` takes it.
         method_options: that method's own options.
-        order: "cascading" makes ever more layers random, "independent" one at a time.
+        order: "cascading" makes ever more layers random, "independent" one at a time, "at_once" all of them, the last step of
+            the cascade alone.
         layers: names as `model.named_modules()` has them, in the order to take; None = all, from the output to the input.
         seed: of the random parameters; torch's own generator is left as it is.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
@@ -148,7 +150,8 @@ def parameter_randomisation(
         found[0].append(correlation(ranks_of(before), ranks_of(after)))
         found[1].append(correlation(ranks_of(before.abs()), ranks_of(after.abs())))
         found[2].append(_similarity(before, after, METHODS[name].signed))
-    return Randomisation(tuple(names), *(torch.from_numpy(np.stack(rows)) for rows in found))
+    steps = names[-1:] if order == "at_once" else names
+    return Randomisation(tuple(steps), *(torch.from_numpy(np.stack(rows)) for rows in found))
 
 
 def _layers(where: str, model: nn.Module, layers: Sequence[str] | None) -> list[str]:
@@ -170,11 +173,12 @@ def _randomised(model: nn.Module, names: Sequence[str], order: str, seed: int) -
     """Yield copies of a model, layer after layer random; that of a cascade is the same one, changed further."""
     cascade = _copied(model)
     for name in names:
-        module = cascade if order == "cascading" else _copied(model)
+        module = _copied(model) if order == "independent" else cascade
         devices = [parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"]
         # a layer gets the same numbers in either order, and whatever other layers are chosen beside it
         _make_random(module.get_submodule(name), _layer_seed(seed, name), list(dict.fromkeys(devices)))
-        yield module.eval()
+        if order != "at_once" or name == names[-1]:
+            yield module.eval()
 
 
 def _copied(model: nn.Module) -> nn.Module:

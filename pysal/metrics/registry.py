@@ -17,10 +17,18 @@ from pysal.engine.running.precision import Precision
 from pysal.methods.registry import METHODS, check_method
 from pysal.metrics._maps import check_maps
 from pysal.metrics.agreement import reduction_of
+from pysal.metrics.average_drop import (
+    average_drop,
+    average_drop_of,
+    increase_in_confidence,
+    increase_in_confidence_of,
+)
 from pysal.metrics.curves import Curve, deletion, deletion_curve, insertion, insertion_curve
 from pysal.metrics.infidelity import infidelity, infidelity_of
 from pysal.metrics.localisation import mass_in_mask, pointing_game
 from pysal.metrics.max_sensitivity import max_sensitivity, max_sensitivity_of
+from pysal.metrics.pic import pic, pic_of
+from pysal.metrics.road import Road, road, road_of
 
 WHERE = "pysal.metrics.per_image"
 
@@ -94,6 +102,46 @@ METRICS: dict[str, Metric] = {
             "nothing",
             "mean score while the pixels ranked highest are shown first, on black",
             _CURVE_COST,
+        ),
+        Metric(
+            "road",
+            "ROAD",
+            "higher",
+            -1.0,
+            1.0,
+            "nothing",
+            "mean score without the least important pixels, less that without the most important ones, filled in from around",
+            f"{2 * len(default_of(road, 'shares'))} forward, + 1, and as many systems of linear equations",
+        ),
+        Metric(
+            "pic",
+            "Information curve",
+            "higher",
+            0.0,
+            1.0,
+            "nothing",
+            "how much of the score is back for how many bytes, while the pixels ranked highest are shown on a blurred image",
+            f"{len(default_of(pic, 'shares')) + 2} forward, + 1, and as many interpolations",
+        ),
+        Metric(
+            "average_drop",
+            "Average drop",
+            "lower",
+            0.0,
+            1.0,
+            "nothing",
+            "by what share of itself the score falls when the image is multiplied by its map",
+            "1 forward, + 1",
+        ),
+        Metric(
+            "increase_in_confidence",
+            "Increase in confidence",
+            "higher",
+            0.0,
+            1.0,
+            "nothing",
+            "whether the score rises when the image is multiplied by its map",
+            "1 forward, + 1",
         ),
         Metric(
             "infidelity",
@@ -226,6 +274,11 @@ def per_image(
     plan = Plan(where, model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
     if name in _CURVES:
         return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES.get(name, {}), **own}).auc
+    if name in _THROUGH_MAPS:
+        return _THROUGH_MAPS[name](plan, maps, **{"reduction": reduction_of(method), **own})
+    if name in ("road", "pic"):
+        drawn: dict[str, Any] = {"reduction": reduction_of(method), "seed": seed, "image_ids": image_ids, **own}
+        return _ROAD(plan, maps, **drawn).difference if name == "road" else _PIC(plan, maps, **drawn).auc
     if name == "infidelity":
         meaning = "slopes" if method in METHODS and METHODS[method].slopes else "shares"
         return _INFIDELITY(plan, maps, seed=seed, image_ids=image_ids, **{"meaning": meaning, **own})
@@ -255,11 +308,21 @@ _SUBSTRATES: dict[str, dict[str, Any]] = {
     "deletion_blur": {"substrate": "blur"},
     "insertion_zero": {"substrate": "zero"},
 }
+_THROUGH_MAPS: dict[str, Callable[..., Tensor]] = {
+    "average_drop": with_defaults(average_drop_of, average_drop),
+    "increase_in_confidence": with_defaults(increase_in_confidence_of, increase_in_confidence),
+}
+_ROAD: Callable[..., Road] = with_defaults(road_of, road)
+_PIC: Callable[..., Curve] = with_defaults(pic_of, pic)
 _INFIDELITY = with_defaults(infidelity_of, infidelity)
 _MAX_SENSITIVITY = with_defaults(max_sensitivity_of, max_sensitivity)
 _LOCAL: dict[str, Callable[..., Tensor]] = {"pointing_game": pointing_game, "mass_in_mask": mass_in_mask}
 _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_CURVES, ("steps", "substrate", "reduction")),
+    "road": ("shares", "noise", "reduction"),
+    "pic": ("shares", "seen", "points", "reduction"),
+    "average_drop": ("reduction",),
+    "increase_in_confidence": ("reduction",),
     "infidelity": ("perturbation", "meaning", "fill", "noise", "samples", "scaled"),
     "max_sensitivity": ("radius", "samples"),
     "pointing_game": ("tolerance", "reduction"),

@@ -21,6 +21,10 @@ DIRECT: dict[str, Any] = {
     "insertion": lambda m, r: metrics.insertion(MODEL, INPUTS, m, TARGET, reduction=r).auc,
     "deletion_blur": lambda m, r: metrics.deletion(MODEL, INPUTS, m, TARGET, reduction=r, substrate="blur").auc,
     "insertion_zero": lambda m, r: metrics.insertion(MODEL, INPUTS, m, TARGET, reduction=r, substrate="zero").auc,
+    "road": lambda m, r: metrics.road(MODEL, INPUTS, m, TARGET, seed=4, image_ids=[3, 1, 8, 0], reduction=r).difference,
+    "pic": lambda m, r: metrics.pic(MODEL, INPUTS, m, TARGET, seed=4, image_ids=[3, 1, 8, 0], reduction=r).auc,
+    "average_drop": lambda m, r: metrics.average_drop(MODEL, INPUTS, m, TARGET, reduction=r),
+    "increase_in_confidence": lambda m, r: metrics.increase_in_confidence(MODEL, INPUTS, m, TARGET, reduction=r),
     "infidelity": lambda m, r: metrics.infidelity(
         MODEL, INPUTS, m, TARGET, seed=4, image_ids=[3, 1, 8, 0], meaning="slopes" if r == "max_abs" else "shares"
     ),
@@ -46,6 +50,12 @@ def figure(name: str, rows: list[int], maps: Tensor = GRADIENT, **options: Any) 
     return metrics.per_image(name, MODEL, INPUTS[rows], maps[rows], TARGET[rows], **given)
 
 
+def known(found: Tensor) -> Tensor:
+    """The figures with -7 where an image has none, as of a picture from which blurring takes nothing; not all are like that."""
+    assert found.isfinite().any()
+    return found.nan_to_num(-7.0)
+
+
 def test_every_figure_is_described_and_checked_here() -> None:
     assert tuple(metrics.METRICS) == metrics.PER_IMAGE == tuple(DIRECT)
     assert [metric.name for metric in metrics.METRICS.values()] == list(metrics.METRICS)
@@ -57,19 +67,20 @@ def test_is_what_its_function_returns(name: str) -> None:
     found = figure(name, rows)
     assert found.dtype == torch.float64
     assert found.shape == (4,)
-    assert torch.equal(found, DIRECT[name](GRADIENT, "max_abs"))
+    assert torch.equal(known(found), known(DIRECT[name](GRADIENT, "max_abs")))
     shares = figure(name, rows, SHARES, method="integrated_gradients", method_options={"steps": 6})
-    assert torch.equal(shares, DIRECT[name](SHARES, "sum"))
+    assert torch.equal(known(shares), known(DIRECT[name](SHARES, "sum")))
     assert not torch.equal(found, shares)
     if metrics.METRICS[name].needs != "method":
-        assert torch.equal(figure(name, rows, SHARES, method=None), shares)
+        assert torch.equal(known(figure(name, rows, SHARES, method=None)), known(shares))
 
 
 @pytest.mark.parametrize("name", metrics.PER_IMAGE)
 def test_company_changes_nothing(name: str) -> None:
-    whole = figure(name, [0, 1, 2, 3])
-    assert_rounding(figure(name, [2, 0], batch_size=3), whole[[2, 0]], OPERATIONS, scale=max(1.0, float(whole.max())))
-    assert_rounding(figure(name, [3]), whole[[3]], OPERATIONS, scale=max(1.0, float(whole.max())))
+    whole = known(figure(name, [0, 1, 2, 3]))
+    some, one = (figure(name, [2, 0], batch_size=3).nan_to_num(-7.0), figure(name, [3]).nan_to_num(-7.0))
+    assert_rounding(some, whole[[2, 0]], OPERATIONS, scale=max(1.0, float(whole.max())))
+    assert_rounding(one, whole[[3]], OPERATIONS, scale=max(1.0, float(whole.max())))
 
 
 @pytest.mark.parametrize("name", metrics.PER_IMAGE)
@@ -78,6 +89,8 @@ def test_stays_in_its_range(name: str) -> None:
     for seed in range(3):
         maps = images(4, 3, 9, 8, seed=seed) - 0.5
         found = figure(name, [0, 1, 2, 3], maps, score=None)
+        found = found[found.isfinite()]
+        assert len(found)
         assert float(found.min()) >= metric.low
         assert metric.high is None or float(found.max()) <= metric.high
 

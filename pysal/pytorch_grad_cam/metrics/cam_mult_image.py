@@ -3,14 +3,16 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from pysal.metrics.average_drop import drop, through_map
 from pysal.pytorch_grad_cam.metrics.perturbation_confidence import PerturbationConfidenceMetric
 
 
 def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
     """Return an image (C, H, W) times a map (H, W)."""
-    return input_tensor * cam
+    return through_map(input_tensor, cam)
 
 
 class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
@@ -25,7 +27,8 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return (B,) float32; see `PerturbationConfidenceMetric`."""
-        return np.maximum(-super().__call__(*args, **kwargs), 0)
+        change = torch.from_numpy(np.asarray(super().__call__(*args, **kwargs)))
+        return drop(torch.zeros_like(change), change).numpy()
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
