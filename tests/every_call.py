@@ -53,7 +53,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     "deletion": {},
     "insertion": {},
     "road": {"options": {"shares": [0.3]}},
-    "pic": {"options": {"shares": [0.3], "points": 9}},
+    "pic": {"options": {"shares": [0.3], "points": 9, "seen": 0.2}},
     "average_drop": {},
     "infidelity": {},
     "max_sensitivity": {"method": "smooth_grad", "method_options": {"samples": 2}},

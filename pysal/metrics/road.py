@@ -140,7 +140,7 @@ def road_of(
     plan.fix_target()
     each = 2 * len(removed)
     scores = torch.zeros(plan.images, each, dtype=widest(plan.device), device=plan.device)
-    deviations = torch.full((plan.images,), float(noise), dtype=torch.float64, device=plan.device)
+    deviations = torch.full((plan.images,), float(noise), dtype=scores.dtype, device=plan.device)
 
     def body(start: int, stop: int) -> None:
         rows, draws = plan.places(start, stop, each)
