@@ -68,6 +68,17 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def check_flag(where: str, argument: str, value: object) -> bool:
+    """Return what is True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        refuse(where, argument, "be True or False", repr(value), TypeError)
+    return value
+
+
 def check_tensor(
     where: str, argument: str, value: object, *, ndim: int | None = None, dtypes: tuple[torch.dtype, ...] = ()
 ) -> Tensor:

@@ -245,18 +245,20 @@ def check_interpolation(where: str, mode: object, dimensions: int | None = None)
 
 # What torch.autograd.grad may be told that changes nothing here: gradients of what does not matter are zeros in any case.
 HARMLESS_GRAD_KWARGS = ("allow_unused", "materialize_grads", "retain_graph")
+CREATE_GRAPH = "create_graph"
 
 
-def check_grad_kwargs(attribution: "Attribution", grad_kwargs: Mapping[str, Any] | None) -> None:
-    """Refuse what torch.autograd.grad would be told and is not done here.
+def wants_graph(attribution: "Attribution", grad_kwargs: Mapping[str, Any] | None) -> bool:
+    """Return whether `grad_kwargs` ask for autograd's graph; refuse what else torch.autograd.grad would be told.
 
     Raises:
         NotImplementedError: as said.
     """
     for name in grad_kwargs or ():
-        if name not in HARMLESS_GRAD_KWARGS:
-            wanted = f"hold {', '.join(HARMLESS_GRAD_KWARGS)} alone"
+        if name not in (*HARMLESS_GRAD_KWARGS, CREATE_GRAPH):
+            wanted = f"hold {', '.join((*HARMLESS_GRAD_KWARGS, CREATE_GRAPH))} alone"
             refuse(where(attribution), "grad_kwargs", wanted, repr(name), NotImplementedError)
+    return bool((grad_kwargs or {}).get(CREATE_GRAPH, False))
 
 
 def where(attribution: Attribution) -> str:

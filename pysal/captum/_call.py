@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pysal._checks import FLOATING, INTEGER, all_finite, refuse
+from pysal._checks import FLOATING, INTEGER, all_finite, check_flag, refuse
 from pysal.captum._batches import call, copies_per_pass, independent, takes_inputs
 from pysal.engine.model.not_applicable import NotDifferentiable
 from pysal.engine.prepared.model import PreparedModel
@@ -22,6 +22,7 @@ from pysal.engine.request.extra_inputs import PerImage, Shared
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.target import RowTarget
+from pysal.engine.running.states import recorded
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
@@ -252,6 +253,7 @@ class Call:
         additional_forward_args: further arguments of the forward function; tensors of B rows go with their example.
         whole_numbers: inputs of whole numbers are "refused", become "floating" or are "kept", for a layer behind them.
         any_rows: whether inputs may have different numbers of rows. They are then explained together, by one pass.
+        keeps_graph: whether what is found carries autograd's graph, to the model's weights and to the inputs.
 
     Raises:
         AssertionError: inputs that are no tensors or of different numbers of rows; the wrong number of targets.
@@ -268,8 +270,10 @@ class Call:
         additional_forward_args: object,
         whole_numbers: Literal["floating", "kept", "refused"] = "refused",
         any_rows: bool = False,
+        keeps_graph: object = False,
     ) -> None:
         self.where, self.forward, self.target = where, forward, target
+        self.keeps_graph = check_flag(where, "create_graph", keeps_graph)
         self.is_tuple = isinstance(inputs, tuple)
         self.inputs = as_tuple(inputs)
         self.further = arguments(additional_forward_args)
@@ -353,7 +357,8 @@ class Call:
 
     def plan(self) -> Plan:
         """Return the plan of this call: each batch in one pass, but for a prepared model, whose rows are independent."""
-        images = self.pack(self.inputs).detach()
+        packed = self.pack(self.inputs)
+        images = packed.detach()
         prepared = self.prepared and not self.whole
         finite = not prepared or all_finite(images)
         running = Running(
@@ -371,6 +376,8 @@ class Call:
             running,
             company="checked" if prepared else "given",
         )
+        if self.keeps_graph:
+            return plan.connected(packed)
         if not finite:  # captum lets NaN through, and so must its face
             plan = plan.derive(images, torch.arange(self.examples, device=images.device))
         return plan
@@ -426,6 +433,10 @@ class Call:
                 return work(self.plan())
         except NotDifferentiable as error:
             raise RuntimeError(str(error)) from error
+
+    def found(self, find: Callable[[], Found]) -> Found:
+        """Return what a function of this call finds, recorded by autograd where a graph is kept."""
+        return recorded(find) if self.keeps_graph else find()
 
     def _independent(self, points: Callable[[Tensor, Tensor], Tensor]) -> bool:
         device = self.inputs[0].device

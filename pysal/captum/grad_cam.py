@@ -11,9 +11,9 @@ from pysal._checks import refuse
 from pysal.captum._bases import (
     GradientAttribution,
     LayerAttribution,
-    check_grad_kwargs,
     check_interpolation,
     entry_of_parts,
+    wants_graph,
     where,
 )
 from pysal.captum._call import Call, Inputs, Target
@@ -65,8 +65,8 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
             attribute_to_layer_input: whether to take the layer's input instead of its output.
             relu_attributions: whether to set negative values to 0, as in the paper.
             attr_dim_summation: whether to add up the channels.
-            grad_kwargs: of `torch.autograd.grad`; "retain_graph", "allow_unused" and "materialize_grads" are accepted and
-                change nothing.
+            grad_kwargs: of `torch.autograd.grad`. "create_graph": see `Saliency`; "retain_graph", "allow_unused" and
+                "materialize_grads" are accepted and change nothing.
 
         Returns:
             (B, 1, ...) of the layer's own size, (B, K, ...) without the summation; a tuple of them for a layer of several
@@ -75,11 +75,16 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
         Raises:
             AssertionError: see `Saliency`; or the layer does not run.
             NotImplementedError: `grad_kwargs` has other keys.
+            ValueError: with "create_graph", see `Saliency`.
         """
-        check_grad_kwargs(self, grad_kwargs)
-        call = self._ask(inputs, target, additional_forward_args, whole_numbers="kept")
-        pairs = at_layer(call, self.layer, self.forward_func, at_input=attribute_to_layer_input)
-        cams = [weighted(*pair, relu=relu_attributions, add_up=attr_dim_summation) for pair in pairs]
+        graph = wants_graph(self, grad_kwargs)
+        call = self._ask(inputs, target, additional_forward_args, whole_numbers="kept", keeps_graph=graph)
+
+        def find() -> list[Tensor]:
+            pairs = at_layer(call, self.layer, self.forward_func, at_input=attribute_to_layer_input)
+            return [weighted(*pair, relu=relu_attributions, add_up=attr_dim_summation) for pair in pairs]
+
+        cams = call.found(find)
         return tuple(cams) if len(cams) > 1 else cams[0]
 
 

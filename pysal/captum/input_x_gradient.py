@@ -23,13 +23,21 @@ class InputXGradient(GradientAttribution):
     _multiply_by_inputs = True
 
     @entry_of_parts
-    def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: object = None) -> Any:
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: object = None,
+        *,
+        create_graph: bool = False,
+    ) -> Any:
         """Return the inputs times the gradient.
 
         Args:
             inputs: see `Saliency`.
             target: see `Saliency`.
             additional_forward_args: see `Saliency`.
+            create_graph: see `Saliency`.
 
         Returns:
             A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
@@ -37,6 +45,8 @@ class InputXGradient(GradientAttribution):
         Raises:
             AssertionError: see `Saliency`.
             RuntimeError: see `Saliency`.
+            ValueError: see `Saliency`.
         """
-        call = self._ask(inputs, target, additional_forward_args, any_rows=True)
-        return call.answer([one.detach() * part for one, part in zip(call.inputs, self._gradients(call), strict=True)])
+        call = self._ask(inputs, target, additional_forward_args, any_rows=True, keeps_graph=create_graph)
+        given = call.inputs if create_graph else [one.detach() for one in call.inputs]
+        return call.found(lambda: call.answer([one * part for one, part in zip(given, self._gradients(call), strict=True)]))

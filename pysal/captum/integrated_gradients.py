@@ -13,6 +13,7 @@ from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry_of_parts, where
 from pysal.captum._call import Call, Inputs, Target, floating, spread
+from pysal.engine.paths.path import added
 from pysal.engine.paths.quadrature import Quadrature, Rule, rule
 from pysal.engine.request.plan import Plan
 
@@ -60,6 +61,8 @@ class IntegratedGradients(GradientAttribution):
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
+        *,
+        create_graph: bool = False,
     ) -> Any:
         """Return the integrated gradients and, if asked, how far their sum is from the change of the output.
 
@@ -74,6 +77,7 @@ class IntegratedGradients(GradientAttribution):
                 one if this is smaller than a batch and rows do not depend on each other. None = all rows in one pass, as in
                 captum; if these are many and do not depend on each other, as many whole batches as are fast.
             return_convergence_delta: whether to return the delta as well.
+            create_graph: see `Saliency`; the graph of every step stays in memory.
 
         Returns:
             A tensor of the inputs' shape, float32 or wider, a tuple of them for a tuple; with a delta, the pair of that and
@@ -82,9 +86,10 @@ class IntegratedGradients(GradientAttribution):
         Raises:
             AssertionError: see `Saliency`; or the baselines do not fit, the method is unknown, or there are too few steps.
             RuntimeError: see `Saliency`.
+            ValueError: see `Saliency`.
             TypeError: `n_steps` or `internal_batch_size` is not a whole number.
         """
-        call = self._ask(inputs, target, additional_forward_args, whole_numbers="floating")
+        call = self._ask(inputs, target, additional_forward_args, whole_numbers="floating", keeps_graph=create_graph)
         call.copies = n_steps
         given = baselines_of(self, baselines, call.inputs)
         check_baselines(self, given, call.inputs)
@@ -98,7 +103,7 @@ class IntegratedGradients(GradientAttribution):
             refuse(where(self), "n_steps", f"be at least {least} for {method}", n_steps, AssertionError)
         steps = (captum_rule if self._exact_captum else rule)(QUADRATURES[method], n_steps)
         starts = [floating(spread(one, start)) for one, start in zip(call.inputs, given, strict=True)]
-        found = self._integrate(call, starts, steps, internal_batch_size)
+        found = call.found(lambda: self._integrate(call, starts, steps, internal_batch_size))
         if not return_convergence_delta:
             return call.answer(found)
         delta = self.compute_convergence_delta(found, baselines, inputs, target, additional_forward_args)
@@ -120,10 +125,11 @@ class IntegratedGradients(GradientAttribution):
                 )
 
             def body(start: int, stop: int) -> None:
+                nonlocal total
                 items = torch.arange(start, stop, device=plan.device)
                 rows, places = items % plan.images, items // plan.images
                 gradients = plan.gradients(points(rows, places), rows)
-                ops.path_integral_accumulate_(total, gradients, None, rows, weights[places])
+                total = added(plan, total, gradients, None, rows, weights[places])
 
             prepared = call.prepared and not call.whole
             plan.run(plan.images * number, body, batch_size=most if prepared else call.rows(points, most))

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pysal.captum._bases import GradientAttribution, LayerAttribution, check_grad_kwargs, entry, introduce
+from torch import Tensor, nn
+
+from pysal.captum._bases import GradientAttribution, LayerAttribution, entry, introduce, wants_graph
 from pysal.captum._call import Inputs, Target
 from pysal.captum.grad_cam import at_layer
 from pysal.captum.layer_activation import Layers, as_layers, layers_of
@@ -62,14 +64,15 @@ class LayerGradientXActivation(LayerAttribution, GradientAttribution):
             AssertionError: see `LayerGradCam`.
             NotImplementedError: see `LayerGradCam`.
         """
-        check_grad_kwargs(self, grad_kwargs)
-        call = self._ask(inputs, target, additional_forward_args, whole_numbers="kept")
-        found = []
-        for layer in layers_of(self.layer):
+        graph = wants_graph(self, grad_kwargs)
+        call = self._ask(inputs, target, additional_forward_args, whole_numbers="kept", keeps_graph=graph)
+
+        def of_layer(layer: nn.Module) -> tuple[Tensor, ...]:
             pairs = at_layer(call, layer, self.forward_func, at_input=attribute_to_layer_input)
             parts = [gradient * activation if self.multiplies_by_inputs else gradient for activation, gradient in pairs]
-            found.append(tuple(one.cpu() if self._memory_efficient else one for one in parts))
-        return as_layers(self.layer, found)
+            return tuple(one.cpu() if self._memory_efficient else one for one in parts)
+
+        return as_layers(self.layer, call.found(lambda: [of_layer(one) for one in layers_of(self.layer)]))
 
 
 introduce(LayerGradientXActivation)

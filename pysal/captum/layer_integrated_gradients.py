@@ -13,14 +13,16 @@ from pysal.captum._bases import (
     LayerAttribution,
     baselines_of,
     check_baselines,
-    check_grad_kwargs,
     entry,
     introduce,
+    wants_graph,
     where,
 )  # fmt: skip
 from pysal.captum._call import Inputs, Target, arguments, as_tuple, check_rows, check_target, select, spread
 from pysal.captum.integrated_gradients import IntegratedGradients
 from pysal.captum.layer_activation import Layers, as_layers, cut_at
+from pysal.engine.layers.cut import Values
+from pysal.engine.running.states import recorded
 
 
 class LayerIntegratedGradients(LayerAttribution, GradientAttribution):
@@ -96,7 +98,7 @@ class LayerIntegratedGradients(LayerAttribution, GradientAttribution):
             AssertionError: see `IntegratedGradients`; or a layer does not run.
             NotImplementedError: see `LayerGradCam`.
         """
-        check_grad_kwargs(self, grad_kwargs)
+        graph = wants_graph(self, grad_kwargs)
         several = as_tuple(inputs)
         check_rows(where(self), several)
         check_target(where(self), target, len(several[0]))
@@ -105,9 +107,12 @@ class LayerIntegratedGradients(LayerAttribution, GradientAttribution):
         starts = tuple(spread(one, start) for one, start in zip(several, given, strict=True))
         further = arguments(additional_forward_args)
         cut = cut_at(self, attribute_to_layer_input)
-        with torch.no_grad():
-            layers = cut.values(*several, *further)
-            bases = cut.values(*starts, *further)
+
+        def reach() -> tuple[list[Values], list[Values]]:
+            return cut.values(*several, *further), cut.values(*starts, *further)
+
+        with torch.no_grad():  # which the recorded pass does not heed
+            layers, bases = recorded(reach) if graph else reach()
         sizes = [len(one) for one in layers]
         values, base = (tuple(itertools.chain.from_iterable(one)) for one in (layers, bases))
         rows = len(several[0])
@@ -137,6 +142,7 @@ class LayerIntegratedGradients(LayerAttribution, GradientAttribution):
             n_steps,
             method,
             internal_batch_size,
+            create_graph=graph,
         )
         found = found if follows else tuple(one[0] for one in found)
         parts = iter(found)

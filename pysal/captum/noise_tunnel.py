@@ -10,7 +10,15 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
-from pysal.captum._bases import Attribution, _GradientAttribution, baselines_of, check_baselines, entry, where
+from pysal.captum._bases import (
+    CREATE_GRAPH,
+    Attribution,
+    _GradientAttribution,
+    baselines_of,
+    check_baselines,
+    entry,
+    where,
+)
 from pysal.captum._batches import copies_per_pass, goes_along, of_rows
 from pysal.captum._call import Inputs, arguments, as_tuple, check_rows, check_target, floating, target_of
 from pysal.engine.running.chunks import run_chunks
@@ -94,6 +102,7 @@ class NoiseTunnel(Attribution):
             AssertionError: `nt_type` is unknown, `stdevs` are not floats or do not fit, the attribution does not return one
                 map for each example, or the target does not fit.
             IndexError: the inputs have no rows.
+            NotImplementedError: `create_graph` is asked for.
             RuntimeError: a standard deviation below 0.
             TypeError: `nt_samples_batch_size` is not a whole number.
         """
@@ -107,6 +116,10 @@ class NoiseTunnel(Attribution):
         if not len(several[0]):
             refuse(where(self), "inputs", "hold at least one example", f"shape {tuple(several[0].shape)}", IndexError)
         check_rows(where(self), several)
+        if kwargs.get(CREATE_GRAPH) or (kwargs.get("grad_kwargs") or {}).get(CREATE_GRAPH):
+            refuse(
+                where(self), CREATE_GRAPH, "be False: moments of noisy attributions carry no graph", "True", NotImplementedError
+            )
         check_target(where(self), kwargs.get("target"), len(several[0]))
         deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
         if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):

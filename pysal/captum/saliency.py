@@ -22,7 +22,15 @@ class Saliency(GradientAttribution):
     """
 
     @entry_of_parts
-    def attribute(self, inputs: Inputs, target: Target = None, abs: bool = True, additional_forward_args: object = None) -> Any:
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        abs: bool = True,
+        additional_forward_args: object = None,
+        *,
+        create_graph: bool = False,
+    ) -> Any:
         """Return the gradient, or its absolute value.
 
         Args:
@@ -32,6 +40,8 @@ class Saliency(GradientAttribution):
             abs: whether to return absolute values.
             additional_forward_args: further arguments of the function, one or a tuple. The rows of a tensor with B rows go
                 with their example; anything else is passed on as it is.
+            create_graph: whether the result carries autograd's graph, to the function's weights and to the inputs, for a loss
+                that holds attributions. The graph of all passes stays in memory.
 
         Returns:
             A tensor of the inputs' shape and dtype, a tuple of them for a tuple.
@@ -39,7 +49,12 @@ class Saliency(GradientAttribution):
         Raises:
             AssertionError: the target does not pick one number of each row.
             RuntimeError: the output does not depend on the inputs.
+            ValueError: with `create_graph`, the function has no second derivative, or is a prepared model.
         """
-        call = self._ask(inputs, target, additional_forward_args, any_rows=True)
-        found = self._gradients(call)
-        return call.answer([one.abs() for one in found] if abs else found)
+        call = self._ask(inputs, target, additional_forward_args, any_rows=True, keeps_graph=create_graph)
+
+        def find() -> Any:
+            found = self._gradients(call)
+            return call.answer([one.abs() for one in found] if abs else found)
+
+        return call.found(find)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysal import ops
-from pysal._checks import refuse, refuse_unknown
+from pysal._checks import check_flag, refuse, refuse_unknown
 from pysal._library import without_autocast
 from pysal.engine.layers.default_layer import Choice, check_layered, default_layer, needs_a_look, reading_of
 from pysal.engine.layers.features import Layer, find_layer
@@ -216,8 +216,7 @@ def prepare(
     "native" (B, 1, h, w), of the image's size where maps are fused or averaged; of another kind than Grad-CAM
     its "cam" and "title", too.
     """
-    if not isinstance(eigen_smooth, bool):
-        refuse(plan.where, "eigen_smooth", "be True or False", repr(eigen_smooth), TypeError)
+    check_flag(plan.where, "eigen_smooth", eigen_smooth)
     if fuse not in FUSIONS:
         refuse_unknown(plan.where, "fuse", f"be one of {', '.join(map(repr, FUSIONS))}", fuse, FUSIONS)
     copies = copies_of(plan.where, augment)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import check_dense, refuse
+from pysal._checks import check_dense, check_flag, refuse
 from pysal.engine.request import sweeps
 from pysal.engine.request.class_targets import shown
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -18,7 +18,7 @@ from pysal.engine.request.sweeps import PLAIN
 from pysal.engine.request.target import Class, Target
 from pysal.engine.request.work import Work, sweeping
 from pysal.engine.running.precision import Precision
-from pysal.engine.running.states import outside_inference
+from pysal.engine.running.states import outside_inference, recorded
 
 
 def gradient(
@@ -26,6 +26,7 @@ def gradient(
     inputs: Tensor,
     target: Target = None,
     *,
+    create_graph: bool = False,
     score: ScoreKind = "logit",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
@@ -40,6 +41,8 @@ def gradient(
         target: a class by index, or by name if the model carries names; a `pysal.Margin`; one of `pysal.targets`; a callable
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
+        create_graph: whether the map carries autograd's graph, to the model's weights and to `inputs`, for a loss that holds
+            attributions. The graph of all passes stays in memory. No prepared model, "mixed" or "bf16".
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -58,7 +61,8 @@ def gradient(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, value, target, a model in training mode, or one whose rows depend on each other.
+        ValueError: a wrong shape, value, target, a model in training mode, or one whose rows depend on each other, or, with
+            `create_graph`, which has no second derivative.
 
     Source:
         Simonyan, Vedaldi and Zisserman 2013, arXiv:1312.6034, section 3.1.
@@ -69,6 +73,8 @@ def gradient(
         torch.Size([1, 3, 8, 8])
     """
     plan = Plan("pysal.gradient", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
+    if check_flag(plan.where, "create_graph", create_graph):
+        return recorded(plan.connected(inputs).image_gradients)
     return plan.image_gradients()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import check_flag, refuse
 from pysal._library import widened
 from pysal.engine.paths.path import Integral, Path, Steps, integrate
 from pysal.engine.paths.quadrature import Array, Placement, Quadrature
@@ -24,6 +24,7 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.chunks import to_device
 from pysal.engine.running.precision import Precision
+from pysal.engine.running.states import recorded
 
 
 def integrated_gradients(
@@ -37,6 +38,7 @@ def integrated_gradients(
     placement: Placement = "squared",
     tolerance: float | None = None,
     max_steps: int = 1000,
+    create_graph: bool = False,
     score: ScoreKind = "logit",
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
@@ -65,6 +67,8 @@ def integrated_gradients(
         tolerance: halve the step for each image until the estimated relative l2 error of its map is below this number. The
             rule of integration is then the trapezoid rule.
         max_steps: most gradients per image and baseline with `tolerance`.
+        create_graph: see `gradient`; the graph of every step stays in memory. Baselines that are given are constants. Not
+            with a `tolerance`.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -90,16 +94,25 @@ def integrated_gradients(
         2023, arXiv:2302.11107.
     """
     plan = Plan("pysal.integrated_gradients", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
-    work = prepare(
-        plan,
-        baseline=baseline,
-        steps=steps,
-        quadrature=quadrature,
-        placement=placement,
-        tolerance=tolerance,
-        max_steps=max_steps,
-    )
-    return work.run(report=False).map
+    keeps_graph = check_flag(plan.where, "create_graph", create_graph)
+    if keeps_graph and tolerance is not None:
+        refuse(plan.where, "tolerance", "be None where create_graph is True", repr(tolerance))
+    if keeps_graph and any(isinstance(one, Tensor) and one.requires_grad for one in _several(baseline)):
+        refuse(plan.where, "baseline", "not require gradients: it is a constant", "a tensor that does")
+
+    def find() -> Tensor:
+        work = prepare(
+            plan.connected(inputs) if keeps_graph else plan,
+            baseline=baseline,
+            steps=steps,
+            quadrature=quadrature,
+            placement=placement,
+            tolerance=tolerance,
+            max_steps=max_steps,
+        )
+        return work.run(report=False).map
+
+    return recorded(find) if keeps_graph else find()
 
 
 def prepare(
@@ -172,13 +185,17 @@ def path_details(
 
 def baselines_of(plan: Plan, baseline: Fill | list[Fill]) -> Tensor:
     """Return the baselines of all images, (B * many, C, H, W), those of an image side by side."""
-    several = baseline if isinstance(baseline, list) else [baseline]
+    several = _several(baseline)
     if not several:
         refuse(plan.where, "baseline", "hold at least one baseline", "an empty list")
     resolved = [resolve_fill(plan, "baseline", one) for one in several]
     if len(resolved) == 1:
         return resolved[0].contiguous()
     return torch.stack(resolved, 1).flatten(0, 1)
+
+
+def _several(baseline: Fill | list[Fill]) -> list[Fill]:
+    return baseline if isinstance(baseline, list) else [baseline]
 
 
 def scores_of(plan: Plan, owners: Tensor, batch: Tensor) -> Tensor:

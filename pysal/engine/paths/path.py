@@ -136,9 +136,8 @@ def integrate(plan: Plan, path: Path, steps: Steps, report: bool) -> Integral:
         if not report:
             _warn_of_misses(plan, integral, steps.tolerance, steps.most)
         return integral
-    total = _accumulators(plan, path)
     rules = {index: place(in_panels(steps.quadrature, counts)) for index, counts in enumerate(cells)}
-    _add_up(plan, path, total, rules)
+    total = _add_up(plan, path, _accumulators(plan, path), rules)
     return Integral(total, np.full(number, steps.number), None)
 
 
@@ -167,22 +166,32 @@ def _probe(plan: Plan, path: Path) -> Array:
     return cast(Array, np.diff(found.reshape(len(path.owners), len(nodes)), axis=1))
 
 
-def _add_up(plan: Plan, path: Path, into: Tensor, rules: dict[int, Rule]) -> None:
-    """Add the weighted gradients at every node of every path's rule to `into` (P, C, H, W), chunk by chunk."""
+def added(plan: Plan, total: Tensor, gradients: Tensor, factors: Tensor | None, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return `total` (P, ...) with weights[n] * gradients[n] * factors[n] added to row rows[n]; itself, without a graph."""
+    if not plan.keeps_graph:
+        ops.path_integral_accumulate_(total, gradients, factors, rows, weights)
+        return total
+    shares = gradients.to(total.dtype) * weights.to(total.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
+    return total.index_add(0, rows, shares if factors is None else shares * factors)
+
+
+def _add_up(plan: Plan, path: Path, total: Tensor, rules: dict[int, Rule]) -> Tensor:
+    """Return `total` (P, C, H, W) with the weighted gradients at every node of every path's rule, added chunk by chunk."""
     paths = np.concatenate([np.full(len(one.nodes), index, dtype=np.int64) for index, one in rules.items()])
     nodes = np.concatenate([one.nodes for one in rules.values()])
     weights = np.concatenate([one.weights for one in rules.values()])
-    order = _order(plan, paths, len(into))
+    order = _order(plan, paths, len(total))
     paths, nodes, weights = paths[order], nodes[order], weights[order]
 
     def body(start: int, stop: int) -> None:
+        nonlocal total
         batch, factors = path.points(paths[start:stop], nodes[start:stop])
         rows = to_device(paths[start:stop], plan.device)
         gradients = plan.gradients(batch, path.owners[rows])
-        step_weights = to_device(weights[start:stop], plan.device)
-        ops.path_integral_accumulate_(into, gradients, factors, rows, step_weights)
+        total = added(plan, total, gradients, factors, rows, to_device(weights[start:stop], plan.device))
 
     plan.run(len(nodes), body)
+    return total
 
 
 def _order(plan: Plan, paths: NDArray[np.int64], number: int) -> NDArray[np.int64]:
@@ -234,12 +243,11 @@ def _refine(
             active = np.array(list(rules), dtype=np.int64)
             if not rules:
                 break
-        new = torch.zeros_like(total)
         beside = {}
         if plan.company == "whole":  # what is done already runs along
             done = (index for index in range(number) if index not in rules)
             beside = {index: place(refined(level, cells[index])) for index in done}
-        _add_up(plan, path, new, dict(sorted((rules | beside).items())))
+        new = _add_up(plan, path, torch.zeros_like(total), dict(sorted((rules | beside).items())))
         rows = torch.from_numpy(active).to(plan.device)
         for index, one in rules.items():
             steps[index] += len(one.nodes)

@@ -18,6 +18,7 @@ from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ordinary
+from pysal.engine.request.graphs import check_graph, gradients_with_graph, layer_gradients_with_graph
 from pysal.engine.request.passes import Passes
 from pysal.engine.request.request import Model
 from pysal.engine.request.score import FOUND_OUT, Output, ScoreKind
@@ -39,7 +40,24 @@ class Plan(Passes):
     """A request as a method gets it: everything was checked, and what is found out of the images is found out once.
 
     Args: see `Request`.
+
+    Attributes:
+        keeps_graph: whether gradients carry autograd's graph.
     """
+
+    keeps_graph = False
+
+    def connected(self, inputs: Tensor) -> "Plan":
+        """Return a plan of the same images whose gradients carry autograd's graph, to the weights and to `inputs`.
+
+        Raises:
+            NotApplicable: the model keeps no graph.
+            ValueError: the arithmetic does not.
+        """
+        check_graph(self)
+        derived = self.derive(ordinary(inputs), torch.arange(self.images, device=self.device))
+        derived.keeps_graph = True
+        return derived
 
     def clean(self, announced: Sequence[tuple[ScoreKind, Sweep]] = ()) -> Clean:
         """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target.
@@ -229,11 +247,15 @@ class Plan(Passes):
     def gradients(self, batch: Tensor, rows: Tensor) -> Tensor:
         """Return df/dx (N, C, H, W) at each row of `batch`."""
         self.fix_target()
+        if self.keeps_graph:
+            return gradients_with_graph(self, batch, rows)
         return sweep(self, batch, rows, [PLAIN]).found[PLAIN][0]
 
     def image_gradients(self) -> Tensor:
         """Return df/dx (B, C, H, W) at the unchanged images, for a method that asks for nothing else."""
-        if self.score.open or self.score.undecided:
+        if self.keeps_graph:
+            self.fix_target()
+        elif self.score.open or self.score.undecided:
             ((result,),) = self.sweeps(PLAIN)
             return result.to(self.dtype)
         found: dict[int, Tensor] = {}
@@ -241,7 +263,9 @@ class Plan(Passes):
         def body(start: int, stop: int) -> None:
             rows = torch.arange(start, stop, device=self.device)
             batch = self.inputs if stop - start == self.images else self.inputs[start:stop]
-            found[start] = sweep(self, batch, rows, (PLAIN,)).found[PLAIN][0]
+            found[start] = (
+                self.gradients(batch, rows) if self.keeps_graph else sweep(self, batch, rows, (PLAIN,)).found[PLAIN][0]
+            )
 
         self.run(self.images, body)
         return (found[0] if len(found) == 1 else _cat([*found.values()])).to(self.dtype)
@@ -254,6 +278,8 @@ class Plan(Passes):
         Without `rules` nothing below the layer is kept for the backward pass, unless its input is meant: others may use that.
         """
         self.fix_target()
+        if self.keeps_graph and rules is None:
+            return *layer_gradients_with_graph(self, batch, rows, layer), None
         at_layer, at_images = Sweep(layer=layer, where=self.where), Sweep(rules.rule, rules.other) if rules else None
         found = sweep(self, batch, rows, [at_layer, *([at_images] if at_images else [])]).found
         return *found[at_layer], found[at_images][0] if at_images else None  # type: ignore[return-value]

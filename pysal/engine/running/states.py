@@ -242,6 +242,14 @@ def _left_inference(make: Callable[[], R]) -> R:
     return make()
 
 
+@restoring
+def recorded(make: Callable[[], R]) -> R:
+    """Return what a function makes with autograd recording it, whatever the caller has set."""
+    leave_inference_mode()
+    torch._C._set_grad_enabled(True)
+    return make()
+
+
 class FunctionMode(TorchFunctionMode):
     """A mode that does nothing once it is over, also where it could not be taken from torch's stack."""
 
