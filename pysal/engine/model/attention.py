@@ -80,7 +80,7 @@ def _attention(
     return (torch.dropout(weights, dropout_p, True) if dropout_p else weights) @ value
 
 
-def _opened(func: FunctionType, see: See | None) -> Callable[..., Any]:
+def _opened(func: Any, see: See | None) -> Callable[..., Any]:
     """Return torch's multi-head attention with the functions of this module in the places of those that it calls.
 
     A mode is off while it runs what it replaces, so the calls inside would pass it by.
