@@ -6,14 +6,14 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pysal._checks import refuse, refuse_unknown
 from pysal._library import build_info
-from pysal.engine.model.class_names import names_of
+from pysal.engine.model.class_names import ClassNames, names_of
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import checked_options
@@ -52,6 +52,7 @@ def explain(
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     score: ScoreKind | None = None,
+    class_names: Sequence[str] | Literal["imagenet"] | None = None,
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
@@ -76,6 +77,7 @@ def explain(
             (numbers, probabilities, logits) is found out from all images of the call together.
             For all methods; None = "auto" for leave-one-out and Shapley values, "logit" for the others. `Explanation.output`
             and its table say what the output was taken for.
+        class_names: K names, or "imagenet", for a model that carries none, or others than its own.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
             as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
         batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
@@ -102,7 +104,9 @@ def explain(
         from pysal.models.wrapping import photos_for  # and all that reads photos
 
         images = photos_for(WHERE, model.original if isinstance(model, PreparedModel) else model, images)
-    plan = Plan(WHERE, model, images, target, Running(score or "logit", extra_inputs, batch_size, precision, None))
+    given = None if class_names is None else _names(class_names)
+    running = Running(score or "logit", extra_inputs, batch_size, precision, None)
+    plan = Plan(WHERE, model, images, target, running, names=given)
     results: dict[str, MethodResult] = {}
     skipped: dict[str, str] = {}
 
@@ -131,6 +135,7 @@ def explain(
             sharing += [name] if wanted else []
     began = time.perf_counter()
     clean = plan.clean(announced)
+    known = _names_that_fit(plan, class_names is not None, clean.table)
     _finish(plan)
     shared = (time.perf_counter() - began) / max(len(sharing), 1)  # each has its part of the pass that they share
     for name in names:
@@ -166,7 +171,7 @@ def explain(
     return Explanation(
         images=plan.inputs.to("cpu", copy=True),
         target=index.cpu() if plan.score.is_class else torch.full((plan.images,), -1, device="cpu"),
-        target_names=plan.score.names(names_of(plan.layered_model), noun(kind, output or "")),
+        target_names=plan.score.names(known, noun(kind, output or "")),
         scores=scores.cpu(),
         score_kind=kind,
         probabilities=_probabilities(clean.table, index, output) if plan.score.is_class else None,
@@ -177,6 +182,25 @@ def explain(
         build=build_info(),
         output=output or "",
     )
+
+
+def _names(given: object) -> ClassNames:
+    from pysal.models.loading import checked_names  # and all that loads models
+    from pysal.models.spec import imagenet_names
+
+    found = checked_names(WHERE, given)
+    assert found is not None
+    return ClassNames(*imagenet_names()) if isinstance(found, str) else ClassNames(found)
+
+
+def _names_that_fit(plan: Plan, given: bool, table: Tensor | None) -> ClassNames | None:
+    """Return the classes by name: those of another number than the model answers with would name the wrong ones."""
+    known = plan.names()
+    if known is None or table is None or len(known) == table.shape[1]:
+        return known
+    if given:
+        refuse(WHERE, "class_names", f"be {table.shape[1]} names, one for each class the model answers with", len(known))
+    return None
 
 
 def _finish(plan: Plan) -> None:

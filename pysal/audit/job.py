@@ -12,12 +12,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pysal._checks import check_count, refuse
 from pysal._library import build_info
 from pysal.audit import data, engines, files, manifest
-from pysal.audit.data import Labels
+from pysal.audit.data import Labels, Unreadable, decode, read_bytes
 from pysal.audit.engines import ENGINES, Shard
 from pysal.audit.model import PERMISSIONS, ModelSource, architecture_sha256, function_of, is_code, weights_sha256
 from pysal.audit.options import (
@@ -47,6 +47,8 @@ from pysal.targets import parse
 
 # Images that are read, and handed to the methods, together.
 IMAGES_TOGETHER = {"cpu": 16, "cuda": 64}
+# Images that a target which is no class is tried on, until it is found in one.
+TRIED = 16
 
 
 class Job:
@@ -69,8 +71,9 @@ class Job:
         metrics: figures to compute for each image and method: names of `pysal.metrics.PER_IMAGE` that need no masks.
         method_options: method name -> its own options, for example `{"integrated_gradients": {"steps": 100}}`. Values must
             fit into JSON; segments may be "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
-        target: "predicted", "label", a class index, the name of a class if the model has class names, or "margin:A/B" of two
-            classes.
+        target: "predicted", "label", a class index, or any text that `pysal.targets.parse` knows: the name of a class if the
+            model has class names, "margin:A/B", "label:NAME", "pixel:ROW,COLUMN/CLASS", "box:0" and so on. What is no class is
+            tried out on the first images; one that a target cannot be found in has its row among the errors.
         score: what all methods explain, one of the words of `pysal.gradient`; None = the default of each method, as in
             `pysal.explain`. What kind of numbers the model's output is, is decided once for all shards, on noise and plain
             images, and stands in the manifest. An image whose output is of another kind is recorded as a fault.
@@ -145,15 +148,20 @@ class Job:
         self._worker = Worker(Setup(self.manifest, self._model, Path()), options.device, loaded)
         if isinstance(self._worker.model, PreparedModel) and self._worker.model.gains is not None:
             self.manifest["gains"] = dataclasses.asdict(self._worker.model.gains)
-        classes = self._try_out()
-        names_known = loaded.class_index if isinstance(loaded, Classifier) else None
+        of_classes = self._worker.picked is None
+        classes = self._try_out(self._worker.example()) if of_classes else None
+        names_known = loaded.class_index if isinstance(loaded, Classifier) and loaded.class_names else None
         found = data.find(WHERE, source, options.labels, options.shard_size, names_known, classes)
         found = self._with_the_vanished(found)
-        if named is not None and named != classes:
-            refuse(WHERE, "target", f"be a class index where the model names {named} classes and answers {classes}", "a name")
-        largest = target if isinstance(target, int) else max(map(int, re.findall(r"\d+", target)), default=-1)
-        if largest >= classes:
-            refuse(WHERE, "target", f"be below the model's {classes} classes", largest)
+        if classes is None:
+            self._try_out_on_images(found, options.shard_size)
+        else:
+            if named is not None and named != classes:
+                requirement = f"be a class index where the model names {named} classes and answers {classes}"
+                refuse(WHERE, "target", requirement, "a name")
+            largest = target if isinstance(target, int) else max(map(int, re.findall(r"\d+", target)), default=-1)
+            if largest >= classes:
+                refuse(WHERE, "target", f"be below the model's {classes} classes", largest)
         if target == "label" and found.images["label"].null_count == len(found.images):
             refuse(WHERE, "labels", "be known where target is 'label'", f"none of {len(found.images)} images has one")
         self.images = found.images
@@ -195,13 +203,44 @@ class Job:
         """Whether going on with the job runs code that makes its model, which is permitted each time."""
         return self._model.spec is not None and is_code(self._model.spec)
 
+    def _try_out_on_images(self, found: data.Data, shard_size: int) -> None:
+        """Try the methods on the first images in which the target can be found: noise has no boxes and no masks.
+
+        Raises:
+            ValueError: it is found in none of them; the first one's sentence.
+        """
+        first: ValueError | None = None
+        for item in found.items(0, shard_size)[:TRIED]:
+            try:
+                image = decode(read_bytes(found.root, item), self._worker.original, self._worker.size, self._worker.channels)
+            except Unreadable:
+                continue
+            image = image.to(self._worker.device)
+            try:
+                self._look_for_the_target(image)
+            except ValueError as error:
+                first = first or error
+                continue
+            self._try_out(image)
+            return
+        if first is not None:
+            raise first
+        refuse(WHERE, "data", "hold an image to try the target on among the first", f"{TRIED} that cannot be read")
+
     @restoring
-    def _try_out(self) -> int:
-        """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps."""
+    def _look_for_the_target(self, image: Tensor) -> None:
+        with in_one_order(self._worker.device):
+            self._worker.request(image, self._worker.picked).clean()
+
+    @restoring
+    def _try_out(self, images: Tensor) -> int | None:
+        """Run every method on one image: what is wrong with the options shows now, and so do the shapes of the maps.
+
+        Returns the number of classes, None where the target is none.
+        """
         worker, methods = self._worker, self.manifest["methods"]
-        images = worker.example()
         with in_one_order(worker.device):
-            plan = worker.request(images, None)
+            plan = worker.request(images, worker.picked)
             item = data.Item(0, "", None, None, None, 0)
             given = {name: worker.options(name, [item]) for name in methods}
             works = {
@@ -209,11 +248,11 @@ class Job:
                 for name, method in methods.items()
             }
             table = plan.clean().table
-            assert table is not None
             plan.check_independence()  # an image's rows must not say which others were in its batch
-            # of every shard the same: what a few of its images would say of the output is not asked
-            output = self.manifest["model"]["output"] = worker.request(worker.probes(), 0).output
-            plan.score.look.output = output
+            if table is not None:
+                # of every shard the same: what a few of its images would say of the output is not asked
+                output = self.manifest["model"]["output"] = worker.request(worker.probes(), 0).output
+                plan.score.look.output = output
             for name, method in methods.items():
                 found = works[name].run(report=True)
                 method["layer"] = found.details.get("layer")
@@ -221,7 +260,7 @@ class Job:
                     method["map_shape"] = list(stored_map(found, method["reduction"], name).shape[1:])
                 if METHODS[name].stored == "drops" and "boxes" in found.details:
                     self.manifest["boxes"] = found.details["boxes"].tolist()
-        return int(table.shape[1])
+        return None if table is None else int(table.shape[1])
 
     def _refuse_another_job(self) -> None:
         before = manifest.read(WHERE, self.out)
@@ -325,7 +364,7 @@ def _class_of(target: str | int, model: nn.Module) -> tuple[int | None, str | in
             refuse(WHERE, "target", "be a margin of two different classes", repr(target))
         return None if known is None else len(known), f"margin:{explained.a}/{explained.b}"
     if isinstance(explained, CallTarget):
-        refuse(WHERE, "target", "be 'predicted', 'label', a class or margin:A/B of two", repr(target))
+        return None, target.strip()  # each worker reads it again: what it learns of an image belongs to a batch
     if isinstance(explained, int):
         return None if known is None else len(known), explained
     if known is None:

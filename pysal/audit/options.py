@@ -61,7 +61,7 @@ class Options:
                 check_count(WHERE, name, value)
         target = self.target
         if not isinstance(target, (str, int)) or isinstance(target, bool) or (isinstance(target, int) and target < 0):
-            refuse(WHERE, "target", "be 'predicted', 'label', a class index or a class name", repr(target))
+            refuse(WHERE, "target", "be 'predicted', 'label', a class index or a text of pysal.targets.parse", repr(target))
 
 
 def device_of(device: str) -> str:

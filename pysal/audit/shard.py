@@ -30,7 +30,7 @@ from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import Output, ScoreKind, follows, probabilities, settled, taken_for
-from pysal.engine.request.target import Target
+from pysal.engine.request.target import CallTarget, Target
 from pysal.engine.request.work import announced
 from pysal.engine.running.chunks import is_out_of_memory, says_out_of_memory
 from pysal.engine.running.states import Restored, restoring, undo_later
@@ -108,6 +108,11 @@ class Worker:
         self.size: tuple[int, int] = tuple(manifest["model"]["input_size"])
         self.original = setup.model.load(WHERE, device) if model is None else model
         self.channels: int = manifest["model"]["channels"]
+        # what is explained of every image where it is neither a class nor a margin
+        self.picked: CallTarget | None = None
+        if isinstance(manifest["target"], str) and manifest["target"] not in ("predicted", "label"):
+            explained = parse_target(manifest["target"], self.original, where=WHERE)
+            self.picked = explained if isinstance(explained, CallTarget) else None
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
             with in_one_order(device):
@@ -220,6 +225,8 @@ class Worker:
                         f"{WHERE}: {items[0].path} alone does not fit into the memory of {self.device}"
                     ) from error
                 detail = without_addresses(first_line(error))
+                if self.picked is not None and detail.startswith(f"{WHERE}: target must "):
+                    return [Unreadable("the target is not found in it", detail.removeprefix(f"{WHERE}: "))], fits
                 return [Unreadable(f"explaining it failed with {type(error).__name__}", detail)], fits
         # outside the except block, where the traceback still holds the tensors of the batch
         if self.device.startswith("cuda"):
@@ -244,13 +251,19 @@ class Worker:
                 name: METHODS[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **options[name])
                 for name, method in manifest["methods"].items()
             }
-            scores = plan.clean(announced(works, plan)).table
-            assert scores is not None
-            output: Output = manifest["model"]["output"]
-            sound = (finite_rows(scores) & follows(scores, output)).tolist()
+            clean = plan.clean(announced(works, plan))
+            table = clean.table
+            if table is None:
+                assert clean.scores is not None
+                sound = clean.scores.isfinite().tolist()
+            else:
+                output: Output = manifest["model"]["output"]
+                sound = (finite_rows(table) & follows(table, output)).tolist()
         if not all(sound):
             return self._without_the_unsound(images, items, sound, clock)
-        figures = _model_figures(scores, probabilities(scores, self._taken_for()), plan.score.index)
+        figures: list[dict[str, Any]] = [{} for _ in items]
+        if table is not None:
+            figures = _model_figures(table, probabilities(table, self._taken_for()), plan.score.index)
         found: list[dict[str, dict[str, Any]]] = [{} for _ in items]
         for name in manifest["methods"]:
             work = works.pop(name)
@@ -286,6 +299,8 @@ class Worker:
             target = [item.label for item in items]
         elif target == "predicted":
             target = None
+        elif self.picked is not None:
+            target = self.picked
         elif isinstance(target, str):  # a margin; the job looked names up
             target = parse_target(target, where=WHERE)
         return self.request(images, target)
@@ -343,9 +358,11 @@ class Worker:
         """Return a figure of a method's map, for each image."""
         manifest = self.setup.manifest
         # kinds that say the same of every batch, whatever its images' outputs look like
-        kind: ScoreKind = "sigmoid" if self._taken_for() == "label_logits" else settled("auto", self._taken_for())
-        if METRICS[metric].needs == "method":
-            kind = settled(manifest["methods"][name]["score"], manifest["model"]["output"])
+        kind: ScoreKind = "raw"  # of a target that is no class, whose score is as it is
+        if self.picked is None:
+            kind = "sigmoid" if self._taken_for() == "label_logits" else settled("auto", self._taken_for())
+            if METRICS[metric].needs == "method":
+                kind = settled(manifest["methods"][name]["score"], manifest["model"]["output"])
         found = per_image(
             metric,
             self.model,

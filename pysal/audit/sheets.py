@@ -149,6 +149,8 @@ class Sheets:
     def _answer(self, columns: Mapping[str, Any], row: int) -> str:
         """Return what the class explained is, how sure the model is of it, and whether it is right."""
         target, label = columns["target"][row], columns["label"][row]
+        if not np.isfinite(target):  # no class: a box, a mask, a text
+            return f"{self._results.manifest['target']} {signed(columns['score'][row])}"
         sure = columns["probability"][row]
         text = self._results.class_name(target) + (f" {percent(sure)}" if np.isfinite(sure) else "")
         if np.isfinite(label) and label != target:

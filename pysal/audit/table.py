@@ -25,6 +25,8 @@ FIGURES = {
     "steps": pa.int32(),
     "standard_error": pa.float64(),
 }
+# Those that a model of classes has of every image.
+OF_CLASSES = ("predicted", "predicted_probability", "target", "probability")
 ERRORS = pa.schema(
     [
         pa.field("id", pa.int64(), nullable=False),

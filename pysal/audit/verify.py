@@ -131,7 +131,10 @@ def _of_shard(out: Path, stored: dict[str, Any], number: int, items: list[Item])
             present = np.asarray(pc.is_valid(rows[field.name]))
             if not np.isfinite(values[present]).all():
                 yield f"{field.name} holds NaN or infinity"
-    always = ["predicted", "predicted_probability", "target", "probability", "score", *stored["metrics"]]
+    # numbers have no class and no probability; what is explained beside classes has no class either
+    output = stored["model"]["output"]
+    of_classes = () if output is None else ("target",) if output == "numbers" else table.OF_CLASSES
+    always = [*of_classes, "score", *stored["metrics"]]
     for name in always:
         if pc.any(pc.and_(sound, pc.is_null(rows[name]))).as_py():
             yield f"{name} is missing where no fault is named"

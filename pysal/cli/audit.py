@@ -80,7 +80,7 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     default="predicted",
     metavar="WHAT",
     show_default=True,
-    help="What to explain: predicted, label, one class by name or index, or margin:A/B of two.",
+    help="What to explain: predicted, label, one class by name or index, or what `pysal explain --target` takes.",
 )
 @click.option(
     "--labels",

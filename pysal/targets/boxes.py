@@ -151,6 +151,11 @@ class Box(CallTarget):
                 left = left[~same]
         refuse(self.call.where, "target", f"be below the {count} detections in {said}", f"box {self.number}")
 
+    def is_nothing(self, output: Any, rows: Tensor) -> bool:
+        """Whether no box is found in any of these images."""
+        found = self._detections(output, rows)
+        return all(not len(one.boxes) for one in found) if isinstance(found, list) else not found.boxes.shape[1]
+
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""
         found, boxes, labels = self._detections(output, rows), self.boxes[rows], self.index[rows]

@@ -20,6 +20,8 @@ Which: TypeAlias = int | str | Sequence[int | str] | Tensor
 # What is explained of an output; see `engine.request.score`.
 Reading: TypeAlias = Literal["logit", "softmax", "log_softmax", "sigmoid", "log_sigmoid"]
 READINGS = get_args(Reading)
+# How many classes a class is told from, if nobody says.
+OTHERS = 3
 
 
 def read(table: Tensor, reading: Reading) -> Tensor:
@@ -132,7 +134,7 @@ class Contrast(CallTarget):
         which: the class, by index or name, or one per image; None = each image's highest.
         others: the classes it is told from, by index or name; None = the `number` whose outputs are nearest to its own on the
             unchanged image.
-        number: how many others.
+        number: how many others; None = 3, or as many as there are.
         alpha: how much they count.
         field: the name of the output's entry, where it has several.
 
@@ -156,12 +158,13 @@ class Contrast(CallTarget):
         which: Which | None = None,
         *,
         others: Sequence[int | str] | None = None,
-        number: int = 3,
+        number: int | None = None,
         alpha: float = 1.0,
         field: str | None = None,
     ) -> None:
         where = "pysal.targets.Contrast"
-        check_count(where, "number", number)
+        if number is not None:
+            check_count(where, "number", number)
         if others is not None and (isinstance(others, str) or not isinstance(others, Sequence) or not others):
             refuse(where, "others", "be a list of classes", repr(others), TypeError)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < float("inf"):
@@ -178,7 +181,7 @@ class Contrast(CallTarget):
         ready = super().of_call(call)
         ready.index = indices(call, "target", self.which)
         others = self.others
-        number = self.number if others is None else len(others)
+        number = (self.number or OTHERS) if others is None else len(others)
         if others is None:
             ready.told_from = outside_inference(lambda: torch.zeros(call.images, number, dtype=torch.int64, device=call.device))
         else:
@@ -195,7 +198,10 @@ class Contrast(CallTarget):
     def learn(self, output: Any, rows: Tensor) -> None:
         """Find each image's class, the classes like it and their weights."""
         table = table_of(self.call.where, output, len(rows), self.field).detach()
-        classes, number = table.shape[1], self.told_from.shape[1]
+        classes = table.shape[1]
+        if self.others is None and self.number is None and 1 < classes <= self.told_from.shape[1]:
+            self.told_from, self.weights = self.told_from[:, : classes - 1], self.weights[:, : classes - 1]
+        number = self.told_from.shape[1]
         check_below(self.call, int(self.index[rows].max()), classes)
         if self.others is not None:
             check_below(self.call, int(self.told_from.max()), classes)

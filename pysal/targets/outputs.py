@@ -122,8 +122,11 @@ def _stretched(sides: Sequence[int], size: tuple[int, int]) -> float:
 
 def tokens_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
     """Return (N, T, V): what is said of the next token at each place."""
-    what = "scores of tokens (N, T, V)"
-    return _checked(where, entry(where, output, ("logits",), what, field), rows, 3, what)
+    what = "scores of tokens (N, T, V), or (N, V) of the next one alone"
+    found = entry(where, output, ("logits",), what, field)
+    if found.ndim == 2 and len(found) == rows > 1:
+        found = found[:, None]
+    return _checked(where, found, rows, 3, what)
 
 
 def embedding_of(where: str, output: Any, rows: int, field: str | None, token: int | None) -> Tensor:

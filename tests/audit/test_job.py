@@ -18,7 +18,7 @@ from torch import nn
 
 import pysal
 from pysal import models
-from pysal.audit import Job, resume, status, verify
+from pysal.audit import Job, data, report, resume, status, verify
 from pysal.explain import explain
 from pysal.methods.registry import METHODS
 from tests.audit import tiny
@@ -210,10 +210,77 @@ def test_a_margin_is_explained_in_every_shard(job) -> None:
     for target, message in (
         ("margin:0/0", "be a margin of two different classes, got 'margin:0/0'"),
         ("margin:0/3", "be in \\[0, 3\\), got 3"),
-        ("pixel:1,1", "be 'predicted', 'label', a class or margin:A/B of two, got 'pixel:1,1'"),
+        ("pixel:1", "be like pixel:ROW,COLUMN or pixel:ROW,COLUMN/CLASS, got 'pixel:1'"),
     ):
         with pytest.raises(ValueError, match=f"target must {message}$"):
             job(target=target, out="wrong")
+
+
+def test_a_box_is_explained_where_it_is_found(job) -> None:
+    """In workers too; an image without it is an error and says so, and nothing is said of classes."""
+    given = {
+        "model": "tests.audit.tiny:detector",
+        "size": tiny.SIZE,
+        "target": "box:0/2",
+        "metrics": ["deletion"],
+        "labels": "none",
+        "methods": ["gradient", "leave_one_out"],
+        "method_options": {"leave_one_out": {"segments": "grid:1x2"}},
+    }
+    planned = job(**given)
+    planned.run(engine="pool", workers=1)
+    photos = _images(planned, None)
+    bright = {id: image for id, image in photos.items() if float(image[:, :, :, 5:].mean()) > 0.35}
+    assert 0 < len(bright) < PHOTOS
+    for method in planned.manifest["methods"]:
+        rows = rows_of(planned.out, method)
+        assert rows["id"].to_pylist() == sorted(bright)
+        halves = torch.stack([bright[id][0, :, :, 5:].double().mean() for id in sorted(bright)])
+        assert no_further(rows["score"].to_numpy(), halves)
+        assert all(
+            rows[name].null_count == len(rows) for name in ("predicted", "predicted_probability", "target", "probability")
+        )
+    drops = np.array(rows["drops"].to_pylist())
+    assert np.array_equal(drops[:, 0], np.zeros(len(bright)))  # the left half says nothing of the right one
+    assert no_further(drops[:, 1], halves)
+    errors = pa.concat_tables([pq.read_table(path) for path in sorted((planned.out / "errors").iterdir())])
+    assert sorted(errors["id"].to_pylist()) == sorted(set(photos) - set(bright))
+    assert set(errors["reason"].to_pylist()) == {"the target is not found in it"}
+    assert set(errors["detail"].to_pylist()) == {"target must be below the 0 detections in image 0 of class 2, got box 0"}
+    assert verify(planned.out, images=True, recompute=1, allow_code=True) == []
+    assert "box:0/2" in report(planned.out).read_text("utf-8")
+    job(out="inline", **given).run(engine="inline")
+    assert contents(planned.out) == contents(planned.out.parent / "inline")
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "expected"),
+    [
+        ("segmenter", "pixel:3,4/1", lambda image, _: 2 * image[0, 1, 3, 4]),
+        ("classifier", "label:tree frog", lambda image, scores: scores[2]),
+        ("classifier", "contrast:1", lambda image, z: z[1] - (z[[0, 2]].softmax(0) * z[[0, 2]]).sum()),
+        ("classifier", "norm", lambda image, scores: scores.norm()),
+        ("classifier", "output:-1", lambda image, scores: scores[2]),
+    ],
+)
+def test_what_the_command_line_can_spell_is_explained(job, model, target, expected) -> None:
+    size = None if model == "classifier" else tiny.SIZE
+    planned = job(model=f"tests.audit.tiny:{model}", size=size, target=target, methods=["gradient"], method_options={})
+    planned.run(engine="inline")
+    assert planned.manifest["target"] == target
+    network = tiny.classifier()
+    images = _images(planned, network if model == "classifier" else None)
+    wanted = torch.stack([expected(image, network(image)[0].detach()) for image in images.values()])
+    assert no_further(rows_of(planned.out, "gradient")["score"].to_numpy(), wanted, bound=64 * np.finfo(np.float32).eps)
+    assert verify(planned.out) == []
+    assert resume(planned.out, allow_code=True).manifest["target"] == target
+
+
+def _images(planned: Any, model: Any) -> dict[int, torch.Tensor]:
+    """Return the images (1, 3, H, W) of a job by id, as its model is given them."""
+    found = planned._data
+    items = [item for shard in range(found.shards) for item in found.items(shard, 3)]
+    return {item.id: data.decode(data.read_bytes(found.root, item), model, tiny.SIZE, 3) for item in items}
 
 
 def _done(planned: Any) -> Any:

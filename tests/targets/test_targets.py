@@ -368,6 +368,56 @@ def test_prepared_metrics_and_pictures() -> None:
     torch.testing.assert_close(own.scores, pysal.metrics.deletion(SMALL, INPUTS[1:2], maps[1:2], of_image(target, 1, 3)).scores)
 
 
+def test_a_token_of_a_model_that_scores_the_next_one_alone() -> None:
+    """Of each image, whether a pass holds one row or several."""
+    drops = pysal.leave_one_out(SMALL, INPUTS, targets.Token(2), segments=pysal.Grid(1, 2))
+    scored = pysal.leave_one_out(SMALL, INPUTS, lambda output: output.log_softmax(1)[:, 2], segments=pysal.Grid(1, 2))
+    assert torch.equal(drops, scored)
+    alone = pysal.gradient(SMALL, INPUTS, targets.Token(2), batch_size=1)
+    torch.testing.assert_close(alone, pysal.gradient(SMALL, INPUTS, targets.Token(2)))
+    assert bool((alone != 0).any())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_class_is_told_from_as_many_others_as_there_are(classes) -> None:
+    def few(images: Tensor) -> Tensor:
+        return SMALL(images)[:, :classes]
+
+    others = [other for other in range(classes) if other != 1]
+    weights = CLEAN[:, others].softmax(1)
+    expected = pysal.gradient(few, INPUTS, pysal.RowTarget(lambda o, rows: o[:, 1] - (weights[rows] * o[:, others]).sum(1)))
+    torch.testing.assert_close(pysal.gradient(few, INPUTS, targets.Contrast(1)), expected)
+    torch.testing.assert_close(pysal.gradient(few, INPUTS, targets.Contrast(1), batch_size=1), expected)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_where_a_detector_finds_nothing_more_the_gradient_is_zero(per_image) -> None:
+    """Detectors answer with empty tensors of their own then, which know nothing of the image."""
+
+    def detector(images: Tensor) -> list[dict[str, Tensor]]:
+        box, nothing = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
+        return [
+            {"boxes": box, "scores": image.mean()[None], "labels": torch.ones(1)}
+            if image.mean() > 0.3
+            else {**nothing, "labels": torch.zeros(0)}
+            for image in images
+        ]
+
+    images = torch.full((2, 1, 8, 8), 0.9, dtype=torch.float64)
+    target = [targets.Box(0), targets.Box(0)] if per_image else targets.Box(0)
+    for batch_size in (1, None):
+        found = pysal.integrated_gradients(detector, images, target, steps=9, placement="uniform", batch_size=batch_size)
+        # of nine steps from black, six lie where the box is found: at 0.35 and above
+        torch.testing.assert_close(found, torch.full_like(images, 0.9 / 64 * 6 / 9))
+    assert bool((pysal.gradient(detector, images, target) == 1 / 64).all())
+
+    def silent(images: Tensor) -> list[dict[str, Tensor]]:
+        return [{name: value.detach() for name, value in one.items()} for one in detector(images)]
+
+    with pytest.raises(pysal.NotApplicable, match="a score that does not depend on the inputs through torch"):
+        pysal.gradient(silent, images, target)
+
+
 class Named(nn.Module):
     class_names = ("cat", "dog", "sofa", "background")
 
@@ -473,7 +523,12 @@ WRONG: list[tuple[Any, Any, str]] = [
     ),
     (tokens_of_maps, targets.Norm(token=4), "target.token must be a token of an output of 4, got 4"),
     (SMALL, targets.Label, "target must be made first, as Label(...), got the class Label"),
-    (SMALL, targets.Token(1), "the model's output must be scores of tokens (N, T, V) for 3 inputs, got shape (3, 4)"),
+    (
+        SEGMENTER,
+        targets.Token(1),
+        "the model's output must be scores of tokens (N, T, V), or (N, V) of the next one alone for 3 inputs, "
+        "got shape (3, 4, 4, 4)",
+    ),
     (lambda x: SMALL(x)[:, None], targets.Token(1, at=1), "target.at must be a place of a text of 1 tokens, got 1"),
     (lambda x: SMALL(x)[:, None], targets.Token(4), "target must be below the model's 4 tokens, got token 4"),
     (

@@ -37,6 +37,16 @@ class OnePerImage(CallTarget):
                 own = (rows == image).nonzero().squeeze(1)
                 function.learn(take_rows(output, own, len(rows)), rows[own])
 
+    def is_nothing(self, output: Any, rows: Tensor) -> bool:
+        """Whether none of these images has anything to score."""
+
+        def nothing(image: int) -> bool:
+            own = (rows == image).nonzero().squeeze(1)
+            function = self.functions[image]
+            return isinstance(function, CallTarget) and function.is_nothing(take_rows(output, own, len(rows)), rows[own])
+
+        return all(map(nothing, dict.fromkeys(rows.tolist())))
+
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) scores."""
         images = rows.tolist()

@@ -137,13 +137,20 @@ class Passes(Request):
         by_position, by_name = self.extra_inputs.of(self.origin_of(rows)) if len(self.extra_inputs) else ((), {})
         return model(batch, *by_position, **by_name)
 
-    def score_of(self, output: Any, rows: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target."""
+    def score_of(self, output: Any, rows: Tensor, leaf: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Return the class scores (N, K), None for a callable target, and the explained score (N,); fix an open target.
+
+        Scores of what is not there are constants; they hang on `leaf` (N, ...), so that their gradient there is 0.
+        """
         table = self.score.table(output, rows)
         self.score.resolve(output, table, self.origin_of(rows))
         if self.score.look.open:
             self.score.look_at(table)
-        return table, self.score(output, self.origin_of(rows))
+        scores = self.score(output, self.origin_of(rows))
+        if leaf is not None and leaf.requires_grad and not scores.requires_grad:
+            if self.score.is_of_nothing(output, self.origin_of(rows)):
+                scores = scores + 0 * leaf.flatten(1).sum(1).to(scores.dtype)
+        return table, scores
 
     def check_rows(self, rows: Tensor) -> None:
         """Refuse a model whose rows depend on each other, now that a pass of these rows (N,) has been made.

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from pysal._checks import FLOATING, all_finite, check_dense, check_tensor, finite_rows, refuse
 from pysal._library import widest
-from pysal.engine.model.class_names import names_of
+from pysal.engine.model.class_names import ClassNames, names_of
 from pysal.engine.model.placement import check_fits
 from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.model import PreparedModel
@@ -37,6 +37,7 @@ class Request:
         running: the score that is meant, further arguments, batching, arithmetic and dtype of the result; see `Running`.
         company: which rows a pass may hold; see `engine.request.independence`. "checked" is "whole" where `batch_size` is B.
         output: what the model's output is taken for, where that was decided before; None = what the images say.
+        names: the classes by name; None = those that the model carries.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Request:
         *,
         company: Company = "checked",
         output: Output | None = None,
+        names: ClassNames | None = None,
     ) -> None:
         self.where, self.model = where, model
         self.inputs = _checked_inputs(where, inputs, finite=company != "given")
@@ -68,9 +70,8 @@ class Request:
         self.dtype = running.dtype or self.accumulator_dtype
         named = model.original if isinstance(model, PreparedModel) else model
         height, width = inputs.shape[2:]
-        self.score = Score(
-            where, target, running.score, len(inputs), self.device, lambda: names_of(named), output, size=(height, width)
-        )
+        self.names = (lambda: names_of(named)) if names is None else lambda: names
+        self.score = Score(where, target, running.score, len(inputs), self.device, self.names, output, size=(height, width))
         self._root: Self | None = None
         # the image of the call's own that each stands for; None = they are those
         self._origin: Tensor | None = None

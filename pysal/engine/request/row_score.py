@@ -277,6 +277,10 @@ class Score:
             refuse(self.where, "target(output)", "be floating point", score.dtype, TypeError)
         return score
 
+    def is_of_nothing(self, output: Any, rows: Tensor) -> bool:
+        """Whether these scores are constants, because what the target looks for is not there."""
+        return isinstance(self.function, (CallTarget, _Learnt)) and self.function.is_nothing(output, rows)
+
     def preview(self, output: Any, rows: Tensor) -> Tensor:
         """Return (N,) the scores of clean rows; a target, or what the output is, that is still open is left so."""
         alone = copy.copy(self)
@@ -317,7 +321,7 @@ class _Learnt(RowTarget):
 
     def __init__(self, target: CallTarget) -> None:
         super().__init__(target)
-        self.__name__ = str(getattr(target, "__name__", type(target).__name__))
+        self.__name__, self.is_nothing = str(getattr(target, "__name__", type(target).__name__)), target.is_nothing
 
 
 def _with_rows(output: Tensor, rows: int) -> Tensor:

@@ -258,7 +258,7 @@ def _swept(
 def _plainly(plan: Passes, batch: Tensor, rows: Tensor) -> Swept:
     """Find the gradient at the images, which is what most calls are about: what sweeps need besides costs time."""
     leaf = _leaf(batch)
-    table, scores = plan.score_of(plan.forward(plan.model, leaf.clone(), rows), rows)
+    table, scores = plan.score_of(plan.forward(plan.model, leaf.clone(), rows), rows, leaf)
     if not scores.requires_grad:
         raise not_differentiable(plan.where)
     lay_out(scores, len(rows))
@@ -315,7 +315,7 @@ def _with_autograd(
         leaf = _leaf(batch).requires_grad_(not cut)
         with rules.recording() if rules and recorded else contextlib.nullcontext():
             model = plan.layered_model if layers else plan.eager_model if rules else plan.model
-            table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
+            table, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows, leaf)
         if cut and not torch.is_grad_enabled():  # the layer is in a block of the model's own that sets it, and put it back
             if hooks is not None:
                 hooks.close()

@@ -100,6 +100,10 @@ class CallTarget(RowTarget):
     def learn(self, output: Any, rows: Tensor) -> None:
         """Look at what the model answers to unchanged images `rows` (N,)."""
 
+    def is_nothing(self, output: Any, rows: Tensor) -> bool:
+        """Whether an output holds nothing that could be scored, so that the scores are constants."""
+        return False
+
 
 @dataclass(frozen=True, eq=False)
 class Margin:
@@ -163,6 +167,9 @@ class _OfImage(CallTarget):
 
     def learn(self, output: Any, rows: Tensor) -> None:
         self.target.learn(output, rows + self.image)
+
+    def is_nothing(self, output: Any, rows: Tensor) -> bool:
+        return self.target.is_nothing(output, rows + self.image)
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         return self.target(output, rows + self.image)
