@@ -77,7 +77,7 @@ def explain(
             (numbers, probabilities, logits) is found out from all images of the call together.
             For all methods; None = "auto" for leave-one-out and Shapley values, "logit" for the others. `Explanation.output`
             and its table say what the output was taken for.
-        class_names: K names, or "imagenet", for a model that carries none, or others than its own.
+        class_names: K names of the classes, or "imagenet", for a model that carries none, or instead of its own.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
             as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
         batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
@@ -194,13 +194,13 @@ def _names(given: object) -> ClassNames:
 
 
 def _names_that_fit(plan: Plan, given: bool, table: Tensor | None) -> ClassNames | None:
-    """Return the classes by name: those of another number than the model answers with would name the wrong ones."""
+    """Return the classes by name; refuse names that were given, here or to `wrap`, for another number of classes."""
     known = plan.names()
-    if known is None or table is None or len(known) == table.shape[1]:
-        return known
-    if given:
-        refuse(WHERE, "class_names", f"be {table.shape[1]} names, one for each class the model answers with", len(known))
-    return None
+    said = given or isinstance(getattr(plan.layered_model, "classes", None), ClassNames)
+    if said and known is not None and table is not None and len(known) != table.shape[1]:
+        requirement = f"have one name for each of the model's {table.shape[1]} classes"
+        refuse(WHERE, "class_names", requirement, f"{len(known)} names")
+    return known
 
 
 def _finish(plan: Plan) -> None:

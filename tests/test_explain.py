@@ -1,6 +1,7 @@
 """One call for several methods: what it shares between them, what it leaves out, what it says."""
 
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -344,6 +345,31 @@ def test_shared_options_reach_every_method() -> None:
     assert found.skipped == {}
     for name, call in CALLS.items():
         assert torch.equal(found.maps[name], call(model, INPUTS, extra_inputs={"shift": pysal.PerImage(shift)})), name
+
+
+def test_class_names_for_a_model_that_has_none() -> None:
+    """They are shown, found by the target's name, and told from names that the model has itself."""
+    model, names = row_by_row(), ["cat", "dog", "toad", "frog"]
+    options: dict[str, Any] = {"methods": "gradient", "method_options": {}}
+    found = explain(model, "frog", class_names=names, **options)
+    assert found.target_names == ["frog"] * 3
+    assert torch.equal(found.maps["gradient"], pysal.gradient(model, INPUTS, 3))
+    assert explain(model, pysal.Margin("dog", "cat"), class_names=names, **options).target_names == ["dog minus cat"] * 3
+    label = explain(model, pysal.targets.Label("toad"), class_names=tuple(names), **options)
+    assert torch.equal(label.maps["gradient"], pysal.gradient(model, INPUTS, 2))
+    model.class_names = ["a", "b", "c", "d"]  # type: ignore[assignment]
+    assert explain(model, "frog", class_names=names, **options).target_names == ["frog"] * 3
+    assert explain(model, "d", **options).target_names == ["d"] * 3
+    for wrong, error, sentence in (
+        (names[:3], ValueError, "have one name for each of the model's 4 classes, got 3 names"),
+        ("cats", TypeError, "be 'imagenet' or a list of names, got 'cats'"),
+        ([0, 1, 2, 3], TypeError, "be 'imagenet' or a list of names, got [0, 1, 2, 3]"),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(f'pysal.explain: class_names must {sentence}')}$"):
+            explain(model, class_names=wrong, **options)
+    own = pysal.models.Classifier(row_by_row(), name="four", class_names=names[:3], input_size=(8, 8)).eval()
+    with pytest.raises(ValueError, match=r"class_names must have one name for each of the model's 4 classes, got 3 names$"):
+        explain(own, **options)
 
 
 def test_progress_names_each_method() -> None:

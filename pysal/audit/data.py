@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pysal._checks import first_line, refuse
 from pysal.models import Classifier, read_image
-from pysal.models.photos import PHOTO_SUFFIXES
+from pysal.models.photos import suffixes_of
 
 Labels = Literal["auto", "folder", "none"]
 
@@ -100,7 +100,13 @@ class Data:
 
 
 def find(
-    where: str, source: str, labels: Labels, shard_size: int, class_index: Callable[[str], int] | None, classes: int | None
+    where: str,
+    source: str,
+    labels: Labels,
+    shard_size: int,
+    class_index: Callable[[str], int] | None,
+    classes: int | None,
+    channels: int = 3,
 ) -> Data:
     """Return the images of a source, sorted by path.
 
@@ -113,11 +119,12 @@ def find(
         shard_size: images per shard.
         class_index: from a class name to its index; None where the model has no names.
         classes: number of classes, which labels must be below; None = not checked.
+        channels: of the model's images, which say how the names of a folder's files end.
 
     Raises:
         ValueError: there is no image, a table lacks the column path, a tar cannot be read, or a label is no class.
     """
-    kind, root, found = _look(where, source, labels)
+    kind, root, found = _look(where, source, labels, suffixes_of(channels))
     items = sorted(found, key=lambda item: (item.path, str(item.label)))
     if not items:
         refuse(where, "data", "hold at least one image", source)
@@ -161,20 +168,20 @@ def first_difference(before: pa.Table, now: pa.Table) -> str:
     return "another order"
 
 
-def _look(where: str, source: str, labels: Labels) -> tuple[str, Path, Iterable[_Found]]:
+def _look(where: str, source: str, labels: Labels, suffixes: frozenset[str]) -> tuple[str, Path, Iterable[_Found]]:
     path = Path(source)
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
-        loose = next(_photos(path), None)
+        loose = next(_photos(path, suffixes), None)
         if tars and loose is not None:
             got = f"{len(tars)} tar{'s' * (len(tars) > 1)} beside {loose.name} in {path}"
             refuse(where, "data", "be photos or tars, not both (name one kind by a glob, as in 'DIR/*.tar')", got)
         if tars:
-            return "tars", path.absolute(), _in_tars(where, path, tars)
-        return "folder", path.absolute(), _files(path, _photos(path), labels)
+            return "tars", path.absolute(), _in_tars(where, path, tars, suffixes)
+        return "folder", path.absolute(), _files(path, _photos(path, suffixes), labels)
     if path.is_file():
         if path.suffix == ".tar":
-            return "tars", path.parent.absolute(), _in_tars(where, path.parent, [path])
+            return "tars", path.parent.absolute(), _in_tars(where, path.parent, [path], suffixes)
         if path.suffix in (".csv", ".tsv", ".parquet"):
             return "table", path.parent.absolute(), _in_table(where, path, labels)
         refuse(where, "data", "be a folder, a glob, a .csv, .tsv or .parquet table or .tar archives", source)
@@ -185,24 +192,24 @@ def _look(where: str, source: str, labels: Labels) -> tuple[str, Path, Iterable[
     root = Path(*parts[:fixed])
     matches = list(_matches(root, parts[fixed:]))
     if matches and all(match.suffix == ".tar" for match in matches):
-        return "tars", root.absolute(), _in_tars(where, root, sorted(matches))
+        return "tars", root.absolute(), _in_tars(where, root, sorted(matches), suffixes)
     return "glob", root.absolute(), _files(root, (match for match in matches if not match.is_dir()), labels)
 
 
-def _photos(folder: Path) -> Iterator[Path]:
+def _photos(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     """Yield the photos of a folder and of those below, by the ends of their names; hidden ones are left out."""
     for path in _below(folder):
-        if path.suffix.lower() in PHOTO_SUFFIXES:
+        if path.suffix.lower() in suffixes:
             yield path
 
 
-def left_out(source: str) -> Counter[str]:
+def left_out(source: str, channels: int = 3) -> Counter[str]:
     """Return the endings of the files of a folder that no audit reads -> how many; hidden ones are not counted."""
     path = Path(source)
     if not path.is_dir():
         return Counter()
     endings = Counter(file.suffix.lower() for file in _below(path))
-    read = {".tar"} if endings[".tar"] else PHOTO_SUFFIXES
+    read = {".tar"} if endings[".tar"] else suffixes_of(channels)
     return Counter({ending: count for ending, count in endings.items() if ending not in read})
 
 
@@ -300,7 +307,7 @@ def _in_table(where: str, path: Path, labels: Labels) -> Iterator[_Found]:
         yield _Found(name, place.absolute().parent.name if labels == "folder" else label, None, None, _size(place))
 
 
-def _in_tars(where: str, root: Path, tars: Sequence[Path]) -> Iterator[_Found]:
+def _in_tars(where: str, root: Path, tars: Sequence[Path], suffixes: frozenset[str]) -> Iterator[_Found]:
     """Yield the images of WebDataset tars: members that share a name up to its first dot are one sample."""
     for tar in tars:
         archive = _shown(tar.relative_to(root).as_posix())
@@ -320,7 +327,7 @@ def _in_tars(where: str, root: Path, tars: Sequence[Path]) -> Iterator[_Found]:
                     if ending == "cls" and member.isreg():
                         content = members.extractfile(member)
                         classes[key] = content.read(1000).decode("utf-8", "replace").strip() if content else ""
-                    elif os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES:
+                    elif os.path.splitext(name)[1].lower() in suffixes:
                         images.append((key, member))
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             refuse(where, "data", "be readable, uncompressed tars", f"{tar} ({str(error) or type(error).__name__})")

@@ -151,7 +151,7 @@ class Job:
         of_classes = self._worker.picked is None
         classes = self._try_out(self._worker.example()) if of_classes else None
         names_known = loaded.class_index if isinstance(loaded, Classifier) and loaded.class_names else None
-        found = data.find(WHERE, source, options.labels, options.shard_size, names_known, classes)
+        found = data.find(WHERE, source, options.labels, options.shard_size, names_known, classes, self._worker.channels)
         found = self._with_the_vanished(found)
         if classes is None:
             self._try_out_on_images(found, options.shard_size)

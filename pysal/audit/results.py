@@ -224,7 +224,9 @@ class Results:
         row = {name: self.listed[name][image].as_py() for name in Item._fields}
         try:
             content = read_bytes(Path(self.manifest["data"]["root"]), Item(**row))
-            about = self.manifest["model"]  # of grey images three equal channels are shown
-            return decode(content, self._crops, tuple(about["input_size"]), about["channels"])[0].expand(3, -1, -1)
+            about = self.manifest["model"]
+            seen = decode(content, self._crops, tuple(about["input_size"]), about["channels"])[0]
+            # of grey images and of many bands their mean is shown
+            return seen if len(seen) == 3 else seen.mean(0, keepdim=True).expand(3, -1, -1)
         except Unreadable:
             return None

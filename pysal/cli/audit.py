@@ -159,7 +159,11 @@ def audit_run(
             target=int(target) if target.isdecimal() else target,
             **options,
         )
-        if left := note(Counter({ending or NO_ENDING: count for ending, count in left_out(source).items()})):
+        if left := note(
+            Counter(
+                {ending or NO_ENDING: count for ending, count in left_out(source, job.manifest["model"]["channels"]).items()}
+            )
+        ):
             say(left)
         _run_audit("pysal audit run", job, engine, workers, address)
 

@@ -99,7 +99,7 @@ def explain(
         from pysal.engine.running.chunks import fast_rows, progress
         from pysal.explain import explain as run
         from pysal.methods.registry import METHODS, method_names
-        from pysal.models.photos import PHOTO_SUFFIXES
+        from pysal.models.photos import suffixes_of
         from pysal.segments import parse
         from pysal.targets import parse as parse_target
 
@@ -108,7 +108,7 @@ def explain(
         place = device_of(device)
         classifier = model.load(place)
         explained = None if target is None else parse_target(target, classifier, where="pysal explain")
-        named = find(photos or [models.example_photo()], PHOTO_SUFFIXES, out)
+        named = find(photos or [models.example_photo()], suffixes_of(classifier.channels), out)
         bad: dict[Path, str] = {}
         image = None
         for photo in named.paths:  # what cannot be read is known before hours of work on the others

@@ -166,7 +166,7 @@ class ModelChoice:
         except ValueError as error:
             expected = "imagenet, none or MEAN/STD, as in 0.5,0.5,0.5/0.5,0.5,0.5"
             raise BadInput(f"pysal: --normalize must be {expected}, got {self.normalize!r}") from error
-        return (mean * 3 if len(mean) == 1 else mean), (std * 3 if len(std) == 1 else std)
+        return mean, std
 
     def _class_names(self) -> Any:
         if self.classes is None or self.classes == "imagenet":

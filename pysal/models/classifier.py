@@ -49,7 +49,7 @@ class Normalized(nn.Module):
     def __init__(self, model: nn.Module, mean: Channels, std: Channels) -> None:
         super().__init__()
         where = "pysal.Normalized"
-        mean, std = _per_channel(where, "mean", mean), _per_channel(where, "std", std)
+        mean, std = per_channel(where, "mean", mean), per_channel(where, "std", std)
         longest = max(len(mean), len(std))
         mean, std = (one * longest if len(one) == 1 else one for one in (mean, std))
         if not mean or not all(math.isfinite(value) for value in mean):
@@ -76,7 +76,7 @@ class Normalized(nn.Module):
         return self.model(normalised, *extra_inputs, **named)
 
 
-def _per_channel(where: str, argument: str, value: object) -> list[float]:
+def per_channel(where: str, argument: str, value: object) -> list[float]:
     """Return one number per channel; a single number, or one in any shape of one number per channel, is as good as a list."""
     try:
         found = torch.as_tensor(value, dtype=torch.float64)
@@ -88,12 +88,22 @@ def _per_channel(where: str, argument: str, value: object) -> list[float]:
     return numbers
 
 
+def first_channels(network: nn.Module) -> int | None:
+    """Return how many channels the first convolution takes, of a TorchScript file too; None where there is none."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+        if getattr(module, "original_name", "") == "Conv2d":
+            weight: Any = module.weight
+            return int(weight.shape[1]) * int(getattr(module, "groups", 1))
+    return None
+
+
 def channels_of(network: nn.Module) -> int:
     """Return whether a network takes grey images, 1, colours, 3, or as many bands as its normalisation has numbers."""
     if isinstance(network, Normalized) and len(network.mean) > 1:
         return len(network.mean)
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    return 1 if first is not None and first.in_channels == 1 else 3
+    return 1 if first_channels(network) == 1 else 3
 
 
 class Classifier(nn.Module):

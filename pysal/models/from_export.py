@@ -45,8 +45,13 @@ def load(spec: ModelSpec) -> Classifier:
     if len(shapes) != 1 or len(shapes[0]) != 4:
         shown = ", ".join(str(tuple(shape)) for shape in shapes)
         refuse(WHERE, f"source {spec.source!r}", "take images (N, C, H, W)", f"{len(shapes)} inputs {shown}")
-    batch, _, *sides = shapes[0]
+    batch, channels, *sides = shapes[0]
     if isinstance(batch, int):
         network = FixedBatch(network, batch)
     known = [side for side in sides if isinstance(side, int)]
-    return from_file(spec, network, size=(known[0], known[1]) if len(known) == 2 else None)
+    return from_file(
+        spec,
+        network,
+        size=(known[0], known[1]) if len(known) == 2 else None,
+        channels=channels if isinstance(channels, int) else None,
+    )

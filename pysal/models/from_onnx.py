@@ -54,11 +54,16 @@ def load(spec: ModelSpec) -> Classifier:
     network, shape = _converted(spec, path) or _black_box(spec, path)
     if len(shape) != 4:
         refuse(WHERE, f"source {spec.source!r}", "take images (N, C, H, W)", f"an input of shape {tuple(shape)}")
-    batch, _, *sides = shape
+    batch, channels, *sides = shape
     if isinstance(batch, int):
         network = FixedBatch(network, batch)
     known = [side for side in sides if isinstance(side, int)]
-    return from_file(spec, network, size=(known[0], known[1]) if len(known) == 2 else None)
+    return from_file(
+        spec,
+        network,
+        size=(known[0], known[1]) if len(known) == 2 else None,
+        channels=channels if isinstance(channels, int) else None,
+    )
 
 
 Shape = list[int | str | None]

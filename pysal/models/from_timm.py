@@ -10,7 +10,7 @@ import torch
 
 from pysal._checks import first_line, refuse
 from pysal._spelling import close_to, did_you_mean
-from pysal.models.classifier import Classifier
+from pysal.models.classifier import Classifier, first_channels
 from pysal.models.spec import (
     IMAGENET_CLASSES,
     WHERE,
@@ -80,7 +80,7 @@ def load(spec: ModelSpec) -> Classifier:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model of timm was trained on: see `pysal.models.classifier.Classifier`."""
+    """What a model of timm was trained on: see `pysal.models.classifier.Classifier`; `channels` are those it takes."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -88,6 +88,7 @@ class Preprocessing:
     crop_fraction: float
     resample: Any
     class_names: Sequence[str] | Literal["imagenet"] | None
+    channels: int
 
 
 def preprocessing_of(network: Any) -> Preprocessing:
@@ -101,6 +102,7 @@ def preprocessing_of(network: Any) -> Preprocessing:
         crop_fraction=min(1.0, settings["crop_pct"]),
         resample=_FILTERS.get(settings["interpolation"], settings["interpolation"]),
         class_names=_names(data, network, int(network.num_classes)),
+        channels=first_channels(network) or int(settings["input_size"][0]),
     )
 
 

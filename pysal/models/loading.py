@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
+from torch import nn
 
 from pysal._checks import first_line, refuse, refuse_unknown
 from pysal.models import (
@@ -21,7 +21,7 @@ from pysal.models import (
     from_torchvision,
     from_transformers,
 )
-from pysal.models.classifier import Classifier
+from pysal.models.classifier import Classifier, Normalized, per_channel
 from pysal.models.photos import checked_size
 from pysal.models.spec import IMAGENET_MEAN, IMAGENET_STD, WHERE, ModelSpec, Normalization
 
@@ -137,25 +137,19 @@ def _refuse_source(source: str, suffix: str) -> NoReturn:
 
 
 def checked_normalize(where: str, normalize: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return mean and std, one number per channel of three, of what was asked for."""
+    """Return mean and std of what was asked for, one number per channel, or one for any number of channels."""
     if normalize is None:
         return None, None
     if isinstance(normalize, str) and normalize in ("imagenet", "none"):
-        return (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
-    if isinstance(normalize, (tuple, list)) and len(normalize) == 2:
+        return (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else ((0.0,), (1.0,))
+    if isinstance(normalize, (tuple, list)) and len(normalize) == 2 and not any(isinstance(one, str) for one in normalize):
         with contextlib.suppress(TypeError, ValueError):
-            mean, std = (_per_channel(values) for values in normalize)
-            if all(math.isfinite(value) for value in mean) and all(math.isfinite(value) and value > 0 for value in std):
-                return mean, std
-    requirement = "be 'imagenet', 'none' or (mean, std), each a number or three, those of std above 0"
+            Normalized(nn.Identity(), *normalize)  # which looks at the numbers
+            mean, std = (per_channel(where, "normalize", values) for values in normalize)
+            longest = max(len(mean), len(std))
+            return tuple(mean * (longest // len(mean))), tuple(std * (longest // len(std)))
+    requirement = "be 'imagenet', 'none' or (mean, std), each a number or one per channel, those of std above 0"
     refuse(where, "normalize", requirement, repr(normalize))
-
-
-def _per_channel(values: Any) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values) if isinstance(values, Sequence) else (float(values),) * 3
-    if isinstance(values, str) or len(numbers) != 3:
-        raise ValueError
-    return numbers
 
 
 def checked_names(where: str, names: object) -> tuple[str, ...] | Literal["imagenet"] | None:

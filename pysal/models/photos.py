@@ -1,13 +1,15 @@
 """Photos as tensors in [0, 1], cropped and resized as a classifier wants them."""
 
 import contextlib
+import importlib.util
 import io
+import math
 import operator
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ LARGEST_SIDE = 65_535
 # Of red, green and blue in grey: ITU-R BT.601, as Pillow has them.
 LUMA = (0.299, 0.587, 0.114)
 
+Read = TypeVar("Read")
 Source = str | Path | bytes | Image.Image | NDArray[Any]
 """What a photo is read from: a file, a file's content, a PIL image or an array (H, W) or (H, W, C)."""
 
@@ -45,6 +48,15 @@ PHOTO_SUFFIXES = frozenset(
 )
 
 
+# Files of bands, of which photos have three.
+BAND_SUFFIXES = frozenset({".npy", ".tif", ".tiff"})
+
+
+def suffixes_of(channels: int) -> frozenset[str]:
+    """Return how names of files end that a model of so many channels is shown."""
+    return PHOTO_SUFFIXES if channels in (1, 3) else BAND_SUFFIXES
+
+
 def read_image(
     source: Source,
     model: Classifier | None = None,
@@ -58,13 +70,14 @@ def read_image(
     with the model's filter, else Pillow's bicubic one, which average what they shrink: in 8 bits if the photo has 8, else
     in float32, clamped to [0, 1].
 
-    Of channels other than 1 and 3 the source is an array (H, W, C) with as many, or a file .npy of one, in [0, 1] or integers.
+    Of channels other than 1 and 3 the source is an array (H, W, C) or (C, H, W) with as many, or a file of one, in [0, 1] or
+    integers: .npy, or .tif, whose bands lie in its pixels, in planes or on pages (install tifffile for more than Pillow reads).
     Of 3 channels, grey photos give three equal ones; of 1, for models of grey images, colours become their luma (ITU-R BT.601).
     Transparent photos are put on white, and EXIF rotation is applied. 16-bit values are divided by 65535 (Pillow reads the
     upper 8 bits of 16-bit colour files). Of an animation or a multi-page file the first picture is read.
 
     Args:
-        source: a file, a file's content, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and
+        source: a file, .npy too, its content, a PIL image, or an array (H, W) or (H, W, C), where C = 1 is grey, 2 grey and
             alpha, 3 RGB and 4 RGB and alpha, of uint8, uint16 or floating values in [0, 1].
         model: sets the size (`model.input_size`), how much of the photo to keep (`model.crop_fraction`), how to resize it and
             the channels (`model.channels`).
@@ -163,7 +176,7 @@ def _decode(source: Source) -> tuple[NDArray[Any] | Image.Image, str]:
     """
     shown = _describe(source)
     if isinstance(source, str | Path):
-        return _decode_file(Path(source), shown), shown
+        return _opened(Path(source), shown, _decode_content), shown
     if isinstance(source, bytes):
         try:
             return _decode_content(io.BytesIO(source), shown), shown
@@ -177,19 +190,72 @@ def _decode(source: Source) -> tuple[NDArray[Any] | Image.Image, str]:
 
 
 def _bands(source: Source, channels: int) -> tuple[NDArray[Any], str]:
-    """Return the bands (H, W, channels) of an array, or of a NumPy file of one, and what to call it in a message."""
+    """Return the bands (H, W, channels) of an array or of a file of one, and what to call it in a message."""
     shown = _describe(source)
-    if isinstance(source, str | Path) and Path(source).suffix == ".npy":
-        try:
-            source = np.load(source, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            _refuse_file(shown, "no such file" if kind is FileNotFoundError else first_line(error), kind)
-    if not isinstance(source, np.ndarray):
-        refuse(
-            _READ, "source", f"be an array (H, W, {channels}), or a file .npy of one, for {channels} channels", shown, TypeError
+    found: object = source
+    if isinstance(source, str | Path):
+        found = _opened(Path(source), shown, _band_file)
+    elif isinstance(source, bytes):
+        found = _band_file(io.BytesIO(source), shown)
+    elif isinstance(source, Image.Image):
+        found = np.asarray(source)
+    if not isinstance(found, np.ndarray):
+        refuse(_READ, "source", f"be {_wanted_bands(channels)}", shown, TypeError)
+    if found.ndim == 3 and found.shape[0] == channels != found.shape[2]:
+        found = found.transpose(1, 2, 0)
+    if found is not source and (found.ndim != 3 or found.shape[2] != channels):
+        more = (
+            "" if isinstance(source, Image.Image) or importlib.util.find_spec("tifffile") else "; pip install tifffile for more"
         )
-    return _checked_array(source, shown, channels), shown
+        refuse(_READ, "source", f"be {_wanted_bands(channels)}", f"{shown} (an array {found.shape}{more})")
+    return _checked_array(found, shown, channels), shown
+
+
+def _wanted_bands(channels: int) -> str:
+    return f"an array (H, W, {channels}), or a file .npy or .tif of one, for {channels} channels"
+
+
+def _band_file(file: BinaryIO, shown: str) -> NDArray[Any]:
+    """Return the numbers in a file of bands: NumPy's, a TIFF of any number of them, or a picture that Pillow reads."""
+    start = file.read(8)
+    file.seek(0)
+    if start.startswith(NUMPY):
+        return _numpy_file(file, shown)
+    if start[:4] in TIFF:
+        with contextlib.suppress(ImportError):
+            return _tiff(importlib.import_module("tifffile"), file, shown)
+        file.seek(0)
+    pixels = _decode_content(file, shown)
+    return np.asarray(pixels)
+
+
+def _tiff(tifffile: Any, file: BinaryIO, shown: str) -> NDArray[Any]:
+    """Return the bands (H, W, C) of a TIFF, which lie beside each other, one after the other or on a page each."""
+    try:
+        with tifffile.TiffFile(file) as opened:
+            series = opened.series[0]
+            most = 64 * (Image.MAX_IMAGE_PIXELS or 2**31)
+            if math.prod(series.shape) > most:
+                refuse(_READ, "source", f"be an image of at most {most} numbers", f"{shown} {series.shape}")
+            values, axes = np.asarray(series.asarray()), str(series.axes)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if str(error).startswith(_READ):
+            raise
+        _refuse_file(shown, f"damaged, or of a kind that tifffile does not read: {first_line(error)}")
+    if "Y" in axes and "X" in axes and values.ndim == len(axes):
+        values = np.moveaxis(values, (axes.index("Y"), axes.index("X")), (0, 1))
+    return values.reshape(*values.shape[:2], -1)
+
+
+def _numpy_file(file: BinaryIO, shown: str) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(file, allow_pickle=False))
+    except MemoryError:
+        raise
+    except Exception as error:  # a header that is cut off or says what is not so
+        _refuse_file(shown, first_line(error))
 
 
 def _describe(source: object) -> str:
@@ -202,14 +268,15 @@ def _describe(source: object) -> str:
     return f"an array {source.shape} of {source.dtype}" if isinstance(source, np.ndarray) else type(source).__name__
 
 
-def _decode_file(path: Path, shown: str) -> NDArray[Any] | Image.Image:
+def _opened(path: Path, shown: str, read: Callable[[BinaryIO, str], Read]) -> Read:
+    """Return what is read of a file."""
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "a directory")
         if path.exists() and not path.is_file():
             _refuse_file(shown, "not a regular file")
         with path.open("rb") as file:
-            return _decode_content(file, shown)
+            return read(file, shown)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and str(error).startswith(_READ):
             raise
@@ -219,6 +286,8 @@ def _decode_file(path: Path, shown: str) -> NDArray[Any] | Image.Image:
         _refuse_file(shown, "no such file" if kind is FileNotFoundError else reason.lower(), kind)
 
 
+# How NumPy's files begin, and TIFF's of either order of bytes, also those of more than 4 GB.
+NUMPY, TIFF = b"\x93NUMPY", frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
 # How HEIC files begin, after four bytes: those of telephones, which Pillow reads with a plugin that has to be registered.
 HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
 
@@ -228,6 +297,8 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
     if not start:
         _refuse_file(shown, "the file is empty")
     file.seek(0)
+    if start.startswith(NUMPY):
+        return _checked_array(_numpy_file(file, shown), shown)
     if start[4:] in HEIC and "HEIF" not in Image.ID:
         try:
             import pillow_heif  # type: ignore[import-not-found, unused-ignore]

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import first_line, refuse
-from pysal.models.classifier import DATA, Classifier, Normalized, Resample
+from pysal.models.classifier import DATA, Classifier, Normalized, Resample, first_channels
 
 WHERE = "pysal.models.load"
 
@@ -39,8 +40,8 @@ class ModelSpec:
         download: whether the network may be asked for what is not on this machine.
         allow_code: whether code that comes with the model may run.
         size: (height, width) of its images.
-        mean: per channel.
-        std: per channel.
+        mean: per channel, or one for any number of them.
+        std: the same.
         class_names: its classes.
     """
 
@@ -50,7 +51,7 @@ class ModelSpec:
     download: bool = False
     allow_code: bool = False
     size: tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = None  # of one number: the same for any number of channels
     std: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | Literal["imagenet"] | None = None
 
@@ -87,7 +88,7 @@ def classifier(
         network: takes normalised images, returns logits.
         name: of the model; None = the source.
         size: (height, width) of its images, pixels.
-        mean: one number per channel, in units of [0, 1] pixels.
+        mean: one number per channel of its images, in units of [0, 1] pixels.
         std: the same.
         crop_fraction: the share of a photo's short side that it sees.
         resample: the filter that its photos are resized with.
@@ -96,10 +97,14 @@ def classifier(
         classes: how many it has.
 
     Raises:
-        ValueError: class names for another number of classes.
+        ValueError: class names for another number of classes, or a normalisation for another number of channels.
     """
+    channels = len(mean)
+    mean, std = (_as_many(given or own, channels) for given, own in ((spec.mean, mean), (spec.std, std)))
+    if len(mean) != channels:
+        refuse_channels(WHERE, channels, len(mean))
     wanted = spec.class_names or class_names
-    if wanted is None and classes == IMAGENET_CLASSES and tuple(spec.mean or mean) == IMAGENET_MEAN:
+    if wanted is None and classes == IMAGENET_CLASSES and tuple(mean) == IMAGENET_MEAN:
         wanted = "imagenet"
     names, synonyms = imagenet_names() if isinstance(wanted, str) else (wanted, None)
     if names is None:
@@ -107,7 +112,7 @@ def classifier(
     if len(names) != classes:
         refuse(WHERE, "class_names", f"have one name for each of the model's {classes} classes", f"{len(names)} names")
     return Classifier(
-        Normalized(network, spec.mean or mean, spec.std or std),
+        Normalized(network, mean, std),
         name=name or spec.source,
         class_names=names if spec.class_names else distinct(names),
         input_size=spec.size or size,
@@ -115,16 +120,37 @@ def classifier(
         resample=resample,
         synonyms=synonyms,
         rows_per_pass=network.rows if isinstance(network, FixedBatch) else None,
+        channels=channels,
     ).eval()
 
 
-def from_file(spec: ModelSpec, network: nn.Module, *, size: tuple[int, int] | None = None) -> Classifier:
+def _as_many(values: Sequence[float], channels: int) -> Sequence[float]:
+    return tuple(values) * channels if len(values) == 1 else values
+
+
+def refuse_channels(where: str, channels: int, numbers: int) -> NoReturn:
+    """Refuse a normalisation of images of other channels than a network takes."""
+    requirement = f"be 'none', a number or one for each of the {channels} channel{'s' * (channels > 1)} that the network takes"
+    refuse(where, "normalize", requirement, f"{numbers} numbers")
+
+
+def channels_refused(error: Exception, given: int) -> int | None:
+    """Return how many channels a convolution wanted that was given images of another number; None of other errors."""
+    found = re.search(r"expected input.* to have (\d+) channels, but got (\d+) channels", str(error))
+    return int(found[1]) if found is not None and int(found[2]) == given else None
+
+
+def from_file(
+    spec: ModelSpec, network: nn.Module, *, size: tuple[int, int] | None = None, channels: int | None = None
+) -> Classifier:
     """Return a network whose file does not say how its images are prepared as a classifier, once it was seen to be one.
 
     Args:
         spec: says what the file does not.
         network: takes normalised images.
         size: (height, width) where the file says it.
+        channels: of its images, where the file says it; None = as many as the normalisation has numbers, or its first
+            convolution takes.
 
     Raises:
         ValueError: nothing says the size or the normalisation; the network fails on an image, or returns no logits.
@@ -139,8 +165,13 @@ def from_file(spec: ModelSpec, network: nn.Module, *, size: tuple[int, int] | No
         )
         refuse(WHERE, "normalize", requirement, None)
     network.eval()
-    classes = _count_classes(spec, network, (2, len(spec.mean), *size))
-    return classifier(spec, network, size=size, mean=spec.mean, std=spec.std, classes=classes)
+    numbers = max(len(spec.mean), len(spec.std))
+    if channels is not None and numbers not in (1, channels):
+        refuse_channels(WHERE, channels, numbers)
+    channels = channels or (numbers if numbers > 1 else first_channels(network) or 3)
+    classes = _count_classes(spec, network, (2, channels, *size))
+    mean, std = (_as_many(values, channels) for values in (spec.mean, spec.std))
+    return classifier(spec, network, size=size, mean=mean, std=std, classes=classes)
 
 
 def _count_classes(spec: ModelSpec, network: nn.Module, shape: tuple[int, ...]) -> int:
@@ -150,6 +181,8 @@ def _count_classes(spec: ModelSpec, network: nn.Module, shape: tuple[int, ...]) 
         with torch.no_grad():
             output = network(torch.zeros(shape))
     except Exception as error:  # the network's own code, which may fail in any way
+        if wanted := channels_refused(error, shape[1]):
+            refuse_channels(WHERE, wanted, shape[1])
         refuse(WHERE, argument, f"be a classifier of images {shape}", f"{type(error).__name__}: {first_line(error)}")
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != shape[0] or output.shape[1] < 1:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from pysal._checks import check_tensor, first_line, refuse
 from pysal.engine.model.class_names import names_of
-from pysal.models.classifier import Classifier, Normalized, Resample
+from pysal.models.classifier import Classifier, Normalized, Resample, first_channels
 from pysal.models.from_timm import preprocessing_of as timm_preprocessing
 from pysal.models.from_transformers import preprocessing_of as transformers_preprocessing
 from pysal.models.loading import checked_names, checked_normalize
 from pysal.models.photos import checked_size, read_images
-from pysal.models.spec import Normalization, distinct, imagenet_names
+from pysal.models.spec import Normalization, channels_refused, distinct, imagenet_names, refuse_channels
 
 WHERE = "pysal.models.wrap"
 # Words in the names of transformers' architectures whose `id2label` names what they answer with; others carry it unused.
@@ -91,8 +92,8 @@ def wrap(
             if value is not None:
                 refuse(WHERE, name, "be None for a model that knows it already", type(value).__name__)
         return model
-    mean, std = _normalisation(normalize)
-    channels = None if mean is None or len(mean) > 1 else _first_channels(model)
+    mean, std = checked_normalize(WHERE, normalize)
+    channels = None if mean is None or len(mean) > 1 else first_channels(model)
     wanted, names = checked_size(WHERE, size), checked_names(WHERE, class_names)
     fraction = 1.0
     resample: Resample = "bicubic"
@@ -104,7 +105,9 @@ def wrap(
     if kind == "timm":
         own = timm_preprocessing(model)
         found, fraction, resample = own.class_names, own.crop_fraction, own.resample
-        wanted, mean, std = wanted or own.size, mean or own.mean, std or own.std
+        wanted = wanted or own.size
+        if mean is None and len(own.mean) == own.channels:  # of other channels nobody has published one
+            mean, std = own.mean, own.std
     elif kind == "transformers":
         network = Pixels(model)
         if wanted is None or mean is None or processor is not None:
@@ -131,26 +134,25 @@ def wrap(
         synonyms=synonyms,
         channels=channels,
     )
+    if len(mean) > 1 and first_channels(model) not in (None, len(mean)):
+        _check_channels(model, network, (1, len(mean), *wanted))
     for module in (wrapped, wrapped.network, network):
         if module is not model:  # whose modes are its owner's
             module.training = False
     return wrapped
 
 
-def _normalisation(normalize: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return mean and std, a number or one per channel of any number of channels."""
-    if normalize == "none":
-        return (0.0,), (1.0,)
-    if normalize is None or isinstance(normalize, str) or not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
-        return checked_normalize(WHERE, normalize)
-    normalised = Normalized(nn.Identity(), *normalize)  # which looks at the numbers
-    return tuple(normalised.mean.flatten().tolist()), tuple(normalised.std.flatten().tolist())
-
-
-def _first_channels(model: nn.Module) -> int | None:
-    """Return how many channels the first convolution takes, None where there is none."""
-    first = next((one for one in model.modules() if isinstance(one, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+def _check_channels(model: nn.Module, network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a normalisation of other channels than a network takes, whose first convolution looks as if it did."""
+    first = next((one for one in model.parameters() if one.is_floating_point()), None)
+    if model.training or first is None:
+        return  # a pass would change what it is
+    try:
+        with torch.no_grad():
+            network(torch.zeros(shape, dtype=first.dtype, device=first.device))
+    except Exception as error:  # of a network that takes more than images, for one
+        if wanted := channels_refused(error, shape[1]):
+            refuse_channels(WHERE, wanted, shape[1])
 
 
 def _library_of(model: nn.Module) -> str:

@@ -130,11 +130,13 @@ def test_normalisation(normalize, mean, std, files) -> None:
     assert torch.equal(network.std.flatten(), torch.tensor(std, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("normalize", ["Imagenet", (0.5,), (0.5, 0), ([0.5, 0.5], 1), (float("nan"), 1), 0.5, ("0.5", "0.5")])
+@pytest.mark.parametrize(
+    "normalize", ["Imagenet", (0.5,), (0.5, 0), ([0.5, 0.5], [1, 1, 1]), ([], 1), (float("nan"), 1), 0.5, ("0.5", "0.5")]
+)
 def test_bad_normalisation(normalize, files) -> None:
     with pytest.raises(ValueError) as error:
         load(files / "script.pt", size=32, normalize=normalize)
-    requirement = "be 'imagenet', 'none' or (mean, std), each a number or three, those of std above 0"
+    requirement = "be 'imagenet', 'none' or (mean, std), each a number or one per channel, those of std above 0"
     assert str(error.value) == f"pysal.models.load: normalize must {requirement}, got {normalize!r}"
 
 

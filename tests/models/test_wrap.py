@@ -107,19 +107,79 @@ def test_grey_and_many_bands(channels: int, tmp_path: Path) -> None:
     assert found.images.shape == (1, channels, 12, 10)
     assert found.save(tmp_path / "out")
     assert torch.equal(pysal.Explanation.load(found.save(tmp_path / "out")[0]).images, found.images)
+    for source in (tmp_path / "bands.npy", (tmp_path / "bands.npy").read_bytes()):
+        assert torch.equal(read_image(source, model), found.images)
     if channels != 1:  # of grey, files are photos
-        assert torch.equal(read_image(tmp_path / "bands.npy", model), found.images)
+        assert torch.equal(read_image(bands.transpose(2, 0, 1), model), found.images)
         as_they_are = read_image(bands, channels=channels)
         torch.testing.assert_close(as_they_are[0], torch.from_numpy(bands).permute(2, 0, 1).float())
         whole = (bands * 65535).astype(np.uint16)
         torch.testing.assert_close(
             read_image(whole, channels=channels)[0].permute(1, 2, 0), torch.from_numpy(whole / 65535).float()
         )
-        sentence = rf"source must be an array \(H, W, {channels}\), or a file .npy of one, for {channels} channels, got"
-        with pytest.raises(TypeError, match=sentence):
+        sentence = rf"source must be an array \(H, W, {channels}\), or a file .npy or .tif of one, for {channels} channels, got"
+        with pytest.raises((TypeError, ValueError), match=sentence):
             pysal.explain(model, PHOTO)
         with pytest.raises(ValueError, match=rf"source must have shape \(H, W, {channels}\), got an array \(24, 20\)"):
             read_image(bands[..., 0], model)
+
+
+@pytest.mark.parametrize("how", ["beside each other", "planes", "pages"])
+@pytest.mark.parametrize("channels", [4, 13])
+def test_a_tiff_of_bands(how: str, channels: int, tmp_path: Path) -> None:
+    """Wherever a program put the bands."""
+    import tifffile
+
+    bands = np.random.default_rng(0).integers(0, 255, (9, 11, channels), dtype=np.uint8)
+    path, planes = tmp_path / "bands.tif", np.ascontiguousarray(bands.transpose(2, 0, 1))
+    if how == "beside each other":
+        tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="contig")
+    elif how == "planes":
+        tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
+    else:
+        tifffile.imwrite(path, planes, photometric="minisblack")
+    for source in (path, path.read_bytes()):
+        found = read_image(source, channels=channels)
+        torch.testing.assert_close(found[0].permute(1, 2, 0), torch.from_numpy(bands / 255).float())
+    with pytest.raises(ValueError, match=r"for 6 channels, got .*bands.tif \(an array \("):
+        read_image(path, channels=6)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match="be a readable image file, got"):
+        read_image(path, channels=channels)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_is_loaded_and_audited(channels: int, tmp_path: Path) -> None:
+    """From a file of the network and a folder of bands to the rows and the report."""
+    from pysal.audit import Job, report, verify
+
+    torch.jit.script(small(channels)).save(tmp_path / "net.pt")
+    loaded = pysal.models.load(tmp_path / "net.pt", size=12, normalize="none")
+    assert loaded.channels == channels
+    numbers = pysal.models.load(tmp_path / "net.pt", size=12, normalize=(0.5, [0.25] * channels))
+    assert numbers.network.mean.numel() == channels
+    with pytest.raises(
+        ValueError, match=rf"^pysal.models.load: normalize must be 'none', .* {channels} channel.*, got 3 numbers$"
+    ):
+        pysal.models.load(tmp_path / "net.pt", size=12, normalize="imagenet")
+    with pytest.raises(
+        ValueError, match=rf"^pysal.models.wrap: normalize must be 'none', .* {channels} channel.*, got 3 numbers$"
+    ):
+        wrap(small(channels), size=12, normalize="imagenet")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(2):
+        values = np.random.default_rng(n).random((16, 14, channels), dtype=np.float32)
+        np.save(folder / f"{n}.npy", values)
+        if channels == 1:
+            Image.fromarray((values[..., 0] * 255).astype(np.uint8)).save(folder / f"{n}.png")
+    given = {"model": str(tmp_path / "net.pt"), "model_options": {"size": 12, "normalize": "none"}, "labels": "none"}
+    job = Job(str(folder), methods=["gradient"], metrics=["deletion"], out=tmp_path / "out", **given)
+    assert job.manifest["model"]["channels"] == channels
+    assert job.run(engine="inline").explained == 2
+    assert verify(tmp_path / "out", images=True) == []
+    assert "data:image/jpeg" in report(tmp_path / "out").read_text("utf-8")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
