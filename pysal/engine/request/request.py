@@ -70,7 +70,7 @@ class Request:
         self.dtype = running.dtype or self.accumulator_dtype
         named = model.original if isinstance(model, PreparedModel) else model
         height, width = inputs.shape[2:]
-        self.names = (lambda: names_of(named)) if names is None else lambda: names
+        self.names: Callable[[], ClassNames | None] = (lambda: names_of(named)) if names is None else lambda: names
         self.score = Score(where, target, running.score, len(inputs), self.device, self.names, output, size=(height, width))
         self._root: Self | None = None
         # the image of the call's own that each stands for; None = they are those
