@@ -24,6 +24,11 @@ class Nodes:
         self._graph = graph
         self._in_place: set[fx.Node] = set()  # whose first argument is copied, because it is a clean map
 
+    @property
+    def writes(self) -> bool:
+        """Whether a node writes into its argument, so that the values of a checked run are not all clean."""
+        return bool(self._in_place)
+
     @restoring
     def run(self, image: Tensor, check: bool = False) -> dict[fx.Node, Any]:
         """Return the value of every node for an image; with `check`, refuse what is changed in place under a reader."""

@@ -13,12 +13,11 @@ each map's side, and what lies beyond keeps the activations of the unchanged ima
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from pysal.engine.boxes.clean import Nodes, NotIncremental
 from pysal.engine.boxes.groups import Geometry, Groups
-from pysal.engine.boxes.kinds import COST_OF_MOVING, MAPPED, BoxOperator, cost_of_whole, operator_of
+from pysal.engine.boxes.kinds import MAPPED, Analysis, BoxOperator
 from pysal.engine.boxes.run import CleanMaps, Program, Run
 
 
@@ -50,7 +49,7 @@ class Incremental:
         if not self.followed:
             raise NotIncremental("its first layer is not known to be local")
         self.groups = Groups(self._program.operators, self._program.maps)
-        self.clean = self._keep(clean) if keep else None
+        self.clean = (self.keep(example) if nodes.writes else self._keep(clean)) if keep else None
 
     @property
     def operators(self) -> list[BoxOperator]:
@@ -82,7 +81,7 @@ class Incremental:
 
     def _keep(self, values: dict[fx.Node, Any]) -> CleanMaps:
         maps = {
-            node: values[node].contiguous(memory_format=torch.channels_last) if node in self._program.boxed else values[node]
+            node: self._program.map_of(node, values[node]) if node in self._program.boxed else values[node]
             for node in self._needed
         }
         return CleanMaps(maps, {}, values[self.operators[-1].node])
@@ -100,34 +99,8 @@ class Incremental:
 
 def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any]) -> Program:
     """Decide once how each node runs, from the values of one image."""
-    operators: list[BoxOperator] = []
-    maps: list[tuple[int, int]] = []
-    depends: set[fx.Node] = set()
-    boxed: dict[fx.Node, int] = {}
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            depends.add(node)
-            operator = BoxOperator(node, "input")
-        elif not any(each in depends for each in node.all_input_nodes):
-            operator = BoxOperator(node, "constant")
-        else:
-            depends.add(node)
-            operator = operator_of(graph, node, clean, boxed, depends)
-        if operator.kind in MAPPED:
-            operator.map = boxed[node] = len(maps)
-            maps.append(tuple(clean[node].shape[2:]))
-            if not operator.cost:
-                operator.cost = float(clean[node].shape[1] * COST_OF_MOVING)
-        elif operator.kind == "whole":
-            operator.cost = cost_of_whole(graph, node, clean)
-        operators.append(operator)
-        for each in node.all_input_nodes:
-            last[each] = node
-    by_node = {operator.node: operator for operator in operators}
-    for node, end in last.items():
-        by_node[end].release += (node,)
-    return Program(nodes, operators, boxed, maps)
+    found = Analysis(graph, nodes, clean)
+    return Program(nodes, found.operators, found.boxed, found.maps)
 
 
 def _needed_of(program: Program) -> set[fx.Node]:
@@ -137,6 +110,6 @@ def _needed_of(program: Program) -> set[fx.Node]:
         source
         for operator in program.operators
         if operator.kind in (*MAPPED, "mean", "whole", "constant")
-        for source in (operator.node, *operator.node.all_input_nodes)
+        for source in (operator.node, *operator.inputs)
         if source in program.boxed or source in constants
     }

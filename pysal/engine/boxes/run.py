@@ -35,16 +35,21 @@ class Program:
     Attributes:
         nodes: calls a node by itself.
         operators: the nodes in order, and how each runs.
-        boxed: the nodes that have boxes, and which map is theirs.
+        boxed: the nodes that have boxes, and how they run.
         maps: height and width of each map.
         packed: weights arranged for oneDNN, as they are first needed.
     """
 
     nodes: Nodes
     operators: list[BoxOperator]
-    boxed: dict[fx.Node, int]
+    boxed: dict[fx.Node, BoxOperator]
     maps: list[tuple[int, int]]
     packed: dict[Any, Tensor] = field(default_factory=dict)
+
+    def map_of(self, node: fx.Node, value: Tensor) -> Tensor:
+        """Return the value of a node that has boxes as a map."""
+        operator = self.boxed[node]
+        return operator.form.map_of(value, self.maps[operator.map])
 
 
 class Run:
@@ -67,6 +72,8 @@ class Run:
                 self.values[operator.node] = self._mean(operator)
             elif operator.kind == "sizes":
                 self.values[operator.node] = self._size(operator.node)
+            elif operator.kind == "part":
+                pass  # who reads it has it made of the boxes that it needs
             elif operator.node.op == "output":
                 result: Tensor = self._whole(operator.node.args[0])
                 return result
@@ -80,9 +87,11 @@ class Run:
 
     def _size(self, node: fx.Node) -> Any:
         clean = self.clean[node.args[0]]  # type: ignore[index]
-        meta = torch.empty((len(self.patches), *clean.shape[1:]), dtype=clean.dtype, device="meta")
         if node.target is getattr and node.args[1] == "device":
             return clean.device
+        source = self.program.boxed[node.args[0]]  # type: ignore[index]
+        like = torch.empty((len(self.patches), *clean.shape[1:]), dtype=clean.dtype, device="meta")
+        meta = source.form.of(like.contiguous(memory_format=torch.channels_last), source.channels)
         args, kwargs = fx.node.map_arg(
             (node.args, node.kwargs), lambda each: meta if each is node.args[0] else self._whole(each)
         )
@@ -92,9 +101,11 @@ class Run:
         """Return a node's value for every image, whole maps where it has boxes."""
         if node not in self.boxes:
             return self.values[node]
-        map = self.program.boxed[node]
+        operator = self.program.boxed[node]
+        map = operator.map
         zero = np.zeros_like(self.geometry.origins[map])
-        return self._region(node, zero, self.program.maps[map], torch.zeros_like(self.geometry.on_device[0, map]))
+        whole = self._region(node, zero, self.program.maps[map], torch.zeros_like(self.geometry.on_device[0, map]))
+        return operator.form.of(whole, operator.channels)
 
     def _region(
         self,
@@ -106,7 +117,7 @@ class Run:
         outside: float = 0.0,
     ) -> Tensor:
         """Return the pixels of a node's maps in the regions of a size at `corners`."""
-        map, boxes = self.program.boxed[node], self.boxes[node]
+        map, boxes = self.program.boxed[node].map, self.boxes[node]
         if tuple(boxes.shape[2:]) == tuple(size) and stride == (1, 1) and np.array_equal(corners, self.geometry.origins[map]):
             return boxes
         height, width = size
@@ -156,13 +167,35 @@ class Run:
             regions = self._region(source, corners, inputs, geometry.on_device[1, operator.map], outside=operator.outside)
             result: Tensor = operator.module(regions, corners, size)
             return result
-        args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda each: placed(each) if each in self.boxes else self._whole(each)
-        )
-        called: Tensor = self.program.nodes.call(node, args, kwargs)
-        if node.target == "contiguous":  # which may return its argument
-            called = called.clone()
-        return called.contiguous(memory_format=torch.channels_last)
+        if operator.kind == "sample":
+            source, corners = operator.inputs[0], geometry.corners[operator.map]
+            strides = (operator.reach[0].stride, operator.reach[1].stride)
+            return self._region(source, corners, size, geometry.on_device[1, operator.map], strides, operator.outside)
+        if operator.kind == "reshape":
+            return placed(operator.inputs[0])  # its channels, in the same order, have other axes now
+
+        def given(each: fx.Node) -> Any:
+            if each in self.boxes:
+                source = self.program.boxed[each]
+                box = placed(each)
+                if operator.copies and each is node.args[0]:
+                    box = box.clone(memory_format=torch.channels_last)
+                return source.form.of(box, source.channels)
+            if each in operator.surfaces:
+                surface, form, channels = operator.surfaces[each]
+                origins = geometry.on_device[0, operator.map]
+                nothing = surface.new_empty(len(origins), surface.shape[1], 0, 0)
+                return form.of(torch.ops.pysal.box_regions(surface, nothing, origins, origins, *size, 1, 1, 0.0), channels)
+            return self._whole(each)
+
+        if operator.parts is not None:
+            parts = operator.parts
+            args, kwargs = fx.node.map_arg((parts.args, parts.kwargs), given)
+            called = self.program.nodes.call(parts, args, kwargs)[node.args[1]]
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
+            called = self.program.nodes.call(node, args, kwargs)
+        return operator.form.map_of(called, size)
 
     def _convolution(
         self, operator: BoxOperator, module: FusedConvolution, source: fx.Node, shortcut: Tensor | None, size: tuple[int, int]
@@ -236,14 +269,18 @@ class Run:
         node, program = operator.node, self.program
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        map, boxes = program.boxed[source], self.boxes[source]
+        own, boxes = program.boxed[source], self.boxes[source]
+        map = own.map
         if tuple(boxes.shape[2:]) == program.maps[map]:
-            return self.program.nodes.call(node, (boxes, *node.args[1:]), node.kwargs)  # type: ignore[no-any-return]
+            args = (own.form.of(boxes, own.channels), *node.args[1:])
+            return self.program.nodes.call(node, args, node.kwargs)  # type: ignore[no-any-return]
         mean = self.means.get(source)
         if mean is None:
             mean = self.means[source] = self.clean[source].double().mean((2, 3))
         sums = torch.ops.pysal.box_regions_sums(self.clean[source], boxes, self.geometry.on_device[0, map])
-        result: Tensor = (mean + sums / math.prod(program.maps[map])).to(boxes.dtype)
+        result: Tensor = (mean + sums / math.prod(program.maps[map])).to(boxes.dtype).unflatten(1, own.channels or (1,))
         keep = node.op == "call_module" or node.target is F.adaptive_avg_pool2d
         keep = keep or (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))  # type: ignore[assignment]
-        return result[:, :, None, None] if keep else result
+        if not own.channels:
+            result = result[:, 0]
+        return result[(slice(None),) * own.form.first + (None,) * own.form.spatial] if keep else result
