@@ -1,5 +1,6 @@
 """Set-up of the whole suite: which kind a test is of, in which order and worker it runs, and what all tests share."""
 
+import gc
 import os
 import sys
 import warnings
@@ -84,6 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not SPLIT & set(kinds):
                 item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: ranks[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Take what was collected out of the sight of the garbage collector, which else goes through it in each of its rounds."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

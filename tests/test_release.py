@@ -37,6 +37,8 @@ def thaw() -> Iterator[None]:
     """Let the collector see again what is frozen here, once and not test by test, so that it never looks at all of torch."""
     yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # what tests/conftest.py froze
 
 
 def left_by(call: Callable[[Tensor], Any]) -> list[str]:
