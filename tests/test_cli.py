@@ -517,6 +517,8 @@ def test_options_that_are_no_fill_or_layer(small, photo, out) -> None:
     sentence = refused(2, "explain", photo, "--out", out, "--method", "leave_one_out", "--fill", "drop")
     assert "patch" in sentence  # the word arrived: this network has no patches to drop
     assert "nan" in refused(2, "explain", photo, "--baseline", "nan")
+    sentence = refused(2, "explain", photo, "--fill", "255")
+    assert "a number must be in [0, 1], as the images are (255 of 8 bits is 1), got 255" in sentence
     sentence = refused(2, "explain", photo, "--out", out, "--method", "grad_cam", "--layer", "network.o")
     assert "layer must" in sentence
 

@@ -171,6 +171,13 @@ def test_a_file_name_is_a_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     assert found.save(tmp_path / "folder.png")[0] == tmp_path / "folder.png" / "explanation.npz"
     assert found.save(tmp_path / "v1.2")[0] == tmp_path / "v1.2" / "explanation.npz"
+    assert found.save(f"{tmp_path}/x.foo/")[0] == tmp_path / "x.foo" / "explanation.npz"
+    with pytest.raises(
+        ValueError, match=r"directory must be a folder \(.*jgp/\), or end in \.npz, .* \(did you mean .*\.jpg.*, got"
+    ):
+        found.save(tmp_path / "cat.jgp")
+    with pytest.raises(ValueError, match=r"^pysal.Explanation.save: directory must name a folder or a file, got ''$"):
+        found.save("")
 
 
 def test_the_names_of_many_images_sort_as_they_do(tmp_path):

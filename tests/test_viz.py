@@ -284,6 +284,15 @@ def additive(shape=(3, 56, 60), **changes):
     return Panel("Integrated Gradients", map, "sum", True, **{"unit": "logit per pixel", **changes})
 
 
+def test_a_style_of_numbers_of_numpy_is_one_of_numbers():
+    given = viz.Style(cells=np.int64(4), percentile=np.float32(99), photo=np.bool_(False)).checked("here")
+    assert given == viz.Style(cells=4, percentile=99.0, photo=False)
+    assert type(given.cells) is int
+    assert viz.Style(smooth=np.float64(2)).checked("here").smooth == 2
+    with pytest.raises(TypeError, match=r"^here: cells must be a whole number of pixels, got float$"):
+        viz.Style(cells=np.float64(4)).checked("here")
+
+
 def test_shares_of_the_score_are_drawn_as_sums_over_cells():
     panel = additive()
     seen = viz.seen(panel)

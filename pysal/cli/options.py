@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +60,10 @@ class Fill(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
         """Return the number or the word."""
         with contextlib.suppress(TypeError, ValueError):
-            if math.isfinite(number := float(value)):
-                return number
+            number = float(value)
+            if not 0 <= number <= 1:
+                self.fail(f"a number must be in [0, 1], as the images are (255 of 8 bits is 1), got {value}", param, ctx)
+            return number
         return self._word.convert(value, param, ctx)
 
 

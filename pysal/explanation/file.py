@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal._checks import check_path, refuse
+from pysal._spelling import close_to, did_you_mean
 from pysal.explanation.findings import WHERE, Detail, Findings, MethodResult, one_line
 
 FORMAT = "pysal.explanation.1"
@@ -49,11 +50,23 @@ def numbered(stem: str, count: int) -> list[str]:
 
 def wanted_file(directory: str | os.PathLike[str], stem: str) -> Path | None:
     """Return the one file that `Explanation.save` is asked for, None where it is asked for a folder."""
-    path = Path(check_path(f"{WHERE}.save", "directory", directory))
-    if stem != STEM or path.is_dir() or not path.stem:
+    where = f"{WHERE}.save"
+    given = os.fspath(check_path(where, "directory", directory))
+    path = Path(given)
+    if not given:
+        refuse(where, "directory", "name a folder or a file", repr(given))
+    if stem != STEM or path.is_dir() or not path.stem or given.endswith(("/", os.sep)):
         return None
     ending = path.suffix[1:].lower()
-    return path if ending == "npz" or ending in pictures() else None
+    if ending == "npz" or ending in pictures():
+        return path
+    if ending.isalpha():  # v1.2 is a folder, and x.jgp a mistake
+        known = [".npz", *(f".{one}" for one in sorted(pictures()))]
+        meant = did_you_mean(close_to(path.suffix, known))
+        refuse(
+            where, "directory", f"be a folder (one with such an ending: {given}/), or end in {', '.join(known)}{meant}", given
+        )
+    return None
 
 
 def pictures() -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,10 @@ class Style:
     photo: bool = True
 
     def checked(self, where: str) -> Style:
-        """Return the style, refusing in the name of `where` what cannot be drawn."""
+        """Return the style, refusing in the name of `where` what cannot be drawn; numbers of NumPy become Python's."""
+        plain = {name: value.item() for name, value in vars(self).items() if isinstance(value, np.generic)}
+        if plain:
+            return replace(self, **plain).checked(where)
         if self.view is not None:
             check_choice(where, "view", self.view, get_args(Shown))
         if self.cells is not None:

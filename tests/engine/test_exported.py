@@ -390,6 +390,20 @@ class Caching(Network):
         return super().forward(x) + self.kept["bias"].detach()
 
 
+def test_a_program_for_one_image_is_given_one_at_a_time() -> None:
+    """Without being told; images of another size are refused in a sentence, not by the program's guard."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(network, (images[:1],)).module()
+    torch.testing.assert_close(pysal.gradient(program, images, 1), pysal.gradient(network, images, 1))
+    torch.testing.assert_close(
+        pysal.integrated_gradients(program, images, 1, steps=3), pysal.integrated_gradients(network, images, 1, steps=3)
+    )
+    sentence = r"inputs must have the shape that the program was exported for \(input.size\(\)\[2\] == 8\), got \(1, 3, 9, 8\)$"
+    with pytest.raises(ValueError, match=sentence):
+        pysal.gradient(program, torch.rand(1, 3, 9, 8), 1)
+
+
 def test_a_program_itself_cannot_be_called() -> None:
     images = torch.rand(1, 3, 8, 8)
     program = torch.export.export(

@@ -127,6 +127,11 @@ def _chosen(where: str, model: nn.Module, seen: list[_Seen], runs: dict[str, int
         raise NotApplicable(f"{where}: {requirement}; pass layer= and, where it returns tokens, tokens=")
     if last is None and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         refuse(where, "model", "have layers that Python runs, which can be captured", "TorchScript", NotApplicable)
+    if last is None and not any(True for _ in model.children()):
+        requirement = (
+            "have layers that are modules (torch.nn.Conv2d, not torch.nn.functional.conv2d), whose outputs can be captured"
+        )
+        refuse(where, "model", requirement, f"{type(model).__name__}, which has none", NotApplicable)
     if last is None:
         raise NotApplicable(f"{where}: the model has no layer with a spatial map (N, C, h, w); pass layer= and tokens=")
     for one in reversed(seen):  # a module inside the last one that returned the tensor for it

@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+
+def rows_exported(model: object) -> int | None:
+    """Return 1 of a program of torch.export that was exported for one image at a time; None of all else."""
+    if not isinstance(model, torch.fx.GraphModule):
+        return None
+    first = next((node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"), None)
+    fixed = isinstance(first, Tensor) and first.ndim > 0 and isinstance(first.shape[0], int) and first.shape[0] == 1
+    return 1 if fixed else None
 
 
 def map_entries(value: Any, change: Callable[[Any, Any], Any]) -> Any:

@@ -36,6 +36,9 @@ from pysal.engine.running.chunks import (
 from pysal.engine.running.precision import Arithmetic, precision_mode
 from pysal.engine.running.states import leave_inference_mode, restoring, undo_later, without_hooks
 
+# How torch.export begins to say that its program takes no such images.
+GUARD = "Guard failed: "
+
 
 class Passes(Request):
     """A request whose model runs: each pass over rows that stand for images of it, in the company that it asks for."""
@@ -128,6 +131,11 @@ class Passes(Request):
                 got = f"{type(self.layered_model).__name__}, whose first is {first!r} ({error_in_words(error)})"
                 requirement = "take images as its first argument (pysal.models.wrap hands them over by name)"
                 raise TypeError(f"{self.where}: model must {requirement}, got {got}") from error
+            if isinstance(error, AssertionError) and str(error).startswith(GUARD):  # a program of torch.export's
+                asked = str(error).removeprefix(GUARD).splitlines()[0]
+                advice = "; batch_size=1 where it takes one image at a time" if len(batch) > 1 else ""
+                requirement = f"have the shape that the program was exported for ({asked}{advice})"
+                refuse(self.where, "inputs", requirement, tuple(batch.shape))
             raise
         if before is not None:
             shared["draws"] = before != _random_numbers(self.device)

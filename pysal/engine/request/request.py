@@ -11,6 +11,7 @@ from pysal._checks import FLOATING, all_finite, check_dense, check_tensor, finit
 from pysal._library import widest
 from pysal.engine.model.class_names import ClassNames, names_of
 from pysal.engine.model.placement import check_fits
+from pysal.engine.model.rows import rows_exported
 from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import ExtraArguments, ordinary
@@ -59,7 +60,7 @@ class Request:
         batch_size, precision = running.batch_size, running.precision
         self.extra_inputs = ExtraArguments(where, running.extra_inputs, len(self.inputs))
         # a model may say how many rows it takes at a time
-        self.batch_size, self.precision = batch_size or getattr(model, "rows_per_pass", None), precision
+        self.batch_size, self.precision = batch_size or getattr(model, "rows_per_pass", None) or rows_exported(model), precision
         self.asked_batch_size = batch_size
         self.company: Company = "whole" if company == "checked" and batch_size == len(self.inputs) else company
         if isinstance(model, PreparedModel):
