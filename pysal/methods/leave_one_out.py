@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,6 @@ from pysal import ops
 from pysal._checks import check_choice, refuse
 from pysal.engine.boxes.groups import group_rows
 from pysal.engine.boxes.queue import BoxQueue
-from pysal.engine.boxes.reach import Integers
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -23,8 +21,9 @@ from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
+from pysal.methods.regions import boxes_of, counts_of, patches_of, regions_of
 from pysal.methods.traits import MODES
-from pysal.segments import Boxes, Labels, Segments, Slic, cut
+from pysal.segments import Boxes, Labels, Segments, Slic
 
 Mode: TypeAlias = Literal["out", "in", "both"]
 # Segments of an image that approximate drops are compared on with exact ones: half of them those with the largest drops.
@@ -144,13 +143,10 @@ def prepare(
     _check_approximate(plan, approximate, mode)
     fills = None if drops_tokens else resolve_fill(plan, "fill", fill, also=(DROP,)).contiguous()
     tokens = patch_tokens(plan, "fill") if fills is None else None
-    key = segments if isinstance(segments, Slic) else id(segments)
-    regions = plan.shared(("segments", key), lambda root: cut(root.where, segments, root.inputs))
-    if isinstance(regions, Labels):
-        regions = Labels(regions.labels[plan.origin], tuple(regions.counts[i] for i in plan.origin.tolist()))
+    regions = regions_of(plan, segments)
     if fills is None:
         assert tokens is not None
-        without = _patches(tokens, plan, regions)
+        without = patches_of(tokens, plan, regions)
         return Work(plan, lambda _report: _drop(plan, tokens, without, regions))
     return Work(plan, lambda _report: _leave_out(plan, fills, regions, mode, approximate))
 
@@ -160,8 +156,8 @@ def _drop(plan: Plan, tokens: PatchTokens, without: Tensor, regions: Boxes | Lab
     if plan.layered_model is plan.model:
         clean, clean_classes = plan.clean_scores_without_gradients()
     else:  # as the model's own layers tell them, which run where tokens are left out
-        clean, clean_classes = _scores_of(plan, plan.inputs, plan.layered_model)
-    counts = _counts(regions, plan.images)
+        clean, clean_classes = plan.scores_of(plan.inputs, plan.layered_model)
+    counts = counts_of(regions, plan.images)
     drops, class_drops = _no_changes(without.shape[:2], clean, clean_classes)
     left = tokens.count - without.sum(2)
     queue = (left < tokens.count).nonzero()
@@ -182,44 +178,9 @@ def _drop(plan: Plan, tokens: PatchTokens, without: Tensor, regions: Boxes | Lab
     return _attribution(plan, regions, drops, details, len(queue))
 
 
-def _patches(tokens: PatchTokens, plan: Plan, regions: Boxes | Labels) -> Tensor:
-    """Return (B, S, N): the patches that are left out with each segment of each image.
-
-    Raises:
-        ValueError: a segment leaves no patch, and the model needs one.
-    """
-    area = tokens.patch[0] * tokens.patch[1]
-    if isinstance(regions, Boxes):
-        top, left, bottom, right = regions.boxes.long().to(plan.device)[:, :, None].unbind(1)
-        rows, columns = (torch.arange(number, device=plan.device) for number in tokens.grid)
-        (height, width), zero = tokens.patch, torch.zeros((), dtype=torch.int64, device=plan.device)
-        down = torch.minimum(bottom, (rows + 1) * height) - torch.maximum(top, rows * height)
-        across = torch.minimum(right, (columns + 1) * width) - torch.maximum(left, columns * width)
-        pixels = (torch.maximum(down, zero)[:, :, None] * torch.maximum(across, zero)[:, None]).flatten(1)
-        pixels = pixels.expand(plan.images, -1, -1)
-    else:
-        most = max(regions.counts)
-        patches = torch.arange(tokens.count, device=plan.device).view(tokens.grid)
-        patches = patches.repeat_interleave(tokens.patch[0], 0).repeat_interleave(tokens.patch[1], 1)
-        labels = regions.labels.long()[:, : patches.shape[0], : patches.shape[1]]
-        flat = torch.where(labels < 0, most, labels) * tokens.count + patches
-        pixels = torch.zeros(plan.images, (most + 1) * tokens.count, dtype=torch.int64, device=plan.device)
-        pixels.scatter_add_(1, flat.flatten(1), torch.ones_like(flat).flatten(1))
-        pixels = pixels.view(plan.images, most + 1, tokens.count)[:, :most]
-    without = 2 * pixels >= area
-    largest, place = pixels.max(2, keepdim=True)
-    small = ~without.any(2, keepdim=True) & (largest > 0)
-    without |= torch.zeros_like(without).scatter_(2, place, value=True) & small
-    if not tokens.allows_none and bool(without.all(2).any()):
-        image, segment = without.all(2).nonzero()[0].tolist()
-        requirement = f"leave a patch each with fill={DROP!r}, without any of which this model has no answer"
-        refuse(plan.where, "segments", requirement, f"segment {segment} of image {image}, which covers all of them")
-    return without
-
-
 def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> Attribution:
     clean, clean_classes = plan.clean_scores_without_gradients()
-    counts = _counts(regions, plan.images)
+    counts = counts_of(regions, plan.images)
     details: dict[str, Any] = {}
     passes = 0
     found: list[Tensor] = []  # drops, gains: (B, S) each
@@ -229,7 +190,7 @@ def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, a
         passes += drops.passes
         found.append(drops.changes)
     if mode != "out":
-        fill_scores, fill_classes = _scores_of(plan, fills, None)
+        fill_scores, fill_classes = plan.scores_of(fills)
         gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None).negative()
         details |= gains.details(counts, "gains")
         details |= {"mode": mode, "title": MODES[mode].title, "fill_scores": fill_scores}
@@ -251,19 +212,6 @@ def _attribution(plan: Plan, regions: Boxes | Labels, changes: Tensor, details: 
         result = ops.occlusion_masks_map(scores, regions.labels)
         details["labels"] = regions.labels
     return Attribution(result.to(plan.dtype), passes=1 + passes / plan.images, details=details)
-
-
-def _scores_of(plan: Plan, images: Tensor, model: Model | None) -> tuple[Tensor, Tensor | None]:
-    """Return the explained score (B,) of other images in the place of a plan's, and that of every class (B, K)."""
-    parts: dict[int, tuple[Tensor, Tensor | None]] = {}
-
-    def body(start: int, stop: int) -> None:
-        rows = torch.arange(start, stop, device=plan.device)
-        parts[start] = plan.scores(images[start:stop].clone(), rows, model)
-
-    plan.run(plan.images, body)
-    tables = [table for _, table in parts.values() if table is not None]
-    return torch.cat([score for score, _ in parts.values()]), torch.cat(tables) if tables else None
 
 
 @dataclass(frozen=True)
@@ -421,28 +369,9 @@ def _box_queue(plan: Plan, images: Tensor, others: Tensor, regions: Boxes | Labe
             return (top <= y) & (y < bottom) & (left <= x) & (x < right)
         return regions.labels[image][y, x] == ids[:, None, None]
 
-    boxes = [_boxes(regions, image) for image in range(plan.images)]
+    boxes = [boxes_of(regions, image) for image in range(plan.images)]
     most_rows = plan.asked_batch_size or group_rows(plan.device)
     return BoxQueue(engine, images, others, boxes, hidden, most_rows)
-
-
-def _boxes(regions: Boxes | Labels, image: int) -> Integers:
-    """Return the boxes (S, 4) that hold the segments of an image."""
-    if isinstance(regions, Boxes):
-        return regions.boxes.cpu().numpy().astype(np.int64)
-    labels = regions.labels[image].cpu().numpy()
-    boxes = np.zeros((regions.counts[image], 4), dtype=np.int64)
-    boxes[:, :2] = labels.shape
-    y, x = np.nonzero(labels >= 0)
-    found = labels[y, x]
-    for axis, places in enumerate((y, x)):
-        np.minimum.at(boxes[:, axis], found, places)
-        np.maximum.at(boxes[:, axis + 2], found, places + 1)
-    return boxes
-
-
-def _counts(regions: Boxes | Labels, images: int) -> tuple[int, ...]:
-    return (len(regions.boxes),) * images if isinstance(regions, Boxes) else regions.counts
 
 
 def _affected(images: Tensor, fills: Tensor, regions: Boxes | Labels) -> Tensor:

@@ -5,22 +5,21 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pysal import ops
 from pysal._checks import check_choice, check_count, check_ids, check_seed, refuse
 from pysal.engine.ablation import owen
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
-from pysal.engine.request.fills import Fill, resolve_fill
+from pysal.engine.request.fills import Fill
 from pysal.engine.request.plan import Model, Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
-from pysal.segments import Boxes, Labels, Segments, Slic, cut
+from pysal.methods.coalitions import Coalitions
+from pysal.segments import Segments, Slic
 
 TreeKind: TypeAlias = Literal["halves", "merged", "flat"] | Sequence[Any]
 TREES = ("halves", "merged", "flat")
@@ -59,7 +58,8 @@ def shapley(
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         segments: see `leave_one_out`; they must not overlap. Pixels of no segment always stay.
-        fill: see `leave_one_out`.
+        fill: see `leave_one_out`. "drop" leaves out the patches of all absent segments together; the model must have an answer
+            to none at all, or pixels of no segment.
         tree: which segments come and go together. "halves": those of one side of a cut through the middle, and so on; "merged":
             those of like colour and place; "flat": none, which is the Shapley value; or nested sequences of the segments'
             numbers, each once, at most 200 deep: `[[0, 1], [2, [3, 4]]]`. Numbers count the labels of an image from the
@@ -122,11 +122,11 @@ def prepare(
     check_count(where, "passes", passes)
     check_seed(where, seed)
     ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device).tolist()
-    fills = resolve_fill(plan, "fill", fill)
-    regions = _labels(plan, cut(where, segments, plan.inputs))
+    coalitions = Coalitions(plan, segments, fill)
+    coalitions.check([[0]] * plan.images)
     gains = []
-    for image, count in enumerate(regions.counts):
-        nested = _tree(plan, tree, regions.labels[image], count, image)
+    for image, count in enumerate(coalitions.counts):
+        nested = _tree(plan, tree, coalitions.labels[image], count, image)
         exact, estimated = owen.sets_needed(nested), 2 + 2 * LEAST_PAIRS * (count - 1)
         if exact <= passes:
             gains.append(owen.exact_gains(nested))
@@ -139,90 +139,21 @@ def prepare(
         pairs = (passes - 2) // (2 * (count - 1))
         generator = np.random.default_rng([seed % 2**64, ids[image]])
         gains.append(owen.sampled_gains(nested, pairs, generator))
-    return Work(plan, lambda _report: _share(plan, fills, regions, gains))
+    return Work(plan, lambda _report: _share(plan, coalitions, gains))
 
 
-def _share(plan: Plan, fills: Tensor, regions: Labels, gains: Sequence[owen.Gains]) -> Attribution:
-    clean, _ = plan.clean_scores_without_gradients()
-    most = max(regions.counts)
-    labels = torch.where(regions.labels < 0, most, regions.labels).long().flatten(1)
-
-    # what runs: image and set, each set but the whole image
-    queue = [
-        (image, place) for image, one in enumerate(gains) for place, chosen in enumerate(one.sets) if not _whole(one, chosen)
-    ]
-    if plan.company == "whole" and plan.images > 1:  # a set of each image in every pass; images with fewer repeat one
-        own = [[place for image, place in queue if image == number] for number in range(plan.images)]
-        rounds = max(map(len, own))
-        queue = [(image, own[image][turn % len(own[image])]) for turn in range(rounds) for image in range(plan.images)]
-    rows_of = torch.tensor([image for image, _ in queue], device=plan.device)
-    chosen = _bits([gains[image].sets[place] for image, place in queue], most).to(plan.device)
-    scores = torch.zeros(len(queue), dtype=clean.dtype, device=plan.device)
-
-    def body(start: int, stop: int) -> None:
-        rows = rows_of[start:stop]
-        kept = chosen[start:stop].gather(1, labels[rows]).unflatten(1, plan.inputs.shape[2:])[:, None]
-        batch = torch.where(kept, plan.inputs[rows], fills[rows])
-        if plan.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        scores[start:stop] = plan.scores(batch, rows)[0]
-
-    plan.run(len(queue), body)
-    found = scores.cpu().double().numpy()
-    worth = [np.full(len(one.sets), float(full)) for one, full in zip(gains, clean.tolist(), strict=True)]
-    for (image, place), score in zip(queue, found, strict=True):
-        worth[image][place] = score
-
+def _share(plan: Plan, coalitions: Coalitions, gains: Sequence[owen.Gains]) -> Attribution:
+    worth = coalitions.scores([one.sets for one in gains])
     values, errors = zip(*(one.values(own) for one, own in zip(gains, worth, strict=True)), strict=True)
     details: dict[str, Any] = {
         "values": [torch.from_numpy(one) for one in values],
         "standard_errors": [torch.from_numpy(one) for one in errors],
-        "standard_error": _on_pixels(plan, errors, regions),
+        "standard_error": coalitions.on_pixels(errors),
         "exact": torch.tensor([one.samples == 0 for one in gains], dtype=torch.bool, device="cpu"),
         "fill_scores": torch.from_numpy(np.array([own[one.sets.index(0)] for one, own in zip(gains, worth, strict=True)])),
-        "labels": regions.labels,
+        "labels": coalitions.labels,
     }
-    return Attribution(_on_pixels(plan, values, regions), passes=1 + len(queue) / plan.images, details=details)
-
-
-def _on_pixels(plan: Plan, values: Sequence[NDArray[np.float64]], regions: Labels) -> Tensor:
-    """Return values of segments at their pixels, (B, 1, H, W)."""
-    table = torch.zeros(plan.images, 1, max(regions.counts), dtype=torch.float64, device="cpu")
-    for row, one in zip(table, values, strict=True):
-        row[0, : len(one)] = torch.from_numpy(one)
-    scores = table.to(device=plan.device, dtype=plan.accumulator_dtype)
-    return ops.occlusion_masks_map(scores, regions.labels).to(plan.dtype)
-
-
-def _whole(gains: owen.Gains, chosen: int) -> bool:
-    return chosen == (1 << gains.features) - 1
-
-
-def _bits(sets: Sequence[int], features: int) -> Tensor:
-    """Return sets as (n, F + 1), the last of which, for pixels of no segment, is always there."""
-    size = features // 8 + 1
-    packed = np.frombuffer(b"".join(one.to_bytes(size, "little") for one in sets), np.uint8).reshape(len(sets), size)
-    found = np.unpackbits(packed, axis=1, count=features + 1, bitorder="little").astype(bool)
-    found[:, features] = True
-    return torch.from_numpy(found)
-
-
-def _labels(plan: Plan, regions: Boxes | Labels) -> Labels:
-    """Return segments as label maps.
-
-    Raises:
-        ValueError: boxes overlap.
-    """
-    if isinstance(regions, Labels):
-        return regions
-    covered = torch.full(plan.inputs.shape[2:], -1, dtype=torch.int32, device="cpu")
-    for number, (top, left, bottom, right) in enumerate(regions.boxes.tolist()):
-        box = covered[top:bottom, left:right]
-        if bool((box >= 0).any()):
-            refuse(plan.where, "segments", "not overlap", f"boxes {int(box.max())} and {number}, which do")
-        box.fill_(number)
-    labels = covered.to(plan.device).expand(plan.images, -1, -1).contiguous()
-    return Labels(labels, (len(regions.boxes),) * plan.images)
+    return Attribution(coalitions.on_pixels(values), passes=1 + coalitions.passes, details=details)
 
 
 def _tree(plan: Plan, tree: object, labels: Tensor, count: int, image: int) -> owen.Tree:

@@ -186,11 +186,15 @@ class Plan(Passes):
         allowed = math.sqrt(torch.finfo(again.dtype).eps) * largest
         if torch.allclose(again, scores[rows], rtol=0, atol=allowed, equal_nan=True):
             return scores, classes
+        return self.scores_of(self.inputs)
+
+    def scores_of(self, images: Tensor, model: Model | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the explained score (B,) of images in the place of the plan's and, for class targets, that of every class."""
         parts: dict[int, tuple[Tensor, Tensor | None]] = {}
 
         def body(start: int, stop: int) -> None:
             rows = torch.arange(start, stop, device=self.device)
-            parts[start] = self.scores(self.inputs[start:stop].clone(), rows)
+            parts[start] = self.scores(images[start:stop].clone(), rows, model)
 
         self.run(self.images, body)
         tables = [table for _, table in parts.values() if table is not None]
