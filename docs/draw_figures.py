@@ -195,6 +195,39 @@ def grain(setting: Setting) -> Drawn:
     return page(rows), found
 
 
+def interactions(setting: Setting) -> Drawn:
+    """Interactions: the pairs of segments of a photo that do most together."""
+    image = setting.photo("siamese_cat")
+    options = {"interactions": {"segments": pysal.Grid(6, 6), "fill": "mean"}}
+    found = pysal.explain(setting.model, image, methods="interactions", method_options=options)
+    result = found["interactions"]
+    largest = result.details["interactions"][0].abs().max()
+    return found.plot(kind="interactions"), {"largest": round(float(largest), 3), "passes": result.passes}
+
+
+def company(setting: Setting) -> Drawn:
+    """Interactions: the same evidence twice, and four times."""
+    image = setting.photo("siamese_cat")
+    index = setting.model.class_index("Siamese cat")
+    small = torch.nn.functional.interpolate(image, (112, 112), mode="bilinear", antialias=True)
+    tiles, numbers = [], {}
+    for name, many, segments in (
+        ("two cats", torch.cat([image[..., 56:168]] * 2, -1), pysal.Grid(1, 2)),
+        ("four cats", torch.cat([torch.cat([small] * 2, -1)] * 2, -2), pysal.Grid(2, 2)),
+    ):
+        found = pysal.interactions(setting.model, many, index, segments=segments, fill="mean")
+        shares = pysal.shapley(setting.model, many, index, segments=segments, fill="mean", tree="flat")
+        values, own = found.values[0], torch.unique(shares)
+        numbers[name] = [values.tolist(), own.tolist()]
+        tiles.append(Tile(name, photo(many), percent(setting.probability(many, index))))
+        most = 100 * float(values.abs().max())
+        note = f"{100 * float(values[0]):.0f} points" if len(values) == 1 else f"no pair above\n{most:.0f} points"
+        tiles.append(Tile("interactions", overlay(many, one(found.map, "none"), signed=True, bounds=(-1, 1)), note))
+    note = f"{100 * float(own.min()):.0f} to {100 * float(own.max()):.0f} points each"
+    tiles.append(Tile("Shapley values", overlay(many, one(shares, "none"), signed=True, bounds=(-0.5, 0.5)), note))
+    return page([tiles]), numbers
+
+
 def saturation(setting: Setting) -> Drawn:
     """Gradient: where the score is flat, the gradient is small."""
     image = setting.photo("coffee")
@@ -438,6 +471,8 @@ FIGURES: dict[str, Callable[[Setting], Drawn]] = {
     "grain": grain,
     "redundancy": redundancy,
     "fills": fills,
+    "interactions": interactions,
+    "company": company,
     "saturation": saturation,
     "randomisation": randomisation,
     "class_blindness": class_blindness,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pysal.methods.guided_backprop import guided_backprop
     from pysal.methods.guided_integrated_gradients import guided_integrated_gradients
     from pysal.methods.integrated_gradients import integrated_gradients
+    from pysal.methods.interactions import Interactions, interactions
     from pysal.methods.leave_one_out import leave_one_out
     from pysal.methods.shapley import shapley
     from pysal.methods.smooth_grad import smooth_grad
@@ -41,6 +42,7 @@ _HOMES = {
     "Cancelled": ".engine.running.chunks",
     "Explanation": ".explanation",
     "Grid": ".segments",
+    "Interactions": ".methods.interactions",
     "Margin": ".engine.request.target",
     "MethodResult": ".explanation",
     "Normalized": ".models",
@@ -62,6 +64,7 @@ _HOMES = {
     "guided_backprop": ".methods.guided_backprop",
     "guided_grad_cam": ".methods.grad_cam",
     "guided_integrated_gradients": ".methods.guided_integrated_gradients",
+    "interactions": ".methods.interactions",
     "integrated_gradients": ".methods.integrated_gradients",
     "leave_one_out": ".methods.leave_one_out",
     "numpy_model": ".engine.model.black_box",
@@ -91,6 +94,7 @@ __all__ = [
     "Cancelled",
     "Explanation",
     "Grid",
+    "Interactions",
     "Margin",
     "MethodResult",
     "Normalized",
@@ -115,6 +119,7 @@ __all__ = [
     "guided_grad_cam",
     "guided_integrated_gradients",
     "integrated_gradients",
+    "interactions",
     "leave_one_out",
     "load_prepared",
     "metrics",

@@ -67,7 +67,7 @@ def explain(
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
-            "shapley" takes many passes and is none of all: it runs where it is named.
+            "shapley" and "interactions" take many passes and are none of all: they run where they are named.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise and of the orders of Shapley values.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
@@ -75,8 +75,8 @@ def explain(
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-            For all methods; None = "auto" for leave-one-out and Shapley values, "logit" for the others. `Explanation.output`
-            and its table say what the output was taken for.
+            For all methods; None = "auto" for leave-one-out, Shapley values and interactions, "logit" for the others.
+            `Explanation.output` and its table say what the output was taken for.
         class_names: K names of the classes, or "imagenet", for a model that carries none, or instead of its own.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
             as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.

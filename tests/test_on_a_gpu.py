@@ -29,7 +29,6 @@ CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     **WORK,
     **FACES,
     "guided_integrated_gradients": lambda model, batch: pysal.guided_integrated_gradients(model, batch, 1, steps=4),
-    "shapley": lambda model, batch: pysal.shapley(model, batch, 1, segments=pysal.Grid(2, 2)),
     "xrai": lambda model, batch: pysal.xrai(model, batch, 1, steps=2),
     **{
         f"pytorch_grad_cam {name}": lambda model, batch, name=name: getattr(cams, name)(model, [layer(model)])(

@@ -19,10 +19,10 @@ TAIL = tuple(field.name for field in fields(Running))
 # `gradient` is the source of what is shared; beside its tail, of how a target is said.
 SOURCE = pysal.gradient
 # Methods that have no place in `explain`.
-UNLISTED = ("guided_integrated_gradients", "shapley", "xrai")
+UNLISTED = ("guided_integrated_gradients", "interactions", "shapley", "xrai")
 # What a figure, an explanation and a set of maps is explained by, where it is not what the method itself would take.
 OF_A_METHOD = ("explain", "grid_pointing_game", "max_sensitivity", "parameter_randomisation", "per_image")
-SCORES = {"shapley": "auto", **dict.fromkeys(OF_A_METHOD)}
+SCORES = {"interactions": "auto", "shapley": "auto", **dict.fromkeys(OF_A_METHOD)}
 
 
 def sharing() -> dict[str, Callable[..., Any]]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pysal import viz
 
-PlotKind: TypeAlias = Literal["maps", "drops", "agreement", "convergence", "deletion_insertion"]
+PlotKind: TypeAlias = Literal["maps", "drops", "interactions", "agreement", "convergence", "deletion_insertion"]
 # What the kinds of plots that compute something take: to run the model again, or options alone.
 RUN_THE_MODEL, TAKE_OPTIONS = ("convergence", "deletion_insertion"), ("agreement", "convergence", "deletion_insertion")
 
@@ -100,6 +100,8 @@ def _plotted(found: Findings, kind: str, methods: str | Sequence[str] | None) ->
     fitting = list(found.results)
     if kind == "drops":
         fitting = [name for name, result in found.results.items() if shows_drops(result)]
+    elif kind == "interactions":
+        fitting = [name for name, result in found.results.items() if "interactions" in result.details]
     elif kind == "convergence":
         fitting = [name for name in found.results if name in PATHS]
     if methods is None:
@@ -150,6 +152,8 @@ def _figure(
     subtitle = " · ".join(filter(None, [name, *about]))
     if kind == "drops":
         return plots.drops(found.images[image], panel(found, names[0], image), subtitle=subtitle)
+    if kind == "interactions":
+        return _interactions(found, image, found.results[names[0]], subtitle)
     given = dict(options or {})
     if kind == "agreement":
         return _agreement(found, image, names, subtitle, given)
@@ -211,6 +215,26 @@ def overlay(found: Findings, name: str, image: int, **style: Any) -> NDArray[np.
     looks = checked_style(where, style)
     picture = viz.painted(found.images[image], viz.seen(shown, looks), looks)
     return cast("NDArray[np.uint8]", np.rint(255 * picture.clip(0.0, 1.0)).astype(np.uint8))
+
+
+def _interactions(found: Findings, image: int, result: MethodResult, subtitle: str) -> Figure:
+    from pysal import plots
+
+    word = found.unit_of(found.kind_of(result))
+    pairs, values, labels = (detail_of(result.details.get(key), image) for key in ("pairs", "interactions", "labels"))
+    if pairs is None or values is None or labels is None:
+        refuse(f"{WHERE}.plot", "methods", "hold one whose pairs of segments are kept", result.name)
+    if not len(pairs):
+        refuse(f"{WHERE}.plot", "image", "have two segments or more for kind='interactions'", f"image {image}, of one")
+    return plots.interactions(
+        found.images[image],
+        pairs,
+        values,
+        labels,
+        unit=f"interaction of {word}",
+        percent=word == "probability",
+        subtitle=subtitle,
+    )
 
 
 def _agreement(found: Findings, image: int, names: Sequence[str], subtitle: str, options: dict[str, Any]) -> Figure:

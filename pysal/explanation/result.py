@@ -98,8 +98,9 @@ class Explanation(Findings):
         Args:
             image: index in the batch.
             kind: "maps", the photo and each method's map with its colour bar; "drops", a bar for each segment of
-                leave-one-out; "agreement", the rank correlation of each two maps; "convergence", the error of path methods
-                over the number of steps; "deletion_insertion", the score while important pixels are replaced, or shown.
+                leave-one-out; "interactions", lines between the segments that need or replace each other; "agreement", the rank
+                correlation of each two maps; "convergence", the error of path methods over the number of steps;
+                "deletion_insertion", the score while important pixels are replaced, or shown.
             methods: names out of `results`, in the order to show them; None = all that this kind of picture is about.
             model: the model that was explained; "convergence" and "deletion_insertion" run it again.
             target: the target that was explained, if it was not a class; needed by the same two kinds. One for all images, or

@@ -28,7 +28,9 @@ LEVELS = 1000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
-    """What the segments of images do in pairs. Numbers of segments count the labels of an image from the lowest, or boxes by rows.
+    """What the segments of images do in pairs.
+
+    Segments are numbers: they count the labels of an image from the lowest, or boxes by rows.
 
     Attributes:
         pairs: for each image (P_b, 2), int64 on the CPU: the pairs that were tried, each with the lower number first, in order.
@@ -52,8 +54,7 @@ class Interactions:
     passes: float
 
     def __repr__(self) -> str:
-        tried = ", ".join(f"{len(pairs)} pairs of {len(drops)}" for pairs, drops in zip(self.pairs, self.drops, strict=True))
-        return f"Interactions({tried} segments)"
+        return f"Interactions({len(self.pairs)} images, pairs: {', '.join(str(len(pairs)) for pairs in self.pairs)})"
 
     def matrix(self, image: int = 0) -> Tensor:
         """Return the interactions of an image's segments as a symmetric matrix (S, S).
@@ -193,7 +194,9 @@ def _interact(coalitions: Coalitions, screened: Sequence[bool], passes: int) -> 
     singles, pairs = [], []
     for count, some in zip(coalitions.counts, screened, strict=True):
         numbers = np.arange(count)
-        singles.append([*_without(count, numbers[:, None]), *([0, *(1 << segment for segment in range(count))] if some else [])])
+        singles.append(
+            [*_without(count, numbers[:, None]), *([0, *(1 << segment for segment in range(count))] if some else [])]
+        )
         pairs.append(np.zeros((0, 2), np.int64) if some else _all_pairs(count))
     together = [[*one, *_without(count, own)] for count, one, own in zip(coalitions.counts, singles, pairs, strict=True)]
     worth = coalitions.scores(together)
@@ -201,12 +204,13 @@ def _interact(coalitions: Coalitions, screened: Sequence[bool], passes: int) -> 
     drops = [score - own[:count] for score, own, count in zip(clean, worth, coalitions.counts, strict=True)]
     values = [own[len(one) :] for one, own in zip(singles, worth, strict=True)]
     if any(screened):
-        for image, count in enumerate(coalitions.counts):
-            if screened[image]:
-                gains = worth[image][count + 1 : 2 * count + 1] - worth[image][count]
-                strength = np.maximum(np.abs(drops[image]), np.abs(gains))
-                pairs[image] = _strongest_pairs(strength, passes - 2 * count - 2)
-        chosen = [_without(count, own) if some else [] for count, own, some in zip(coalitions.counts, pairs, screened, strict=True)]
+        chosen: list[list[int]] = [[] for _ in screened]
+        for image in np.flatnonzero(screened).tolist():
+            count = coalitions.counts[image]
+            gains = worth[image][count + 1 : 2 * count + 1] - worth[image][count]
+            strength = np.maximum(np.abs(drops[image]), np.abs(gains))
+            pairs[image] = _strongest_pairs(strength, passes - 2 * count - 2)
+            chosen[image] = _without(count, pairs[image])
         more = coalitions.scores(chosen)
         values = [new if some else old for new, old, some in zip(more, values, screened, strict=True)]
     found, sums = [], []
@@ -234,7 +238,7 @@ def _all_pairs(count: int) -> NDArray[np.int64]:
 
 
 def _strongest_pairs(strength: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Return at most so many pairs (n, 2) of the strongest segments: those of the first two, of the third with them, and so on."""
+    """Return at most so many pairs (n, 2) of segments: the two strongest, the third with each of them, and so on."""
     largest = strength.max()
     levels = np.nan_to_num(np.round(strength / (largest if largest > 0 else 1.0) * LEVELS), nan=-1.0)
     ranked = np.argsort(-levels, kind="stable")

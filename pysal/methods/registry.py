@@ -16,6 +16,7 @@ from pysal.methods import (
     gradient,
     guided_backprop,
     integrated_gradients,
+    interactions,
     leave_one_out,
     shapley,
     smooth_grad,
@@ -28,6 +29,7 @@ _CORES = {
     **smooth_grad.BASES,
     "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad),
     "shapley": with_defaults(shapley.prepare, shapley.shapley),
+    "interactions": with_defaults(interactions.prepare, interactions.interactions),
 }
 _PUBLIC = {
     function.__name__: function
@@ -41,6 +43,7 @@ _PUBLIC = {
         integrated_gradients.integrated_gradients,
         blur_integrated_gradients.blur_integrated_gradients,
         shapley.shapley,
+        interactions.interactions,
     )
 }
 

@@ -138,15 +138,27 @@ TRAITS: dict[str, Traits] = {
 
 # Methods that `explain` runs by name, and that "all" and the command line leave out.
 BY_NAME: dict[str, Traits] = {
-    "shapley": Traits(
-        "shapley",
-        "Shapley values",
-        "each segment's share of the score",
-        "1 forward per set of segments",
-        unit="share of {score}",
-        reduction="none",
-        signed=True,
-        noisy=True,
+    traits.name: traits
+    for traits in (
+        Traits(
+            "shapley",
+            "Shapley values",
+            "each segment's share of the score",
+            "1 forward per set of segments",
+            unit="share of {score}",
+            reduction="none",
+            signed=True,
+            noisy=True,
+        ),
+        Traits(
+            "interactions",
+            "Interactions",
+            "whether a segment needs others, or stands in for them",
+            "1 forward per pair of segments",
+            unit="sum of interactions, {score}",
+            reduction="none",
+            signed=True,
+        ),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Plots of the numbers around maps: drops per segment, convergence with steps, deletion and insertion, agreement.
+"""Plots of the numbers around maps: drops and interactions of segments, convergence, deletion and insertion, agreement.
 
 Each plot is a function from numbers to a figure, in the style of `viz`: its page, its font, its colours, neither pyplot nor
 the user's settings. `Explanation.plot(kind=...)` finds the numbers.
@@ -9,10 +9,12 @@ from pysal.plots.axes import LOOKS, RANDOM
 from pysal.plots.convergence import Convergence, converge, convergence
 from pysal.plots.curves import Side, curves
 from pysal.plots.drops import MOST_BARS, drops
+from pysal.plots.interactions import MOST_PAIRS, interactions
 
 __all__ = [
     "LOOKS",
     "MOST_BARS",
+    "MOST_PAIRS",
     "RANDOM",
     "Convergence",
     "Side",
@@ -21,4 +23,5 @@ __all__ = [
     "convergence",
     "curves",
     "drops",
+    "interactions",
 ]

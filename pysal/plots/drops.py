@@ -104,11 +104,11 @@ def drops(image: Tensor, panel: Panel, *, title: str = "Drop per segment", subti
         mask = segment_mask(panel, segment, map.shape)
         if mask is not None and mask.any():
             picture.add_collection(LineCollection(borders(np.pad(mask, 1), offset=1), colors=(0, 0, 0, 0.75), linewidths=0.7))
-            _on_picture(picture, mask, name)
+            on_picture(picture, mask, name)
     return page.figure
 
 
-def _on_picture(picture: Axes, mask: Any, word: str) -> None:
+def on_picture(picture: Axes, mask: Any, word: str) -> None:
     """Write a word on the pixel of the segment that is nearest to its middle."""
     points = np.argwhere(mask)
     y, x = points[np.argmin(((points - points.mean(0)) ** 2).sum(1))].tolist()

@@ -14,6 +14,12 @@ from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from tests.methods.networks import seeded
 
+
+def interactions(*args: Any, **options: Any) -> Tensor:
+    """The map of interactions."""
+    return pysal.interactions(*args, **options).map
+
+
 CALLS: dict[str, Callable[..., Tensor]] = {
     "leave_one_out": functools.partial(pysal.leave_one_out, segments=pysal.Grid(2, 2)),
     "gradient": pysal.gradient,
@@ -31,6 +37,8 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
     "leave_one_out both ways": functools.partial(pysal.leave_one_out, segments=pysal.Grid(2, 2), mode="both"),
     "shapley": functools.partial(pysal.shapley, segments=pysal.Grid(2, 2)),
     "shapley of random orders": functools.partial(pysal.shapley, segments=pysal.Grid(3, 3), tree="flat", passes=40),
+    "interactions": functools.partial(interactions, segments=pysal.Grid(2, 2)),
+    "interactions of chosen pairs": functools.partial(interactions, segments=pysal.Grid(3, 3), passes=30),
     "smooth_grad variance": functools.partial(pysal.smooth_grad, samples=4, kind="variance"),
     "smooth_grad of integrated_gradients": functools.partial(
         pysal.smooth_grad, samples=3, base="integrated_gradients", method_options={"steps": 3}
