@@ -8,6 +8,8 @@
 
 namespace pysal::cpu {
 namespace {
+constexpr int kTogether = kLanes < 8 ? 2 : 1;  // vectors whose gates fill whole bytes
+
 // Bit k of the result says whether lane k of a comparison's result is true.
 [[maybe_unused]] PYSAL_INLINE unsigned bits_of(vint lanes) {
 #if defined(__AVX512DQ__) && PYSAL_VECTOR_BYTES == 64

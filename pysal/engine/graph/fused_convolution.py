@@ -11,8 +11,9 @@ from pysal import ops
 from pysal.engine.graph import onednn
 from pysal.engine.graph.depthwise import by_taps, depthwise
 from pysal.engine.graph.fold import Convolution
-from pysal.engine.graph.input_gradient import OnMatrixUnit, input_gradient
+from pysal.engine.graph.input_gradient import FlippedWithGates, input_gradient
 from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
+from pysal.engine.graph.winograd import WinogradConvolution
 from pysal.engine.model.relu_rules import ReluRule
 
 # Taps of zero that replace padding on one side may make a kernel this many times larger: 3 x 3 becomes 4 x 4.
@@ -40,12 +41,15 @@ class FusedConvolution(nn.Module):
         self.matrix: MatrixConvolution | None = None
         if MatrixConvolution.suited(convolution):
             self.matrix = MatrixConvolution(convolution.weight, convolution.bias, convolution.dilation)
+        self.winograd: WinogradConvolution | None = None
+        if self.matrix is None and WinogradConvolution.suited(convolution, input_shape[1:]):
+            self.winograd = WinogradConvolution(convolution.weight, convolution.bias)
         self._evened = even = _evened(convolution)
         self._geometry = (even.symmetric or (0, 0), even.stride, even.dilation, even.groups)
         self._weight = even.weight
         if self._weight.is_cuda:  # the layout of the images: cuDNN would make it so in every pass
             self._weight = self._weight.contiguous(memory_format=torch.channels_last)
-        if self.onednn:
+        if self.onednn and self._with_gates is None:
             channels, height, width = input_shape
             if even.symmetric is None:
                 left, right, top, bottom = even.padding
@@ -55,9 +59,14 @@ class FusedConvolution(nn.Module):
         self.gradient = input_gradient(convolution, even, input_shape, self.backward_dtype)
 
     @property
+    def _with_gates(self) -> MatrixConvolution | WinogradConvolution | None:
+        """What writes the gates of its ReLU in the same pass."""
+        return self.winograd if self.matrix is None else self.matrix
+
+    @property
     def masks_gradient(self) -> bool:
         """Whether `input_gradient` can let it through the gates of the convolution's input."""
-        return isinstance(self.gradient, OnMatrixUnit) and self.gradient.takes_gates
+        return isinstance(self.gradient, FlippedWithGates) and self.gradient.takes_gates
 
     def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the result; nothing is kept for a backward pass."""
@@ -66,18 +75,20 @@ class FusedConvolution(nn.Module):
     def run_with_gates(self, input: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the result and the gates of its ReLU, as `ops.guided_relu_gates` does."""
         assert self.upper is not None
-        if self.matrix is None or len(self.convolution.weight) % GATED_CHANNELS:
+        unit = self._with_gates
+        if unit is None or len(self.convolution.weight) % GATED_CHANNELS:
             output = self._run(input, shortcut, self.upper)
             return output, ops.guided_relu_gates(output, self.upper)
-        shape = self.matrix.shape(input, self.convolution.stride, self.convolution.padding)
+        shape = unit.shape(input, self.convolution.stride, self.convolution.padding)
         gates = torch.empty(math.prod(shape) // 8, dtype=torch.uint8, device="cpu")
         return self._run(input, shortcut, self.upper, gates), gates
 
     def _run(self, input: Tensor, shortcut: Tensor | None, upper: float | None, gates: Tensor | None = None) -> Tensor:
-        if self.matrix is not None:
+        unit = self._with_gates
+        if unit is not None:
             between = (-math.inf, math.inf) if upper is None else (0.0, upper)
             at = (self.convolution.stride, self.convolution.padding)
-            return self.matrix.run(input, *at, shortcut=shortcut, limits=between, gates=gates)
+            return unit.run(input, *at, shortcut=shortcut, limits=between, gates=gates)
         even = self._evened
         if even.symmetric is None:
             input = F.pad(input, even.padding)
@@ -115,7 +126,7 @@ class FusedConvolution(nn.Module):
         grad, size = grad.to(self.backward_dtype), input_shape[2:]
         if rule is None:
             return self.gradient.run(grad, size, onto)
-        assert isinstance(self.gradient, OnMatrixUnit)
+        assert isinstance(self.gradient, FlippedWithGates)
         return self.gradient.run(grad, size, onto, gates, rule)
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:

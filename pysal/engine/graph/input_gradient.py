@@ -13,6 +13,7 @@ from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_linear import Product
 from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
 from pysal.engine.graph.onednn import PACKED_FOR, convolved, convolved_onto, packed, runs_on_onednn
+from pysal.engine.graph.winograd import WinogradConvolution
 from pysal.engine.model.relu_rules import ReluRule
 
 # Input channels times phases up to which the input gradient is arranged by phases.
@@ -35,8 +36,8 @@ class InputGradient(Protocol):
         ...
 
 
-class OnMatrixUnit:
-    """A convolution of stride 1 with the flipped kernel, on the matrix unit, which can also apply a ReLU's gates to the result.
+class FlippedWithGates:
+    """A convolution of stride 1 with the flipped kernel by what can also apply a ReLU's gates to the result.
 
     Args:
         unit: that convolution.
@@ -44,7 +45,7 @@ class OnMatrixUnit:
         channels: of the input.
     """
 
-    def __init__(self, unit: MatrixConvolution, padding: Padding, channels: int) -> None:
+    def __init__(self, unit: MatrixConvolution | WinogradConvolution, padding: Padding, channels: int) -> None:
         self._unit, self._padding = unit, padding
         self.takes_gates = channels % GATED_CHANNELS == 0
 
@@ -201,6 +202,8 @@ def input_gradient(
     """
     if (on_unit := _on_matrix_unit(convolution, input_shape, dtype)) is not None:
         return on_unit
+    if dtype == torch.float32 and (by_winograd := _by_winograd(convolution, input_shape[1:])) is not None:
+        return by_winograd
     weight = evened.weight.to(dtype)
     if not runs_on_onednn(evened.weight) or evened.symmetric is None:
         return Transposed(evened, weight)
@@ -220,7 +223,7 @@ def input_gradient(
 
 def _on_matrix_unit(
     convolution: Convolution, input_shape: tuple[int, ...], dtype: torch.dtype
-) -> OnMatrixUnit | OnMatrixUnitByPhases | None:
+) -> FlippedWithGates | OnMatrixUnitByPhases | None:
     """Return the way on the matrix unit, None where that does not gain or cannot take the convolution."""
     weight, (rows, columns) = convolution.weight, convolution.stride
     left, right, top, bottom = convolution.padding
@@ -247,8 +250,19 @@ def _on_matrix_unit(
         return None
     if (rows, columns) == (1, 1):
         ((_, _, unit, padding),) = phases
-        return OnMatrixUnit(unit, padding, channels)
+        return FlippedWithGates(unit, padding, channels)
     return OnMatrixUnitByPhases(phases, (rows, columns), channels)
+
+
+def _by_winograd(convolution: Convolution, size: tuple[int, ...]) -> FlippedWithGates | None:
+    """Return Winograd's way, None where that does not gain or cannot take the convolution."""
+    left, right, top, bottom = convolution.padding
+    around = (2 - left, 2 - right, 2 - top, 2 - bottom)
+    flipped = convolution.weight.flip(2, 3).transpose(0, 1)
+    turned = Convolution(flipped, None, convolution.stride, around, convolution.dilation, convolution.groups)
+    if not WinogradConvolution.suited(turned, (size[0] + top + bottom - 2, size[1] + left + right - 2)):
+        return None
+    return FlippedWithGates(WinogradConvolution(flipped, None), around, flipped.shape[0])
 
 
 def _by_phases(

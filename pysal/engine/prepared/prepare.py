@@ -310,7 +310,8 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -
     prepared.default_layer = _default_layer(model, example)
     fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]
     matrix = sum(module.matrix is not None for module in fused)
-    onednn = sum(module.onednn and module.matrix is None for module in fused)
+    winograd = sum(module.winograd is not None for module in fused)
+    onednn = sum(module.onednn and module.matrix is None and module.winograd is None for module in fused)
     if fused:
         word = "convolution runs" if len(fused) == 1 else "convolutions run"
         notes["convolutions"] = f"{len(fused)} {word} fused, with batch norm, padding, shortcut and ReLU where they follow"
@@ -318,6 +319,8 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -
         notes["onednn"] = f"{onednn} of them through oneDNN with weights arranged for it, channels_last"
     if matrix:
         notes["matrix unit"] = f"{matrix} of them on the matrix unit, in three parts of bf16 that make up float32"
+    if winograd:
+        notes["winograd"] = f"{winograd} of them by Winograd's algorithm, with a quarter of the multiplications"
     if linear := sum(isinstance(module, FusedLinear) for module in graph.modules()):
         word = "linear layer has its" if linear == 1 else "linear layers have their"
         notes["linear"] = f"{linear} {word} weights arranged once, and send a gradient to their input alone"
