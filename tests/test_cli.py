@@ -1,5 +1,6 @@
 """The command line: what it writes and prints, its exit codes, and one sentence for whatever goes wrong."""
 
+import gc
 import os
 import re
 import resource
@@ -509,6 +510,21 @@ def test_options_of_methods(small, photo, out, arguments, method, options) -> No
     image = models.read_image(photo, small)
     expected = explain(prepare(small, image, batch_size=64), image, methods=method, method_options={method: options})
     torch.testing.assert_close(Explanation.load(out / "photo.npz")[method].map, expected[method].map)
+
+
+def test_garbage_is_searched_for_again_once_all_is_imported(small, photo, out, monkeypatch) -> None:
+    """In a process of its own without what was imported; in another's process nothing is set apart."""
+    calls: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
+    succeeded("explain", photo, "--out", out, "--method", "gradient")
+    assert gc.isenabled()
+    assert not calls
+    monkeypatch.setattr(cli.main, "own_process", True)
+    with click.Context(cli.main):
+        with terminal.collecting_later():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    assert calls == ["freeze"]
 
 
 def test_options_that_are_no_fill_or_layer(small, photo, out) -> None:

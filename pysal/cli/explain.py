@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from pysal.cli.options import (
     score_option,
 )
 from pysal.cli.photos import find, note, stems
-from pysal.cli.terminal import BadInput, Failure, errors_as_sentences, say
+from pysal.cli.terminal import BadInput, Failure, collecting_later, errors_as_sentences, say
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,15 +94,18 @@ def explain(
 
     written: list[Path] = []
     with errors_as_sentences("pysal explain", written), _writable(out):
-        from pysal import models
-        from pysal.engine.prepared.payback import OnceItPays
-        from pysal.engine.prepared.prepare import prepare
-        from pysal.engine.running.chunks import fast_rows, progress
-        from pysal.explain import explain as run
-        from pysal.methods.registry import METHODS, method_names
-        from pysal.models.photos import suffixes_of
-        from pysal.segments import parse
-        from pysal.targets import parse as parse_target
+        with collecting_later():
+            from pysal import models
+            from pysal.engine.prepared.payback import OnceItPays
+            from pysal.engine.prepared.prepare import prepare
+            from pysal.engine.running.chunks import fast_rows, progress
+            from pysal.explain import explain as run
+            from pysal.methods.registry import METHODS, method_names
+            from pysal.models.photos import suffixes_of
+            from pysal.segments import parse
+            from pysal.targets import parse as parse_target
+
+            importlib.import_module("pysal.viz")  # which the pictures want
 
         if "segments" in given:
             options["leave_one_out"]["segments"] = parse(given["segments"])
@@ -143,7 +147,9 @@ def explain(
                 say(f"{counter}{click.format_filename(photo)}", "", f"not explained: {bad[photo]}")
                 continue
             stem = next(names)
-            image = models.read_image(photo, classifier).to(place)
+            if len(named.paths) > 1:  # of one, it was read to see that it can be
+                image = models.read_image(photo, classifier)
+            image = image.to(place)
             heading = [f"{counter}{click.format_filename(photo)}"]
             wanted = [explained] if top is None else _likeliest(classifier, image, top)
             for ending, one in zip(endings, wanted, strict=False):

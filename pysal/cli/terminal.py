@@ -1,6 +1,7 @@
 """What people read on the terminal: lines, columns, and every error as one sentence with its exit code."""
 
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -32,6 +33,8 @@ class Interrupted(click.ClickException):
 class Commands(click.Group):
     """A group of commands whose every error is one sentence on stderr."""
 
+    own_process = False
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -41,6 +44,7 @@ class Commands(click.Group):
         **extra: Any,
     ) -> Any:
         """Run the command line and exit with its code; with `standalone_mode=False`, return or raise as click does."""
+        self.own_process = standalone_mode and args is None  # the process was started for the command
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
@@ -81,6 +85,23 @@ def errors_as_sentences(command: str, written: Sequence[Path] = ()) -> Iterator[
             f"{command}: {type(error).__name__}: {first_words(str(error))} (pysal --debug {command.split()[-1]} shows where)"
         )
         raise Failure(sentence if ours else unexpected) from error
+
+
+@contextlib.contextmanager
+def collecting_later() -> Iterator[None]:
+    """Import what a command needs without Python's search for garbage: it would go through all of torch, again and again.
+
+    In a process of its own, what has been imported then is left out of all later searches.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            if getattr(click.get_current_context().find_root().command, "own_process", False):
+                gc.freeze()
+            gc.enable()
 
 
 MOST_LETTERS = 300
