@@ -440,6 +440,40 @@ def blur_end(setting: Setting) -> Drawn:
     return page([tiles]), found
 
 
+class Warm(torch.nn.Module):
+    """Scores how warm the colours are, patch by patch, and a little of how bright the picture is, through attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = torch.nn.AvgPool2d(16), torch.nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, 1) scores."""
+        colours = self.patches(images).flatten(2).mT  # (N, 196, 3)
+        bright = colours.mean(2, keepdim=True)
+        seen = torch.nn.functional.scaled_dot_product_attention(bright, 4 * bright, bright)
+        read = self.block(torch.cat([colours, seen], 2))
+        return (read[..., :1] - read[..., 2:3] + 0.05 * read[..., 3:]).mean(1)
+
+
+def attention_blind(setting: Setting) -> Drawn:
+    """LeGrad: what does not pass through attention does not count."""
+    image = setting.photo("coffee")
+    model = Warm().eval()
+    warm = (model.patches(image)[:, 0] - model.patches(image)[:, 2]).flatten()
+    tiles, found = [Tile("photo", photo(image), "explained:\nhow warm the colours are")], {}
+    drops = pysal.leave_one_out(model, image, 0, segments=pysal.Grid(14, 14), fill="black", score="raw")
+    maps = {"leave-one-out": drops, "LeGrad": pysal.legrad(model, image, 0), "gradient x attention": None}
+    maps["gradient x attention"] = pysal.gradient_attention(model, image, 0)
+    for name, map in maps.items():
+        assert map is not None
+        cells = torch.nn.functional.avg_pool2d(map, 16).flatten()
+        found[name] = round(rank_correlation(cells, warm), 2)
+        note = f"{found[name]:.2f} rank correlation\nwith warmth"
+        tiles.append(Tile(name, overlay(image, one(map, "none"), signed=name == "leave-one-out"), note))
+    return page([tiles]), found
+
+
 def tutorial() -> None:
     """Run the code of docs/tutorial.md from top to bottom and keep the pictures that it leaves."""
     blocks = re.findall(r"^```(python|pycon)\n(.*?)^```$", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -482,6 +516,7 @@ FIGURES: dict[str, Callable[[Setting], Drawn]] = {
     "steps": steps,
     "blur_steps": blur_steps,
     "blur_end": blur_end,
+    "attention_blind": attention_blind,
 }
 
 

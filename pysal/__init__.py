@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pysal.engine.running.chunks import Cancelled, progress
     from pysal.explain import explain
     from pysal.explanation import Explanation, MethodResult
+    from pysal.methods.attention_maps import gradient_attention, legrad
     from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
     from pysal.methods.grad_cam import grad_cam, guided_grad_cam
     from pysal.methods.gradient import class_gradients, gradient
@@ -56,11 +57,13 @@ _HOMES = {
     "PreparedModel": ".engine.prepared.model",
     "build_info": ".ops",
     "class_gradients": ".methods.gradient",
+    "legrad": ".methods.attention_maps",
     "load_prepared": ".engine.prepared.prepare",
     "prepare": ".engine.prepared.prepare",
     "explain": ".explain",
     "grad_cam": ".methods.grad_cam",
     "gradient": ".methods.gradient",
+    "gradient_attention": ".methods.attention_maps",
     "guided_backprop": ".methods.guided_backprop",
     "guided_grad_cam": ".methods.grad_cam",
     "guided_integrated_gradients": ".methods.guided_integrated_gradients",
@@ -114,6 +117,7 @@ __all__ = [
     "explain",
     "grad_cam",
     "gradient",
+    "gradient_attention",
     "gradio",
     "guided_backprop",
     "guided_grad_cam",
@@ -121,6 +125,7 @@ __all__ = [
     "integrated_gradients",
     "interactions",
     "leave_one_out",
+    "legrad",
     "load_prepared",
     "metrics",
     "models",

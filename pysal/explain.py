@@ -67,7 +67,8 @@ def explain(
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
-            "shapley" and "interactions" take many passes and are none of all: they run where they are named.
+            "guided_integrated_gradients", "xrai", "shapley", "interactions", "legrad" and "gradient_attention" are none of all:
+            they run where they are named.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise and of the orders of Shapley values.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's

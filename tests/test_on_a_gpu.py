@@ -21,15 +21,26 @@ from tests import every_call
 from tests.every_call import FACES, WORK, layer
 from tests.methods.calls import row_by_row
 from tests.methods.networks import images
+from tests.methods.test_attention_maps import transformer
 from tests.pretended import GPU, Pretended, here, pretend_gpu, waits
 
 PLACES = ["pretended", *(["cuda"] if torch.cuda.is_available() else [])]
 CAMS = [name for name in cams.__all__ if name.endswith(("CAM", "Grad", "CAMPlusPlus", "ElementWise")) and name != "BaseCAM"]
+
+
+def tall(batch: Tensor) -> Tensor:
+    """The images as `transformer` takes them."""
+    return batch.repeat(1, 1, 2, 2)[..., :12].contiguous()
+
+
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     **WORK,
     **FACES,
     "guided_integrated_gradients": lambda model, batch: pysal.guided_integrated_gradients(model, batch, 1, steps=4),
+    "gradient with a graph": lambda model, batch: pysal.gradient(model, batch, 1, create_graph=True).detach(),
     "xrai": lambda model, batch: pysal.xrai(model, batch, 1, steps=2),
+    "legrad": lambda model, batch: pysal.legrad(transformer().to(batch), tall(batch), 1),
+    "gradient_attention": lambda model, batch: pysal.gradient_attention(transformer().to(batch), tall(batch), 1),
     **{
         f"pytorch_grad_cam {name}": lambda model, batch, name=name: getattr(cams, name)(model, [layer(model)])(
             input_tensor=batch

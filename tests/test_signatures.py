@@ -13,13 +13,13 @@ import pysal
 from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.methods.registry import METHODS
-from pysal.methods.traits import TRAITS
+from pysal.methods.traits import BY_NAME, TRAITS
 
 TAIL = tuple(field.name for field in fields(Running))
 # `gradient` is the source of what is shared; beside its tail, of how a target is said.
 SOURCE = pysal.gradient
-# Methods that have no place in `explain`.
-UNLISTED = ("guided_integrated_gradients", "interactions", "shapley", "xrai")
+# Methods that are none of all.
+UNLISTED = tuple(BY_NAME)
 # What a figure, an explanation and a set of maps is explained by, where it is not what the method itself would take.
 OF_A_METHOD = ("explain", "grid_pointing_game", "max_sensitivity", "parameter_randomisation", "per_image")
 SCORES = {"interactions": "auto", "shapley": "auto", **dict.fromkeys(OF_A_METHOD)}

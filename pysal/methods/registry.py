@@ -11,15 +11,18 @@ from pysal.engine.request.plan import Plan
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.work import Work
 from pysal.methods import (
+    attention_maps,
     blur_integrated_gradients,
     grad_cam,
     gradient,
     guided_backprop,
+    guided_integrated_gradients,
     integrated_gradients,
     interactions,
     leave_one_out,
     shapley,
     smooth_grad,
+    xrai,
 )
 from pysal.methods.traits import BY_NAME as BY_NAME_TRAITS
 from pysal.methods.traits import TRAITS, Traits
@@ -28,8 +31,14 @@ from pysal.segments import Grid
 _CORES = {
     **smooth_grad.BASES,
     "smooth_grad": with_defaults(smooth_grad.prepare, smooth_grad.smooth_grad),
+    "guided_integrated_gradients": with_defaults(
+        guided_integrated_gradients.prepare, guided_integrated_gradients.guided_integrated_gradients
+    ),
+    "xrai": with_defaults(xrai.prepare, xrai.xrai),
     "shapley": with_defaults(shapley.prepare, shapley.shapley),
     "interactions": with_defaults(interactions.prepare, interactions.interactions),
+    "legrad": with_defaults(attention_maps.prepare_legrad, attention_maps.legrad),
+    "gradient_attention": with_defaults(attention_maps.prepare_gradient_attention, attention_maps.gradient_attention),
 }
 _PUBLIC = {
     function.__name__: function
@@ -42,8 +51,12 @@ _PUBLIC = {
         smooth_grad.smooth_grad,
         integrated_gradients.integrated_gradients,
         blur_integrated_gradients.blur_integrated_gradients,
+        guided_integrated_gradients.guided_integrated_gradients,
+        xrai.xrai,
         shapley.shapley,
         interactions.interactions,
+        attention_maps.legrad,
+        attention_maps.gradient_attention,
     )
 }
 

@@ -141,6 +141,28 @@ BY_NAME: dict[str, Traits] = {
     traits.name: traits
     for traits in (
         Traits(
+            "guided_integrated_gradients",
+            "Guided Integrated Gradients",
+            "each pixel's share of the score, on a path of small gradients",
+            "1 forward and backward per step",
+            unit="{score} per pixel",
+            reduction="sum",
+            signed=True,
+            per="steps",
+            on_path=True,
+        ),
+        Traits(
+            "xrai",
+            "XRAI",
+            "the mean share of the region that a pixel belongs to",
+            "1 forward and backward per step and baseline",
+            unit="{score} per pixel",
+            reduction="none",
+            signed=True,
+            per="steps",
+            on_path=True,
+        ),
+        Traits(
             "shapley",
             "Shapley values",
             "each segment's share of the score",
@@ -158,6 +180,28 @@ BY_NAME: dict[str, Traits] = {
             unit="sum of interactions, {score}",
             reduction="none",
             signed=True,
+        ),
+        Traits(
+            "legrad",
+            "LeGrad",
+            "which patches' attention would raise the score",
+            "1 forward and backward",
+            unit="d {score} / d attention",
+            reduction="none",
+            signed=False,
+            stored="native",
+            hint="Of transformers alone, as coarse as their patches.",
+        ),
+        Traits(
+            "gradient_attention",
+            "Gradient x attention",
+            "which patches' attention speaks for the score",
+            "1 forward and backward",
+            unit="gradient x attention",
+            reduction="none",
+            signed=False,
+            stored="native",
+            hint="Of transformers alone, as coarse as their patches.",
         ),
     )
 }

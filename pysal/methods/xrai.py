@@ -112,7 +112,7 @@ def prepare(
 ) -> Work:
     """Return the work that ranks the regions of a plan's images.
 
-    Details: those of `integrated_gradients`.
+    Details: "steps" (B,). There is no residual: the largest channels add up to no change of the score.
     """
     check_choice(plan.where, "algorithm", algorithm, ALGORITHMS)
     if isinstance(min_area, bool) or not isinstance(min_area, (int, float)) or not 0 <= min_area <= 1:
@@ -127,8 +127,8 @@ def prepare(
     given = None if segments is None else _masks(cutting.cut(plan.where, segments, plan.inputs), plan)
     least = max(1, round(min_area * plan.inputs.shape[2] * plan.inputs.shape[3]))
 
-    def make(report: bool) -> Attribution:
-        found = paths.run(report=report)
+    def make(_report: bool) -> Attribution:
+        found = paths.run(report=False)
         shares = found.map.amax(1).cpu().double().numpy()
         maps = []
         for index, share in enumerate(shares):

@@ -141,6 +141,11 @@ class TokenRows:
         """
         row = _first_row(grid.node, users, length)
         tokens = None if row is None else self._became(grid, row)
+        if (
+            row is not None and tokens is None and shape_of(row)[-1] == length
+        ):  # as many channels, in which each cell has a share
+            row = _first_row(row, users, length)
+            tokens = None if row is None else self._became(grid, row)
         for _ in range(GAPS):
             if row is None or tokens is None:
                 return tokens
