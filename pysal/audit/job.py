@@ -178,6 +178,11 @@ class Job:
         }
         self._data = found
         prepared = self._worker.model
+        if isinstance(prepared, PreparedModel):  # which has seen every method on one image
+            with in_one_order(self._worker.device):
+                prepared.settle(len(found.images))
+            if prepared.gains is not None:
+                self.manifest["gains"] = dataclasses.asdict(prepared.gains)
         record = prepared.record() if isinstance(prepared, PreparedModel) else None
         self._setup = Setup(self.manifest, self._model, found.root, record)
         self._worker.setup = self._setup

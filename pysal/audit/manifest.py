@@ -63,7 +63,12 @@ KEYS: dict[str, Any] = {
     "versions": Mapping,
     "created": {"time": str, "host": str, "processor": str, "simd": str},
 }
-GAIN_KEYS: dict[str, Any] = {"gradient": NUMBER, "forward": NUMBER, "boxes": (*NUMBER, type(None))}
+GAIN_KEYS: dict[str, Any] = {
+    "gradient": NUMBER,
+    "forward": NUMBER,
+    "boxes": (*NUMBER, type(None)),
+    "runtime": (*NUMBER, type(None)),
+}
 METHOD_KEYS: dict[str, Any] = {
     "title": str,
     "options": Mapping,

@@ -176,7 +176,7 @@ class Ready:
     """A classifier, and what runs in its place."""
 
     classifier: models.Classifier
-    runner: OnceItPays
+    runner: OnceItPays[PreparedModel]
 
 
 def _likely(table: Tensor) -> list[float | None]:

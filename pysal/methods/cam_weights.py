@@ -38,6 +38,7 @@ def masked_weights(plan: Plan, activations: Tensor, *, align_corners: bool) -> T
             batch = batch.contiguous(memory_format=torch.channels_last)
         return plan.scores(batch, rows)[0]
 
+    plan.expect_forwards(plan.images * number)
     return _of_each(plan, number, score).softmax(1)
 
 

@@ -88,6 +88,8 @@ class Coalitions:
     def scores(self, sets: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
         """Return the score of each set of segments of each image; that of all segments is the photo's."""
         plan = self._plan
+        if self._tokens is None:
+            plan.expect_forwards(sum(map(len, sets)))
         clean = self.clean()
         found = [np.full(len(own), float(score)) for own, score in zip(sets, clean.tolist(), strict=True)]
         whole = [(1 << count) - 1 for count in self.counts]
@@ -206,7 +208,8 @@ class Coalitions:
 
             most_rows = plan.asked_batch_size or group_rows(plan.device)
             in_boxes = BoxQueue(engine, base, other, boxes, replaced, most_rows)
-            ordered = in_boxes.sort(torch.tensor(queue, device=plan.device), plan.rows_at_once)
+            faster = plan.model.faster_whole if isinstance(plan.model, PreparedModel) else 1.0
+            ordered = in_boxes.sort(torch.tensor(queue, device=plan.device), plan.rows_at_once, faster_whole=faster)
 
             def body(start: int, stop: int, in_boxes: BoxQueue = in_boxes, ordered: Tensor = ordered) -> None:
                 images, ids = ordered[start:stop].unbind(1)

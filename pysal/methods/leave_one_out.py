@@ -179,6 +179,7 @@ def _drop(plan: Plan, tokens: PatchTokens, without: Tensor, regions: Boxes | Lab
 
 
 def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> Attribution:
+    _expect_forwards(plan, regions, mode, approximate)
     clean, clean_classes = plan.clean_scores_without_gradients()
     counts = counts_of(regions, plan.images)
     details: dict[str, Any] = {}
@@ -260,8 +261,8 @@ def _replaced(
     changes, class_changes = _no_changes(affected.shape, before, classes_before)
 
     in_boxes = _box_queue(plan, images, others, regions, required=approximate is not None)
-    if in_boxes is not None:
-        queue = in_boxes.sort(queue, plan.rows_at_once, approximate)
+    if in_boxes is not None and isinstance(plan.model, PreparedModel):
+        queue = in_boxes.sort(queue, plan.rows_at_once, approximate, plan.model.faster_whole)
     elif plan.company == "whole" and plan.images > 1:  # the whole batch without one segment, then without the next
         some = affected.any(0).nonzero()[:, 0]
         rows = torch.arange(plan.images, device=plan.device)
@@ -372,6 +373,13 @@ def _box_queue(plan: Plan, images: Tensor, others: Tensor, regions: Boxes | Labe
     boxes = [boxes_of(regions, image) for image in range(plan.images)]
     most_rows = plan.asked_batch_size or group_rows(plan.device)
     return BoxQueue(engine, images, others, boxes, hidden, most_rows)
+
+
+def _expect_forwards(plan: Plan, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> None:
+    """Announce the passes of whole images, and those in parts that would be faster as whole images, were these faster."""
+    engine = plan.model.incremental(plan.inputs) if isinstance(plan.model, PreparedModel) and not plan.extra_inputs else None
+    if engine is None or (approximate is None and not engine.groups.clearly_pays(boxes_of(regions, 0))):
+        plan.expect_forwards(sum(counts_of(regions, plan.images)) * (2 if mode == "both" else 1))
 
 
 def _affected(images: Tensor, fills: Tensor, regions: Boxes | Labels) -> Tensor:

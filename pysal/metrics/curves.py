@@ -202,6 +202,7 @@ def _curve(plan: Plan, maps: Tensor, steps: int, substrate: Substrate, reduction
     start, end = (nothing, plan.inputs) if inserts else (plan.inputs, nothing)
     bounds = torch.arange(steps + 1, device=plan.device) * pixels // steps
     labels = _steps(importance, bounds)
+    plan.expect_forwards(images * (steps + 1))
     clean = plan.clean_scores()[0]
     scores = torch.zeros(images, steps + 1, dtype=widest(plan.device), device=plan.device)
     scores[:, -1 if inserts else 0] = clean.to(scores.dtype)

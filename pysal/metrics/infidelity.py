@@ -140,6 +140,7 @@ def infidelity_of(
     check_seed(where, seed)
     own_ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)
     fills = resolve_fill(plan, "fill", fill).contiguous()
+    plan.expect_forwards(plan.images * (samples + 1))
     clean = widened(plan.clean_scores()[0])
     flat = widened(images.flatten(1))
     deviations = noise * (flat.amax(1) - flat.amin(1))

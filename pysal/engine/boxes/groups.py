@@ -20,6 +20,8 @@ GPU_GROUP_ROWS = 256
 WORTH_A_SPLIT = 0.05
 # A group that costs more than this share of whole images runs as whole images.
 PAYING_SHARE = 0.9
+# One that costs less, judged by about so many images, would so even if whole images ran twice as fast.
+CLEARLY_PAYING_SHARE, FEW = PAYING_SHARE / 2, 8
 # Boxes on maps of at most this side are not limited: few pixels are saved, and much of what an occlusion changes is lost.
 SMALL_SIDE = 8
 # Tolerance in pixels when fractional lengths are rounded: 0.29 x 100 is 29.
@@ -57,10 +59,19 @@ class Groups:
         operators: the operators of the graph, in order.
         maps: height and width of each map.
         share: most of a map's side that a box grows to; None = no bound.
+        faster_whole: how many times as fast whole images run, by other means, as this graph runs them. With a share it says
+            nothing: whole images then give something else.
     """
 
-    def __init__(self, operators: Sequence[BoxOperator], maps: Sequence[tuple[int, int]], share: float | None = None) -> None:
+    def __init__(
+        self,
+        operators: Sequence[BoxOperator],
+        maps: Sequence[tuple[int, int]],
+        share: float | None = None,
+        faster_whole: float = 1.0,
+    ) -> None:
         self._operators, self._maps, self._share = operators, maps, share
+        self._paying = PAYING_SHARE / (faster_whole if share is None else 1.0)
         self._always = sum(operator.cost for operator in operators if operator.kind == "whole")
 
     def extents(self, boxes: Integers) -> Integers:
@@ -110,7 +121,13 @@ class Groups:
 
     def pays(self, boxes: Integers) -> bool:
         """Say whether a group of images costs clearly less than running them whole."""
-        return self.cost(self.extents(boxes)) < PAYING_SHARE * self._whole_cost() * len(boxes)
+        return self.cost(self.extents(boxes)) < self._paying * self._whole_cost() * len(boxes)
+
+    def clearly_pays(self, boxes: Integers) -> bool:
+        """Say whether a few of these images, each alone, would still pay if whole ones ran twice as fast."""
+        some = boxes[:: max(1, len(boxes) // FEW)]
+        costs = [self.cost(self.extents(some[n : n + 1])) for n in range(len(some))]
+        return sum(costs) < CLEARLY_PAYING_SHARE * self._whole_cost() * len(some)
 
     def _whole_cost(self) -> float:
         """Return what running an image whole costs, in multiplications."""

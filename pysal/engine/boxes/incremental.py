@@ -56,7 +56,7 @@ class Incremental:
         """The nodes of the graph in order, and how each runs."""
         return self._program.operators
 
-    def limited(self, share: float | None) -> "Incremental":
+    def limited(self, share: float | None, faster_whole: float = 1.0) -> "Incremental":
         """Return an engine whose boxes grow to a share of each map's side at most, or without bounds for None.
 
         The footprint of a change on a map is the interval whose points have their windows, all the way down, centred in what
@@ -66,9 +66,13 @@ class Incremental:
         separately, and for every map but the image, whose box is all that changes. Outside, activations are those of the
         unchanged image. Smaller maps are not limited. What an image's outputs are does not depend on which others it runs with.
         With share 1 they are exact.
+
+        Args:
+            share: of each map's side.
+            faster_whole: see `Groups`.
         """
         limited = copy.copy(self)
-        limited.groups = Groups(self._program.operators, self._program.maps, share)
+        limited.groups = Groups(self._program.operators, self._program.maps, share, faster_whole)
         return limited
 
     def takes(self, images: Tensor) -> bool:

@@ -52,7 +52,7 @@ class BoxQueue:
         self._image = -1
         self._clean: CleanMaps | None = None
 
-    def sort(self, queue: Tensor, whole_rows: int, share: float | None = None) -> Tensor:
+    def sort(self, queue: Tensor, whole_rows: int, share: float | None = None, faster_whole: float = 1.0) -> Tensor:
         """Return the queue in groups that run together, image after image.
 
         From now on boxes grow to a share of each map's side at most, or without bounds for None.
@@ -61,8 +61,9 @@ class BoxQueue:
             queue: (N, 2), images and segments.
             whole_rows: most rows in a group that runs as whole images.
             share: see `Incremental.limited`.
+            faster_whole: how many times as fast whole images run as this graph does.
         """
-        self._engine = self._engine.limited(share)
+        self._engine = self._engine.limited(share, faster_whole)
         self.ends, self._whole = [], set()
         on_host = queue.cpu().numpy()
         sorted_rows: list[NDArray[np.int64]] = []

@@ -5,7 +5,7 @@ What does not gain is not used, so the measurement decides what a network runs a
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,19 +67,34 @@ class Gains:
         gradient: forward and input gradient.
         forward: forward alone.
         boxes: leave-one-out that recomputes what boxes reach, where that was measured; else None.
+        runtime: forward by ONNX Runtime, where that was measured; else None.
     """
 
     gradient: float
     forward: float
     boxes: float | None = None
+    runtime: float | None = None
+
+    @property
+    def runtime_over_own(self) -> float:
+        """How many times as fast ONNX Runtime is as the forward pass without it; 0 where that was not measured."""
+        own = self.forward if pays(self.forward) else 1.0
+        return (self.runtime or 0.0) / own
+
+    def with_runtime(self, times: float) -> "Gains":
+        """Return these with what was measured of ONNX Runtime: how many times as fast it is as the forward pass without it."""
+        own = self.forward if pays(self.forward) else 1.0
+        return replace(self, runtime=times * own)
 
     def report(self) -> str:
         """Return what was measured in a line."""
-        told = [_told("gradient", self.gradient), _told("forward", self.forward)]
-        if not any(pays(one) for one in (self.gradient, self.forward, self.boxes)):
+        by_runtime = pays(self.runtime_over_own)
+        forward, means = (self.runtime or 0.0, ", by ONNX Runtime") if by_runtime else (self.forward, "")
+        told = [_told("gradient", self.gradient), _told("forward", forward) + means]
+        if not any(pays(one) for one in (self.gradient, forward, self.boxes)):
             return f"runs as it is: prepared it would be {self.gradient:.1f} times as fast, forward {self.forward:.1f}"
-        if pays(self.gradient) and pays(self.forward):
-            told = [f"gradient {self.gradient:.1f} times as fast as the model, forward {self.forward:.1f}"]
+        if pays(self.gradient) and pays(forward):
+            told = [f"gradient {self.gradient:.1f} times as fast as the model, forward {forward:.1f}{means}"]
         if self.boxes is not None:
             told.append(_told("leave-one-out of a small box", self.boxes))
         return "; ".join(told)

@@ -14,6 +14,7 @@ from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.layers.default_layer import Choice
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.training import check_eval
+from pysal.engine.prepared.forwards import Forwards
 from pysal.engine.prepared.gains import Gains
 from pysal.engine.prepared.record import Comparison, Record, fingerprint, processor, write
 from pysal.engine.running.precision import Precision
@@ -57,6 +58,7 @@ class PreparedModel:
         self.default_layer: Choice | None = None
         self._layers: dict[Hashable, Choice] = {}
         self._incremental: Incremental | None = None
+        self._forwards: Forwards | None = None
         self._notes: dict[str, str] = {}  # of the report, by what they are about
 
     def __getattr__(self, name: str) -> Any:
@@ -83,19 +85,27 @@ class PreparedModel:
         Raises:
             ValueError: the original has changed since, see `check_unchanged`; writes past autograd are not looked for.
         """
-        if len(args) != 1 or kwargs or not self._takes(args[0]):
+        if len(args) != 1 or kwargs or not self.takes(args[0]):
             return self.original(*args, **kwargs)
         (images,) = args
         differentiated = images.requires_grad and torch.is_grad_enabled()
-        if (self.program if differentiated else self._graph) is None:
+        runtime = None
+        if self._forwards is not None and not differentiated:
+            if self.gains is not None and self._forwards.due(self.gains):
+                self.expect_forwards(len(images))
+            runtime = self._forwards.runtime_for(images, unchanged=self._state is not None)
+        if runtime is None and (self.program if differentiated else self._graph) is None:
             return self.original(images)
-        self._check("pysal.PreparedModel", values=False)
+        if self._state is not None:
+            self._check("pysal.PreparedModel", values=False)
+        if runtime is not None:
+            return runtime(images)
         if differentiated:
             return Recorded.apply(images, self.program)  # type: ignore[no-untyped-call]
         assert self._graph is not None
         return self._graph(images)
 
-    def _takes(self, images: object) -> bool:
+    def takes(self, images: object) -> bool:
         """Say whether there are images, of the shape, dtype and device of the example."""
         if not isinstance(images, Tensor) or not images.ndim or not len(images):
             return False
@@ -103,9 +113,43 @@ class PreparedModel:
             return False
         return (tuple(images.shape[1:]), images.dtype, images.device) == self._kind
 
+    def expect_forwards(self, images: int) -> None:
+        """Say that so many images are about to be run without gradients; the methods say it themselves.
+
+        Once all that was asked for makes up for exporting the model, and ONNX Runtime is installed, the model is exported to
+        it, compared and measured. If that is faster, `report()` says so, and it runs these passes from then on, for as long as
+        torch has the same number of threads. Only float32 on the CPU is run so.
+
+        Args:
+            images: how many, of the size of the example.
+        """
+        if self._forwards is None or self.gains is None:
+            return
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        found = self._forwards.expect(images, self.gains, self, layout)
+        if found is not self.gains:
+            self.gains, self._notes["gains"] = found, found.report()
+
+    def settle(self, times: int) -> None:
+        """Decide what runs passes without gradients if all that was asked for so far comes again, and keep to it from then on.
+
+        Args:
+            times: how often it comes.
+        """
+        if self._forwards is not None:
+            self.expect_forwards(self._forwards.asked * times)
+            self._forwards.measures = False
+
+    @property
+    def faster_whole(self) -> float:
+        """How many times as fast passes of whole images are as the graph that leave-one-out runs in parts."""
+        if self._forwards is None or self.gains is None or not self._forwards.runs:
+            return 1.0
+        return self.gains.runtime_over_own
+
     def program_for(self, images: Tensor) -> Program | None:
         """Return what records the passes that are differentiated, for images like these; None where autograd does."""
-        return self.program if self._takes(images) else None
+        return self.program if self.takes(images) else None
 
     def rows_for(self, images: Tensor) -> int | None:
         """Return how many images of this size run in a pass, None where nobody has said or measured it."""
@@ -138,7 +182,7 @@ class PreparedModel:
     def incremental(self, images: Tensor) -> Incremental | None:
         """Return what recomputes only what a change inside a box reaches; None where model or images do not allow it."""
         engine = self._incremental
-        if engine is None or not self._takes(images) or self.precision == "bf16":
+        if engine is None or not self.takes(images) or self.precision == "bf16":
             return None
         return engine if engine.takes(images) else None
 

@@ -34,6 +34,7 @@ from pysal.engine.prepared.exactness import (
     exact_pass,
     own_pass,
 )
+from pysal.engine.prepared.forwards import Forwards
 from pysal.engine.prepared.gains import Budget, Gains, pays
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.prepared.record import (
@@ -148,6 +149,8 @@ def _prepared(
                 raise RunsAsItIs(known.reason)
             with precision_mode("float32", example.device, backward=False):
                 _build(prepared, example, None if known is None else known.comparison)
+            if _is_exported(prepared, example) and prepared._state is not None:
+                prepared._forwards = Forwards(model, example, prepared._state, measures=gains is None)
             _keep_what_gains(prepared, gains or measure_gains(prepared, example, budget))
         except Changed:
             raise
@@ -198,7 +201,10 @@ def load_prepared(path: str | os.PathLike[str], model: nn.Module | ExportedProgr
     """
     where = "pysal.load_prepared"
     model = _network(where, model)
-    return prepared_again(where, model, read(where, path), str(path))
+    prepared = prepared_again(where, model, read(where, path), str(path))
+    if prepared._forwards is not None:
+        prepared._forwards.measures = True  # what the file does not know yet
+    return prepared
 
 
 def prepared_again(where: str, model: nn.Module, record: Record, source: str) -> PreparedModel:
@@ -411,6 +417,12 @@ def _check_same(traced: fx.GraphModule, images: Sequence[Tensor], own: Sequence[
                 f"its traced graph's {what} is {max(output, gradient):.1e} away from its own: it "
                 "decides something anew in every pass, or acts on gradients where tracing does not see it"
             )
+
+
+def _is_exported(prepared: PreparedModel, example: Tensor) -> bool:
+    """Say whether ONNX Runtime could run the passes without gradients: float32 on a CPU, of any number of images."""
+    fixed = getattr(prepared.original, "rows_per_pass", None)
+    return fixed is None and example.device.type == "cpu" and example.dtype == torch.float32 and prepared.precision != "bf16"
 
 
 def _keep_what_gains(prepared: PreparedModel, gains: Gains) -> None:

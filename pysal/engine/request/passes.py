@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.engine.model.model_state import parts
 from pysal.engine.model.not_applicable import NotApplicable, differentiating, refuse_derivative
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.independence import (
     MANY_ROWS,
     REPEATS,
@@ -65,6 +66,11 @@ class Passes(Request):
             row_bytes=self.row_bytes,
             ends=ends,
         )
+
+    def expect_forwards(self, rows: int) -> None:
+        """Say that so many rows are about to run without gradients, to a prepared model that may have a faster way for many."""
+        if isinstance(self.model, PreparedModel) and not self.extra_inputs and self.model.takes(self.inputs):
+            self.model.expect_forwards(rows)
 
     def _undivided(self, body: Callable[[int, int], None]) -> Callable[[int, int], None]:
         """Return the body for passes that hold the whole batch, as long as it fits into memory."""
