@@ -9,13 +9,16 @@ Weights are random, with batch statistics of photos; torchvision's MobileNetV2 h
 """
 
 import argparse
+import copy
+import datetime
 import importlib.util
 import io
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,9 @@ PHOTOS = ("chelsea", "coffee", "siamese_cat", "tabby_cat")
 # captum's passes: images at once, its best setting on these networks for everything that takes one
 AT_ONCE = 4
 STEPS, WINDOW, SEGMENTS = 50, 32, 100
+# Forward passes announced, after which a prepared model is exported to ONNX Runtime whatever that costs.
+MANY = 10**6
+OURS = ("pysal", "pysal alone", "unprepared")
 # Rounds of what takes less than so many seconds, and of what takes longer.
 SHORT, ROUNDS, LONG_ROUNDS = 0.7, 3, 1
 
@@ -74,6 +80,9 @@ class NetworkRow:
     peer_over_pysal: float | None
     difference: float | None
     notes: str = ""
+    commit: str = ""
+    date: str = ""
+    load_average: tuple[float, ...] = ()
 
 
 class _Logits(nn.Module):
@@ -180,9 +189,12 @@ def compared(candidates: dict[str, Callable[[], Any]]) -> tuple[dict[str, float]
 
 
 def methods_of(
-    name: str, model: nn.Module, fast: Any, wanted: set[str]
+    name: str, model: nn.Module, fast: Any, alone: Any, wanted: set[str]
 ) -> Iterator[tuple[str, dict[str, Callable[[], Any]], str]]:
-    """The candidates of each method: pysal's prepared first, then unprepared where that takes little, then the peer."""
+    """The candidates of each method: pysal's prepared first, then unprepared where that takes little, then the peer.
+
+    `alone` is the prepared model without ONNX Runtime, which has no gradients: it is timed beside it where there are none.
+    """
     image = resized("chelsea", NETWORKS[name][3])
     with torch.no_grad():
         target = int(model(image).argmax())
@@ -190,6 +202,7 @@ def methods_of(
     if "forward" in wanted:
         forwards: dict[str, Callable[[], Any]] = {
             "pysal": lambda: _without_gradients(fast, batch),
+            "pysal alone": lambda: _without_gradients(alone, batch),
             "torch": lambda: _without_gradients(model, batch),
         }
         notes = ""
@@ -227,6 +240,7 @@ def methods_of(
             "leave_one_out_windows",
             {
                 "pysal": lambda: pysal.leave_one_out(fast, image, target, segments=windows, score="logit"),
+                "pysal alone": lambda: pysal.leave_one_out(alone, image, target, segments=windows, score="logit"),
                 "captum": lambda: peers.captum_occlusion(model, image, target, WINDOW, AT_ONCE),
             },
             "",
@@ -246,6 +260,7 @@ def methods_of(
             "leave_one_out_segments",
             {
                 "pysal": lambda: pysal.leave_one_out(fast, image, target, segments=labels, score="logit"),
+                "pysal alone": lambda: pysal.leave_one_out(alone, image, target, segments=labels, score="logit"),
                 "captum": lambda: peers.captum_ablation(model, image, target, labels, AT_ONCE),
             },
             "",
@@ -267,13 +282,33 @@ def rows_of(name: str, wanted: set[str]) -> Iterator[NetworkRow]:
     started = common.host_clock()
     fast = pysal.prepare(model, image)
     preparing = common.host_clock() - started
-    yield NetworkRow(name, family, "prepare", 1, {"pysal": preparing}, None, None, fast.report())
-    for method, candidates, notes in methods_of(name, model, fast, wanted):
+    alone = copy.copy(fast)
+    alone._forwards = None
+    started = common.host_clock()
+    fast.expect_forwards(MANY)
+    exporting = common.host_clock() - started
+    reason = None if fast._forwards is None else fast._forwards.reason
+    told = fast.report() + ("" if reason is None else f"\nnot by ONNX Runtime: {reason}")
+    yield NetworkRow(name, family, "prepare", 1, {"pysal": preparing, "export": exporting}, None, None, told)
+    for method, candidates, notes in methods_of(name, model, fast, alone, wanted):
         least, rounds, answers = compared(candidates)
-        peers_least = [seconds for candidate, seconds in least.items() if candidate not in ("pysal", "unprepared")]
+        peers_least = [seconds for candidate, seconds in least.items() if candidate not in OURS]
         ours, theirs = answers["pysal"], answers.get("captum", answers.get("torch"))
         difference = float((ours - theirs).norm() / theirs.norm()) if ours.shape == theirs.shape else None
         yield NetworkRow(name, family, method, rounds, least, min(peers_least) / least["pysal"], difference, notes)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _rows_of_file(path: Path) -> list[dict[str, Any]]:
+    """The rows that are there; each says from which commit and time it is, those of older files in their metadata."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    then = {key: found["metadata"][key] for key in ("commit", "date", "load_average")}
+    return [then | row for row in found["rows"]]
 
 
 def main() -> None:
@@ -282,15 +317,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None)
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no network after so many seconds")
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(METHODS), help="rows of other methods and networks stay")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    began, rows = time.perf_counter(), []
+    began, rows = time.perf_counter(), list[NetworkRow]()
     about = common.metadata(torch.device("cpu"), 0.0)
     for name in options.networks.split(","):
         if time.perf_counter() - began > options.seconds:
             break
         for row in rows_of(name, set(options.methods.split(","))):
+            row = replace(
+                row, commit=about["commit"], date=_now(), load_average=tuple(round(one, 2) for one in os.getloadavg())
+            )
             rows.append(row)
             print(
                 row.network,
@@ -301,7 +339,12 @@ def main() -> None:
             )
         if options.results is not None:
             path = options.results / f"networks--{common.device_name(torch.device('cpu'))}.json"
-            path.write_text(json.dumps({"metadata": about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+            new = [asdict(row) for row in rows]
+            fresh = {(row["network"], row["method"]) for row in new}
+            kept = [row for row in _rows_of_file(path) if (row["network"], row["method"]) not in fresh]
+            order = [*NETWORKS]
+            merged = sorted([*kept, *new], key=lambda row: order.index(row["network"]))
+            path.write_text(json.dumps({"metadata": about, "rows": merged}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pysal import models
 from pysal._checks import refuse, refuse_unknown
 from pysal.demo.turns import Turns
 from pysal.engine.model.not_applicable import NotApplicable
+from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.prepared.payback import OnceItPays
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.request.attribution import default_of
