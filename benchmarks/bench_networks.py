@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import pysal
 from benchmarks import common, peers
 from benchmarks.networks import MEAN, STD, photo
+from pysal.segments import Labels, cut
 from tests.models import torchvision_ops
 
 torchvision_ops.define()
@@ -255,7 +256,9 @@ def methods_of(
             "",
         )
     if "leave_one_out_segments" in wanted:
-        labels = pysal.Slic(SEGMENTS)(image)
+        regions = cut("bench_networks", pysal.Slic(SEGMENTS), image)
+        assert isinstance(regions, Labels)
+        labels = regions.labels[0].long()
         yield (
             "leave_one_out_segments",
             {
@@ -326,9 +329,8 @@ def main() -> None:
         if time.perf_counter() - began > options.seconds:
             break
         for row in rows_of(name, set(options.methods.split(","))):
-            row = replace(
-                row, commit=about["commit"], date=_now(), load_average=tuple(round(one, 2) for one in os.getloadavg())
-            )
+            load = tuple(round(one, 2) for one in os.getloadavg())
+            row = replace(row, commit=about["commit"], date=_now(), load_average=load)
             rows.append(row)
             print(
                 row.network,
