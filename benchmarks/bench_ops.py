@@ -86,6 +86,17 @@ def guided_backward(channels_last: bool) -> Callable[[torch.device], tuple[Any, 
     return build
 
 
+def epilogue(device: torch.device) -> tuple[Any, ...]:
+    """Bias, shortcut and ReLU of a convolution's result, with gates."""
+    return activation(True, device), torch.rand(96, device=device), activation(True, device), 1, 6.0, True
+
+
+def epilogue_backward(device: torch.device) -> tuple[Any, ...]:
+    """Its backward: the sum of two gradients through the gates."""
+    grad, gates, rule, channels_last = guided_backward(True)(device)
+    return grad, activation(True, device), gates, 1, 6.0, rule, 8, channels_last
+
+
 def scale_space(*more: Any) -> Callable[[torch.device], tuple[Any, ...]]:
     """16 scales, 0 to 50 pixels, of one image."""
     sigmas = [50.0 * step / 15 for step in range(16)]
@@ -169,6 +180,8 @@ CASES = [
     Case("guided_relu_gates", "8 x 96 x 112 x 112 channels_last", F32, lambda device: (activation(True, device), 6.0)),
     Case("guided_relu_backward_", "8 x 96 x 112 x 112", F32, guided_backward(False)),
     Case("guided_relu_backward_", "8 x 96 x 112 x 112 channels_last", F32, guided_backward(True)),
+    Case("epilogue_", "8 x 96 x 112 x 112 channels_last", F32, epilogue),
+    Case("epilogue_backward_", "8 x 96 x 112 x 112 channels_last", F32, epilogue_backward),
     Case("gaussian_scale_space", "16 x 3 x 224 x 224, sigma 0 to 50", F32, scale_space(0)),
     Case("gaussian_scale_space_derivative", "16 x 3 x 224 x 224, sigma 0 to 50", F32, scale_space(0.01, 0)),
     Case("path_integral_points", "2 -> 16 x 3 x 224 x 224", F32, path_points(F32, False)),

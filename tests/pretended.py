@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pysal import _library
+from pysal.engine.model.model_state import unusual
+from pysal.engine.prepared import exactness
 from pysal.testing import emulation
 
 GPU = torch.device("cuda", 0)
@@ -272,6 +274,15 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "tensor", made_there(torch.tensor))
     monkeypatch.setattr(torch, "as_tensor", made_there(torch.as_tensor))
     monkeypatch.setattr(Tensor, "pin_memory", _pinned)
+    # weights are prepared as ordinary ones are, and converted to another dtype as a whole
+    monkeypatch.setattr(exactness, "unusual", lambda tensor: None if isinstance(tensor, Elsewhere) else unusual(tensor))
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    has_kernel = _library.has_kernel  # those of CUDA are there, emulated
+    monkeypatch.setattr(
+        _library,
+        "has_kernel",
+        lambda name, kind, *rest: (kind == "cuda" and name in _library.SCHEMAS) or has_kernel(name, kind, *rest),
+    )
     stream = _Stream()
     answers: dict[str, Any] = {
         "_lazy_init": lambda: None,

@@ -5,6 +5,7 @@ from pysal._interrupts import held_back
 with held_back():  # an op cannot be registered again, nor be done without
     from pysal._library import build_info  # reached through here, so that it knows every op
     from pysal.ops.box_regions import box_regions, box_regions_depthwise, box_regions_sums
+    from pysal.ops.epilogue import epilogue_, epilogue_backward_
     from pysal.ops.gaussian_noise import gaussian_noise, gaussian_noise_bits
     from pysal.ops.gaussian_scale_space import gaussian_scale_space, gaussian_scale_space_derivative
     from pysal.ops.grad_cam import grad_cam
@@ -27,6 +28,8 @@ __all__ = [
     "box_regions_depthwise",
     "box_regions_sums",
     "build_info",
+    "epilogue_",
+    "epilogue_backward_",
     "gaussian_noise",
     "gaussian_noise_bits",
     "gaussian_scale_space",

@@ -348,6 +348,37 @@ FAULTS = [
         "path_integral", "alignment", "words of totals at any address", "aligned_to_16(params.totals, params.gradients) &&", ""
     ),
     Fault("path_integral", "alignment", "words of means at any address", "aligned_to_16(params.mean, params.squares) &&", ""),
+    Fault(
+        "epilogue",
+        "tail",
+        "tail of one element dropped",
+        "kPerThread * whole < params.count",
+        "kPerThread * whole + 1 < params.count",
+        1,
+    ),
+    Fault(
+        "epilogue",
+        "alignment",
+        "words of the result at any address",
+        "aligned_to_16(params.x, params.shortcut) &&",
+        "",
+    ),
+    Fault(
+        "epilogue",
+        "off by one",
+        "a channel too many",
+        "if (++channel == params.channels)",
+        "if (channel++ == params.channels)",
+        2,
+    ),
+    Fault("epilogue", "wrong mask", "leaky gate closed from a bound", "return rounded > A(0);", "return rounded > A(0.5);"),
+    Fault(
+        "epilogue",
+        "unchecked load",
+        "words of biases of any number",
+        "params.channels % kPerThread == 0",
+        "params.channels > 0",
+    ),
     *(
         Fault(
             stem,

@@ -163,6 +163,25 @@ def test_guided_relu(backend: Backend, data: st.DataObject, shape: tuple[int, ..
     writes_the_same(backend, "guided_relu_backward_", (grad,), gates, rule, channels_last)
 
 
+@fuzzed(st.one_of(image_shapes, st.lists(st.integers(0, 40), min_size=2, max_size=3)))
+def test_epilogue(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
+    draw = Drawer(data, backend.device)
+    dtype, activation = draw(st.sampled_from(BELOW_FLOAT64)), draw(st.integers(0, 8))
+    parameter = draw(st.sampled_from([math.inf, 6.0, 0.5])) if activation == 1 else 0.25
+    x = draw.floats(*shape, dtype=dtype, expand=False)
+    bias = draw.floats(shape[1]) if draw(st.booleans()) else None
+    shortcut = draw.floats(*shape, dtype=dtype) if draw(st.booleans()) else None
+    writes_the_same(backend, "epilogue_", (x,), bias, shortcut, activation, parameter, draw(st.booleans()))
+    times, channels_last = draw(st.integers(1, 3)), x.ndim == 4 and draw(st.booleans())
+    if activation in (1, 8):
+        kept = draw.integers((x.numel() + 7) // 8, low=0, high=256, dtype=torch.uint8)
+    else:
+        kept = draw.floats(*shape, dtype=dtype)
+    grad, added = (draw.floats(times * shape[0], *shape[1:], dtype=dtype, expand=False) for _ in range(2))
+    rest = (activation, parameter, draw(st.integers(0, 2)), shape[0], channels_last)
+    writes_the_same(backend, "epilogue_backward_", (grad,), added, kept, *rest)
+
+
 @fuzzed(image_shapes)
 def test_box_regions(backend: Backend, data: st.DataObject, shape: tuple[int, ...]) -> None:
     draw = Drawer(data, backend.device)

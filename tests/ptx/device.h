@@ -107,6 +107,20 @@ inline double rough_reciprocal(double x) {
   const uint64_t bits = read<uint64_t>(1.0 / x) & 0xffffffff00000000u;
   return read<double>(bits);
 }
+// .rm: towards minus infinity.
+inline float fma_down(float a, float b, float c) {
+  volatile float one = a, two = b, three = c;
+  std::fesetround(FE_DOWNWARD);
+  volatile float sum = std::fma(one, two, three);
+  std::fesetround(FE_TONEAREST);
+  return sum;
+}
+// .sat: between 0 and 1, and 0 for NaN.
+inline float saturated(float x) { return x >= 1.0f ? 1.0f : x > 0.0f ? x : 0.0f; }
+// .ftz: what is below the smallest normal number is 0 of its sign, given or found.
+inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+inline float power_of_two(float x) { return flushed(std::exp2(flushed(x))); }
+inline float flushed_reciprocal(float x) { return flushed(1.0f / flushed(x)); }
 
 Half half_of(float value);
 float float_of(Half value);

@@ -265,11 +265,17 @@ class Kernel:
             return self.into(target, kind, f"add_towards_zero({values[0]}, {values[1]})")
         if base == "rcp" and modifiers == ["approx", "ftz", "f64"]:
             return self.into(target, kind, f"rough_reciprocal({values[0]})")
+        if modifiers == ["approx", "ftz", "f32"] and base in ("ex2", "rcp"):
+            return self.into(target, kind, f"{'power_of_two' if base == 'ex2' else 'flushed_reciprocal'}({values[0]})")
+        if base == "fma" and modifiers == ["rm", "f32"]:
+            return self.into(target, kind, f"fma_down({', '.join(values)})")
         self.only(modifiers, "rn")  # round to nearest even: what this translation's own arithmetic does
         if kind not in ("f32", "f64"):
             raise Unknown(f"{base}.{kind}")
         if base in ARITHMETIC:
             return self.into(target, kind, f"{values[0]} {ARITHMETIC[base]} {values[1]}")
+        if base == "rcp" and modifiers[:-1] == ["rn"]:
+            return self.into(target, kind, f"{VALUES[kind]}(1) / {values[0]}")
         function = {
             "fma": "std::fma",
             "min": "std::fmin",
@@ -277,9 +283,12 @@ class Kernel:
             "abs": "std::fabs",
             "sqrt": "std::sqrt",
             "neg": "-",
+            "copysign": "std::copysign",
         }
         if base not in function or (base == "sqrt" and "rn" not in modifiers):
             raise Unknown(f"{base}.{'.'.join(modifiers)}")
+        if base == "copysign":
+            values.reverse()  # the sign comes first
         return self.into(target, kind, f"{function[base]}({', '.join(values)})")
 
     def _bits(self, base: str, modifiers: list[str], operands: list[str]) -> str:
@@ -317,6 +326,8 @@ class Kernel:
     def _cvt(self, modifiers: list[str], operands: list[str]) -> str:
         to, of = modifiers[-2:]
         given, how = self.value(operands[1], of), set(modifiers[:-2])
+        if modifiers == ["sat", "f32", "f32"]:
+            return self.into(operands[0], to, f"saturated({given})")
         if how - {"rn", "rni", "rzi"}:
             raise Unknown(f"cvt.{'.'.join(modifiers)}")
         if of in FLOATS and to not in FLOATS:
@@ -342,7 +353,10 @@ def _of_group(
 
 
 for _group, _bases in (
-    (Kernel._calculate, ("add", "sub", "mul", "mad", "div", "rem", "min", "max", "neg", "abs", "fma", "sqrt", "rcp")),
+    (
+        Kernel._calculate,
+        ("add", "sub", "mul", "mad", "div", "rem", "min", "max", "neg", "abs", "fma", "sqrt", "rcp", "ex2", "copysign"),
+    ),
     (Kernel._bits, ("and", "or", "xor", "not", "shl", "shr")),
     (Kernel._function, ("popc", "brev", "bfind", "clz", "bfi", "bfe")),
 ):

@@ -68,6 +68,8 @@ def arguments(name: str, draw: random.Random) -> list[Any]:
         "guided_relu_gates": [images, 6.0],
         "guided_relu_backward": [images, gates, 1, False],
         "guided_relu_backward_": [images, gates, 1, False],
+        "epilogue_": [images, totals[0, :, 0, 0].contiguous(), others, 1, 6.0, True],
+        "epilogue_backward_": [images, others, gates, 1, 6.0, 1, len(images), False],
         "gaussian_scale_space": [images, [1.0, 2.0], 1],
         "gaussian_scale_space_derivative": [images, [1.0, 2.0], 0.5, 0],
         "path_integral_points": [images, others, rows, weights, dtype, False],

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pysal import ops
+from pysal import _library, ops
 from pysal.engine.graph import onednn
 from pysal.engine.graph.depthwise import by_taps, depthwise
 from pysal.engine.graph.fold import Convolution
@@ -57,6 +57,8 @@ class FusedConvolution(nn.Module):
             shape = [onednn.PACKED_FOR, channels, height, width]
             self._weight = onednn.packed(even, self._weight, *self._geometry[:2], shape)
         self.gradient = input_gradient(convolution, even, input_shape, self.backward_dtype)
+        # what follows the convolution adds in float32, also to 16 bits
+        self._bias = even.bias if even.bias is None or self.onednn else even.bias.to(_wide(even.bias.dtype))
 
     @property
     def _with_gates(self) -> MatrixConvolution | WinogradConvolution | None:
@@ -66,7 +68,9 @@ class FusedConvolution(nn.Module):
     @property
     def masks_gradient(self) -> bool:
         """Whether `input_gradient` can let it through the gates of the convolution's input."""
-        return isinstance(self.gradient, FlippedWithGates) and self.gradient.takes_gates
+        if isinstance(self.gradient, FlippedWithGates):
+            return self.gradient.takes_gates
+        return has_epilogue(self._weight)
 
     def run(self, input: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the result; nothing is kept for a backward pass."""
@@ -76,6 +80,11 @@ class FusedConvolution(nn.Module):
         """Return the result and the gates of its ReLU, as `ops.guided_relu_gates` does."""
         assert self.upper is not None
         unit = self._with_gates
+        if unit is None and has_epilogue(self._weight):
+            even = self._evened
+            if even.symmetric is None:
+                input = F.pad(input, even.padding)
+            return _with_epilogue(input, self._weight, self._bias, self._geometry, self.upper, shortcut, keep=True)
         if unit is None or len(self.convolution.weight) % GATED_CHANNELS:
             output = self._run(input, shortcut, self.upper)
             return output, ops.guided_relu_gates(output, self.upper)
@@ -93,7 +102,7 @@ class FusedConvolution(nn.Module):
         if even.symmetric is None:
             input = F.pad(input, even.padding)
         if not self.onednn:
-            return convolved_by_torch(input, self._weight, even.bias, self._geometry, upper, shortcut)
+            return convolved_by_torch(input, self._weight, self._bias, self._geometry, upper, shortcut)
         input = input.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
@@ -112,6 +121,9 @@ class FusedConvolution(nn.Module):
         onto: Tensor | None = None,
         gates: Tensor | None = None,
         rule: ReluRule | None = None,
+        *,
+        images: int | None = None,
+        channels_last: bool = True,
     ) -> Tensor:
         """Return the gradient of the convolution's input from that of its output, in `backward_dtype`.
 
@@ -122,12 +134,21 @@ class FusedConvolution(nn.Module):
             gates: those of the ReLU whose output the input is, of N images or of fewer that follow each other again and again;
                 only where `masks_gradient`.
             rule: what they let through of the gradient, the sum with `onto` if there is one; None is all.
+            images: whose gates they are.
+            channels_last: whether that is the gates' order.
         """
         grad, size = grad.to(self.backward_dtype), input_shape[2:]
-        if rule is None:
+        if rule is None or gates is None:
             return self.gradient.run(grad, size, onto)
-        assert isinstance(self.gradient, FlippedWithGates)
-        return self.gradient.run(grad, size, onto, gates, rule)
+        if isinstance(self.gradient, FlippedWithGates):
+            return self.gradient.run(grad, size, onto, gates, rule)
+        result = self.gradient.run(grad, size, None)
+        onto = None if onto is None else onto.to(result.dtype)
+        images = len(result) if images is None else images
+        ops.epilogue_backward_(
+            result, gates, "relu", added=onto, rule=rule, images=images, channels_last=channels_last and result.ndim == 4
+        )
+        return result
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Return the result, which autograd does not follow."""
@@ -142,14 +163,60 @@ def convolved_by_torch(
     upper: float | None,
     shortcut: Tensor | None,
 ) -> Tensor:
-    """Return what `onednn.convolved` returns, for every dtype and device."""
+    """Return what `onednn.convolved` returns, for every dtype and device.
+
+    Args:
+        input: see there.
+        weight: see there.
+        bias: in the dtype of the weights, or float32 where that has 16 bits.
+        geometry: see there.
+        upper: see there.
+        shortcut: see there; it is left as it is.
+    """
+    if has_epilogue(weight):
+        return _with_epilogue(input, weight, bias, geometry, upper, shortcut, keep=False)[0]
     padding, stride, dilation, groups = geometry
+    bias = None if bias is None else bias.to(weight.dtype)
     if by_taps(input, weight, groups):
         output = depthwise(input, weight, bias, stride, padding, dilation)
     else:
         output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output = output if shortcut is None else output.add_(shortcut)
     return output if upper is None else output.clamp_(0, upper)
+
+
+def has_epilogue(weight: Tensor) -> bool:
+    """Say whether what follows a convolution with these weights runs in one kernel, as on a GPU."""
+    return weight.device.type == "cuda" and weight.is_floating_point() and _library.has_kernel("epilogue_", "cuda")
+
+
+def _with_epilogue(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: onednn.Geometry,
+    upper: float | None,
+    shortcut: Tensor | None,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return what `convolved_by_torch` does and, where they are to be kept, the gates of its ReLU.
+
+    With a bias, torch's convolution would start a kernel of its own for it.
+    """
+    padding, stride, dilation, groups = geometry
+    output = F.conv2d(input, weight, None, stride, padding, dilation, groups)
+    bias = None if bias is None else bias.to(_wide(output.dtype))
+    if upper is None:
+        if bias is None and shortcut is None:
+            return output, output.new_empty(0, dtype=torch.uint8)
+        return output, ops.epilogue_(output, bias, shortcut)
+    return output, ops.epilogue_(output, bias, shortcut, "relu", upper, keep)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that sums are formed in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _evened(convolution: Convolution) -> Convolution:

@@ -124,8 +124,13 @@ class FusedOperator(Operator):
             onto = gradients.pop_owned(source)
             complete = self.comes_last and self.module.masks_gradient and not gradients.holds(source)
             gates = gradients.gates.pop(source, None) if complete else None
-            bits = (None, None) if gates is None else (gates.bits, rule)
-            gradients.add(source, self.module.input_gradient(grad, (len(grad), *shape[1:]), onto, *bits), owned=True)
+            size = (len(grad), *shape[1:])
+            if gates is None:
+                result = self.module.input_gradient(grad, size, onto)
+            else:
+                of = {"images": gates.rows, "channels_last": gates.channels_last}
+                result = self.module.input_gradient(grad, size, onto, gates.bits, rule, **of)
+            gradients.add(source, result, owned=True)
         for shortcut in self.inputs[1:]:  # after the convolution, which has read the gradient
             gradients.add(shortcut, grad, owned=owned)
 

@@ -1,0 +1,132 @@
+"""What follows convolutions runs in one kernel on a GPU: the prepared model is the model, in fewer kernels."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pysal
+from pysal.engine.prepared.gains import Gains
+from pysal.engine.tape.cuda_graphs import Pool
+from tests.pretended import GPU, Pretended, here, pretend_gpu
+from tests.test_on_a_gpu import played_again
+
+ALWAYS = Gains(2.0, 2.0)
+
+
+class Residual(nn.Module):
+    """Two convolutions and a shortcut around them, as in ResNet; the ReLU before it has two readers."""
+
+    def __init__(self, channels: int, relu: type[nn.Module]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, groups=2)
+        self.relu = relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.relu(self.second(self.relu(self.norm(self.first(x)))) + x)
+        return result
+
+
+def network(relu: type[nn.Module] = nn.ReLU) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 10, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(10),
+        relu(),
+        Residual(10, relu),
+        nn.Conv2d(10, 6, 2),
+        Residual(6, relu),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_()
+            module.bias.data.normal_()
+    return model.eval()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """A GPU that is not there; what runs on it is counted."""
+    pretend_gpu(monkeypatch)
+    monkeypatch.setattr(Pool, "capture", played_again)
+    seen: Counter[str] = Counter()
+    dispatch = Pretended.__torch_dispatch__
+
+    def counted(self: Pretended, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        seen[func.name().split(".")[0]] += 1
+        return dispatch(self, func, types, args, kwargs)
+
+    monkeypatch.setattr(Pretended, "__torch_dispatch__", counted)
+    with Pretended(GPU):
+        yield seen
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    found = here(found).double()
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU, nn.ReLU6])
+def test_the_prepared_model_is_the_model(relu: type[nn.Module], gpu: Counter[str]) -> None:
+    """Also under rules, and of gradients of several classes, which share the gates of an image."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        model, images = network(relu).double(), torch.rand(2, 3, 13, 13, dtype=torch.float64)
+        expected = [pysal.gradient(model, images, 1), pysal.guided_backprop(model, images, 1)]
+        expected += [pysal.class_gradients(model, images, [0, 3, 1]), pysal.grad_cam(model, images, 1)]
+        output = model(images).detach()
+    prepared = pysal.prepare(network(relu).to(GPU), images[:1].float().to(GPU), gains=ALWAYS, batch_size=4)
+    assert "in float64" in prepared.report()
+    batch = images.float().to(GPU)
+    found = [pysal.gradient(prepared, batch, 1), pysal.guided_backprop(prepared, batch, 1)]
+    found += [pysal.class_gradients(prepared, batch, [0, 3, 1]), pysal.grad_cam(prepared, batch, 1)]
+    for one, other in zip(found, expected, strict=True):
+        assert apart(one, other) < 1e-5
+    with torch.no_grad():
+        assert apart(prepared(batch), output) < 1e-5
+
+
+def test_one_kernel_a_convolution(gpu: Counter[str]) -> None:
+    """Forth no kernel for bias, shortcut, clamp and gates apart, back none for sum and gates apart."""
+    images = torch.rand(1, 3, 13, 13).to(GPU)
+    prepared = pysal.prepare(network().to(GPU), images, gains=ALWAYS, batch_size=1)
+    assert prepared.program is not None
+    gpu.clear()
+    tape = prepared.program.record(images)
+    convolutions = 6
+    assert gpu["pysal::epilogue_"] == gpu["aten::convolution"] == convolutions
+    elementwise = ("aten::add", "aten::add_", "aten::clamp", "aten::clamp_", "aten::relu", "pysal::guided_relu_gates")
+    assert not [name for name in elementwise if gpu[name]]
+    gpu.clear()
+    tape.sweep(torch.ones_like(tape.output))
+    assert gpu["aten::convolution"] == convolutions
+    # the last ReLU, behind which no convolution stands, has its gates apart
+    assert gpu["pysal::epilogue_backward_"] == 4
+    assert gpu["pysal::guided_relu_backward_"] == 1
+    # the sum around the second block, which no ReLU stands before
+    assert [name for name in elementwise if gpu[name]] == ["aten::add_"]
+    assert gpu["aten::add_"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits(dtype: torch.dtype, gpu: Counter[str]) -> None:
+    """Sums are formed in float32 and rounded once, so the prepared model is nearer to float64 than the model itself."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        images = torch.rand(2, 3, 13, 13).to(dtype)
+        exact = network().to(dtype).double()(images.double()).detach()
+        own = network().to(dtype)(images).detach()
+    prepared = pysal.prepare(network().to(dtype).to(GPU), images[:1].to(GPU), gains=ALWAYS, batch_size=2)
+    with torch.no_grad():
+        found = prepared(images.to(GPU))
+    assert "runs as it is" not in prepared.report()
+    assert apart(found, exact) <= 2 * apart(own, exact) + torch.finfo(dtype).eps
