@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine.prepared import prepare as preparing
 from pysal.engine.prepared.gains import Gains
 from pysal.engine.tape.cuda_graphs import Pool
 from tests.pretended import GPU, Pretended, here, pretend_gpu
@@ -130,3 +131,65 @@ def test_sixteen_bits(dtype: torch.dtype, gpu: Counter[str]) -> None:
         found = prepared(images.to(GPU))
     assert "runs as it is" not in prepared.report()
     assert apart(found, exact) <= 2 * apart(own, exact) + torch.finfo(dtype).eps
+
+
+def casts(gpu: Counter[str]) -> int:
+    return gpu["aten::_to_copy"]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+def test_bf16_converts_at_both_ends_alone(activation: type[nn.Module], gpu: Counter[str]) -> None:
+    """Weights, maps and gradients are in bf16, under the caller's and the call's autocast; what comes out is float32."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        model, images = network(activation).double(), torch.rand(2, 3, 13, 13)
+        expected = pysal.gradient(model, images.double(), 1)
+        own = pysal.gradient(network(activation), images, 1, precision="bf16")
+    batch = images.to(GPU)
+    prepared = pysal.prepare(network(activation).to(GPU), batch[:1], precision="bf16", gains=ALWAYS, batch_size=2)
+    assert "none is converted between layers" in prepared.report()
+    assert prepared.program is not None
+    with torch.autocast("cuda", torch.bfloat16):
+        gpu.clear()
+        tape = prepared.program.record(batch)
+        assert casts(gpu) == 2
+        gpu.clear()
+        gradient, _ = tape.sweep(torch.ones_like(tape.output))
+        assert casts(gpu) == 2
+    assert gradient is not None
+    assert tape.output.dtype == gradient.dtype == torch.float32
+    found = here(pysal.gradient(prepared, batch, 1))
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 1.5 * (own - expected).norm() + 2**-7 * expected.norm()
+    for method in (pysal.grad_cam, pysal.integrated_gradients, pysal.leave_one_out):
+        assert here(method(prepared, batch, 1)).isfinite().all()
+
+
+def test_bf16_on_a_processor_that_is_faster_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is converted either, and the gradient is that of float32."""
+    monkeypatch.setattr(preparing, "least_seconds", lambda *_: {"bf16": 2.0, "float32": 1.0})
+    images = torch.rand(2, 3, 13, 13)
+    expected = pysal.gradient(network(), images, 1)
+    prepared = pysal.prepare(network(), images[:1], precision="bf16", gains=ALWAYS, batch_size=2)
+    assert "runs in float32: in bf16 it would be slower on this processor" in prepared.report()
+    assert (pysal.gradient(prepared, images, 1) - expected).norm() <= 1e-5 * expected.norm()
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(images), network()(images), rtol=1e-5, atol=1e-5)
+
+
+class Converting(nn.Module):
+    """A model whose code wants float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.features(x).mean((2, 3)).float())
+        return result
+
+
+def test_a_model_that_wants_float32_keeps_autocast(gpu: Counter[str]) -> None:
+    torch.manual_seed(0)
+    batch = torch.rand(1, 3, 9, 9).to(GPU)
+    prepared = pysal.prepare(Converting().eval().to(GPU), batch, precision="bf16", gains=ALWAYS, batch_size=2)
+    assert "bf16 by autocast, layer by layer: " in prepared.report()

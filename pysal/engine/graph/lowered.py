@@ -8,12 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pysal._library import without_autocast
 from pysal.engine.graph.fold import Convolution, constant, fold_division, module_of, replace_by_module
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import LEAST_TOKENS, FusedLinear
 from pysal.engine.graph.shapes import shapes_of
 
 _ADDITIONS = (operator.add, torch.add)
+
+
+class InDtype(nn.Module):
+    """A lowered graph in its own dtype, whatever the images' is and whatever autocast is on.
+
+    Args:
+        graph: the graph.
+        dtype: of its weights.
+    """
+
+    def __init__(self, graph: fx.GraphModule, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.graph, self.dtype = graph, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the graph does, in the images' dtype."""
+        with without_autocast(images.device.type):
+            result: Tensor = self.graph(images.to(self.dtype))
+        return result.to(images.dtype)
 
 
 def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = torch.float32) -> int:

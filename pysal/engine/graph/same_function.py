@@ -80,6 +80,11 @@ def batches(example: Tensor, rows: int | None) -> Iterator[Tensor]:
     yield torch.cat([noise, example] * math.ceil((rows or 2) / 2))[: rows or 2]
 
 
+def in_bfloat16(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a graph whose weights are of bfloat16."""
+    return nn.Module._apply(copy.deepcopy(graph), lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
+
+
 def in_float64(graph: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of a graph whose weights, and the numbers that it converts values to, are of float64."""
     wide = copy.deepcopy(graph)

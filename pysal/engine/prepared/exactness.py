@@ -20,6 +20,7 @@ from pysal.engine.tape.tape import Program
 # Folding changes the rounding of every layer, and rounding moves gates, of which each changes the gradient: by .01 in a random
 # ResNet-50 in float32. What is right in float64 may be this far from it in its own dtype, or twice as far as the model is.
 FORWARD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+HALF_TOLERANCE = 3e-2  # of outputs in 16 bits
 GRADIENT_TOLERANCE = 0.1
 # Where a model cannot run in float64 a gradient has to be as near as rounding alone leaves it.
 UNWITNESSED_TOLERANCE = 1e-5
@@ -85,7 +86,7 @@ def own_pass(model: nn.Module, images: Tensor, *, without_gradients: bool = True
     if written:
         raise RunsAsItIs(f"its forward pass writes its own tensor {written[0]!r} each time")
     difference = distance(plain, output, float("inf"))
-    if not difference <= max(TRACED[images.dtype], FORWARD_TOLERANCE.get(images.dtype, 3e-2)):
+    if not difference <= max(TRACED[images.dtype], FORWARD_TOLERANCE.get(images.dtype, HALF_TOLERANCE)):
         raise RunsAsItIs(f"two passes on the same images, one without gradients, are {difference:.1e} apart")
     return found
 
@@ -120,7 +121,7 @@ def exact_pass(traced: fx.GraphModule, images: Tensor, example: Tensor) -> Exact
         return None
     if not lower(fold_graph(graph), example, torch.float64):
         raise RunsAsItIs(NOTHING_FUSED)
-    output, gradient = _recorded(Program(graph), wide).apart(expected)
+    output, gradient = recorded(Program(graph), wide).apart(expected)
     if not max(output, gradient) <= EXACT:
         what = "output" if output > EXACT else "gradient"
         raise RunsAsItIs(f"the fused graph's {what} would be {max(output, gradient):.1e} away from it in float64")
@@ -154,7 +155,7 @@ def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor, expe
     return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"
 
 
-def _recorded(program: Program, images: Tensor) -> Pass:
+def recorded(program: Program, images: Tensor) -> Pass:
     """Return what a program gives for images."""
     tape = program.record(images.clone())
     return Pass(tape.output, tape.sweep(seed_of(tape.output))[0])
@@ -170,10 +171,13 @@ def compared(
     Raises:
         RunsAsItIs: it is further than rounding takes it.
     """
-    limits = [FORWARD_TOLERANCE.get(images[0].dtype, 3e-2), UNWITNESSED_TOLERANCE if exact is None else GRADIENT_TOLERANCE]
+    limits = [
+        FORWARD_TOLERANCE.get(images[0].dtype, HALF_TOLERANCE),
+        UNWITNESSED_TOLERANCE if exact is None else GRADIENT_TOLERANCE,
+    ]
     apart = []
     for number, (batch, expected) in enumerate(zip(images, own, strict=True)):
-        found = _recorded(program, batch)
+        found = recorded(program, batch)
         apart.append(found.apart(expected))
         measured = list(apart[-1])
         if number == 0:

@@ -13,19 +13,22 @@ from pysal import _library
 from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
 from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
+from pysal.engine.graph.distance import distance
 from pysal.engine.graph.exported import capture
 from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
-from pysal.engine.graph.lowered import lower
+from pysal.engine.graph.lowered import InDtype, lower
 from pysal.engine.graph.programs import LayeredProgram, is_graph_of_program
-from pysal.engine.graph.same_function import TRACED, Pass, batches, run
+from pysal.engine.graph.same_function import TRACED, Pass, batches, in_bfloat16, run
 from pysal.engine.graph.shapes import note_shapes
 from pysal.engine.layers.default_layer import Choice, Look, default_layer
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.placement import check_fits
 from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.exactness import (
+    GRADIENT_TOLERANCE,
+    HALF_TOLERANCE,
     NOTHING_FUSED,
     Exact,
     RunsAsItIs,
@@ -33,9 +36,10 @@ from pysal.engine.prepared.exactness import (
     compared,
     exact_pass,
     own_pass,
+    recorded,
 )
 from pysal.engine.prepared.forwards import Forwards
-from pysal.engine.prepared.gains import Budget, Gains, pays
+from pysal.engine.prepared.gains import Budget, Gains, Way, least_seconds, pays
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.prepared.record import (
     Comparison,
@@ -52,6 +56,8 @@ from pysal.engine.tape.cuda_graphs import Replays
 from pysal.engine.tape.operators import BlockOperator
 from pysal.engine.tape.tape import Program
 
+# A gradient this far from that of float32, in l2, is correlated with it by less than .999.
+GATES_MOVED = 0.045
 # A graph, and what a forward pass of its model writes: (module's name, attribute).
 Captured: TypeAlias = tuple[fx.GraphModule, list[tuple[str, str]]]
 
@@ -148,7 +154,7 @@ def _prepared(
             if known is not None and known.reason is not None:
                 raise RunsAsItIs(known.reason)
             with precision_mode("float32", example.device, backward=False):
-                _build(prepared, example, None if known is None else known.comparison)
+                _build(prepared, example, None if known is None else known.comparison, budget)
             if _is_exported(prepared, example) and prepared._state is not None:
                 prepared._forwards = Forwards(model, example, prepared._state, measures=gains is None)
             _keep_what_gains(prepared, gains or measure_gains(prepared, example, budget))
@@ -267,13 +273,14 @@ class Changed(Exception):
     """A model does not have the graph that was found before."""
 
 
-def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -> None:
+def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, budget: Budget) -> None:
     """Trace, fold and lower the model, and keep the result if it computes the same.
 
     Args:
         prepared: what is to be made.
         example: an image.
         known: what came of the comparison, where it was made before.
+        budget: what measures, where that decides.
 
     Raises:
         Changed: the comparison was of another graph.
@@ -300,6 +307,7 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -
         with torch.no_grad():
             note_shapes(traced).run(images[-1])
     graph = fold_graph(traced)
+    narrow = in_bfloat16(graph) if prepared.precision == "bf16" and example.dtype == torch.float32 else None
     lowered = lower(graph, example, torch.bfloat16 if mixed else example.dtype)
     if not lowered:
         raise RunsAsItIs(NOTHING_FUSED)
@@ -312,7 +320,9 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -
     state = ModelState(model, written)
     state.remember_values()
     prepared._state, prepared._graph, prepared.program = state, graph, program
-    prepared.replays = Replays(program) if example.is_cuda else None
+    if narrow is not None:
+        _lower_to_bfloat16(prepared, narrow, images[0], budget)
+    prepared.replays = Replays(prepared.program) if example.is_cuda else None
     prepared.default_layer = _default_layer(model, example)
     fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]
     matrix = sum(module.matrix is not None for module in fused)
@@ -358,6 +368,52 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None) -
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
+
+
+def _lower_to_bfloat16(prepared: PreparedModel, narrow: fx.GraphModule, noise: Tensor, budget: Budget) -> None:
+    """Let bf16 passes run on weights, maps and gradients in bf16, where they are as near to float32 as the model's own are.
+
+    Autocast converts the weights and the gradients of every layer in every pass. On a CPU that multiplies float32 faster, or
+    where bf16 is too far away, all is float32.
+
+    Args:
+        prepared: with the program in the example's dtype, which has been compared.
+        narrow: the folded graph in bf16.
+        noise: (N, C, H, W), on which the two are compared.
+        budget: what measures.
+    """
+    program, graph, device = prepared.program, prepared._graph, noise.device
+    assert program is not None
+    assert isinstance(graph, fx.GraphModule)
+    wide, reason = Program(graph, None, noise.dtype), ""
+    try:
+        lower(narrow, noise[:1].bfloat16(), torch.bfloat16)
+        candidate, forward = Program(narrow, torch.bfloat16, torch.bfloat16), InDtype(narrow, torch.bfloat16)
+        exact = recorded(program, noise)
+        with precision_mode("bf16", device, backward=True):
+            found, usual = recorded(candidate, noise).apart(exact), run(prepared.original, noise).apart(exact)
+            with torch.no_grad():
+                plain = distance(forward(noise), exact.output, float("inf"))
+            told = f"gradient {found[1]:.2g} from that of float32 in l2, the model's under autocast {usual[1]:.2g}"
+            # the graph is the one that was compared; rounding moves other gates in each of the two
+            if max(found[0], plain) > max(HALF_TOLERANCE, 2 * usual[0]) or found[1] > max(GRADIENT_TOLERANCE, 2 * usual[1]):
+                reason = f"all in bf16 it would be further away, {told}"
+            elif device.type == "cpu":
+                ways: dict[str, Way] = {"bf16": lambda: recorded(candidate, noise), "float32": lambda: recorded(wide, noise)}
+                least = least_seconds(ways, {"float32": "bf16"}, budget)
+                if least["bf16"] > least["float32"]:
+                    reason = "in bf16 it would be slower on this processor"
+    except Exception as error:  # of the model's own code, which may want another dtype
+        reason = first_line(error)
+    if not reason:
+        prepared._graph, prepared.program = forward, candidate
+        more = ": precision='mixed' keeps the gates of ReLUs" if found[1] > GATES_MOVED else ""
+        prepared._notes["bf16"] = f"weights, maps and gradients are in bf16, none is converted between layers; {told}{more}"
+    elif device.type == "cpu":
+        prepared._graph, prepared.program = InDtype(graph, noise.dtype), wide
+        prepared._notes["bf16"] = f"runs in {str(noise.dtype).removeprefix('torch.')}: {reason}"
+    else:
+        prepared._notes["bf16"] = f"bf16 by autocast, layer by layer: {reason}"
 
 
 def _ways(model: nn.Module, images: Tensor, *, any_number: bool) -> dict[str, Callable[[], Captured]]:

@@ -5,6 +5,7 @@ input needs (`engine.tape.operators`). A sweep overwrites the gradients it no lo
 image (of several classes, say), which share the image's bits.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pysal._library import without_autocast
 from pysal.engine.graph.fold import detached
 from pysal.engine.graph.inverted_residual import InvertedResidual
 from pysal.engine.layers.features import Layer
@@ -43,10 +45,14 @@ class Program:
     Args:
         graph: made by `lower`, with one input and one output.
         backward_dtype: dtype of the gradients on their way; None = that of the input.
+        dtype: of the graph's weights, which images are converted to; what is returned has the images' own. None = that of the
+            images.
     """
 
-    def __init__(self, graph: fx.GraphModule, backward_dtype: torch.dtype | None = None) -> None:
-        self.backward_dtype = backward_dtype
+    def __init__(
+        self, graph: fx.GraphModule, backward_dtype: torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.backward_dtype, self.dtype = backward_dtype, dtype
         self.nodes = [node for node in graph.graph.nodes if node.op != "output"]
         self.input = next(node for node in self.nodes if node.op == "placeholder")
         (self.output,) = next(node for node in graph.graph.nodes if node.op == "output").args
@@ -113,11 +119,12 @@ class Program:
         """Run the graph and keep what sweeps need, and some values."""
         inner = {place.node for place in layers if place.part != "output"}
         asked: dict[Place, Tensor] = {}
-        values: dict[fx.Node, Any] = {self.input: images.detach()}
+        given = images.detach() if self.dtype is None else images.detach().to(self.dtype)
+        values: dict[fx.Node, Any] = {self.input: given}
         saved: list[tuple[fx.Node, Operator, Any]] = []
-        blocks = self._blocks_around(layers) if images.dtype == torch.float32 else {}
+        blocks = self._blocks_around(layers) if given.dtype == torch.float32 else {}
         inside = {member for operator in blocks.values() for member in operator.members}
-        with torch.no_grad():
+        with torch.no_grad(), self._own_arithmetic(images):
             for node in self.nodes:
                 if node.op == "placeholder":
                     values.setdefault(node, node.args[0] if node.args else None)
@@ -138,7 +145,14 @@ class Program:
                 for member in operator.members or (node,):
                     for source in self.spent.get(member, ()):
                         values.pop(source, None)  # what is inside a block never was there
-        return Tape(self, saved, values[self.output], {place: asked[place] for place in layers}, images.dtype)
+        output, found = values[self.output], {place: asked[place] for place in layers}
+        if self.dtype is not None:  # nobody outside is to meet it
+            output, found = output.to(images.dtype), {place: value.to(images.dtype) for place, value in found.items()}
+        return Tape(self, saved, output, found, images.dtype)
+
+    def _own_arithmetic(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Return what keeps autocast away from a graph that is in its dtype already: each of its casts would be a pass."""
+        return contextlib.nullcontext() if self.dtype is None else without_autocast(images.device.type)
 
 
 class Tape:
@@ -172,6 +186,12 @@ class Tape:
             layers: values that were asked for when the pass was recorded.
             to_input: whether the gradient of the input is wanted, too.
         """
+        with self.program._own_arithmetic(grad):
+            return self._sweep(grad, rule, layers, to_input)
+
+    def _sweep(
+        self, grad: Tensor, rule: ReluRule, layers: Sequence[Place], to_input: bool
+    ) -> tuple[Tensor | None, dict[Place, Tensor | None]]:
         program = self.program
         dtype = program.backward_dtype or self.dtype
         found: dict[Place, Tensor | None] = {}
