@@ -82,7 +82,9 @@ def batches(example: Tensor, rows: int | None) -> Iterator[Tensor]:
 
 def in_bfloat16(graph: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of a graph whose weights are of bfloat16."""
-    return nn.Module._apply(copy.deepcopy(graph), lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
+    narrow = copy.deepcopy(graph)
+    nn.Module._apply(narrow, lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
+    return narrow
 
 
 def in_float64(graph: fx.GraphModule) -> fx.GraphModule:

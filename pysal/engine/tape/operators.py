@@ -128,8 +128,9 @@ class FusedOperator(Operator):
             if gates is None:
                 result = self.module.input_gradient(grad, size, onto)
             else:
-                of = {"images": gates.rows, "channels_last": gates.channels_last}
-                result = self.module.input_gradient(grad, size, onto, gates.bits, rule, **of)
+                result = self.module.input_gradient(
+                    grad, size, onto, gates.bits, rule, images=gates.rows, channels_last=gates.channels_last
+                )
             gradients.add(source, result, owned=True)
         for shortcut in self.inputs[1:]:  # after the convolution, which has read the gradient
             gradients.add(shortcut, grad, owned=owned)
