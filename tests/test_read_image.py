@@ -680,6 +680,25 @@ def test_a_large_photo_takes_a_few_copies_and_no_more(mode: str, tmp_path: Path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_heic_photos_are_decoded_and_turned(turned, tmp_path):
+    """By the plugin, in a process that never heard of it: one that was written without loss, exactly."""
+    script = """
+import sys, numpy, pillow_heif, PIL.Image
+pillow_heif.register_heif_opener()
+picture = PIL.Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=numpy.uint8))
+exif = picture.getexif()
+exif[274] = int(sys.argv[2])
+picture.save(sys.argv[1], format="HEIF", quality=-1, chroma=444, matrix_coefficients=0, exif=exif.tobytes())
+"""
+    path = tmp_path / "telephone.heic"
+    subprocess.run([sys.executable, "-c", script, str(path), "6" if turned else "1"], check=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    expected = np.rot90(pixels, -1) if turned else pixels
+    for source in (path, path.read_bytes()):
+        assert torch.equal(read_image(source), read_image(expected.copy()))
+
+
 def test_heic_photos_need_a_plugin_and_say_so(tmp_path, monkeypatch):
     path = tmp_path / "telephone.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))

@@ -5,10 +5,12 @@ It touches no global state, needs no display and may be drawn in any thread.
 
 from __future__ import annotations
 
+import base64
+import importlib
 import io
 import math
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
@@ -32,6 +34,12 @@ class Picture(Figure):
 
     def _repr_jpeg_(self) -> bytes:
         return compact(self, NOTEBOOK_BYTES)
+
+    def _ipython_display_(self) -> None:
+        """Show the JPEG alone: once a notebook has imported pyplot, IPython would add a PNG of a megabyte to it."""
+        display: Any = importlib.import_module("IPython.display").display
+        jpeg = base64.b64encode(self._repr_jpeg_()).decode("ascii")
+        display({"image/jpeg": jpeg, "text/plain": repr(self)}, raw=True)
 
 
 NOTEBOOK_BYTES = 200_000
