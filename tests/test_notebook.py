@@ -11,8 +11,8 @@ CELLS = {
     "model": """
         import pysal, torch
         torch.manual_seed(0)
-        layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3)
-        model = torch.nn.Sequential(*layers).eval()
+        nn = torch.nn
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
         images = torch.rand(1, 3, 96, 96)  # noise is what compresses worst
         names = ["gradient", "grad_cam", "integrated_gradients"]""",
     "found": "found = pysal.explain(model, images, methods=names)\nfound",

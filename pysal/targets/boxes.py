@@ -25,7 +25,7 @@ class Box(CallTarget):
     The unchanged image says where the detection lies and of which class it is. In a changed image it is looked for among the
     boxes that overlap this place enough, of this class: the highest score of these is explained, 0 where there is none.
 
-    torchvision's detectors, those of transformers (DETR, YOLOS, RT-DETR, ...) and YOLO's boxes (N, Q, 5 + K) are understood.
+    torchvision's detectors, those of transformers (DETR, YOLOS, RT-DETR, D-FINE, ...) and YOLO's boxes (N, Q, 5 + K) are understood.
     A detector that drops boxes below a threshold shows no score below that: lower it (`box_score_thresh`) to see further.
 
     Args:
@@ -38,7 +38,7 @@ class Box(CallTarget):
             height) in pixels; "yolox" (N, Q, 5 + K) as offsets in cells of strides 8, 16 and 32. None = "yolo" where
             Q > 5 + K.
         activation: what turns numbers of classes into scores: "softmax" (the last is "no object"), "sigmoid" or "none"; None =
-            as the kind of output says.
+            as the kind of output says, or how many more numbers than names of classes there are.
 
     Raises:
         TypeError, ValueError: none of these.
@@ -175,7 +175,8 @@ class Box(CallTarget):
         return torch.cat([alike, 0 * alike.sum(-1, keepdim=True)], -1).max(-1).values
 
     def _detections(self, output: Any, rows: Tensor) -> list[Detections] | Detections:
-        return detections_of(self.call.where, output, len(rows), self.call.size, self.layout, self.activation)
+        call = self.call
+        return detections_of(call.where, output, len(rows), call.size, self.layout, self.activation, call.find.named)
 
 
 def overlap(one: Tensor, others: Tensor) -> Tensor:

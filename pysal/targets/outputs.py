@@ -14,11 +14,24 @@ Layout: TypeAlias = Literal["yolo", "yolov8", "yolox"]
 Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 LAYOUTS, ACTIVATIONS = get_args(Layout), get_args(Activation)
 
-# transformers' detectors, by how their outputs' names begin: those whose last class is "no object", and those of labels.
+# transformers' detectors, by how their outputs' names begin: those whose last class is "no object". Of those of labels some
+# answer with other numbers than they name classes; of all others it shows in how many there are.
 _WITH_NO_OBJECT = ("Detr", "Yolos", "TableTransformer")
 _OF_LABELS = (
-    *("ConditionalDetr", "DabDetr", "DeformableDetr", "Deta", "RTDetr", "GroundingDino", "MMGroundingDino"),
-    *("OmDetTurbo", "OwlViT", "Owlv2", "LwDetr"),
+    "ConditionalDetr",
+    "DabDetr",
+    "DeformableDetr",
+    "Deta",
+    "RTDetr",
+    "GroundingDino",
+    "MMGroundingDino",
+    "OmDetTurbo",
+    "OwlViT",
+    "Owlv2",
+    "LwDetr",
+    "RfDetr",
+    "DFine",
+    "Deimv2",
 )
 # Strides of YOLOX's three maps, pixels.
 _STRIDES = (8, 16, 32)
@@ -188,8 +201,12 @@ def detections_of(
     size: tuple[int, int],
     layout: Layout | None,
     activation: Activation | None,
+    named: int | None = None,
 ) -> list[Detections] | Detections:
-    """Return what was found in each of N rows: a list where their numbers differ, as torchvision has it, else all together."""
+    """Return what was found in each of N rows: a list where their numbers differ, as torchvision has it, else all together.
+
+    `named` is how many classes the model names.
+    """
     if isinstance(output, (list, tuple)) and output and all(isinstance(one, Mapping) and "boxes" in one for one in output):
         if len(output) != rows:
             refuse(where, "the model's output", f"have detections of each of {rows} inputs", f"those of {len(output)}")
@@ -197,7 +214,7 @@ def detections_of(
     named = entries(output)
     boxes, logits = named.get("pred_boxes"), named.get("logits", named.get("pred_logits"))
     if isinstance(boxes, Tensor) and isinstance(logits, Tensor):
-        scores = _classes(where, type(output).__name__, logits, activation)
+        scores = _classes(where, type(output).__name__, logits, activation, named)
         height, width = size
         scale = boxes.new_tensor([width, height, width, height], dtype=scores.dtype)
         boxes = _corners(_checked(where, boxes, rows, 3, "boxes (N, Q, 4)")) * scale
@@ -220,13 +237,15 @@ def _ragged(where: str, one: Mapping[str, Any]) -> Detections:
     return Detections(one["boxes"], one["scores"], one["labels"])
 
 
-def _classes(where: str, kind: str, logits: Tensor, activation: Activation | None) -> Tensor:
+def _classes(where: str, kind: str, logits: Tensor, activation: Activation | None, named: int | None) -> Tensor:
     """Return the score of each class (N, Q, K) of a DETR's queries."""
     if activation is None:
         if kind.startswith(_WITH_NO_OBJECT):
             activation = "softmax"
         elif kind.startswith(_OF_LABELS):
             activation = "sigmoid"
+        elif kind.endswith("ObjectDetectionOutput") and named is not None and 0 <= logits.shape[-1] - named <= 1:
+            activation = "softmax" if logits.shape[-1] > named else "sigmoid"  # names never count "no object" there
         else:
             requirement = (
                 "say what the classes' logits are: 'softmax' where the last class is 'no object', as DETR's, or 'sigmoid' "

@@ -26,6 +26,12 @@ class Finder:
         self._asked = True
         return known.find(self._where, argument, name)
 
+    @property
+    def named(self) -> int | None:
+        """How many classes have names, None where the model carries none."""
+        known = self._names()
+        return None if known is None else len(known)
+
     def check(self, classes: int) -> None:
         """Refuse names that are not those of the model's answers."""
         if self._asked and classes != len(self._names() or ()):

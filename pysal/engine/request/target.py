@@ -53,6 +53,10 @@ class Find(Protocol):
     def __call__(self, argument: str, name: str) -> int:
         """Return the index of the class of a name, refusing one that the model does not have."""
 
+    @property
+    def named(self) -> int | None:
+        """How many classes have names, None where the model carries none."""
+
     def check(self, classes: int) -> None:
         """Refuse names, where some were asked for, that are not those of as many answers."""
 
