@@ -25,7 +25,7 @@ class Box(CallTarget):
     The unchanged image says where the detection lies and of which class it is. In a changed image it is looked for among the
     boxes that overlap this place enough, of this class: the highest score of these is explained, 0 where there is none.
 
-    torchvision's detectors, those of transformers (DETR, YOLOS, RT-DETR, D-FINE, ...) and YOLO's boxes (N, Q, 5 + K) are understood.
+    torchvision's detectors, those of transformers (DETR, RT-DETR, D-FINE, ...) and YOLO's boxes (N, Q, 5 + K) are understood.
     A detector that drops boxes below a threshold shows no score below that: lower it (`box_score_thresh`) to see further.
 
     Args:

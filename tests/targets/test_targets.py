@@ -1,5 +1,6 @@
 """Ready-made targets: each against its formula in float64, row by row, in every method, and what each refuses."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -416,6 +417,35 @@ def test_where_a_detector_finds_nothing_more_the_gradient_is_zero(per_image) -> 
 
     with pytest.raises(pysal.NotApplicable, match="a score that does not depend on the inputs through torch"):
         pysal.gradient(silent, images, target)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_detector_nobody_knows_is_told_by_its_names(more) -> None:
+    """One answer more than names is "no object"; as many are labels. Other counts, and other outputs, must say it."""
+
+    @dataclasses.dataclass
+    class NovelObjectDetectionOutput:
+        logits: Tensor
+        pred_boxes: Tensor
+
+    boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]], dtype=torch.float64)
+
+    def detector(images: Tensor) -> NovelObjectDetectionOutput:
+        halves = torch.stack([images[..., :4].mean((1, 2, 3)), images[..., 4:].mean((1, 2, 3))], 1)
+        logits = halves[..., None] * torch.linspace(1, -1, 2 + more, dtype=torch.float64)
+        return NovelObjectDetectionOutput(logits, boxes.expand(len(images), 2, 4))
+
+    detector.class_names = ["cat", "dog"]  # type: ignore[attr-defined]
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def best(output: NovelObjectDetectionOutput) -> Tensor:
+        likely = output.logits.softmax(-1)[..., :-1] if more else output.logits.sigmoid()
+        return likely.amax((1, 2))
+
+    torch.testing.assert_close(pysal.gradient(detector, images, targets.Box(0)), pysal.gradient(detector, images, best))
+    detector.class_names = ["cat", "dog", "cow", "pig"]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"target.activation must say what the classes' logits are"):
+        pysal.gradient(detector, images, targets.Box(0))
 
 
 class Named(nn.Module):
