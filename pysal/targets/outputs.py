@@ -211,8 +211,8 @@ def detections_of(
         if len(output) != rows:
             refuse(where, "the model's output", f"have detections of each of {rows} inputs", f"those of {len(output)}")
         return [_ragged(where, one) for one in output]
-    named = entries(output)
-    boxes, logits = named.get("pred_boxes"), named.get("logits", named.get("pred_logits"))
+    held = entries(output)
+    boxes, logits = held.get("pred_boxes"), held.get("logits", held.get("pred_logits"))
     if isinstance(boxes, Tensor) and isinstance(logits, Tensor):
         scores = _classes(where, type(output).__name__, logits, activation, named)
         height, width = size
