@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,10 @@ NOT_LOCAL: dict[str, Callable[[], nn.Module]] = {
     "linear layer along rows": lambda: Block(lambda x, linear: linear(x), nn.Linear(13, 13)),
     "divided by the largest of the image": lambda: Block(lambda x: x / x.amax((2, 3), keepdim=True).abs()),
     "rows among the channels": lambda: Block(lambda x: x.flatten(1, 2).unsqueeze(1).expand(-1, 4, -1, -1).relu()),
+    "written into on whole maps": lambda: Block(
+        lambda x, norm: F.relu(norm(x), inplace=True).add_(1).permute(0, 2, 3, 1).mul_(2).permute(0, 3, 1, 2),
+        nn.GroupNorm(2, 4),
+    ),
     "larger": lambda: Block(lambda x: F.interpolate(x, scale_factor=2.0)),
 }
 HEADS: list[Callable[[Tensor], Tensor]] = [
@@ -172,3 +177,19 @@ def test_what_is_not_local_ends_it(name: str, way: str) -> None:
     assert kinds[:2] == ["input", "window"]
     assert kinds.count("window") == 1  # the second convolution needs whole maps
     assert_exact(engine, image, BOXES)
+
+
+def test_a_map_of_a_group_has_at_most_so_many_numbers() -> None:
+    model, image = network(LOCAL["ConvNeXt's block"], 0)
+    engine = engine_of(model, image, "torch.fx")
+    boxes = np.array([[y, x, y + 2, x + 2] for y in range(0, 14, 2) for x in range(0, 11, 2)])
+    largest = 14 * 13 * 8  # ConvNeXt's inner channels on the whole map, which the kernels of 7 pixels reach
+    for images in (0.5, 1, 5, 1000):
+        found = [group for group, _ in engine.groups.batches(boxes, 32, images * largest)]
+        assert sorted(np.concatenate(found)) == list(range(len(boxes)))
+        sizes = [engine.groups.geometry(boxes[group], image.device).sizes.prod(1) for group in found]
+        channels = [int(np.prod(operator.channels)) for operator in engine.operators if operator.map >= 0]
+        numbers = [len(group) * int((size * channels).max()) for group, size in zip(found, sizes, strict=True)]
+        assert all(len(group) == 1 or number <= images * largest for group, number in zip(found, numbers, strict=True))
+        assert max(map(len, found)) <= 32
+    assert len(found) < len(engine.groups.batches(boxes, 32, largest))

@@ -62,9 +62,9 @@ class Nodes:
             return fx.node.map_arg(node.args[0], lambda each: values[each])
         return self.call(node, *fx.node.map_arg((node.args, node.kwargs), lambda each: values[each]))
 
-    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Return what a node makes of arguments, which it does not change."""
-        if node in self._in_place:
+    def call(self, node: fx.Node, args: Any, kwargs: Any, *, owned: bool = False) -> Any:
+        """Return what a node makes of arguments, which it does not change, but for the first where that is `owned`."""
+        if node in self._in_place and not owned:
             args = (args[0].clone(), *args[1:])
         if node.op == "call_module":
             return self._graph.get_submodule(str(node.target))(*args, **kwargs)

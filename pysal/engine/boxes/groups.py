@@ -18,6 +18,9 @@ WHOLE_SHARE = 0.85
 CPU_GROUP_ROWS = 32
 GPU_GROUP_ROWS = 256
 WORTH_A_SPLIT = 0.05
+# Numbers in the largest map of a group on a CPU: what takes more than 32 MB comes from the system anew in every pass, and to
+# have it cleared takes as long as to compute it.
+CPU_GROUP_NUMBERS = 8 << 20
 # A group that costs more than this share of whole images runs as whole images.
 PAYING_SHARE = 0.9
 # One that costs less, judged by about so many images, would so even if whole images ran twice as fast.
@@ -31,6 +34,11 @@ ROUNDING = 1e-9
 def group_rows(device: torch.device) -> int:
     """Return how many images at most are run together."""
     return CPU_GROUP_ROWS if device.type == "cpu" else GPU_GROUP_ROWS
+
+
+def group_numbers(device: torch.device) -> float:
+    """Return how many numbers at most a map of all images of a group has."""
+    return CPU_GROUP_NUMBERS if device.type == "cpu" else math.inf
 
 
 @dataclass
@@ -72,6 +80,7 @@ class Groups:
     ) -> None:
         self._operators, self._maps, self._share = operators, maps, share
         self._paying = PAYING_SHARE / (faster_whole if share is None else 1.0)
+        self._channels = np.array([math.prod(operator.channels) for operator in operators if operator.map >= 0])
         self._always = sum(operator.cost for operator in operators if operator.kind == "whole")
 
     def extents(self, boxes: Integers) -> Integers:
@@ -119,6 +128,10 @@ class Groups:
         costs = np.array([operator.cost for operator in self._operators if operator.map >= 0])
         return float(((self._sizes(extents).prod(1) * costs).sum() + self._always) * extents.shape[1])
 
+    def _numbers(self, extents: Integers) -> int:
+        """Return how many numbers the largest map of an image of a group has."""
+        return int((self._sizes(extents).prod(1) * self._channels).max())
+
     def pays(self, boxes: Integers) -> bool:
         """Say whether a group of images costs clearly less than running them whole."""
         return self.cost(self.extents(boxes)) < self._paying * self._whole_cost() * len(boxes)
@@ -134,16 +147,18 @@ class Groups:
         boxed = (operator for operator in self._operators if operator.map >= 0)
         return sum(operator.cost * math.prod(self._maps[operator.map]) for operator in boxed) + self._always
 
-    def batches(self, boxes: Integers, rows: int) -> list[tuple[Integers, bool]]:
+    def batches(self, boxes: Integers, rows: int, numbers: float = math.inf) -> list[tuple[Integers, bool]]:
         """Return the images to run together, at most `rows` in boxes at a time, and whether in boxes: else they run whole.
+
+        No map of more than one image has more than so many `numbers`.
 
         Where boxes are limited, and whole images give something else, each image's own box decides, whatever the others'.
         """
         if self._share is None:
-            return [(group, self.pays(boxes[group])) for group in self.split(boxes, rows)]
+            return [(group, self.pays(boxes[group])) for group in self.split(boxes, rows, numbers)]
         paying = self._pays_alone(boxes)
         inside, outside = np.flatnonzero(paying), np.flatnonzero(~paying)
-        found = [(inside[group], True) for group in self.split(boxes[inside], rows)] if len(inside) else []
+        found = [(inside[group], True) for group in self.split(boxes[inside], rows, numbers)] if len(inside) else []
         return found + ([(outside, False)] if len(outside) else [])
 
     def _pays_alone(self, boxes: Integers) -> Truths:
@@ -155,8 +170,8 @@ class Groups:
         limited: Truths = np.any(self.follow(boxes)[1], axis=0)
         return limited & self._pays_alone(boxes) if limited.any() else limited
 
-    def split(self, boxes: Integers, rows: int) -> list[Integers]:
-        """Return the images to run together: their indices, at most `rows` at a time.
+    def split(self, boxes: Integers, rows: int, numbers: float = math.inf) -> list[Integers]:
+        """Return the images to run together: their indices, at most `rows` at a time, with so many numbers in a map.
 
         A set is halved by the place or the size of its boxes while that saves work, because the boxes of a group are as
         large as its largest in every map.
@@ -166,7 +181,8 @@ class Groups:
         while pending:
             group = pending.pop()
             halves, saved = self._halves(extents, group)
-            if halves is not None and (len(group) > rows or saved > WORTH_A_SPLIT):
+            most = min(rows, math.floor(min(numbers / self._numbers(extents[:, group]), len(group))))
+            if halves is not None and (len(group) > most or saved > WORTH_A_SPLIT):
                 pending += halves[::-1]
             else:
                 found.append(group)

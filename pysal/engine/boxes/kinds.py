@@ -56,6 +56,7 @@ class BoxOperator:
         depthwise: weight (kh, kw, C) and bias of a convolution of each channel by itself.
         overwrites: whether a convolution may write its result over the boxes of its shortcut, once nobody else needs them.
         copies: whether it writes into its first argument, which somebody else may see.
+        owns: whether it may write into its first argument.
         shares: whether its result may share the memory of a source's boxes.
         parts: what gives the tensors that it takes one of.
         surfaces: constants that differ from place to place, as maps (1, C, H, W), and their forms.
@@ -76,6 +77,7 @@ class BoxOperator:
     outside: float = 0.0
     overwrites: bool = False
     copies: bool = False
+    owns: bool = False
     shares: bool = False
     parts: fx.Node | None = None
     surfaces: dict[fx.Node, tuple[Tensor, Form, tuple[int, ...]]] = field(default_factory=dict)
@@ -130,6 +132,9 @@ class Analysis:
             self.maps.append(self._size_of(node, found))
             found.cost = found.cost or float(math.prod(found.channels) * COST_OF_MOVING)
         elif found.kind == "whole":
+            first = node.args[0] if node.args else None
+            if isinstance(first, fx.Node) and first in self._depends and first not in self.boxed:
+                found.owns = not self._may_share(first)
             found.cost = cost_of_whole(self._graph, node, self._clean)
         self.operators.append(found)
 
@@ -298,6 +303,7 @@ class Analysis:
         found = BoxOperator(node, "pointwise", form=form, sources=maps, surfaces=surfaces)
         found.shares = call.name in calls.VIEWS
         found.copies = call.in_place and (source.shares or len(sources[0].users) > 1)
+        found.owns = call.in_place
         module = module_of(self._graph, node)
         if isinstance(module, FusedLinear):
             found.cost = float(module.multiplications + COST_OF_MOVING * (result.numel() // math.prod(self.maps[source.map])))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal.engine.boxes.groups import Geometry
+from pysal.engine.boxes.groups import Geometry, group_numbers
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.boxes.reach import Integers, Truths
 from pysal.engine.boxes.run import CleanMaps
@@ -78,7 +78,9 @@ class BoxQueue:
             key = boxes.tobytes()
             if key not in known:
                 groups = self._engine.groups
-                known = {key: (groups.batches(boxes, self.most_rows), groups.approximates(boxes))}
+                known = {
+                    key: (groups.batches(boxes, self.most_rows, group_numbers(self._images.device)), groups.approximates(boxes))
+                }
             batches, limited = known[key]
             for group, pays in batches:
                 pieces = [group] if pays else np.array_split(group, math.ceil(len(group) / whole_rows))

@@ -79,7 +79,7 @@ class Run:
                 return result
             else:
                 args, kwargs = fx.node.map_arg((operator.node.args, operator.node.kwargs), self._whole)
-                self.values[operator.node] = self.program.nodes.call(operator.node, args, kwargs)
+                self.values[operator.node] = self.program.nodes.call(operator.node, args, kwargs, owned=operator.owns)
             for node in operator.release:
                 self.boxes.pop(node, None)
                 self.values.pop(node, None)
@@ -194,7 +194,7 @@ class Run:
             called = self.program.nodes.call(parts, args, kwargs)[node.args[1]]
         else:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
-            called = self.program.nodes.call(node, args, kwargs)
+            called = self.program.nodes.call(node, args, kwargs, owned=operator.owns)
         return operator.form.map_of(called, size)
 
     def _convolution(
