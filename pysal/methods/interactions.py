@@ -200,7 +200,7 @@ def _interact(coalitions: Coalitions, screened: Sequence[bool], passes: int) -> 
         pairs.append(np.zeros((0, 2), np.int64) if some else _all_pairs(count))
     together = [[*one, *_without(count, own)] for count, one, own in zip(coalitions.counts, singles, pairs, strict=True)]
     worth = coalitions.scores(together)
-    clean = coalitions.clean().double().cpu().numpy()
+    clean = coalitions.clean().cpu().double().numpy()
     drops = [score - own[:count] for score, own, count in zip(clean, worth, coalitions.counts, strict=True)]
     values = [own[len(one) :] for one, own in zip(singles, worth, strict=True)]
     if any(screened):

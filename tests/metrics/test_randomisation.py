@@ -132,7 +132,7 @@ def test_errors() -> None:
     assert refused(TypeError, network=lambda x: x) == "model must be an nn.Module, got function"
     assert refused(network=nn.Flatten().eval()) == "model must have parameters, got Flatten"
     assert refused(method="lime").startswith("method must be one of leave_one_out, ")
-    assert refused(order="upward") == "order must be 'cascading' or 'independent', got 'upward'"
+    assert refused(order="upward") == "order must be 'cascading' or 'independent' or 'at_once', got 'upward'"
     assert refused(layers=["1"]) == "layers must name modules that own parameters, got '1'"
     assert refused(TypeError, layers="2") == "layers must be a sequence of names, or None, got '2'"
     assert refused(seed=0.5) == "seed must be a whole number in [-2^63, 2^63), got 0.5"
