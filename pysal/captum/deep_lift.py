@@ -189,9 +189,18 @@ def distribution(attribution: GradientAttribution, baselines: Any, inputs: Input
 
     Raises:
         AssertionError: no tensors, or some that do not fit.
+        TypeError: a function of more than the inputs.
     """
     if callable(baselines):
-        baselines = baselines(inputs) if inspect.signature(baselines).parameters else baselines()
+        signature = inspect.signature(baselines)
+        given = (inputs,) if signature.parameters else ()
+        try:
+            signature.bind(*given)
+        except TypeError:
+            refuse(
+                where(attribution), "baselines", "be a function of the inputs or of nothing", f"one of {signature}", TypeError
+            )
+        baselines = baselines(*given)
     several = as_tuple(inputs)
     found = baselines_of(attribution, baselines, several)
     check_baselines(attribution, found, several, drawn=True)

@@ -25,9 +25,6 @@ from pysal.engine.request.plan import Plan
 from pysal.engine.request.sweeps import taped
 from pysal.methods.guided_backprop import make_rules
 
-# Numbers of a layer of which the map is made by torch: to call the op would take longer.
-FEW = 2**15
-
 
 class LayerGradCam(LayerAttribution, GradientAttribution):
     """The channels of a layer weighted by their mean gradients: `pysal.grad_cam` before the map is resized.
@@ -74,6 +71,7 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
 
         Raises:
             AssertionError: see `Saliency`; or the layer does not run.
+            IndexError: the layer's input is asked for, and it gets nothing by position.
             NotImplementedError: `grad_kwargs` has other keys.
             ValueError: with "create_graph", see `Saliency`.
         """
@@ -179,6 +177,11 @@ class _Watched:
         """How many there were in the last run; 0 before any."""
         return self._seen[-1] if self._seen else 0
 
+    @property
+    def is_given_nothing(self) -> bool:
+        """Whether it ran, and there was none, as where its arguments are given by name."""
+        return bool(self._seen) and not self.tensors
+
     def take_for_one(self) -> None:
         """Note that there is one: of a prepared model, whose own module does not run."""
         self._seen.append(1)
@@ -209,17 +212,15 @@ def _run(call: Call, watched: _Watched, rules: ReluRules | None) -> tuple[Tensor
     except ValueError as error:
         if watched.tensors:
             raise
+        if watched.is_given_nothing:
+            got = f"none for {type(watched.layer.module).__name__}"
+            refuse(call.where, "layer", "be given tensors by position", got, IndexError)
         raise AssertionError(str(error)) from error
 
 
 def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool) -> Tensor:
     """Return the channels (B, K, ...) weighted by their mean gradients: (B, 1, ...), or (B, K, ...) not added up."""
     shape = activation.shape
-    if 0 < activation.numel() <= FEW and activation.dtype in (torch.float32, torch.float64):
-        channels = activation.flatten(2) if len(shape) > 2 else activation[..., None]
-        parts = channels * gradient.reshape(channels.shape).mean(2, keepdim=True)
-        added = parts.sum(1, keepdim=True) if add_up else parts
-        return (added.clamp_min(0) if relu else added).reshape(shape[0], -1, *shape[2:])
     images = [one.reshape(shape[0], shape[1], 1, -1) for one in (activation, gradient)]
     if not add_up:
         images = [one.flatten(0, 1)[:, None] for one in images]

@@ -62,6 +62,7 @@ class LayerGradientXActivation(LayerAttribution, GradientAttribution):
 
         Raises:
             AssertionError: see `LayerGradCam`.
+            IndexError: see `LayerGradCam`.
             NotImplementedError: see `LayerGradCam`.
         """
         graph = wants_graph(self, grad_kwargs)

@@ -338,3 +338,28 @@ def test_layers_that_captum_cannot_integrate_to() -> None:
     _, delta = ours.attribute(inputs, target=1, n_steps=400, method="riemann_middle", return_convergence_delta=True)
     with torch.no_grad():
         assert float(delta.abs().max()) < 0.01 * float((model(inputs) - model(inputs * 0))[:, 1].abs().max())
+
+
+@pytest.mark.parametrize("name", ["GradientShap", "DeepLiftShap"])
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [(lambda inputs, more: inputs, "(inputs, more)"), (lambda *, inputs: inputs, "(*, inputs)")],
+    ids=["two", "by name"],
+)
+def test_baselines_by_a_function_of_something_else(name: str, function: Any, got: str) -> None:
+    network = NETWORKS["conv"]
+    message = f"pysal.captum.{name}: baselines must be a function of the inputs or of nothing, got one of {got}"
+    with pytest.raises(TypeError) as raised:
+        getattr(pysal.captum, name)(network.model()).attribute(network.inputs(2), function, target=0)
+    assert str(raised.value) == message
+
+
+def test_baselines_by_a_function_with_defaults() -> None:
+    network = NETWORKS["conv"]
+    inputs = network.inputs(2)
+    model = network.model()
+    found = [
+        pysal.captum.DeepLiftShap(model).attribute(inputs, one, target=0)
+        for one in (lambda given, factor=0.0: given * factor, lambda: inputs * 0, inputs * 0)
+    ]
+    assert all(torch.equal(one, found[0]) for one in found)

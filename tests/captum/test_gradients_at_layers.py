@@ -254,7 +254,7 @@ class GivenByName(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("name", ["LayerActivation", "LayerIntegratedGradients"])
+@pytest.mark.parametrize("name", ["LayerActivation", "LayerIntegratedGradients", "LayerGradientXActivation", "LayerGradCam"])
 def test_a_layer_that_gets_nothing_by_position(name: str) -> None:
     model = GivenByName()
     options = {} if name == "LayerActivation" else {"target": 1}

@@ -187,3 +187,11 @@ def test_inputs_stay_as_they_were() -> None:
     multipliers(lambda x: torch.relu(x) * 2, point, reference)
     assert torch.equal(point, before[0])
     assert torch.equal(reference, before[1])
+
+
+def test_at_the_baseline_the_derivative_stands_whatever_eps() -> None:
+    leaf = torch.tensor([1.5, 0.0], dtype=torch.float64, requires_grad=True)
+    output = RescaleRules("test", 0.0).run(torch.tanh, (leaf,), (torch.tensor([1.5, 2.0], dtype=torch.float64),))
+    (found,) = torch.autograd.grad(output.sum(), leaf)
+    expected = torch.tensor([1 - math.tanh(1.5) ** 2, math.tanh(2.0) / 2], dtype=torch.float64)
+    assert float((found - expected).abs().max()) <= 10 * EPS

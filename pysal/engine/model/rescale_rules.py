@@ -61,7 +61,8 @@ class RescaleRules:
 
     Args:
         where: the public name of the method, for errors.
-        eps: the smallest difference of an activation from the baseline's that is divided by; below it the derivative stands.
+        eps: the smallest difference of an activation from the baseline's that is divided by; below it, and at the
+            baseline, the derivative stands.
     """
 
     def __init__(self, where: str, eps: float) -> None:
@@ -177,7 +178,8 @@ class _Rescaled(torch.autograd.Function):
             top = torch.maximum(here, there)
             shares = _back(output, leaf, grad * (top - there)) + _back(note.output, note.input, grad * (here - top))
         away = point - reference
-        return torch.where(away.abs() < ctx.eps, _back(output, leaf, grad), shares / away), None, None, None
+        near = (away.abs() < ctx.eps) | (away == 0)
+        return torch.where(near, _back(output, leaf, grad), shares / away), None, None, None
 
 
 def _back(output: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
