@@ -16,6 +16,7 @@ LAYERS = {
     "_names": 0,
     "_spelling": 0,
     "_checks": 1,
+    "_elsewhere": 1,
     "_library": 1,
     "reference": 2,
     "ops": 3,

@@ -13,7 +13,7 @@ captum's classes.
 
 from typing import TYPE_CHECKING, Any
 
-from pysal.captum import _elsewhere
+from pysal.captum._elsewhere import CAPTUM
 
 if TYPE_CHECKING:
     from pysal.captum._bases import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
@@ -64,11 +64,11 @@ __all__ = [
 ]
 
 
-_elsewhere.install()
+CAPTUM.install()
 
 
 def __getattr__(name: str) -> Any:
-    value = _elsewhere.get(name, __name__, ("captum.attr", "captum"))
+    value = CAPTUM.get(name, __name__, ("captum.attr", "captum"))
     globals()[name] = value
     return value
 

@@ -8,7 +8,7 @@ grad-cam need not be installed; the few names that are not here are its own wher
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pysal.pytorch_grad_cam._elsewhere import falling_through
+from pysal.pytorch_grad_cam._elsewhere import GRAD_CAM
 
 if TYPE_CHECKING:
     from pysal.pytorch_grad_cam.ablation_cam import AblationCAM
@@ -33,31 +33,7 @@ if TYPE_CHECKING:
     from pysal.pytorch_grad_cam.shapley_cam import ShapleyCAM
     from pysal.pytorch_grad_cam.xgrad_cam import XGradCAM
 
-_HOMES = {
-    "AblationCAM": "ablation_cam",
-    "AblationLayer": "ablation_layer",
-    "AblationLayerFasterRCNN": "ablation_layer",
-    "AblationLayerVit": "ablation_layer",
-    "BaseCAM": "base_cam",
-    "EigenCAM": "eigen_cam",
-    "EigenGradCAM": "eigen_grad_cam",
-    "FEM": "fem",
-    "FinerCAM": "finer_cam",
-    "FullGrad": "fullgrad_cam",
-    "GradCAM": "grad_cam",
-    "GradCAMElementWise": "grad_cam_elementwise",
-    "GradCAMPlusPlus": "grad_cam_plusplus",
-    "GuidedBackpropReLUModel": "guided_backprop",
-    "HiResCAM": "hirescam",
-    "KPCA_CAM": "kpca_cam",
-    "LayerCAM": "layer_cam",
-    "RandomCAM": "random_cam",
-    "RefineCAM": "refine_cam",
-    "ScoreCAM": "score_cam",
-    "SegEigenCAM": "seg_eigen_cam",
-    "ShapleyCAM": "shapley_cam",
-    "XGradCAM": "xgrad_cam",
-}
+
 # Modules, which `import pytorch_grad_cam` brings along.
 _MODULES = ("metrics", "utils")
 
@@ -87,15 +63,13 @@ __all__ = [
     "XGradCAM",
 ]
 
-_of_the_peer = falling_through("")
+GRAD_CAM.install()
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        return _of_the_peer(name)
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = GRAD_CAM.get(name, __name__, (GRAD_CAM.peer,))
     globals()[name] = value
     return value
 

@@ -1,27 +1,31 @@
-"""What only the peer has: it is the peer's where that is installed, and says so in a sentence where it is not."""
+"""What only pytorch-grad-cam has, and where it has ours."""
 
-import importlib
-from collections.abc import Callable
-from typing import Any
+from pysal._elsewhere import Elsewhere
 
-PEER = "pytorch_grad_cam"
-
-
-def falling_through(module: str) -> Callable[[str], Any]:
-    """Return a module's `__getattr__` that gives the names of the peer's module of the same path."""
-
-    def get(name: str) -> Any:
-        path = ".".join(part for part in (PEER, module) if part)
-        here = ".".join(part for part in ("pysal.pytorch_grad_cam", module) if part)
-        if name.startswith("__"):
-            raise AttributeError(f"module {here!r} has no attribute {name!r}")
-        try:
-            found = importlib.import_module(path)
-        except ImportError as error:
-            sentence = f"{here}: {name} is {path}'s own, which must be installed for it (pip install grad-cam==1.5.7)"
-            raise AttributeError(f"{sentence}, got {error}") from error
-        if not hasattr(found, name):
-            raise AttributeError(f"module {here!r} has no attribute {name!r}, nor has {path!r}")
-        return getattr(found, name)
-
-    return get
+# Our classes: the module that each is in, and the peer's.
+HOMES = {
+    "AblationCAM": ("ablation_cam", "ablation_cam"),
+    "AblationLayer": ("ablation_layer", "ablation_layer"),
+    "AblationLayerFasterRCNN": ("ablation_layer", "ablation_layer"),
+    "AblationLayerVit": ("ablation_layer", "ablation_layer"),
+    "BaseCAM": ("base_cam", "base_cam"),
+    "EigenCAM": ("eigen_cam", "eigen_cam"),
+    "EigenGradCAM": ("eigen_grad_cam", "eigen_grad_cam"),
+    "FEM": ("fem", "fem"),
+    "FinerCAM": ("finer_cam", "finer_cam"),
+    "FullGrad": ("fullgrad_cam", "fullgrad_cam"),
+    "GradCAM": ("grad_cam", "grad_cam"),
+    "GradCAMElementWise": ("grad_cam_elementwise", "grad_cam_elementwise"),
+    "GradCAMPlusPlus": ("grad_cam_plusplus", "grad_cam_plusplus"),
+    "GuidedBackpropReLUModel": ("guided_backprop", "guided_backprop"),
+    "HiResCAM": ("hirescam", "hirescam"),
+    "KPCA_CAM": ("kpca_cam", "kpca_cam"),
+    "LayerCAM": ("layer_cam", "layer_cam"),
+    "RandomCAM": ("random_cam", "random_cam"),
+    "RefineCAM": ("refine_cam", "refine_cam"),
+    "ScoreCAM": ("score_cam", "score_cam"),
+    "SegEigenCAM": ("seg_eigen_cam", "seg_eigen_cam"),
+    "ShapleyCAM": ("shapley_cam", "shapley_cam"),
+    "XGradCAM": ("xgrad_cam", "xgrad_cam"),
+}
+GRAD_CAM = Elsewhere("pysal.pytorch_grad_cam", "pytorch_grad_cam", "pytorch_grad_cam", "grad-cam==1.5.7", HOMES)

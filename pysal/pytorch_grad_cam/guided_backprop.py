@@ -12,10 +12,10 @@ from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.running.states import restoring
 from pysal.methods import guided_backprop
-from pysal.pytorch_grad_cam._elsewhere import falling_through
+from pysal.pytorch_grad_cam._elsewhere import GRAD_CAM
 from pysal.pytorch_grad_cam._request import evaluating, where
 
-__getattr__ = falling_through("guided_backprop")
+__getattr__ = GRAD_CAM.falling_through(__name__)
 
 
 class GuidedBackpropReLUModel:

@@ -47,8 +47,8 @@ def test_every_module_has_its_place(module: str) -> None:
 
 def test_every_class_of_ours_is_where_captum_has_it() -> None:
     for name, (_, home) in HOMES.items():
-        assert getattr(importlib.import_module(f"captum.attr.{home}"), name).__name__ == name
-        assert getattr(here(f"captum.attr.{home}"), name) is getattr(pysal.captum, name)
+        assert getattr(importlib.import_module(f"captum.{home}"), name).__name__ == name
+        assert getattr(here(f"captum.{home}"), name) is getattr(pysal.captum, name)
     assert set(HOMES) == set(pysal.captum.__all__)
 
 

@@ -58,13 +58,13 @@ import sys
 sys.modules["pytorch_grad_cam"] = None
 sys.modules["cv2"] = None
 import pysal.pytorch_grad_cam as ours
-import pysal.pytorch_grad_cam.sess, pysal.pytorch_grad_cam.metrics.arcc
+import pysal.pytorch_grad_cam.guided_backprop
 from pysal.pytorch_grad_cam.utils.image import show_cam_on_image
-for get in (lambda: ours.SESS, lambda: ours.sess.SESS, lambda: ours.metrics.arcc.ARCC):
+for statement in sys.argv[1:]:
     try:
-        get()
-    except AttributeError as error:
-        print(str(error).split(", got ")[0])
+        exec(statement)
+    except (AttributeError, ImportError) as error:
+        print(type(error).__name__, error)
 import numpy as np
 show_cam_on_image(np.zeros((4, 4, 3)), np.zeros((4, 4)))
 try:
@@ -72,13 +72,19 @@ try:
 except ImportError as error:
     print(error)
 """
-    found = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout.splitlines()
-    must = "must be installed for it (pip install grad-cam==1.5.7)"
+    said = {
+        "ours.SESS": "AttributeError pysal.pytorch_grad_cam has no SESS",
+        "from pysal.pytorch_grad_cam import SESS": "ImportError pysal.pytorch_grad_cam has no SESS",
+        "from pysal.pytorch_grad_cam.sess import SESS": "ImportError pysal.pytorch_grad_cam has no sess",
+        "import pysal.pytorch_grad_cam.metrics.arcc": "ImportError pysal.pytorch_grad_cam.metrics has no arcc",
+        "ours.guided_backprop.Rule": "AttributeError pysal.pytorch_grad_cam.guided_backprop has no Rule",
+    }
+    run = subprocess.run([sys.executable, "-c", source, *said], capture_output=True, text=True, check=True)
+    found = [one.split(" (did you mean")[0] for one in run.stdout.splitlines()]
+    rest = " of its own: pytorch_grad_cam, whose names it hands on, must be installed (pip install grad-cam==1.5.7)"
     image = "pysal.pytorch_grad_cam.utils.image.show_cam_on_image"
     assert found == [
-        f"pysal.pytorch_grad_cam: SESS is pytorch_grad_cam's own, which {must}",
-        f"pysal.pytorch_grad_cam.sess: SESS is pytorch_grad_cam.sess's own, which {must}",
-        f"pysal.pytorch_grad_cam.metrics.arcc: ARCC is pytorch_grad_cam.metrics.arcc's own, which {must}",
+        *(one + rest for one in said.values()),
         f"{image}: colormap must be JET (2) where cv2 is not installed, got 16",
     ]
 

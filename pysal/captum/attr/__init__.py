@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from pysal.captum import _elsewhere
+from pysal.captum._elsewhere import CAPTUM
 
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":  # of `from pysal.captum.attr import *`
-        return _elsewhere.names()
-    return _elsewhere.get(name, __name__, ("captum.attr",))
+        return CAPTUM.names()
+    return CAPTUM.get(name, __name__, ("captum.attr",))
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_elsewhere.names()})
+    return sorted({*globals(), *CAPTUM.names()})

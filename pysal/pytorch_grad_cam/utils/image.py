@@ -115,8 +115,8 @@ def show_factorization_on_image(
         concept_labels: what to call each; the peer's own draws the legend.
     """
     if concept_labels is not None:
-        from pysal.pytorch_grad_cam._elsewhere import falling_through
+        from pysal.pytorch_grad_cam._elsewhere import GRAD_CAM
 
-        theirs: Callable[..., NDArray[np.uint8]] = falling_through("utils.image")("show_factorization_on_image")
+        theirs: Callable[..., NDArray[np.uint8]] = GRAD_CAM.falling_through(__name__)("show_factorization_on_image")
         return theirs(img, explanations, colors, image_weight, concept_labels)
     return factors(np.asarray(img), np.asarray(explanations), colors, image_weight)
