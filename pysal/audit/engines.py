@@ -1,7 +1,6 @@
 """Who computes the shards: this process, a pool of processes, or a Ray cluster. All of them the same way."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import re
@@ -23,6 +22,7 @@ from pysal.audit import files
 from pysal.audit.data import Item
 from pysal.audit.shard import WHERE, Files, Setup, Worker
 from pysal.engine.running.chunks import progress
+from pysal.engine.running.heap import keep_freed_memory
 
 ENGINES = ("pool", "inline", "ray")
 # How often a shard may take its worker with it before it is set aside: once may be anybody's kill, twice is the shard.
@@ -35,9 +35,6 @@ PATIENCE = 600.0
 # others still has room for the tasks that hand data on (ray-project/ray issue 44687).
 RAY_CPUS = 0.9
 REACHED_WITHIN = 10.0  # seconds until a cluster must have answered
-# glibc gives blocks above its threshold back to the system as soon as they are free, and pays for their pages again and again;
-# raising it makes batches of 16 several times faster (benchmarks/README.md). Values in bytes, keys of mallopt(3).
-MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 * 2**20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
 
 
 class Shard(NamedTuple):
@@ -83,14 +80,6 @@ def devices(device: str, workers: int | None) -> list[str]:
         gpus = torch.cuda.device_count()
         return [f"cuda:{n % gpus}" for n in range(workers or gpus)]
     return ["cpu"] * (workers or len(os.sched_getaffinity(0)))
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library of this process, which must be ours, to keep what is freed; without glibc, do nothing."""
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for key, value in MALLOPT.values():
-            mallopt(key, value)
 
 
 # In this process ------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from pysal.engine.prepared.record import (
     read,
 )
 from pysal.engine.prepared.trial import fastest_rows, measure_gains
+from pysal.engine.running.heap import keep_freed_memory
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
@@ -312,6 +313,8 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
     if not lowered:
         raise RunsAsItIs(NOTHING_FUSED)
     program = Program(graph, torch.bfloat16 if mixed else None)
+    if example.device.type == "cpu":
+        keep_freed_memory()
     if known is None:
         difference, gradient_difference = compared(graph, program, images, own, exact)
         float64, whole = (None, None) if exact is None else (exact.apart, exact.not_incremental)
