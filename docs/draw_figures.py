@@ -228,6 +228,23 @@ def company(setting: Setting) -> Drawn:
     return page([tiles]), numbers
 
 
+def masks(setting: Setting) -> Drawn:
+    """RISE: the noise of few masks, most of which is that of the mean score."""
+    image = setting.photo("siamese_cat")
+    index = setting.model.class_index("Siamese cat")
+    tiles, numbers = [Tile("photo", photo(image), percent(setting.probability(image, index)))], {}
+    for samples, centred in ((200, False), (2000, False), (200, True), (2000, True)):
+        options = {"rise": {"samples": samples, "centred": centred, "fill": "black"}}
+        found = pysal.explain(setting.fast, image, index, methods="rise", method_options=options)["rise"]
+        map, error = one(found.map, "none"), one(found.details["standard_error"], "none")
+        numbers[samples, centred] = [float(map.min()), float(map.max()), float(error.mean())]
+        low, high, off = (100 * value for value in numbers[samples, centred])
+        note = f"{low:.1f} to {high:.1f} {'points' if centred else '%'},\nerror {off:.1f} points"
+        title = f"{samples} masks{', centred' if centred else ''}"
+        tiles.append(Tile(title, overlay(image, map, signed=centred), note))
+    return page([tiles]), numbers
+
+
 def saturation(setting: Setting) -> Drawn:
     """Gradient: where the score is flat, the gradient is small."""
     image = setting.photo("coffee")
@@ -507,6 +524,7 @@ FIGURES: dict[str, Callable[[Setting], Drawn]] = {
     "fills": fills,
     "interactions": interactions,
     "company": company,
+    "masks": masks,
     "saturation": saturation,
     "randomisation": randomisation,
     "class_blindness": class_blindness,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pysal.methods.integrated_gradients import integrated_gradients
     from pysal.methods.interactions import Interactions, interactions
     from pysal.methods.leave_one_out import leave_one_out
+    from pysal.methods.rise import rise
     from pysal.methods.shapley import shapley
     from pysal.methods.smooth_grad import smooth_grad
     from pysal.methods.xrai import xrai
@@ -74,6 +75,7 @@ _HOMES = {
     "progress": ".engine.running.chunks",
     "read_image": ".models",
     "read_images": ".models",
+    "rise": ".methods.rise",
     "shapley": ".methods.shapley",
     "smooth_grad": ".methods.smooth_grad",
     "xrai": ".methods.xrai",
@@ -138,6 +140,7 @@ __all__ = [
     "pytorch_grad_cam",
     "read_image",
     "read_images",
+    "rise",
     "segments",
     "shapley",
     "smooth_grad",

@@ -26,7 +26,8 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.explanation import Explanation, MethodResult
-from pysal.methods.registry import BY_NAME, METHODS, method_names
+from pysal.methods.registry import EVERY, method_names
+from pysal.methods.traits import MODE_WORDS
 
 
 class Picture(Protocol):
@@ -40,7 +41,6 @@ class Picture(Protocol):
 Photo: TypeAlias = str | Path | bytes | Picture
 
 WHERE = "pysal.explain"
-_METHODS = METHODS | BY_NAME
 
 
 def explain(
@@ -67,16 +67,16 @@ def explain(
             `output -> (N,)` that scores each row by that row alone; a list with one of these per image; a `pysal.RowTarget`,
             which is told the image of each row; or None for each image's highest class.
         methods: names, or "all". "all" leaves out methods that do not apply to this model; `Explanation.skipped` lists them.
-            "guided_integrated_gradients", "xrai", "shapley", "interactions", "legrad" and "gradient_attention" are none of all:
-            they run where they are named.
+            "guided_integrated_gradients", "xrai", "shapley", "interactions", "rise", "legrad" and "gradient_attention" are none
+            of all: they run where they are named.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
-        seed: seed of SmoothGrad's noise and of the orders of Shapley values.
+        seed: seed of SmoothGrad's noise, of the orders of Shapley values and of RISE's masks.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid" (independent labels, or a binary logit): that function, whatever the output is. What the output is
             (numbers, probabilities, logits) is found out from all images of the call together.
-            For all methods; None = "auto" for leave-one-out, Shapley values and interactions, "logit" for the others.
+            For all methods; None = "auto" for leave-one-out and these three, "logit" for the others.
             `Explanation.output` and its table say what the output was taken for.
         class_names: K names of the classes, or "imagenet", for a model that carries none, or instead of its own.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
@@ -98,7 +98,7 @@ def explain(
         torch.Size([1, 3, 8, 8])
     """
     started = time.perf_counter()
-    names = method_names(WHERE, methods, BY_NAME)
+    names = method_names(WHERE, methods)
     options = _checked_options(names, methods, method_options or {}, seed)
     _check_that_no_method_is_a_target(model, target)
     if not isinstance(images, Tensor):
@@ -121,12 +121,12 @@ def explain(
             skipped[name] = str(error)
 
     def request(name: str) -> Plan:
-        return plan.renamed(f"pysal.{name}", score or _METHODS[name].score)
+        return plan.renamed(f"pysal.{name}", score or EVERY[name].score)
 
     works: dict[str, Work] = {}
     for name in names:
         with skipping(name):
-            works[name] = _METHODS[name].prepare(request(name), **options[name])
+            works[name] = EVERY[name].prepare(request(name), **options[name])
     announced: list[tuple[ScoreKind, Sweep]] = []
     sharing: list[str] = []
     for name in list(works):  # nothing will be refused any more: what several methods ask of the images is made in one pass
@@ -140,7 +140,7 @@ def explain(
     _finish(plan)
     shared = (time.perf_counter() - began) / max(len(sharing), 1)  # each has its part of the pass that they share
     for name in names:
-        method = _METHODS[name]
+        method = EVERY[name]
         began = time.perf_counter()
         found = None
         if name not in skipped:
@@ -150,13 +150,14 @@ def explain(
             continue
         _finish(plan)
         # A mean of maps is drawn as they are; squares and variances have no sign left to show.
-        drawn = _METHODS[found.details["base"]] if found.details.get("kind") == "mean" else method
+        drawn = EVERY[found.details["base"]] if found.details.get("kind") == "mean" else method
+        mode = MODE_WORDS.get(str(found.details.get("mode")))
         results[name] = MethodResult(
             name=name,
-            title=found.details.get("title", method.title),
+            title=found.details.get("title", method.title if mode is None else mode.title),
             map=found.map.cpu(),
             reduction=drawn.reduction,
-            signed=drawn.signed,
+            signed=drawn.signed or (mode is not None and mode.signed),
             seconds=time.perf_counter() - began + (shared if name in sharing else 0.0),
             passes=round(found.passes),
             details={key: _on_cpu(value) for key, value in found.details.items()},
@@ -213,7 +214,7 @@ def _check_that_no_method_is_a_target(model: object, target: object) -> None:
     """Refuse a method's name in the place of a class's, unless the model has a class of that name."""
     named = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
     spelled = [name.strip().casefold() if isinstance(name, str) else "" for name in named]
-    if spelled and all(name.replace("-", "_") in ("all", *_METHODS) for name in spelled):
+    if spelled and all(name.replace("-", "_") in ("all", *EVERY) for name in spelled):
         known = names_of(model.original if isinstance(model, PreparedModel) else model)
         if known is None or not set(spelled) <= set(map(str.casefold, known.names)):
             refuse(WHERE, "target", f"be a class; names of methods are given as methods={target!r}", repr(target))
@@ -227,14 +228,14 @@ def _checked_options(
     if not isinstance(given, Mapping):
         refuse(WHERE, "method_options", "be a mapping of methods to their options", repr(given), TypeError)
     for name in given:
-        if name not in _METHODS:
-            refuse_unknown(WHERE, "method_options", f"be for methods out of {', '.join(_METHODS)}", name, _METHODS)
+        if name not in EVERY:
+            refuse_unknown(WHERE, "method_options", f"be for methods out of {', '.join(EVERY)}", name, EVERY)
         if name not in names:
             refuse(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", repr(name))
         argument = f"method_options[{name!r}]"
-        options[name] = checked_options(WHERE, argument, _METHODS[name].prepare, given[name])
+        options[name] = checked_options(WHERE, argument, EVERY[name].prepare, given[name])
     for name in names:
-        if _METHODS[name].noisy:
+        if EVERY[name].noisy:
             options[name].setdefault("seed", seed)
     return options
 

@@ -43,6 +43,7 @@ METHODS: dict[str, Method] = {
     "leave_one_out both ways": lambda model, x: pysal.leave_one_out(model, x, TARGET, segments=pysal.Grid(6, 6), mode="both"),
     "shapley": lambda model, x: pysal.shapley(model, x, TARGET, segments=pysal.Grid(3, 3), passes=60),
     "interactions": lambda model, x: pysal.interactions(model, x, TARGET, segments=pysal.Grid(3, 3)).map,
+    "rise": lambda model, x: pysal.rise(model, x, TARGET, samples=60),
     "leave_one_out of windows": lambda model, x: pysal.leave_one_out(model, x, TARGET, segments=pysal.Window(32, 16)),
     "leave_one_out of superpixels": lambda model, x: pysal.leave_one_out(model, x, TARGET, segments=pysal.Slic(20)),
     "class_gradients": lambda model, x: pysal.class_gradients(model, x, [1, 2, 3, 4]),

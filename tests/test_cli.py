@@ -29,7 +29,7 @@ from pysal.engine.running import chunks
 from pysal.explain import explain
 from pysal.explanation import Explanation
 from pysal.methods.guided_backprop import guided_backprop
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY, METHODS
 from pysal.segments import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def test_the_static_tables_are_the_registrys() -> None:
     assert list(METHODS) == list(cli.METHOD_NAMES)
     assert SCORE_KINDS == cli.SCORE_NAMES
     for option, names in cli.OPTION_OF.items():
-        takers = [name for name, method in METHODS.items() if option in inspect.signature(method.prepare).parameters]
+        takers = [name for name, method in EVERY.items() if option in inspect.signature(method.prepare).parameters]
         # what SmoothGrad calls kind is of its mean
         assert list(names) == [name for name in takers if (option, name) != ("kind", "smooth_grad")]
 
@@ -387,7 +387,7 @@ def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
         (["explain", "--steps", "5", "--tolerance", ".1"], "pysal explain: --steps and --tolerance exclude each other"),
         (
             ["explain", "--method", "gradient", "--samples", "3"],
-            "pysal explain: --samples is for smooth_grad, which --method leaves out (see pysal explain --help)",
+            "pysal explain: --samples is for smooth_grad and rise, which --method leaves out (see pysal explain --help)",
         ),
         (
             ["explain", "--method", "gradient", "--steps", "3"],
@@ -790,11 +790,11 @@ def test_reader_that_goes_away() -> None:
 def test_methods_table() -> None:
     lines = succeeded("methods").stdout.splitlines()
     assert lines[0].split("  ")[0] == "method"
-    assert len(lines) == 1 + len(METHODS)
-    for line, (name, method) in zip(lines[1:], METHODS.items(), strict=True):
+    assert len(lines) == 1 + len(EVERY)
+    for line, (name, method) in zip(lines[1:], EVERY.items(), strict=True):
         assert re.split(r"\s{2,}", line) == [name, method.summary, method.cost]
     starts = {
-        (line.index(method.summary), line.index(method.cost)) for line, method in zip(lines[1:], METHODS.values(), strict=True)
+        (line.index(method.summary), line.index(method.cost)) for line, method in zip(lines[1:], EVERY.values(), strict=True)
     }
     assert len(starts) == 1
 

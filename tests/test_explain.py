@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.methods.registry import BY_NAME, METHODS
+from pysal.methods.registry import EVERY, METHODS
 from tests.methods.calls import CALLS, Watched, row_by_row
 from tests.methods.networks import images
 
@@ -240,7 +240,7 @@ def test_methods_as_text_sequence_and_with_repeats() -> None:
     assert list(found.results) == ["guided_backprop", "gradient"]
 
 
-NAMES = ", ".join([*METHODS, *BY_NAME])
+NAMES = ", ".join(EVERY)
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"methods": "lime"}, ValueError, f"methods must be 'all' or names out of {NAMES}, got 'lime'"),
     ({"methods": ["gradient", "lime"]}, ValueError, f"methods must be 'all' or names out of {NAMES}, got 'lime'"),

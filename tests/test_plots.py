@@ -362,7 +362,10 @@ def test_deletion_and_insertion_of_an_explanation_are_those_of_the_metrics(found
 
 
 PLOT_ERRORS = [
-    ({"kind": "pie"}, "kind must be one of 'maps', 'drops', 'agreement', 'convergence', 'deletion_insertion', got 'pie'"),
+    (
+        {"kind": "pie"},
+        "kind must be one of 'maps', 'drops', 'interactions', 'agreement', 'convergence', 'deletion_insertion', got 'pie'",
+    ),
     ({"kind": "drops", "methods": "gradient"}, "methods must be out of leave_one_out, got 'gradient'"),
     (
         {"kind": "convergence", "methods": ["gradient"], "model": square},

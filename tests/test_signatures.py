@@ -22,7 +22,7 @@ SOURCE = pysal.gradient
 UNLISTED = tuple(BY_NAME)
 # What a figure, an explanation and a set of maps is explained by, where it is not what the method itself would take.
 OF_A_METHOD = ("explain", "grid_pointing_game", "max_sensitivity", "parameter_randomisation", "per_image")
-SCORES = {"interactions": "auto", "shapley": "auto", **dict.fromkeys(OF_A_METHOD)}
+SCORES = {"interactions": "auto", "rise": "auto", "shapley": "auto", **dict.fromkeys(OF_A_METHOD)}
 
 
 def sharing() -> dict[str, Callable[..., Any]]:

@@ -40,7 +40,7 @@ from pysal.engine.request.target import CallTarget, Margin
 from pysal.engine.running.chunks import fast_rows
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import restoring
-from pysal.methods.registry import METHODS, method_names
+from pysal.methods.registry import EVERY, method_names
 from pysal.models import Classifier
 from pysal.models.classifier import channels_of
 from pysal.targets import parse
@@ -249,7 +249,7 @@ class Job:
             item = data.Item(0, "", None, None, None, 0)
             given = {name: worker.options(name, [item]) for name in methods}
             works = {
-                name: METHODS[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **given[name])
+                name: EVERY[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **given[name])
                 for name, method in methods.items()
             }
             table = plan.clean().table
@@ -261,9 +261,9 @@ class Job:
             for name, method in methods.items():
                 found = works[name].run(report=True)
                 method["layer"] = found.details.get("layer")
-                if self.manifest["maps"] != "none" and METHODS[name].stored != "drops":
+                if self.manifest["maps"] != "none" and EVERY[name].stored != "drops":
                     method["map_shape"] = list(stored_map(found, method["reduction"], name).shape[1:])
-                if METHODS[name].stored == "drops" and "boxes" in found.details:
+                if EVERY[name].stored == "drops" and "boxes" in found.details:
                     self.manifest["boxes"] = found.details["boxes"].tolist()
         return None if table is None else int(table.shape[1])
 
@@ -410,11 +410,11 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
         },
         "methods": {
             name: {
-                "title": METHODS[name].title,
+                "title": EVERY[name].title,
                 "options": own,
-                "score": options.score or METHODS[name].score,
-                "reduction": METHODS[name].reduction,
-                "signed": METHODS[name].signed,
+                "score": options.score or EVERY[name].score,
+                "reduction": EVERY[name].reduction,
+                "signed": EVERY[name].signed or own.get("centred") is True,
                 "map_shape": None,
                 "layer": None,
             }
@@ -471,7 +471,7 @@ def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = 
     loaded = model is None and not function_of(about["spec"])  # the other two take no options
     scores = {name: method["score"] for name, method in stored["methods"].items()}
     common = set(scores.values())
-    own = all(METHODS[name].score == score for name, score in scores.items() if name in METHODS)
+    own = all(EVERY[name].score == score for name, score in scores.items() if name in EVERY)
     return Job(
         images["source"],
         model=about["spec"] if model is None else model,

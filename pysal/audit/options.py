@@ -14,7 +14,7 @@ from pysal.audit.data import Labels
 from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.score import SCORE_KINDS
 from pysal.engine.running.precision import PRECISIONS, Precision
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.metrics import METRICS
 from pysal.segments import Grid, Slic, Window, parse
 
@@ -103,7 +103,7 @@ def options_of_methods(names: list[str], given: Mapping[str, Mapping[str, Any]])
         argument = f"method_options[{name!r}]"
         if name not in names:
             refuse_unknown(WHERE, "method_options", f"be for the methods asked for ({', '.join(names)})", name, names)
-        options = checked_options(WHERE, argument, METHODS[name].prepare, given[name])
+        options = checked_options(WHERE, argument, EVERY[name].prepare, given[name])
         for reserved in ("seed", "image_ids"):
             if reserved in options:
                 refuse(WHERE, argument, "leave seed and image_ids to the job", repr(reserved))

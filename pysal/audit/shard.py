@@ -34,7 +34,7 @@ from pysal.engine.request.target import CallTarget, Target
 from pysal.engine.request.work import announced
 from pysal.engine.running.chunks import is_out_of_memory, says_out_of_memory
 from pysal.engine.running.states import Restored, restoring, undo_later
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.metrics import METRICS, per_image
 from pysal.segments import parse
 from pysal.targets import parse as parse_target
@@ -248,7 +248,7 @@ class Worker:
         options = {name: self.options(name, items) for name in manifest["methods"]}
         with clock.stage("model", len(items)):
             works = {
-                name: METHODS[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **options[name])
+                name: EVERY[name].prepare(plan.renamed(f"pysal.{name}", method["score"]), **options[name])
                 for name, method in manifest["methods"].items()
             }
             clean = plan.clean(announced(works, plan))
@@ -326,7 +326,7 @@ class Worker:
             options["segments"] = parse(options["segments"])
         if isinstance(options.get("fill"), list):
             options["fill"] = tuple(options["fill"])
-        if METHODS[name].noisy:
+        if EVERY[name].noisy:
             options |= {"seed": self.setup.manifest["seed"], "image_ids": [item.id for item in items]}
         return options
 
@@ -334,7 +334,7 @@ class Worker:
         """Return the columns of each image that hold its map."""
         manifest, details = self.setup.manifest, attribution.details
         maps, method = manifest["maps"], manifest["methods"][name]
-        if METHODS[name].stored == "drops":
+        if EVERY[name].stored == "drops":
             shown = next(details[key] for key in ("means", "gains", "drops") if key in details)
             columns: list[dict[str, Any]] = [{"drops": drops.float().cpu().numpy()} for drops in shown]
             if maps != "none" and "labels" in details:
@@ -387,7 +387,7 @@ def _error(item: Item, why: Unreadable) -> dict[str, Any]:
 
 def stored_map(attribution: Attribution, reduction: str, name: str) -> NDArray[np.floating[Any]]:
     """Return the maps (B, h, w) of one channel that are stored: Grad-CAM's at its layer's size."""
-    map = attribution.details["native"] if METHODS[name].stored == "native" else attribution.map
+    map = attribution.details["native"] if EVERY[name].stored == "native" else attribution.map
     if reduction == "sum":
         map = map.sum(1)
     elif reduction == "max_abs":

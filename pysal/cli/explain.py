@@ -50,7 +50,14 @@ if TYPE_CHECKING:
 )
 @score_option
 @method_options
-@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of SmoothGrad's noise.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    show_default=True,
+    help="Seed of what is drawn: SmoothGrad's noise, the orders of shapley, the masks of rise.",
+)
 @click.option(
     "--out",
     type=Folder(),
@@ -100,7 +107,7 @@ def explain(
             from pysal.engine.prepared.prepare import prepare
             from pysal.engine.running.chunks import fast_rows, progress
             from pysal.explain import explain as run
-            from pysal.methods.registry import METHODS, method_names
+            from pysal.methods.registry import EVERY, method_names
             from pysal.models.photos import suffixes_of
             from pysal.segments import parse
             from pysal.targets import parse as parse_target
@@ -108,7 +115,9 @@ def explain(
             importlib.import_module("pysal.viz")  # which the pictures want
 
         if "segments" in given:
-            options["leave_one_out"]["segments"] = parse(given["segments"])
+            for own in options.values():
+                if "segments" in own:
+                    own["segments"] = parse(given["segments"])
         place = device_of(device)
         classifier = model.load(place)
         explained = None if target is None else parse_target(target, classifier, where="pysal explain")
@@ -135,7 +144,7 @@ def explain(
         if prepared is not None:
             runner = _kept(prepared, classifier, make)
         elif place == "cpu":
-            gradients = sum(METHODS[name].gradients(options.get(name, {})) for name in method_names("pysal explain", methods))
+            gradients = sum(EVERY[name].gradients(options.get(name, {})) for name in method_names("pysal explain", methods))
             work = gradients * len(endings) * (len(named.paths) - len(bad))
             runner = OnceItPays(classifier, make).for_work(work)
         names = iter(stems([photo for photo in named.paths if photo not in bad], out, endings))

@@ -12,10 +12,10 @@ from pysal.cli.terminal import columns, errors_as_sentences, readable, say
 def methods() -> None:
     """List the methods: what each map says and what it costs in model passes per image."""
     with errors_as_sentences("pysal methods"):
-        from pysal.methods.registry import METHODS
+        from pysal.methods.registry import EVERY
 
         rows = [("method", "what the map says", "model passes per image")]
-        rows += [(method.name, method.summary, method.cost) for method in METHODS.values()]
+        rows += [(method.name, method.summary, method.cost) for method in EVERY.values()]
         say(*columns(rows))
 
 

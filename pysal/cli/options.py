@@ -12,26 +12,29 @@ import click
 
 from pysal._spelling import close_to, did_you_mean
 from pysal.cli.terminal import BadInput
-from pysal.methods.traits import CAMS, MODES, PATHS, TRAITS
+from pysal.methods.traits import BY_NAME, CAMS, MODES, PATHS, TRAITS, TREES
 
 if TYPE_CHECKING:
     from pysal.models import Classifier
 
+# What "all" stands for; those of BY_NAME run where they are named.
 METHOD_NAMES = tuple(TRAITS)
 # The kinds of pysal.engine.request.score, which takes seconds to import; tests/test_cli.py holds the two together.
 SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid", "log_sigmoid")
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
-    "segments": ("leave_one_out",),
-    "fill": ("leave_one_out",),
+    "segments": ("leave_one_out", "xrai", "shapley", "interactions"),
+    "fill": ("leave_one_out", "shapley", "interactions", "rise"),
     "mode": ("leave_one_out",),
     "approximate": ("leave_one_out",),
-    "baseline": ("integrated_gradients",),
+    "baseline": ("integrated_gradients", "guided_integrated_gradients", "xrai"),
     "max_sigma": ("blur_integrated_gradients",),
     "layer": ("grad_cam", "guided_grad_cam"),
-    "steps": PATHS,
+    "steps": (*PATHS, "guided_integrated_gradients", "xrai"),
     "tolerance": PATHS,
-    "samples": ("smooth_grad",),
+    "samples": ("smooth_grad", "rise"),
+    "passes": ("shapley", "interactions"),
+    "tree": ("shapley",),
     "other_activations": ("guided_backprop", "guided_grad_cam"),
     "kind": ("grad_cam",),
 }
@@ -71,7 +74,7 @@ class MethodNames(click.ParamType):  # type: ignore[type-arg]  # which click 8.2
     """Names of methods, separated by commas, with hyphens or underscores, in any case, or "all"."""
 
     name = "methods"
-    _word = Word([*METHOD_NAMES, "all"], case_sensitive=False)
+    _word = Word([*METHOD_NAMES, *BY_NAME, "all"], case_sensitive=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Return the names as Python has them."""
@@ -95,7 +98,8 @@ def methods_option(command: Callable[..., None]) -> Callable[..., None]:
         default=["all"],
         callback=joined,
         metavar="NAMES|all",
-        help=f"Methods to run, separated by commas; may be given several times. [default: all of {', '.join(METHOD_NAMES)}]",
+        help="Methods to run, separated by commas; may be given several times. [default: all of "
+        f"{', '.join(METHOD_NAMES)}; {', '.join(BY_NAME)} take long and run where they are named]",
     )(command)
 
 
@@ -237,14 +241,15 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--segments",
             metavar="SPEC",
-            help="For leave_one_out: shape of the segments, grid:3x3, window:16/8 or slic:100. [default: slic:100]",
+            help="For leave_one_out, shapley and interactions: shape of the segments, grid:3x3, window:16/8 or slic:100. "
+            "[default: slic:100]",
         ),
         click.option(
             "--fill",
             type=Fill("drop"),
             metavar="WORD|NUMBER",
-            help="For leave_one_out: what a segment is filled with, black, white, mean, blur or a number; drop leaves the "
-            "patches of a transformer out. [default: black]",
+            help="For leave_one_out, shapley, interactions and rise: what hides a segment, black, white, mean, blur or a "
+            "number; drop leaves the patches of a transformer out, which rise cannot. [default: black]",
         ),
         click.option(
             "--mode",
@@ -289,7 +294,21 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Instead of --steps: add steps until the estimated relative error of the map is below T.",
         ),
         click.option(
-            "--samples", type=click.IntRange(min=1), metavar="N", help="Number of noisy copies for smooth_grad. [default: 50]"
+            "--samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of masks for rise (4000 unless given), and of noisy copies for smooth_grad. [default: 50]",
+        ),
+        click.option(
+            "--passes",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="For shapley and interactions: most model passes for an image. [default: 1000]",
+        ),
+        click.option(
+            "--tree",
+            type=Word(TREES),
+            help="For shapley: which segments come and go together. [default: halves]",
         ),
         click.option(
             "--other-activations",

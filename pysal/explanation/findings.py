@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pysal._checks import check_tensor, refuse, refuse_unknown
 from pysal.engine.request.score import Output, ScoreKind, settled, unit
-from pysal.methods.traits import BY_NAME, MODES, TRAITS
+from pysal.methods.traits import BY_NAME, MODE_WORDS, TRAITS
 
 WHERE = "pysal.Explanation"
 Detail = Tensor | list[Tensor] | str | float | int
@@ -130,7 +130,7 @@ class Findings:
             if result.details.get("kind", "mean") != "mean":
                 return ""
             traits = TRAITS.get(str(result.details.get("base", "gradient")))
-        mode = MODES.get(str(result.details.get("mode")))
+        mode = MODE_WORDS.get(str(result.details.get("mode")))
         words = traits if mode is None else mode
         return "" if words is None else words.unit.format(score=self.unit_of(self.kind_of(result)))
 

@@ -1,7 +1,7 @@
 """The methods by name: what `explain` and the command line offer, and how each map is drawn."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ from pysal.methods import (
     integrated_gradients,
     interactions,
     leave_one_out,
+    rise,
     shapley,
     smooth_grad,
     xrai,
 )
-from pysal.methods.traits import BY_NAME as BY_NAME_TRAITS
-from pysal.methods.traits import TRAITS, Traits
+from pysal.methods.traits import BY_NAME, TRAITS, Traits
 from pysal.segments import Grid
 
 _CORES = {
@@ -36,6 +36,7 @@ _CORES = {
     ),
     "xrai": with_defaults(xrai.prepare, xrai.xrai),
     "shapley": with_defaults(shapley.prepare, shapley.shapley),
+    "rise": with_defaults(rise.prepare, rise.rise),
     "interactions": with_defaults(interactions.prepare, interactions.interactions),
     "legrad": with_defaults(attention_maps.prepare_legrad, attention_maps.legrad),
     "gradient_attention": with_defaults(attention_maps.prepare_gradient_attention, attention_maps.gradient_attention),
@@ -57,6 +58,7 @@ _PUBLIC = {
         interactions.interactions,
         attention_maps.legrad,
         attention_maps.gradient_attention,
+        rise.rise,
     )
 }
 
@@ -86,15 +88,16 @@ class Method(Traits):
             options: of the method; those that are missing have their defaults.
         """
         public = _PUBLIC[self.name]
+        pass_in_gradients = FORWARD if self.forward else 1.0
         if self.per is not None:
-            return float(options.get(self.per, default_of(public, self.per)))
+            return pass_in_gradients * float(options.get(self.per, default_of(public, self.per)))
         if self.stored != "drops":
             return 1.0
         if options.get("approximate") is not None:
             return math.inf
         segments = options.get("segments", default_of(public, "segments"))
         count = segments.rows * segments.cols if isinstance(segments, Grid) else SEGMENTS
-        return FORWARD * count
+        return pass_in_gradients * count
 
     def attribute(self, plan: Plan, **options: Any) -> Attribution:
         """Return what the method finds on a plan's images, with all that it reports."""
@@ -110,9 +113,8 @@ def _method(traits: Traits) -> Method:
 
 
 METHODS: dict[str, Method] = {name: _method(traits) for name, traits in TRAITS.items()}
-
-# Methods that `explain` runs by name, and that "all" and the command line leave out: they take many passes.
-BY_NAME: dict[str, Method] = {name: _method(traits) for name, traits in BY_NAME_TRAITS.items()}
+# And those that run where they are named, and that "all" leaves out.
+EVERY: dict[str, Method] = METHODS | {name: _method(traits) for name, traits in BY_NAME.items()}
 
 
 def check_method(where: str, method: object) -> str:
@@ -121,13 +123,13 @@ def check_method(where: str, method: object) -> str:
     Raises:
         ValueError: there is none of this name.
     """
-    if not isinstance(method, str) or method not in METHODS:
-        refuse_unknown(where, "method", f"be one of {', '.join(METHODS)}", method, METHODS)
+    if not isinstance(method, str) or method not in EVERY:
+        refuse_unknown(where, "method", f"be one of {', '.join(EVERY)}", method, EVERY)
     return method
 
 
-def method_names(where: str, methods: object, also: Iterable[str] = ()) -> list[str]:
-    """Return the names that `methods`, "all" or names, stands for, each once; `also` may be named, and "all" leaves it out.
+def method_names(where: str, methods: object) -> list[str]:
+    """Return the names that `methods`, "all" or names, stands for, each once; "all" leaves out those that are not usual.
 
     Raises:
         TypeError: neither text nor a sequence.
@@ -136,7 +138,7 @@ def method_names(where: str, methods: object, also: Iterable[str] = ()) -> list[
     if not isinstance(methods, Sequence):
         refuse(where, "methods", "be 'all', a name or a sequence of names", repr(methods), TypeError)
     names = list(METHODS) if methods == "all" else [methods] if isinstance(methods, str) else list(methods)
-    known = [*METHODS, *also]
+    known = list(EVERY)
     for name in names:
         if not isinstance(name, str) or name not in known:
             refuse_unknown(where, "methods", f"be 'all' or names out of {', '.join(known)}", name, known)

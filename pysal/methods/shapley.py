@@ -19,10 +19,10 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.methods.coalitions import Coalitions
+from pysal.methods.traits import TREES
 from pysal.segments import Segments, Slic
 
 TreeKind: TypeAlias = Literal["halves", "merged", "flat"] | Sequence[Any]
-TREES = ("halves", "merged", "flat")
 # How many pairs of orders an estimate needs for a standard error.
 LEAST_PAIRS = 2
 # Most levels of a tree that is given: its functions call themselves once or twice for each, and Python allows about 1,000.

@@ -18,6 +18,7 @@ class Traits:
         signed: whether that picture has a sign.
         per: the option that the cost is multiplied by.
         stored: what an audit stores of it: the "drops" of its segments, its "map", or the map at its "native" size.
+        forward: whether it runs forward passes alone.
         slopes: whether the values are slopes of the score, to be multiplied by a change of the pixels, or shares of it.
         on_path: whether it integrates along a path, so that its steps can be too few.
         noisy: whether it draws noise, which a seed and ids of the images pick.
@@ -34,6 +35,7 @@ class Traits:
     signed: bool
     per: str | None = None
     stored: Literal["drops", "map", "native"] = "map"
+    forward: bool = False
     slopes: bool = False
     on_path: bool = False
     noisy: bool = False
@@ -53,6 +55,7 @@ TRAITS: dict[str, Traits] = {
             reduction="none",
             signed=True,
             stored="drops",
+            forward=True,
         ),
         Traits(
             "gradient",
@@ -136,7 +139,7 @@ TRAITS: dict[str, Traits] = {
     )
 }
 
-# Methods that `explain` runs by name, and that "all" and the command line leave out.
+# Methods that run where they are named, and that "all" leaves out: they take many passes, or are for some models.
 BY_NAME: dict[str, Traits] = {
     traits.name: traits
     for traits in (
@@ -166,20 +169,36 @@ BY_NAME: dict[str, Traits] = {
             "shapley",
             "Shapley values",
             "each segment's share of the score",
-            "1 forward per set of segments",
+            "1 forward per set of segments, at most",
             unit="share of {score}",
             reduction="none",
             signed=True,
+            per="passes",
+            forward=True,
             noisy=True,
         ),
         Traits(
             "interactions",
             "Interactions",
             "whether a segment needs others, or stands in for them",
-            "1 forward per pair of segments",
+            "1 forward per segment and pair, at most",
             unit="sum of interactions, {score}",
             reduction="none",
             signed=True,
+            per="passes",
+            forward=True,
+        ),
+        Traits(
+            "rise",
+            "RISE",
+            "the mean score of masked images that show a pixel",
+            "1 forward per mask",
+            unit="mean {score} where shown",
+            reduction="none",
+            signed=False,
+            per="samples",
+            forward=True,
+            noisy=True,
         ),
         Traits(
             "legrad",
@@ -209,10 +228,11 @@ BY_NAME: dict[str, Traits] = {
 
 @dataclass(frozen=True)
 class ModeWords:
-    """What `leave_one_out(mode=)` says of a segment, in words."""
+    """What a map says where an option changes it, in words; `signed`: that it has a sign then."""
 
     title: str
     unit: str
+    signed: bool = False
 
 
 MODES = {
@@ -220,6 +240,10 @@ MODES = {
     "in": ModeWords("Keep-one-in", "gain of {score}"),
     "both": ModeWords("Out and in, mean", "mean of drop and gain of {score}"),
 }
+# What "mode" in the details of a method means.
+MODE_WORDS = {**MODES, "centred": ModeWords("RISE, centred", "change of {score} where shown", signed=True)}
+# Trees of segments, as `shapley(tree=)` calls them.
+TREES = ("halves", "merged", "flat")
 # Kinds of class activation map, as `grad_cam(kind=)` calls them, and what people call them.
 CAMS = {
     "grad_cam": TRAITS["grad_cam"].title,

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pysal._checks import check_same_device, refuse
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.metrics._maps import check_map_batch, per_pixel
 
 
@@ -61,7 +61,7 @@ def agreement(maps: Mapping[str, Tensor], *, absolute: bool = False) -> Tensor:
 
 def reduction_of(method: str | None) -> str:
     """Return how the channels of a method's map become one number per pixel."""
-    known = METHODS.get(method or "")
+    known = EVERY.get(method or "")
     return "max_abs" if known is not None and known.reduction == "max_abs" else "sum"
 
 

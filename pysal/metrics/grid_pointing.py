@@ -16,7 +16,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.methods.registry import METHODS, check_method
+from pysal.methods.registry import EVERY, check_method
 from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import reduction_of
 
@@ -89,10 +89,10 @@ def grid_pointing_game(
     """
     where = "pysal.metrics.grid_pointing_game"
     name = check_method(where, method)
-    options = checked_options(where, "method_options", METHODS[name].prepare, method_options)
+    options = checked_options(where, "method_options", EVERY[name].prepare, method_options)
     check_count(where, "grid", grid, least=2)
     check_choice(where, "cells", cells, get_args(Cells))
-    kind = METHODS[name].score if score is None else score
+    kind = EVERY[name].score if score is None else score
     running = Running(kind, extra_inputs, batch_size, precision, None)
     single = Plan(where, model, inputs, target, running)
     images, _, height, width = single.inputs.shape
@@ -120,7 +120,7 @@ def grid_pointing_game(
     side = parts.shape[2:]
     rows = torch.arange(images, device=single.device)
     plan = Plan(where, model, mosaics[rows // together], classes, running, output=single.output)
-    map = widened(METHODS[name].prepare(plan, **options).run(report=True).map)
+    map = widened(EVERY[name].prepare(plan, **options).run(report=True).map)
     positive = per_pixel(where, map, reduction_of(name)).clamp(min=0)
     blocks = positive.view(images, grid, side[0], grid, side[1]).sum((2, 4)).flatten(1)
     own = blocks.gather(1, (rows % together)[:, None]).squeeze(1)

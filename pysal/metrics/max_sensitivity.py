@@ -16,7 +16,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.methods.registry import METHODS, check_method
+from pysal.methods.registry import EVERY, check_method
 from pysal.metrics._maps import check_maps, uniform
 
 
@@ -87,7 +87,7 @@ def max_sensitivity(
     """
     where = "pysal.metrics.max_sensitivity"
     name = check_method(where, method)
-    kind = METHODS[name].score if score is None else score
+    kind = EVERY[name].score if score is None else score
     plan = Plan(where, model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
     return max_sensitivity_of(
         plan, None, method=method, method_options=method_options, radius=radius, samples=samples, seed=seed, image_ids=image_ids
@@ -107,7 +107,7 @@ def max_sensitivity_of(
 ) -> Tensor:
     """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
     where = plan.where
-    chosen = METHODS[method]
+    chosen = EVERY[method]
     if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
         refuse(where, "radius", "be a number above 0", repr(radius))
     check_count(where, "samples", samples, most=MOST)

@@ -23,7 +23,7 @@ from pysal.engine.request.target import Target
 from pysal.engine.request.work import Work
 from pysal.engine.running.precision import Precision
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
-from pysal.methods.registry import METHODS, check_method
+from pysal.methods.registry import EVERY, check_method
 from pysal.metrics._maps import per_pixel
 from pysal.metrics.agreement import correlation, ranks_of, reduction_of
 
@@ -125,16 +125,16 @@ def parameter_randomisation(
     if order not in get_args(Order):
         refuse_unknown(where, "order", f"be {' or '.join(map(repr, get_args(Order)))}", order, get_args(Order))
     check_seed(where, seed)
-    options = checked_options(where, "method_options", METHODS[name].prepare, method_options)
+    options = checked_options(where, "method_options", EVERY[name].prepare, method_options)
     names = _layers(where, original, layers)
 
-    running = Running(METHODS[name].score if score is None else score, extra_inputs, batch_size, precision, None)
+    running = Running(EVERY[name].score if score is None else score, extra_inputs, batch_size, precision, None)
 
     def plan_of(module: nn.Module, explained: Target, output: Output | None = None) -> Plan:
         return Plan(where, module, inputs, explained, running, output=output)
 
     trained = plan_of(original, target)
-    work = METHODS[name].prepare(trained, **options)
+    work = EVERY[name].prepare(trained, **options)
     trained.fix_target()
     explained = trained.score.fixed
     reduction = reduction_of(name)
@@ -146,10 +146,10 @@ def parameter_randomisation(
     found: list[list[NDArray[Any]]] = [[], [], []]
     for module in _randomised(original, names, order, seed):
         plan = plan_of(module, explained, trained.score.look.output)
-        after = pixels(METHODS[name].prepare(plan, **options))
+        after = pixels(EVERY[name].prepare(plan, **options))
         found[0].append(correlation(ranks_of(before), ranks_of(after)))
         found[1].append(correlation(ranks_of(before.abs()), ranks_of(after.abs())))
-        found[2].append(_similarity(before, after, METHODS[name].signed))
+        found[2].append(_similarity(before, after, EVERY[name].signed))
     steps = names[-1:] if order == "at_once" else names
     return Randomisation(tuple(steps), *(torch.from_numpy(np.stack(rows)) for rows in found))
 

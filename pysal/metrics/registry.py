@@ -14,7 +14,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.methods.registry import METHODS, check_method
+from pysal.methods.registry import EVERY, check_method
 from pysal.metrics._maps import check_maps
 from pysal.metrics.agreement import reduction_of
 from pysal.metrics.average_drop import (
@@ -269,7 +269,7 @@ def per_image(
     own = _checked_options(name, options)
     usual: ScoreKind = "auto"
     if name == "max_sensitivity" and method is not None:
-        usual = METHODS[method].score
+        usual = EVERY[method].score
     kind = usual if score is None else score
     plan = Plan(where, model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
     if name in _CURVES:
@@ -280,7 +280,7 @@ def per_image(
         drawn: dict[str, Any] = {"reduction": reduction_of(method), "seed": seed, "image_ids": image_ids, **own}
         return _ROAD(plan, maps, **drawn).difference if name == "road" else _PIC(plan, maps, **drawn).auc
     if name == "infidelity":
-        meaning = "slopes" if method in METHODS and METHODS[method].slopes else "shares"
+        meaning = "slopes" if method in EVERY and EVERY[method].slopes else "shares"
         return _INFIDELITY(plan, maps, seed=seed, image_ids=image_ids, **{"meaning": meaning, **own})
     if name == "max_sensitivity":
         assert method is not None

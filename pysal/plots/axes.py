@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.viz import GREY, INK, MARGIN, Page
 
 # Colour and marker of each method. The colours were found by climbing on the smallest CIEDE2000 difference between any two of
@@ -125,7 +125,7 @@ def draw_key(page: Page, method: str, left: float, base: float) -> float:
 
 def title_of(method: str) -> str:
     """Return what a reader calls a method."""
-    return METHODS[method].title if method in METHODS else method
+    return EVERY[method].title if method in EVERY else method
 
 
 def dashes(method: str) -> Any:

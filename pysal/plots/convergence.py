@@ -19,7 +19,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.request.score import ScoreKind
 from pysal.engine.request.target import Target
 from pysal.engine.running.precision import Precision
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.methods.traits import PATHS
 from pysal.plots.axes import HEADER, LOOKS, OTHER, draw_key, drawable, frame, log_ticks, titled_page, x_ticks, y_ticks
 from pysal.viz import GREY, number
@@ -100,12 +100,12 @@ def converge(
         refuse(where, "steps", "be whole numbers above 0 that rise towards the reference", f"{list(steps)} and {reference}")
     if len(check_tensor(where, "image", image, ndim=4)) != 1:
         refuse(where, "image", "be one image (1, C, H, W)", f"shape {tuple(image.shape)}")
-    options = checked_options(where, "method_options", METHODS[method].prepare, method_options)
+    options = checked_options(where, "method_options", EVERY[method].prepare, method_options)
     for name in ("steps", "tolerance", "max_steps"):
         if name in options:
             refuse(where, "method_options", "leave the number of steps to this function", repr(name))
     plan = Plan(where, model, image, target, Running(score, extra_inputs, batch_size, precision, None))
-    found = {count: METHODS[method].attribute(plan.renamed(where, score), steps=count, **options) for count in ladder}
+    found = {count: EVERY[method].attribute(plan.renamed(where, score), steps=count, **options) for count in ladder}
     maps = {count: one.map.cpu().double() for count, one in found.items()}
     residuals = {count: float(one.details["residual"][0]) for count, one in found.items()}
     size = float(maps[reference].norm())

@@ -20,7 +20,7 @@ import pysal
 from pysal import models
 from pysal.audit import Job, data, report, resume, status, verify
 from pysal.explain import explain
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY, METHODS
 from tests.audit import tiny
 from tests.audit.conftest import PHOTOS, contents
 
@@ -466,7 +466,7 @@ def test_row_groups_are_methods(job) -> None:
     ("options", "sentence"),
     [
         ({"methods": []}, "methods must name at least one method, got none"),
-        ({"methods": ["nonsense"]}, f"methods must be 'all' or names out of {', '.join(METHODS)}, got 'nonsense'"),
+        ({"methods": ["nonsense"]}, f"methods must be 'all' or names out of {', '.join(EVERY)}, got 'nonsense'"),
         ({"maps": "int4"}, "maps must be one of none, uint8, float16 (did you mean 'uint8'?), got 'int4'"),
         ({"target": -1}, "target must be 'predicted', 'label', a class index or a class name, got -1"),
         ({"target": 3}, "target must be below the model's 3 classes, got 3"),

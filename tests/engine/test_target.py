@@ -293,7 +293,7 @@ def test_one_callable_per_image(method: str, target: str, batch_size: int | None
     else:
         model, functions, several = maps, [of_mask(number) for number in range(4)], PER_IMAGE[target]
         inputs = images(4, 3, 4, 5)
-    options = [{"image_ids": [number]} if "smooth" in method else {} for number in range(4)]
+    options = [{"image_ids": [number]} if "smooth" in method or "rise" in method else {} for number in range(4)]
     alone = [VARIANTS[method](model, inputs[i : i + 1], functions[i], **options[i]) for i in range(4)]
     found = VARIANTS[method](model, inputs, several, batch_size=batch_size)
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-12, atol=1e-12)

@@ -39,6 +39,7 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
     "shapley of random orders": functools.partial(pysal.shapley, segments=pysal.Grid(3, 3), tree="flat", passes=40),
     "interactions": functools.partial(interactions, segments=pysal.Grid(2, 2)),
     "interactions of chosen pairs": functools.partial(interactions, segments=pysal.Grid(3, 3), passes=30),
+    "rise": functools.partial(pysal.rise, samples=6, cells=3),
     "smooth_grad variance": functools.partial(pysal.smooth_grad, samples=4, kind="variance"),
     "smooth_grad of integrated_gradients": functools.partial(
         pysal.smooth_grad, samples=3, base="integrated_gradients", method_options={"steps": 3}

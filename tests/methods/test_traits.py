@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 import pysal
-from pysal.methods.registry import METHODS
-from pysal.methods.traits import TRAITS, stores_drops
+from pysal.methods.registry import EVERY
+from pysal.methods.traits import BY_NAME, TRAITS, stores_drops
 from tests.methods.calls import request, row_by_row
 from tests.methods.networks import images
 
 PACKAGE = Path(pysal.__file__).parent
 # The controls of the page are fields of its own, which it makes into options method by method.
 OWN_WORDS = {"demo/session.py"}
+NAMED = (*TRAITS, "shapley", "interactions", "rise")
 
 
 def test_the_table_does_not_import_torch() -> None:
@@ -24,22 +25,32 @@ def test_the_table_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", source], check=True)
 
 
-@pytest.mark.parametrize("name", TRAITS)
+@pytest.mark.parametrize("name", NAMED)
 def test_traits_follow_from_the_options(name: str) -> None:
-    options = inspect.signature(METHODS[name].prepare).parameters
-    assert METHODS[name].title == TRAITS[name].title
-    assert TRAITS[name].noisy == {"seed", "image_ids"}.issubset(options)
-    assert TRAITS[name].on_path == ("quadrature" in options)
-    assert TRAITS[name].per is None or TRAITS[name].per in options
+    traits = (TRAITS | BY_NAME)[name]
+    options = inspect.signature(EVERY[name].prepare).parameters
+    assert EVERY[name].title == traits.title
+    assert traits.noisy == {"seed", "image_ids"}.issubset(options)
+    assert traits.on_path == ("quadrature" in options)
+    assert traits.per is None or traits.per in options
 
 
-@pytest.mark.parametrize("name", TRAITS)
+@pytest.mark.parametrize("name", NAMED)
 def test_traits_follow_from_what_is_found(name: str) -> None:
-    given = {"samples": 2} if TRAITS[name].noisy else {"steps": 2} if TRAITS[name].on_path else {}
-    found = METHODS[name].attribute(request(row_by_row(), images(2, 3, 8, 8), 1), **given)
+    traits = (TRAITS | BY_NAME)[name]
+    given = (
+        {"passes": 64, "segments": pysal.Grid(2, 2)}
+        if traits.per == "passes"
+        else {"samples": 2}
+        if traits.noisy
+        else {"steps": 2}
+        if traits.on_path
+        else {}
+    )
+    found = EVERY[name].attribute(request(row_by_row(), images(2, 3, 8, 8), 1), **given)
     assert stores_drops(name) == ("drops" in found.details)
-    assert TRAITS[name].stored != "native" or found.details["native"].shape[:2] == (2, 1)
-    assert (TRAITS[name].reduction == "none") == (found.map.shape[1] == 1)
+    assert traits.stored != "native" or found.details["native"].shape[:2] == (2, 1)
+    assert (traits.reduction == "none") == (found.map.shape[1] == 1)
 
 
 def test_a_method_that_there_is_not_keeps_no_drops() -> None:
