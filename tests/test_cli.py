@@ -391,7 +391,8 @@ def test_a_terminal_that_lacks_the_letters_gets_escapes() -> None:
         ),
         (
             ["explain", "--method", "gradient", "--steps", "3"],
-            "pysal explain: --steps is for integrated_gradients and blur_integrated_gradients, which --method leaves out",
+            "pysal explain: --steps is for integrated_gradients, blur_integrated_gradients, guided_integrated_gradients and "
+            "xrai, which --method leaves out",
         ),
         (
             ["explain", "--method", "gradient", "--other-activations", "plain"],

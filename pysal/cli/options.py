@@ -331,9 +331,9 @@ def options_of_methods(names: Sequence[str], given: Mapping[str, Any]) -> dict[s
     for option, value in given.items():
         takers = [name for name in OPTION_OF[option] if name in names]
         if not takers:
-            raise click.UsageError(
-                f"--{option.replace('_', '-')} is for {' and '.join(OPTION_OF[option])}, which --method leaves out"
-            )
+            *others, last = OPTION_OF[option]
+            meant = f"{', '.join(others)} and {last}" if others else last
+            raise click.UsageError(f"--{option.replace('_', '-')} is for {meant}, which --method leaves out")
         for name in takers:
             options.setdefault(name, {})[option] = value
     return options

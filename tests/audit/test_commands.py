@@ -77,7 +77,7 @@ def test_files_that_are_left_out_are_counted(photos, tmp_path) -> None:
     ("arguments", "sentence"),
     [
         (["--methods", "magic"], "Invalid value for '--method' / '--methods': 'magic' is not one of 'leave_one_out', .*"),
-        (["--methods", "gradient", "--samples", "3"], "--samples is for smooth_grad, which --method leaves out"),
+        (["--methods", "gradient", "--samples", "3"], "--samples is for smooth_grad and rise, which --method leaves out"),
         (["--steps", "3", "--tolerance", "0.1"], "--steps and --tolerance exclude each other"),
         (["--engine", "magic"], "Invalid value for '--engine': 'magic' is not one of 'pool', 'ray', 'inline'"),
     ],
