@@ -1,5 +1,6 @@
 """Ways to cut an image into segments for leave-one-out."""
 
+import functools
 import math
 import numbers
 import re
@@ -23,6 +24,11 @@ class Boxes:
 
     boxes: Tensor
 
+    @functools.cached_property
+    def on_host(self) -> Any:
+        """The boxes in NumPy, int64: copied once, however many images are looked at."""
+        return self.boxes.cpu().numpy().astype(np.int64)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -33,6 +39,11 @@ class Labels:
 
     labels: Tensor
     counts: tuple[int, ...]
+
+    @functools.cached_property
+    def on_host(self) -> Any:
+        """The label maps in NumPy: copied once, however many images are looked at."""
+        return self.labels.cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ WAITS = {
 # Of a prepared model: some of its weights are looked at once a call, and pieces of images once for what boxes reach.
 PREPARED = {
     **{"gradient": 3, "guided_backprop": 3, "smooth_grad": 3, "integrated_gradients": 5, "grad_cam": 9},
-    **{"windows": 13, "captum's Occlusion": 19},
+    **{"windows": 12, "captum's Occlusion": 19},
 }
 
 

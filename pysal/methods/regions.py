@@ -28,8 +28,9 @@ def counts_of(regions: Boxes | Labels, images: int) -> tuple[int, ...]:
 def boxes_of(regions: Boxes | Labels, image: int) -> Integers:
     """Return the boxes (S, 4) that hold the segments of an image."""
     if isinstance(regions, Boxes):
-        return regions.boxes.cpu().numpy().astype(np.int64)
-    labels = regions.labels[image].cpu().numpy()
+        boxes: Integers = regions.on_host
+        return boxes
+    labels = regions.on_host[image]
     boxes = np.zeros((regions.counts[image], 4), dtype=np.int64)
     boxes[:, :2] = labels.shape
     y, x = np.nonzero(labels >= 0)

@@ -1,16 +1,18 @@
 """What follows convolutions runs in one kernel on a GPU: the prepared model is the model, in fewer kernels."""
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pysal
+from pysal.engine.graph.fused_convolution import WAYS, Way
 from pysal.engine.prepared import prepare as preparing
-from pysal.engine.prepared.gains import Gains
+from pysal.engine.prepared import trial
+from pysal.engine.prepared.gains import Budget, Gains
 from pysal.engine.tape.cuda_graphs import Pool
 from tests.pretended import GPU, Pretended, here, pretend_gpu
 from tests.test_on_a_gpu import played_again
@@ -193,3 +195,96 @@ def test_a_model_that_wants_float32_keeps_autocast(gpu: Counter[str]) -> None:
     batch = torch.rand(1, 3, 9, 9).to(GPU)
     prepared = pysal.prepare(Converting().eval().to(GPU), batch, precision="bf16", gains=ALWAYS, batch_size=2)
     assert "bf16 by autocast, layer by layer: " in prepared.report()
+
+
+class Clock(Budget):
+    """Says of each way that it took as long as a test wants, and of all else a second, and runs it."""
+
+    times: ClassVar[dict[str, float]] = {}
+
+    def seconds(self, name: str, way: Callable[[], object]) -> float:
+        way()
+        return self.times.get(name, 1.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    monkeypatch.setattr(preparing, "Budget", Clock)
+    monkeypatch.setattr(trial, "GPU_CHUNKS", (4,))
+    monkeypatch.setattr(Clock, "times", {"model's gradient": 3.0, "model's forward": 3.0})
+    return Clock.times
+
+
+def with_relu(input: Tensor, weight: Tensor, *more: Any) -> Tensor:
+    return nn.functional.conv2d(input, weight, *more).relu()
+
+
+def with_shortcut(input: Tensor, weight: Tensor, shortcut: Tensor, alpha: float, *more: Any) -> Tensor:
+    return (nn.functional.conv2d(input, weight, *more) + alpha * shortcut).relu()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_the_fastest_way_is_taken(
+    way: Way, gpu: Counter[str], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is right, the report says by how much it is faster, and a copy takes it without measuring."""
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", with_relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", with_shortcut)
+    with torch.utils._python_dispatch._disable_current_modes():
+        images = torch.rand(2, 3, 13, 13)
+        expected = pysal.gradient(network(), images, 1)
+    clock.update(dict.fromkeys((one.name for one in WAYS), 1.0) | {way.name: 0.5})
+    batch = images.to(GPU)
+    prepared = pysal.prepare(network().to(GPU), batch[:1], batch_size=2)
+    assert prepared.way == way
+    assert f"convolutions: {way.name}, which is fastest; 2.00 times the time" in prepared.report()
+    assert prepared.gains is not None
+    assert prepared.gains.way == way.name
+    again = pysal.prepare(network().to(GPU), batch[:1], batch_size=2, gains=prepared.gains)
+    assert again.way == way
+    assert prepared.channels_last == way.channels_last
+    for one in (prepared, again):
+        assert apart(pysal.gradient(one, batch, 1), expected.double()) < 1e-5
+        with torch.no_grad():
+            assert here(one(batch)).shape == (2, 5)
+    gpu.clear()
+    assert prepared.program is not None
+    order = torch.channels_last if way.channels_last else torch.contiguous_format
+    tape = prepared.program.record(batch.contiguous(memory_format=order))
+    tape.sweep(torch.ones_like(tape.output))
+    # nothing is brought into another order but images; the gradient of the mean is given a place, phases are joined
+    assert gpu["aten::clone"] <= 2 + way.phases
+
+
+def test_a_way_that_is_wrong_or_does_not_run_is_not_taken(
+    gpu: Counter[str], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast it is."""
+    fast = WAYS[3]
+    clock.update({fast.name: 0.1})
+
+    def refuses(*_: Any) -> Tensor:
+        raise RuntimeError("FIND was unable to find an engine to execute this computation")
+
+    batch = torch.rand(1, 3, 13, 13).to(GPU)
+    for wrong, said in (
+        (refuses, f"{fast.name} does not run (FIND was unable to find an engine to execute this computation)"),
+        (lambda *more: 2 * with_relu(*more), f"{fast.name} would be"),
+    ):
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", wrong)
+        monkeypatch.setattr(torch, "cudnn_convolution_add_relu", with_shortcut)
+        prepared = pysal.prepare(network().to(GPU), batch, batch_size=2)
+        assert prepared.way == WAYS[0]
+        assert said in prepared.report()
+        assert prepared.fused
+
+
+def test_a_way_without_a_lead_is_not_taken(gpu: Counter[str], clock: dict[str, float]) -> None:
+    """Nor one that has nothing to run: no phases where the first convolution has none, cuDNN's ReLU for none with a bound."""
+    clock.update({WAYS[0].name: 1.0, WAYS[1].name: 0.99})
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(4 * 121, 5)).eval()
+    batch = torch.rand(1, 3, 13, 13).to(GPU)
+    prepared = pysal.prepare(model.to(GPU), batch, batch_size=2)
+    assert prepared.way == WAYS[0]
+    assert "by phases" not in prepared.report()
+    assert "cuDNN" not in prepared.report()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,39 @@ from pysal import _library, ops
 from pysal.engine.graph import onednn
 from pysal.engine.graph.depthwise import by_taps, depthwise
 from pysal.engine.graph.fold import Convolution
-from pysal.engine.graph.input_gradient import FlippedWithGates, input_gradient
+from pysal.engine.graph.input_gradient import FlippedWithGates, input_gradient, phases_on_gpu
 from pysal.engine.graph.matrix_unit import GATED_CHANNELS, MatrixConvolution
 from pysal.engine.graph.winograd import WinogradConvolution
 from pysal.engine.model.relu_rules import ReluRule
 
 # Taps of zero that replace padding on one side may make a kernel this many times larger: 3 x 3 becomes 4 x 4.
 MOST_TAPS = 2
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a GPU runs the convolutions of a graph; which is fastest is measured.
+
+    Attributes:
+        name: in words.
+        channels_last: the order of maps and weights; else contiguous, for which cuDNN has other kernels.
+        cudnn: whether cuDNN's convolutions with ReLU are used where a ReLU without an upper bound follows.
+        phases: whether the gradient of a convolution of few channels and a larger stride, a network's first, is by phases.
+    """
+
+    name: str
+    channels_last: bool = True
+    cudnn: bool = False
+    phases: bool = False
+
+
+# The first is what is taken where nothing was measured.
+WAYS = (
+    Way("one kernel after each convolution, channels_last"),
+    Way("one kernel after each convolution, contiguous", channels_last=False),
+    Way("one kernel after each convolution, channels_last, the first gradient by phases", phases=True),
+    Way("cuDNN's convolutions with ReLU, channels_last", cudnn=True),
+)
 
 
 class FusedConvolution(nn.Module):
@@ -49,6 +76,7 @@ class FusedConvolution(nn.Module):
         self._weight = even.weight
         if self._weight.is_cuda:  # the layout of the images: cuDNN would make it so in every pass
             self._weight = self._weight.contiguous(memory_format=torch.channels_last)
+        self.way = WAYS[0]
         if self.onednn and self._with_gates is None:
             channels, height, width = input_shape
             if even.symmetric is None:
@@ -59,6 +87,18 @@ class FusedConvolution(nn.Module):
         self.gradient = input_gradient(convolution, even, input_shape, self.backward_dtype)
         # what follows the convolution adds in float32, also to 16 bits
         self._bias = even.bias if even.bias is None or self.onednn else even.bias.to(_wide(even.bias.dtype))
+
+    def arrange(self, way: Way) -> None:
+        """Run another way from now on, on a GPU."""
+        order = torch.channels_last if way.channels_last else torch.contiguous_format
+        self.way, self._weight = way, self._weight.contiguous(memory_format=order)
+        given = (self.convolution, self._evened, self.input_shape, self.backward_dtype)
+        self.gradient = (phases_on_gpu(*given) if way.phases else None) or input_gradient(*given, order)
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether its gradient can be arranged by phases."""
+        return phases_on_gpu(self.convolution, self._evened, self.input_shape, self.backward_dtype) is not None
 
     @property
     def _with_gates(self) -> MatrixConvolution | WinogradConvolution | None:
@@ -84,7 +124,8 @@ class FusedConvolution(nn.Module):
             even = self._evened
             if even.symmetric is None:
                 input = F.pad(input, even.padding)
-            return _with_epilogue(input, self._weight, self._bias, self._geometry, self.upper, shortcut, keep=True)
+            given = (input, self._weight, self._bias, self._geometry, self.upper, shortcut)
+            return _with_epilogue(*given, keep=True, way=self.way)
         if unit is None or len(self.convolution.weight) % GATED_CHANNELS:
             output = self._run(input, shortcut, self.upper)
             return output, ops.guided_relu_gates(output, self.upper)
@@ -102,7 +143,7 @@ class FusedConvolution(nn.Module):
         if even.symmetric is None:
             input = F.pad(input, even.padding)
         if not self.onednn:
-            return convolved_by_torch(input, self._weight, self._bias, self._geometry, upper, shortcut)
+            return convolved_by_torch(input, self._weight, self._bias, self._geometry, upper, shortcut, self.way)
         input = input.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
@@ -162,6 +203,7 @@ def convolved_by_torch(
     geometry: onednn.Geometry,
     upper: float | None,
     shortcut: Tensor | None,
+    way: Way = WAYS[0],
 ) -> Tensor:
     """Return what `onednn.convolved` returns, for every dtype and device.
 
@@ -172,9 +214,10 @@ def convolved_by_torch(
         geometry: see there.
         upper: see there.
         shortcut: see there; it is left as it is.
+        way: of a GPU.
     """
     if has_epilogue(weight):
-        return _with_epilogue(input, weight, bias, geometry, upper, shortcut, keep=False)[0]
+        return _with_epilogue(input, weight, bias, geometry, upper, shortcut, keep=False, way=way)[0]
     padding, stride, dilation, groups = geometry
     bias = None if bias is None else bias.to(weight.dtype)
     if by_taps(input, weight, groups):
@@ -199,12 +242,23 @@ def _with_epilogue(
     shortcut: Tensor | None,
     *,
     keep: bool,
+    way: Way,
 ) -> tuple[Tensor, Tensor]:
     """Return what `convolved_by_torch` does and, where they are to be kept, the gates of its ReLU.
 
     With a bias, torch's convolution would start a kernel of its own for it.
     """
     padding, stride, dilation, groups = geometry
+    order = torch.channels_last if way.channels_last else torch.contiguous_format
+    if input.ndim == 4:
+        input = input.contiguous(memory_format=order)
+    if way.cudnn and upper == math.inf:
+        rest = (None if bias is None else bias.to(weight.dtype), stride, padding, dilation, groups)
+        if shortcut is None:
+            output = torch.cudnn_convolution_relu(input, weight, *rest)
+        else:
+            output = torch.cudnn_convolution_add_relu(input, weight, shortcut.contiguous(memory_format=order), 1.0, *rest)
+        return output, ops.guided_relu_gates(output) if keep else output.new_empty(0, dtype=torch.uint8)
     output = F.conv2d(input, weight, None, stride, padding, dilation, groups)
     bias = None if bias is None else bias.to(_wide(output.dtype))
     if upper is None:

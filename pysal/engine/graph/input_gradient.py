@@ -164,11 +164,12 @@ class Transposed:
     Args:
         convolution: with equal padding on opposite sides, or with all of its padding outside of the convolution.
         weight: of the convolution, in the gradient's dtype.
+        order: of maps and weights.
     """
 
-    def __init__(self, convolution: Convolution, weight: Tensor) -> None:
+    def __init__(self, convolution: Convolution, weight: Tensor, order: torch.memory_format = torch.channels_last) -> None:
         self._convolution = convolution
-        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        self._weight = weight.contiguous(memory_format=order)
 
     def run(self, grad: Tensor, size: Sequence[int], onto: Tensor | None) -> Tensor:
         """See `InputGradient`."""
@@ -189,8 +190,36 @@ class Transposed:
         return result if onto is None else onto.add_(result)
 
 
-def input_gradient(
+def phases_on_gpu(
     convolution: Convolution, evened: Convolution, input_shape: tuple[int, ...], dtype: torch.dtype
+) -> ByPhases | None:
+    """Return the way by phases with torch's own convolution, None where that does not take the convolution.
+
+    Args:
+        convolution: see `input_gradient`.
+        evened: see there.
+        input_shape: see there.
+        dtype: see there.
+    """
+    few = input_shape[0] * evened.stride[0] * evened.stride[1] <= FEW_CHANNELS
+    if evened.symmetric is None or evened.stride == (1, 1) or evened.groups != 1 or evened.dilation != (1, 1) or not few:
+        return None
+    padding, reach = evened.symmetric, reach_of(evened)
+    grad_size = [(input_shape[1 + i] + 2 * padding[i] - reach[i] - 1) // evened.stride[i] + 1 for i in range(2)]
+    left, _, top, _ = convolution.padding
+    phases = Phases(
+        convolution.weight.to(dtype), convolution.stride, (top, left), input_shape[1:], (grad_size[0], grad_size[1])
+    )
+    weight = phases.weight.contiguous(memory_format=torch.channels_last)
+    return ByPhases(phases, lambda grad: F.conv2d(grad, weight, None, 1, phases.padding))
+
+
+def input_gradient(
+    convolution: Convolution,
+    evened: Convolution,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    order: torch.memory_format = torch.channels_last,
 ) -> InputGradient:
     """Return the fastest way that takes the convolution.
 
@@ -199,6 +228,7 @@ def input_gradient(
         evened: the same with equal padding on opposite sides, where that can be had.
         input_shape: (C, H, W) of its input, for which weights are arranged.
         dtype: of the gradient.
+        order: of maps and weights, on a GPU.
     """
     if (on_unit := _on_matrix_unit(convolution, input_shape, dtype)) is not None:
         return on_unit
@@ -206,7 +236,7 @@ def input_gradient(
         return by_winograd
     weight = evened.weight.to(dtype)
     if not runs_on_onednn(evened.weight) or evened.symmetric is None:
-        return Transposed(evened, weight)
+        return Transposed(evened, weight, order)
     apart = evened.stride == tuple(weight.shape[2:]) != (1, 1) and evened.dilation == (1, 1)
     if apart and evened.groups == 1 and not any(evened.padding):
         return Patches(weight)

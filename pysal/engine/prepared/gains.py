@@ -68,12 +68,14 @@ class Gains:
         forward: forward alone.
         boxes: leave-one-out that recomputes what boxes reach, where that was measured; else None.
         runtime: forward by ONNX Runtime, where that was measured; else None.
+        way: how a GPU runs the convolutions fastest, by name; None on a CPU.
     """
 
     gradient: float
     forward: float
     boxes: float | None = None
     runtime: float | None = None
+    way: str | None = None
 
     @property
     def runtime_over_own(self) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pysal import _library
 from pysal._checks import refuse
 from pysal.engine.boxes.incremental import Incremental
+from pysal.engine.graph.fused_convolution import WAYS
 from pysal.engine.layers.default_layer import Choice
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.training import check_eval
@@ -37,6 +38,7 @@ class PreparedModel:
         program: records passes; None where the model's gradient is taken as it is.
         gains: how many times as fast as the model it is; None where there was nothing to measure.
         replays: replays them as CUDA graphs; None on a CPU.
+        way: how its convolutions run on a GPU.
         reason: why it runs as it is, where no graph was found that computes the same; else None.
         comparison: what came of comparing the graph; None where there is none.
     """
@@ -53,6 +55,7 @@ class PreparedModel:
         self.program: Program | None = None
         self.gains: Gains | None = None
         self.replays: Replays | None = None
+        self.way = WAYS[0]
         self.reason: str | None = None
         self.comparison: Comparison | None = None
         self.default_layer: Choice | None = None
@@ -172,7 +175,7 @@ class PreparedModel:
     @property
     def channels_last(self) -> bool:
         """Whether images are best handed over channels_last: where none of its passes is the model's own."""
-        return self._graph is not None and self.program is not None
+        return self._graph is not None and self.program is not None and self.way.channels_last
 
     @property
     def fused(self) -> bool:

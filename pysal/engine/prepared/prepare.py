@@ -50,6 +50,7 @@ from pysal.engine.prepared.record import (
     read,
 )
 from pysal.engine.prepared.trial import fastest_rows, measure_gains
+from pysal.engine.prepared.ways import take_fastest, take_known
 from pysal.engine.running.heap import keep_freed_memory
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
@@ -158,6 +159,8 @@ def _prepared(
                 _build(prepared, example, None if known is None else known.comparison, budget)
             if _is_exported(prepared, example) and prepared._state is not None:
                 prepared._forwards = Forwards(model, example, prepared._state, measures=gains is None)
+            if example.is_cuda:
+                take_known(prepared, gains.way) if gains is not None else take_fastest(prepared, example, budget)
             _keep_what_gains(prepared, gains or measure_gains(prepared, example, budget))
         except Changed:
             raise

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from pysal import _library
 from pysal._checks import check_path, first_line, refuse
 from pysal.engine.graph.fold import module_of
+from pysal.engine.graph.fused_convolution import WAYS
 from pysal.engine.model.model_state import ModelState, unusual
 from pysal.engine.prepared.gains import Gains
 
@@ -142,8 +143,10 @@ def _record(content: bytes) -> Record:
     del found["format"]
     if found["gains"] is not None:
         found["gains"] = Gains(**found["gains"])
-        given = dataclasses.astuple(found["gains"])
-        if not all(one is None or (type(one) in (int, float) and math.isfinite(one)) for one in given):
+        given = dataclasses.asdict(found["gains"])
+        if given.pop("way") not in (None, *(way.name for way in WAYS)):
+            raise ValueError("a way that is none")
+        if not all(one is None or (type(one) in (int, float) and math.isfinite(one)) for one in given.values()):
             raise ValueError("gains that are no numbers")
     if found["comparison"] is not None:
         found["comparison"] = Comparison(**found["comparison"])

@@ -22,21 +22,22 @@ TRIALS = 4
 
 def measure_gains(prepared: PreparedModel, example: Tensor, budget: Budget) -> Gains:
     """Measure gradient and forward pass of as many images as have the bytes of a common one, and of boxes where in question."""
-    rows = _measured_rows(prepared, example)
+    rows = measured_rows(prepared, example)
     batch = example.expand(rows, -1, -1, -1).contiguous()
-    arranged = batch.contiguous(memory_format=torch.channels_last)
+    arranged = batch.contiguous(memory_format=torch.channels_last if prepared.way.channels_last else torch.contiguous_format)
     ways: dict[str, Way] = {
-        "model's gradient": _gradient(prepared, prepared.original, batch),
-        "gradient": _gradient(prepared, prepared, arranged),
+        "model's gradient": gradient_of(prepared, prepared.original, batch),
+        "gradient": gradient_of(prepared, prepared, arranged),
         "model's forward": _forward(prepared, prepared.original, batch),
         "forward": _forward(prepared, prepared, arranged),
     }
     least = least_seconds(ways, {"model's gradient": "gradient", "model's forward": "forward"}, budget)
     gradient, forward = ratio(least, "model's gradient", "gradient"), ratio(least, "model's forward", "forward")
-    return Gains(gradient, forward, None if pays(forward) else _gain_of_boxes(prepared, example, budget))
+    boxes = None if pays(forward) else _gain_of_boxes(prepared, example, budget)
+    return Gains(gradient, forward, boxes, way=prepared.way.name if example.is_cuda else None)
 
 
-def _measured_rows(prepared: PreparedModel, example: Tensor) -> int:
+def measured_rows(prepared: PreparedModel, example: Tensor) -> int:
     """Return how many images like an example have the bytes of a common one, or are all that a model takes."""
     return getattr(prepared.original, "rows_per_pass", None) or max(1, _fast_rows(example) // CPU_ROWS)
 
@@ -61,7 +62,7 @@ def _gain_of_boxes(prepared: PreparedModel, example: Tensor, budget: Budget) -> 
     return ratio(least_seconds(ways, {"model's boxes": "boxes"}, budget), "model's boxes", "boxes")
 
 
-def _gradient(prepared: PreparedModel, function: Callable[[Tensor], Any], batch: Tensor) -> Way:
+def gradient_of(prepared: PreparedModel, function: Callable[[Tensor], Any], batch: Tensor) -> Way:
     """Return what makes a forward and backward pass as methods make it."""
 
     def way() -> None:
@@ -105,11 +106,12 @@ def fastest_rows(prepared: PreparedModel, example: Tensor, budget: Budget) -> in
     if limited:
         tried = sorted(tried, key=lambda rows: (abs(math.log(rows / usual)), rows))
     if limited and prepared.gains is not None:  # not begun where the first alone would take longer than there is time for
-        image = budget.gradient / _measured_rows(prepared, example) / max(prepared.gains.gradient, 1e-9)
+        image = budget.gradient / measured_rows(prepared, example) / max(prepared.gains.gradient, 1e-9)
         tried = [rows for rows in tried if rows * image <= budget.left]
         if not tried:
             return None
-    batches = {rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=torch.channels_last) for rows in tried}
+    order = torch.channels_last if prepared.way.channels_last else torch.contiguous_format
+    batches = {rows: example.expand(rows, -1, -1, -1).contiguous(memory_format=order) for rows in tried}
     least = dict.fromkeys(batches, float("inf"))
     rounds = [tried] * TRIALS if prepared.replays is None else [[rows] * GPU_TURNS for rows in batches]
     for numbers in rounds:
@@ -118,7 +120,7 @@ def fastest_rows(prepared: PreparedModel, example: Tensor, budget: Budget) -> in
             if rows not in least or (limited and fastest < float("inf") and rows * fastest > budget.left):
                 continue
             try:
-                seconds = budget.seconds(f"{rows} rows", _gradient(prepared, prepared, batches[rows]))
+                seconds = budget.seconds(f"{rows} rows", gradient_of(prepared, prepared, batches[rows]))
                 least[rows] = min(least[rows], seconds / rows)
             except Exception:  # too little memory, or a model that takes no such batch
                 least = {fewer: seconds for fewer, seconds in least.items() if fewer < rows}
