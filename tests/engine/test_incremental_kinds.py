@@ -13,8 +13,9 @@ from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.boxes.kinds import MAPPED
 from pysal.engine.graph.exported import capture
 from pysal.engine.graph.fold import fold_graph, trace
+from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import lower
-from tests.engine.test_incremental import Block, assert_exact, seeded
+from tests.engine.test_incremental import ROUNDINGS, Block, assert_exact, changed_images, outputs_of, seeded
 
 BOXES = [(0, 0, 1, 1), (6, 5, 9, 8), (11, 8, 14, 13), (3, 0, 5, 13)]
 
@@ -193,3 +194,29 @@ def test_a_map_of_a_group_has_at_most_so_many_numbers() -> None:
         assert all(len(group) == 1 or number <= images * largest for group, number in zip(found, numbers, strict=True))
         assert max(map(len, found)) <= 32
     assert len(found) < len(engine.groups.batches(boxes, 32, largest))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_gelu_after_a_linear_layer_runs_with_it(approximate: str, share: float | None) -> None:
+    def block(x: Tensor, linear: nn.Module, read_twice: nn.Module) -> Tensor:
+        y = F.gelu(linear(x.permute(0, 2, 3, 1)), approximate=approximate)
+        z = read_twice(y)
+        return (F.gelu(z, approximate=approximate) + z).permute(0, 3, 1, 2)
+
+    model, image = network(lambda: Block(block, nn.Linear(4, 16), nn.Linear(16, 4)), 0)
+    exact = engine_of(model, image, "torch.fx").limited(share)
+    fast = engine_of(model.float(), image.float(), "torch.fx").limited(share)
+    modules = [module for module in fast.graph.modules() if isinstance(module, FusedLinear)]
+    fused = [operator for operator in fast.operators if operator.gelu is not None]
+    assert len(modules) == 2
+    assert len(fused) == any(module.onednn for module in modules)  # not on the matrix unit
+    assert [
+        operator.gelu for operator in exact.operators if operator.gelu is not None
+    ] == []  # float64 has no such linear layer
+    images = changed_images(image, BOXES)
+    expected = outputs_of(exact, image, images, BOXES)
+    found = outputs_of(fast, image.float(), images.float(), BOXES)
+    eps = torch.finfo(torch.float32).eps
+    assert float((found - expected).abs().max()) <= ROUNDINGS * eps * float(expected.abs().max())

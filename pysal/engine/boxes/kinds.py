@@ -15,6 +15,7 @@ from pysal.engine.boxes.clean import Nodes
 from pysal.engine.boxes.forms import PLAIN, Form
 from pysal.engine.boxes.pooling import pooling_of
 from pysal.engine.boxes.reach import IDENTITY, Reach
+from pysal.engine.graph.activations import activation_of
 from pysal.engine.graph.fold import module_of
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
@@ -28,6 +29,7 @@ MAPPED = ("input", "window", "sample", "pointwise", "reshape")
 _IMAGES = 3
 
 _SIZES = ("size", "dim", "ndimension", "sym_size")
+_GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
 _CONCATENATIONS = ("cat", "concat", "concatenate")
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 _PERMUTATIONS = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis")
@@ -59,6 +61,8 @@ class BoxOperator:
         owns: whether it may write into its first argument.
         shares: whether its result may share the memory of a source's boxes.
         parts: what gives the tensors that it takes one of.
+        gelu: of GELU after a linear layer that nobody else reads: the layer, which has no box, and what kind of GELU it is.
+        skipped: whether its box is not computed, because who reads it does both at once.
         surfaces: constants that differ from place to place, as maps (1, C, H, W), and their forms.
         release: nodes whose values are not needed after this one.
     """
@@ -80,6 +84,8 @@ class BoxOperator:
     owns: bool = False
     shares: bool = False
     parts: fx.Node | None = None
+    gelu: tuple[FusedLinear, str] | None = None
+    skipped: bool = False
     surfaces: dict[fx.Node, tuple[Tensor, Form, tuple[int, ...]]] = field(default_factory=dict)
     release: tuple[fx.Node, ...] = ()
 
@@ -309,6 +315,12 @@ class Analysis:
             found.cost = float(module.multiplications + COST_OF_MOVING * (result.numel() // math.prod(self.maps[source.map])))
         elif found.shares:
             found.cost = 1.0
+        activation = None if call.in_place else activation_of(self._graph, node)
+        module = module_of(self._graph, source.node)
+        if activation is not None and activation.name in _GELUS and isinstance(module, FusedLinear) and module.onednn:
+            if len(source.node.users) == 1 and source.form == form:
+                found.gelu, source.skipped = (module, _GELUS[activation.name]), True
+                found.inputs, source.inputs = source.inputs, ()
         return found
 
     def _form(self, call: Call, sources: list[fx.Node], result: Tensor) -> Form | None:

@@ -66,6 +66,8 @@ class Run:
         for operator in self.program.operators:
             if operator.kind == "constant":
                 self.values[operator.node] = self.clean.get(operator.node)
+            elif operator.skipped:
+                pass  # by who reads it
             elif operator.map >= 0:
                 self.boxes[operator.node] = self._box(operator)
             elif operator.kind == "mean":
@@ -188,7 +190,10 @@ class Run:
                 return form.of(torch.ops.pysal.box_regions(surface, nothing, origins, origins, *size, 1, 1, 0.0), channels)
             return self._whole(each)
 
-        if operator.parts is not None:
+        if operator.gelu is not None:
+            linear, kind = operator.gelu
+            called = linear.gelu(given(operator.inputs[0]), kind)
+        elif operator.parts is not None:
             parts = operator.parts
             args, kwargs = fx.node.map_arg((parts.args, parts.kwargs), given)
             called = self.program.nodes.call(parts, args, kwargs)[node.args[1]]

@@ -50,6 +50,12 @@ class FusedLinear(nn.Module):
         """Return (..., K) of (..., C), which autograd does not follow."""
         return self._forward(input)
 
+    def gelu(self, input: Tensor, approximate: str) -> Tensor:
+        """Return GELU of what `forward` returns, while that is in a cache where oneDNN runs it."""
+        if self._forward.packed is not None and input.numel():
+            return linear(input, self._forward.packed, self._forward.bias, approximate)
+        return F.gelu(self._forward(input), approximate=approximate)
+
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient (..., C) of the input, in `backward_dtype`, from that of the output, (..., K)."""
         return self._backward(grad.to(self.backward_dtype))

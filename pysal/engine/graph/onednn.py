@@ -84,7 +84,8 @@ def packed_linear(weight: Tensor) -> Tensor:
     return result
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return (..., K) of (..., C) for arranged weights."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
+    """Return (..., K) of (..., C) for arranged weights, or GELU of it: "none" or "tanh", what `F.gelu` calls `approximate`."""
+    how: tuple[str, list[float], str] = ("none", [], "") if gelu is None else ("gelu", [], gelu)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, *how)
     return result
