@@ -37,7 +37,7 @@ KINDS = {
         *("test_documents.py", "test_doctests.py", "test_gallery.py", "test_quadrature_page.py", "test_readme.py"),
         *("test_site.py", "models/test_page.py"),
     ],
-    "peer": ["captum", "pair", "pytorch_grad_cam"],
+    "peer": ["captum", "pair", "pytorch_grad_cam", "shap"],
 }
 # The core tells most in least time. Then what runs long in one worker, and what can be split test by test last, so that
 # no worker waits for another.
