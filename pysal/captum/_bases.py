@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from pysal._checks import check_choice, refuse
 from pysal.captum import _call
 from pysal.captum._call import Inputs, Target
-from pysal.engine.request.plan import Plan
 from pysal.engine.running.states import restoring
 
 Parameters = ParamSpec("Parameters")
@@ -128,7 +127,7 @@ class GradientAttribution(Attribution, _GradientAttribution):
         return _call.Call(where(self), self.forward_func, inputs, target, additional_forward_args, **options)
 
     def _gradients(self, call: _call.Call) -> tuple[Tensor, ...]:
-        return call.unpack(call.run(Plan.image_gradients))
+        return call.gradients()
 
     @entry
     def compute_convergence_delta(

@@ -5,6 +5,7 @@ an example end to end, and taken apart again before the forward function: so the
 serve them all.
 """
 
+import contextlib
 import functools
 import math
 import warnings
@@ -12,17 +13,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pysal._checks import FLOATING, INTEGER, all_finite, check_flag, refuse
 from pysal.captum._batches import call, copies_per_pass, independent, takes_inputs
+from pysal.engine.model.gradient_layouts import lay_out
+from pysal.engine.model.gradients import gradients
 from pysal.engine.model.not_applicable import NotDifferentiable
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.extra_inputs import PerImage, Shared
+from pysal.engine.request.extra_inputs import PerImage, Shared, ordinary
+from pysal.engine.request.passes import PassModes
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.target import RowTarget
-from pysal.engine.running.states import recorded
+from pysal.engine.running.chunks import is_reported
+from pysal.engine.running.states import recorded, restoring
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
@@ -42,7 +47,7 @@ def check_rows(where: str, inputs: tuple[Tensor, ...]) -> None:
     Raises:
         AssertionError: they have different numbers of rows.
     """
-    if any(len(one) != len(inputs[0]) for one in inputs):
+    if any(one.shape[:1] != inputs[0].shape[:1] for one in inputs):
         refuse(where, "inputs", "have the same number of rows", [tuple(one.shape) for one in inputs], AssertionError)
 
 
@@ -277,7 +282,7 @@ class Call:
         self.is_tuple = isinstance(inputs, tuple)
         self.inputs = as_tuple(inputs)
         self.further = arguments(additional_forward_args)
-        self.examples = len(self.inputs[0])
+        self.examples = self.inputs[0].shape[0] if self.inputs[0].ndim else len(self.inputs[0])
         self.together = any_rows and len(self.inputs) > 1 and len({len(one) for one in self.inputs}) > 1
         if not self.together and len(self.inputs) > 1:
             check_rows(where, self.inputs)
@@ -434,6 +439,52 @@ class Call:
         except NotDifferentiable as error:
             raise RuntimeError(str(error)) from error
 
+    def gradients(self) -> tuple[Tensor, ...]:
+        """Return the gradient of the target's score at each input.
+
+        Most calls are one pass of an ordinary function of ordinary tensors, beside which a plan costs as much as a layer. It is
+        made as a plan makes it, of the inputs as they are. Whatever is not found that way, or fails, is left to a plan.
+        """
+        if self._is_ordinary:
+            with contextlib.suppress(PerBatch, RuntimeError, MemoryError, OSError):
+                return self._gradients_of_one_pass()
+        return self.unpack(self.run(Plan.image_gradients))
+
+    @property
+    def _is_ordinary(self) -> bool:
+        if self.prepared or self.together or self.keeps_graph or self.further or self.fixed is not None or is_reported():
+            return False
+        first = self.inputs[0]
+        return all(
+            type(one) is Tensor
+            and one.dtype in FLOATING
+            and one.layout is torch.strided
+            and one.device == first.device
+            and not torch._C._functorch.is_functorch_wrapped_tensor(one)
+            for one in self.inputs
+        ) and (isinstance(self.forward, nn.Module) or (callable(self.forward) and takes_inputs(self.forward)))
+
+    @restoring
+    def _gradients_of_one_pass(self) -> tuple[Tensor, ...]:
+        device = self.inputs[0].device
+        PassModes("as set", device, backward=True, without_cudnn=False).set()
+        leaves = tuple(ordinary(one).detach().requires_grad_() for one in self.inputs)
+        # copies: a function that works in place must not change the caller's tensors
+        output = self.forward(*[leaf.clone() for leaf in leaves])
+        scores = Score(self.where, self.target)(output, torch.arange(self.examples, device=device))
+        if not scores.requires_grad or not scores.dtype.is_floating_point:
+            raise PerBatch
+        lay_out(scores, self.examples)
+        found = gradients(scores, leaves)
+        if all(one is None for one in found):
+            raise PerBatch
+        layout = torch.preserve_format if self.as_is else torch.contiguous_format
+        # copies: autograd may hand out one tensor for two inputs, or one that the function keeps
+        return tuple(
+            torch.zeros_like(leaf, memory_format=layout) if one is None else one.clone(memory_format=layout)
+            for one, leaf in zip(found, leaves, strict=True)
+        )
+
     def found(self, find: Callable[[], Found]) -> Found:
         """Return what a function of this call finds, recorded by autograd where a graph is kept."""
         return recorded(find) if self.keeps_graph else find()
@@ -513,4 +564,4 @@ def compute_gradients(
 ) -> tuple[Tensor, ...]:
     """Return the gradient of the selected output with respect to each input."""
     call = Call("pysal.captum.compute_gradients", forward_fn, inputs, target_ind, additional_forward_args)
-    return call.unpack(call.run(Plan.image_gradients))
+    return call.gradients()

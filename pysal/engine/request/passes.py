@@ -84,7 +84,9 @@ class Passes(Request):
 
     def modes(self, *, grad: bool) -> precision_mode:
         """Return the context that sets what autograd and arithmetic a model pass needs, in a `restoring` function."""
-        return _Modes(self.precision, self.device, backward=grad, without_cudnn=grad and "without cuDNN" in self.root._shared)
+        return PassModes(
+            self.precision, self.device, backward=grad, without_cudnn=grad and "without cuDNN" in self.root._shared
+        )
 
     def differentiated(self, passes: Callable[[], Shared]) -> Shared:
         """Return `passes()`, which run forward and backward; again without cuDNN where its RNNs are in eval mode.
@@ -334,7 +336,9 @@ def _random_numbers(device: torch.device) -> tuple[bytes, ...]:
     return tuple(state.numpy().tobytes() for state in states)
 
 
-class _Modes(precision_mode):
+class PassModes(precision_mode):
+    """What autograd and arithmetic a pass needs; see `Passes.modes`."""
+
     sets_grad = True
 
     def __init__(self, precision: Arithmetic, device: torch.device, *, backward: bool, without_cudnn: bool) -> None:
@@ -342,6 +346,7 @@ class _Modes(precision_mode):
         self.without_cudnn = without_cudnn
 
     def set(self) -> None:
+        """Set it, in a `restoring` function."""
         super().set()
         leave_inference_mode()
         torch._C._set_grad_enabled(self.backward)

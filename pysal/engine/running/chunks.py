@@ -145,6 +145,11 @@ def _tqdm_callback() -> ProgressCallback:
     return report
 
 
+def is_reported() -> bool:
+    """Say whether somebody follows the progress of calls, or may stop them."""
+    return _reporting.get() is not NOBODY
+
+
 def run_chunks(
     total: int,
     body: Callable[[int, int], None],
