@@ -163,12 +163,12 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
     const int64_t at = (gates_image * b.in_height + row) * b.in_width * channels / 8;
     if (!kForward) {
       const Mask mask{b.depthwise_gates + at, target, channels, any_gate, any_sign};
-      multiply(source, b.in_width, b.in_channels, b.enter, channels, mask);
+      multiply(source, b.in_channels, b.in_width, b.in_channels, b.enter, channels, mask);
     } else if (b.expands) {
       uint8_t* const gates = row >= own_begin && row < own_end ? b.enter_gates + at : unwanted;
       const Gate gate{b.enter_bias, broadcast(b.enter_upper), broadcast(gate_bound(b.enter_upper)), target, gates,
                       channels};
-      multiply(source, b.in_width, b.in_channels, b.enter, channels, gate);
+      multiply(source, b.in_channels, b.in_width, b.in_channels, b.enter, channels, gate);
     } else {
       __builtin_memcpy(target, source, sizeof(float) * b.in_width * channels);
     }
@@ -213,7 +213,7 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
     }
     if (!kForward && !b.expands) continue;
     const Add add{b.leave_bias, added, b.output + out_row, b.out_channels};
-    multiply(row_buffer, b.out_width, channels, b.leave, b.out_channels, add);
+    multiply(row_buffer, channels, b.out_width, channels, b.leave, b.out_channels, add);
   }
   // rows that no window reaches have gates, too
   for (; kForward && b.expands && next < own_end; ++next) enter(next);

@@ -11,10 +11,12 @@ namespace {
 // e^x to 2 units in the last place: 2^n e^r with n the integer nearest to x / ln 2, and Taylor's series of e^r.
 // Infinite from where float is, 0 below the normal numbers or below all; NaN comes through.
 [[maybe_unused]] PYSAL_INLINE vfloat exponential(vfloat x) {
-#if PYSAL_VECTOR_BYTES == 64  // which has instructions for the bounds, the nearest integer and the power of two
-  const __m512 least = _mm512_set1_ps(-104.0f), most = _mm512_set1_ps(89.0f);          // where it is 0 and infinite
-  const vfloat within = (vfloat)_mm512_min_ps(most, _mm512_max_ps(least, (__m512)x));  // NaN comes through, as second
-  const vfloat n = (vfloat)_mm512_roundscale_ps((__m512)(within * 1.44269504f), 0);
+#if PYSAL_VECTOR_BYTES == 64          // which has instructions for the bounds, the nearest integer and the power of two
+  constexpr __mmask16 kAll = 0xffff;  // GCC 12 warns of its own functions without a mask
+  const __m512 least = _mm512_set1_ps(-104.0f), most = _mm512_set1_ps(89.0f);  // where it is 0 and infinite
+  const vfloat within = (vfloat)_mm512_maskz_min_ps(
+      kAll, most, _mm512_maskz_max_ps(kAll, least, (__m512)x));  // NaN comes through, as second
+  const vfloat n = (vfloat)_mm512_maskz_roundscale_ps(kAll, (__m512)(within * 1.44269504f), 0);
   const vfloat r = (within - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, of which the first is exact
   vfloat series = broadcast(1.0f / 5040.0f);
   series = series * r + 1.0f / 720.0f;
@@ -24,7 +26,7 @@ namespace {
   series = series * r + 0.5f;
   series = series * r + 1.0f;
   series = series * r + 1.0f;
-  return (vfloat)_mm512_scalef_ps((__m512)series, (__m512)n);
+  return (vfloat)_mm512_maskz_scalef_ps(kAll, (__m512)series, (__m512)n);
 #else
   constexpr float kMost = 88.722839f, kLeast = -87.336544f;
   vfloat within = x > kMost ? broadcast(kMost) : x;

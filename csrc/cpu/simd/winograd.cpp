@@ -150,16 +150,6 @@ void leave_tile(const WinogradConvolution& c, const Place& place, const float* p
   }
 }
 
-struct Keep {  // sums as they are
-  float* out;
-  int64_t pitch;
-
-  template <int kCount>
-  PYSAL_INLINE void finish(const vfloat* sums, int64_t at, int64_t /*column*/, int64_t next) const {
-    for (int v = 0; v < kCount; ++v) store(out + at + v * next, sums[v]);
-  }
-};
-
 int64_t scratch_floats(const WinogradConvolution& c, int64_t tiles) {
   return kProducts * (tiles * (c.channels + c.out_channels) + 2 * kApart) + 2 * tiles;
 }
@@ -176,7 +166,7 @@ void run(const WinogradConvolution& c, int64_t first, int64_t tiles, float* scra
   }
   const int64_t matrix = c.out_channels * c.channels;
   for (int64_t p = 0; p < kProducts; ++p)
-    multiply(scratch + p * in_pitch, tiles, c.channels, c.weight + p * matrix, c.out_channels,
+    multiply(scratch + p * in_pitch, c.channels, tiles, c.channels, c.weight + p * matrix, c.out_channels,
              Keep{products + p * out_pitch, c.out_channels});
   for (int64_t t = 0; t < tiles; ++t)
     leave_tile(c, Place(c, first + t), products + t * c.out_channels, out_pitch, zeros[t]);

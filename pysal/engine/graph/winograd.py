@@ -17,8 +17,6 @@ from pysal.ops.guided_relu import RULES
 # Pixels of the output from which it gains for any number of images: on smaller maps, reading four times the weights takes the
 # time of the multiplications.
 LEAST_PIXELS = 100
-# Of the input and of the output: with fewer, the steps around the multiplications take the time.
-LEAST_CHANNELS = 32
 _PANEL = 16  # columns of a matrix that lie together
 # The finite points of an axis, in the order of csrc/cpu/simd/winograd.cpp; infinity comes last.
 _POINTS = (0.0, 11 / 16, -11 / 16, 3 / 2, -3 / 2)
@@ -41,8 +39,7 @@ class WinogradConvolution:
         """Say whether a convolution of maps of a size, (H, W), can run so and gains by it."""
         left, right, top, bottom = convolution.padding
         height, width = size[0] + top + bottom - 2, size[1] + left + right - 2
-        enough = min(convolution.weight.shape[:2]) >= LEAST_CHANNELS and height * width >= LEAST_PIXELS
-        return enough and min(height, width) >= 1 and cls.fits(convolution)
+        return min(height, width) >= 1 and height * width >= LEAST_PIXELS and cls.fits(convolution)
 
     @staticmethod
     def fits(convolution: Convolution) -> bool:
