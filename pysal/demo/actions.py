@@ -22,7 +22,7 @@ from pysal.explanation import Explanation
 
 THUMBNAIL = 96  # pixels
 FIRST_PHOTO = COLLAGE
-SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS = "side-by-side", "two-classes", "seven-steps"
+SIDE_BY_SIDE, TWO_CLASSES, EIGHT_STEPS = "side-by-side", "two-classes", "eight-steps"
 
 
 class Reader:
@@ -200,7 +200,7 @@ class Actions:
             return
         reader.stop = cancel = threading.Event()
         reader.superseded = False
-        place = (SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS).index(tab)
+        place = (SIDE_BY_SIDE, TWO_CLASSES, EIGHT_STEPS).index(tab)
 
         def said(status: Any, picture: Any = None) -> list[Any]:
             places = [gr.skip()] * 3
@@ -213,8 +213,8 @@ class Actions:
             ask = _Question(self._workspace, model, image, report, cancel, reader)
             if tab == TWO_CLASSES:
                 yield from self._two_classes(ask, one, two, compared, options)
-            elif tab == SEVEN_STEPS:
-                yield from self._seven_steps(ask, reader, int(step), knob)
+            elif tab == EIGHT_STEPS:
+                yield from self._eight_steps(ask, reader, int(step), knob)
             else:
                 yield from self._side_by_side(ask, reader, methods, options)
 
@@ -265,7 +265,7 @@ class Actions:
         for right in ask.explain(second.index, methods, options):
             yield pictures.two_classes(left, right, ask.image)
 
-    def _seven_steps(self, ask: _Question, reader: Reader, number: int, knob: float | None) -> Iterator[str]:
+    def _eight_steps(self, ask: _Question, reader: Reader, number: int, knob: float | None) -> Iterator[str]:
         target = ask.answer(reader.target).index
         sides, refused = [], {}
         for place, side in enumerate(article.STEPS[number - 1].sides(knob)):

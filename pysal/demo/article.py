@@ -1,4 +1,4 @@
-"""The seven steps from hiding parts of a photo to Blur Integrated Gradients: which two pictures to compare, and article.md."""
+"""The eight steps from hiding parts of a photo to sharing its score out: which two pictures to compare, and article.md."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -60,6 +60,7 @@ class Step:
         return left, right
 
 
+FEW = replace(QUICK, cut="grid", segments=16)
 SUPERPIXELS = Side("leave_one_out", "Leave-one-out, superpixels")
 GRADIENT = Side("gradient", "Gradient")
 GUIDED = Side("guided_backprop", "Guided backprop")
@@ -79,6 +80,11 @@ STEPS = (
     Step(GUIDED, SMOOTH_GUIDED, Knob("noise", "Noise, share of the photo's range", 0.0, 0.5, 0.01, 0.15)),
     Step(GUIDED, SMOOTH_IG, Knob("steps", "Steps on the path", 2, 50, 1, 16)),
     Step(SMOOTH_IG, SMOOTH_BLUR, Knob("sigma", "Blur where the path begins, pixels", 2, 80, 1, 50)),
+    Step(
+        Side("leave_one_out", "Leave-one-out, grid", FEW),
+        Side("shapley", "Shapley values, the same grid", FEW),
+        Knob("segments", "Segments", 4, 64, 1, 16),
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from pysal.demo import article, tiles, words
-from pysal.demo.actions import SEVEN_STEPS, SIDE_BY_SIDE, TWO_CLASSES, Actions, Reader, section_text, slider_of
+from pysal.demo.actions import EIGHT_STEPS, SIDE_BY_SIDE, TWO_CLASSES, Actions, Reader, section_text, slider_of
 from pysal.demo.session import Options, Workspace
 from pysal.explanation import Explanation
 from pysal.methods.registry import METHODS
@@ -143,7 +143,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                             label="Methods",
                         )
                         pairs = gr.HTML(elem_id="pairs")
-                    with gr.Tab("Seven steps", id=SEVEN_STEPS) as third:
+                    with gr.Tab("Eight steps", id=EIGHT_STEPS) as third:
                         step = gr.Radio(
                             [(f"{number}. {title}", number) for number, (title, _) in enumerate(article.sections(), 1)],
                             value=1,
@@ -162,7 +162,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                             with gr.Column(scale=1, min_width=300):
                                 walked = gr.HTML(elem_id="walked")
 
-        tab = gr.Radio([SIDE_BY_SIDE, TWO_CLASSES, SEVEN_STEPS], value=SIDE_BY_SIDE, visible="hidden")
+        tab = gr.Radio([SIDE_BY_SIDE, TWO_CLASSES, EIGHT_STEPS], value=SIDE_BY_SIDE, visible="hidden")
         order = gr.Number(0, precision=0, visible=False)  # see ASK
         choices = [model, methods, *knobs, one, two, compared, step, knob, tab]
         run = {
@@ -205,7 +205,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         js = "v => { document.documentElement.style.setProperty('--pysal-opacity', v / 100); }"
         opacity.input(None, opacity, None, js=js, **alone)
         sign.input(None, sign, None, js="v => { document.documentElement.dataset.sign = v; }", **alone)
-        for name, page in ((SIDE_BY_SIDE, first), (TWO_CLASSES, second), (SEVEN_STEPS, third)):
+        for name, page in ((SIDE_BY_SIDE, first), (TWO_CLASSES, second), (EIGHT_STEPS, third)):
             page.select(None, None, tab, js=f"() => '{name}'", **alone)
         blocks.load(None, None, options, js=CLOSE, **alone)
     return blocks

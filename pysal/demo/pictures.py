@@ -12,7 +12,7 @@ from pysal.demo.session import Found, agreement
 from pysal.demo.tiles import KINDS, Views, backdrop_uri, escape, map_layers, map_tile, refused_tile, waiting_tile
 from pysal.demo.words import completeness, cost, note, plain, two_places
 from pysal.explanation import Explanation
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 
 
 def _container(image: Tensor, inner: str, kind: str = "tiles") -> str:
@@ -57,12 +57,12 @@ def side_by_side(found: Found, image: Tensor, links: str = "") -> str:
             if segments:
                 listed = ranking(panel)
     for name in found.waiting:
-        tiles[name] = waiting_tile(METHODS[name].title)
+        tiles[name] = waiting_tile(EVERY[name].title)
     for name, sentence in found.refused.items():
-        tiles[name] = refused_tile(METHODS[name].title, plain(sentence))
+        tiles[name] = refused_tile(EVERY[name].title, plain(sentence))
     if listed:
         tiles["leave_one_out"] += listed
-    ordered = "".join(tiles[name] for name in METHODS if name in tiles)
+    ordered = "".join(tiles[name] for name in EVERY if name in tiles)
     head = "" if explanation is None else f'<header class="pysal verdict">{verdict(explanation)}{links}</header>'
     return head + _container(image[0], ordered)
 
@@ -70,17 +70,17 @@ def side_by_side(found: Found, image: Tensor, links: str = "") -> str:
 def two_classes(one: Found, other: Found, image: Tensor) -> str:
     """Return each method's map for both classes, on one scale, and what speaks for the one rather than the other."""
     first, second = one.explanation, other.explanation
-    reasons = {METHODS[name].title: why for name, why in {**one.refused, **other.refused}.items()}
+    reasons = {EVERY[name].title: why for name, why in {**one.refused, **other.refused}.items()}
     if first is None or second is None:
-        waiting = [name for name in METHODS if name in (*one.waiting, *other.waiting)]
+        waiting = [name for name in EVERY if name in (*one.waiting, *other.waiting)]
         if not waiting:
             return refused(image[0], reasons)
-        return _container(image[0], "".join(waiting_tile(METHODS[name].title) for name in waiting), "tiles pairs")
+        return _container(image[0], "".join(waiting_tile(EVERY[name].title) for name in waiting), "tiles pairs")
     names = (first.target_names[0], second.target_names[0])
     rows = []
-    for method in [name for name in METHODS if name in (*first.results, *one.waiting, *other.waiting)]:
+    for method in [name for name in EVERY if name in (*first.results, *one.waiting, *other.waiting)]:
         if method not in first.results or method not in second.results:
-            rows.append(f'<section class="pair">{waiting_tile(METHODS[method].title) * 3}</section>')
+            rows.append(f'<section class="pair">{waiting_tile(EVERY[method].title) * 3}</section>')
             continue
         views = [Views.of(found.panel(method)) for found in (first, second)]
         bounds = (max(each.limits()[0] for each in views), max(each.limits()[1] for each in views))
@@ -94,7 +94,7 @@ def two_classes(one: Found, other: Found, image: Tensor) -> str:
             for name, found, view in zip(names, (first, second), views, strict=True)
         ]
         tiles.append(map_tile("Difference", f"{names[0]} \N{MINUS SIGN} {names[1]}", rather))
-        title = f"<h3>{escape(METHODS[method].title)} <small>{likeness}</small></h3>"
+        title = f"<h3>{escape(EVERY[method].title)} <small>{likeness}</small></h3>"
         rows.append(f'<section class="pair">{title}{"".join(tiles)}</section>')
     if reasons:
         rows.append(

@@ -32,7 +32,7 @@ from pysal.explain import explain
 from pysal.explanation import Explanation, MethodResult
 from pysal.methods.blur_integrated_gradients import blur_integrated_gradients
 from pysal.methods.integrated_gradients import integrated_gradients
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.methods.smooth_grad import smooth_grad
 from pysal.segments import Grid, Slic, Window
 
@@ -41,6 +41,8 @@ PHOTOS = models.example_photo().parent
 COLLAGE = "collage"
 # Maps kept at most: of 224 x 224 pixels and three channels, 60 MB.
 REMEMBERED = 100
+# Of Shapley values: exact of 16 segments in halves, an estimate with its error of up to 100.
+PASSES = 400
 # Methods that are made from one pass together: all that ask for gradients of the unchanged photo.
 TOGETHER = ("gradient", "guided_backprop", "grad_cam", "guided_grad_cam")
 
@@ -122,6 +124,11 @@ class Options:
             "grad_cam": lambda: layer,
             "guided_grad_cam": lambda: layer,
             "leave_one_out": lambda: {"segments": self._segments(size), "fill": self.fill},
+            "shapley": lambda: {
+                "segments": replace(self, cut="grid" if self.cut == "windows" else self.cut)._segments(size),
+                "fill": self.fill,
+                "passes": PASSES,
+            },
             "smooth_grad": lambda: {
                 "base": self.smoothed,
                 "method_options": self.of(self.smoothed, size),
@@ -162,7 +169,7 @@ class Found:
     """What is known so far.
 
     Attributes:
-        explanation: the maps that are there, in the order of METHODS; None before the first.
+        explanation: the maps that are there, in the order of EVERY; None before the first.
         waiting: the methods still to come.
         refused: method -> the sentence that says why the model cannot be explained by it.
     """
@@ -298,7 +305,7 @@ class Workspace:
             model: its name.
             image: (1, C, H, W), see `photo`.
             target: class index.
-            methods: names out of METHODS.
+            methods: names out of EVERY.
             options: of all methods; each takes its own.
             report: told how far the work is.
             cancel: stops it when set.
@@ -309,11 +316,11 @@ class Workspace:
             Cancelled: `cancel` was set; what was found until then is kept.
         """
         for name in methods:
-            if name not in METHODS:
-                refuse_unknown(WHERE, "methods", f"be out of {', '.join(METHODS)}", name, METHODS)
+            if name not in EVERY:
+                refuse_unknown(WHERE, "methods", f"be out of {', '.join(EVERY)}", name, EVERY)
         if not methods:
             refuse(WHERE, "methods", "name at least one method", "none")
-        ordered = [name for name in METHODS if name in methods]
+        ordered = [name for name in EVERY if name in methods]
         size = (image.shape[2], image.shape[3])
         chosen = {name: options.of(name, size) for name in ordered}
         score = options.score or None
@@ -372,14 +379,14 @@ class Workspace:
     ) -> tuple[Explanation | None, dict[str, str]]:
         """Explain by the methods of a group; return what was found, and for those that do not apply, why."""
         if cancel is not None and cancel.is_set():
-            raise Cancelled(f"{WHERE}: cancelled before {METHODS[group[0]].title}")
+            raise Cancelled(f"{WHERE}: cancelled before {EVERY[group[0]].title}")
         ready = self.model(model)
         with self._turns.taken(reader, cancel) as pass_on:
-            runner = ready.runner.for_work(sum(METHODS[name].gradients(options[name]) for name in group))
+            runner = ready.runner.for_work(sum(EVERY[name].gradients(options[name]) for name in group))
 
             def told(method: str, done: int, total: int) -> None:
                 if report is not None:
-                    title = METHODS[method].title if method in METHODS else "Model"
+                    title = EVERY[method].title if method in EVERY else "Model"
                     report(f"{title}: {done} of {total} model rows", done / max(total, 1))
                 pass_on()
 

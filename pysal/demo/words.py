@@ -13,7 +13,7 @@ from pysal.demo.session import Answer
 from pysal.demo.tiles import escape, photo_uri
 from pysal.explanation import Explanation
 from pysal.explanation.text import notes
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 
 # What the page calls what Python calls so.
 ARGUMENTS = {"name_or_index": "what you typed", "source": "your file"}
@@ -53,7 +53,7 @@ def cost(found: Explanation, name: str) -> str:
 
 def note(found: Explanation, name: str) -> str:
     """Return what stands below a method's picture."""
-    method = METHODS[name]
+    method = EVERY[name]
     lines = [_sentence(method.page or method.summary)]
     if method.stored == "drops":
         apart = label_map(found.panel(name)) is not None

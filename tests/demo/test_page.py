@@ -347,7 +347,7 @@ def test_a_step_whose_method_does_not_apply_shows_no_other_steps_pictures(seen) 
     page = seen.page
     page.locator("#controls").get_by_label("Model").click()
     seen.changed(page.get_by_role("option", name="smooth").click)
-    assert tab(seen, "Seven steps").startswith("Done.")
+    assert tab(seen, "Eight steps").startswith("Done.")
     page.wait_for_selector("#walked .swipe")  # the first step shows two maps
     seen.changed(page.locator("#next").click)
     assert seen.changed(page.locator("#next").click).startswith("Done.")
@@ -398,9 +398,9 @@ def test_two_classes_on_one_photo(seen) -> None:
     assert "Both boxes must name a class" in seen.changed(page.locator("#explain").click)
 
 
-def test_seven_steps_from_the_first_to_the_last(seen) -> None:
+def test_eight_steps_from_the_first_to_the_last(seen) -> None:
     page = seen.page
-    assert tab(seen, "Seven steps").startswith("Done.")
+    assert tab(seen, "Eight steps").startswith("Done.")
     for number, (step, (title, _)) in enumerate(zip(article.STEPS, article.sections(), strict=True), 1):
         if number > 1:
             assert seen.changed(page.locator("#next").click).startswith("Done.")
@@ -412,7 +412,7 @@ def test_seven_steps_from_the_first_to_the_last(seen) -> None:
 
 def test_the_divider_is_drawn_from_side_to_side(seen) -> None:
     page = seen.page
-    tab(seen, "Seven steps")
+    tab(seen, "Eight steps")
     left = page.locator("#walked .side.left")
     assert left.evaluate("x => getComputedStyle(x).clipPath") == "inset(0px 50% 0px 0px)"
     page.locator("#walked input[type=range]").fill("80")
@@ -422,7 +422,7 @@ def test_the_divider_is_drawn_from_side_to_side(seen) -> None:
 @pytest.mark.parametrize("width", [360, 768])
 def test_nothing_is_wider_than_the_screen(look, width) -> None:
     seen = look(width, 800)
-    for name in ("Side by side", "Two classes", "Seven steps"):
+    for name in ("Side by side", "Two classes", "Eight steps"):
         if name != "Side by side":
             tab(seen, name)
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width

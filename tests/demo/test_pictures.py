@@ -14,7 +14,7 @@ from pysal import viz
 from pysal.demo import article, pictures, segments, tiles, words
 from pysal.demo.session import Answer, Found, Options, Workspace
 from pysal.explanation import Explanation, MethodResult
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY, METHODS
 from pysal.models import Classifier
 
 NASTY = "<img src=x onerror=\"alert(1)\"> & 'co'"
@@ -248,7 +248,7 @@ def test_what_is_to_come_and_what_does_not_apply_keep_their_places() -> None:
     assert pictures.side_by_side(Found(None, ("gradient",), {}), found.images).count('class="tile waiting"') == 1
 
 
-# Two classes and seven steps -----------------------------------------------------------------------------------------
+# Two classes and eight steps -----------------------------------------------------------------------------------------
 
 
 def test_two_classes_have_one_scale_and_their_difference() -> None:
@@ -281,7 +281,7 @@ def test_two_classes_of_a_model_that_no_method_applies_to() -> None:
     assert re.findall(r'<figure class="tile ([\w-]+)"><figcaption><b>([^<]+)</b>', page) == [("waiting", "SmoothGrad")]
 
 
-def test_seven_steps_have_their_text_and_their_pictures() -> None:
+def test_eight_steps_have_their_text_and_their_pictures() -> None:
     titles = [title for title, _ in article.sections()]
     assert titles == [
         "Leave one out",
@@ -291,11 +291,12 @@ def test_seven_steps_have_their_text_and_their_pictures() -> None:
         "SmoothGrad",
         "Integrated Gradients",
         "Blur IG",
+        "Shapley values",
     ]
-    assert len(article.STEPS) == 7
+    assert len(article.STEPS) == 8
     for step, (_, text) in zip(article.STEPS, article.sections(), strict=True):
         assert "**Look:**" in text
-        assert {step.left.method, step.right.method} <= set(METHODS)
+        assert {step.left.method, step.right.method} <= set(EVERY)
         assert (step.left.method, step.left.options) != (step.right.method, step.right.options)
         if step.knob is not None:
             assert hasattr(Options(), step.knob.option)
