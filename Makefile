@@ -30,7 +30,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu gpu-pack bench docs gallery figures cross wheel clean distclean
+.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu gpu-pack bench docs evidence gallery figures cross wheel clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -149,6 +149,10 @@ figures: setup ## draw the documentation's pictures anew: docs/figures, docs/pic
 
 gallery: setup ## the pictures of docs/gallery.md, from the photos of examples/photos (5 minutes)
 	$(python) docs/gallery/make.py $(ARGS)
+
+# ARGS="--stamps DIR --foolbox DIR --mobilenet FILE": docs/evidence.md says where they come from; without them less is measured
+evidence: setup ## measure which methods to trust on real networks: docs/evidence.json and docs/evidence.md (20 minutes)
+	$(python) docs/make_evidence.py $(ARGS)
 
 # one method, one network: make bench METHOD=integrated_gradients NETWORK=resnet50; the other rows stay
 bench: setup ## time ops and methods against their peers, into benchmarks/results/ and README.md (20 minutes)

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Any
 from pysal._interrupts import import_whole
 
 if TYPE_CHECKING:
-    from pysal import audit, captum, gradio, metrics, models, ops, pair, plots, pytorch_grad_cam, segments, targets, viz
+    from pysal import (
+        annotations,
+        audit,
+        captum,
+        comparison,
+        gradio,
+        metrics,
+        models,
+        ops,
+        pair,
+        plots,
+        pytorch_grad_cam,
+        segments,
+        targets,
+        viz,
+    )
     from pysal.engine.model.black_box import numpy_model
     from pysal.engine.model.not_applicable import NotApplicable
     from pysal.engine.prepared.model import PreparedModel
@@ -81,8 +96,10 @@ _HOMES = {
     "xrai": ".methods.xrai",
 }
 _MODULES = (
+    "annotations",
     "audit",
     "captum",
+    "comparison",
     "gradio",
     "metrics",
     "models",
@@ -111,11 +128,13 @@ __all__ = [
     "Slic",
     "Window",
     "__version__",
+    "annotations",
     "audit",
     "blur_integrated_gradients",
     "build_info",
     "captum",
     "class_gradients",
+    "comparison",
     "explain",
     "grad_cam",
     "gradient",

@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, its exit codes, and one sentence for whatever goes wrong."""
 
 import gc
+import json
 import os
 import re
 import resource
@@ -122,7 +123,7 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 def test_help_lists_the_commands(arguments) -> None:
     text = succeeded(*arguments).stdout
     assert text.startswith("Usage: pysal [OPTIONS] COMMAND [ARGS]...") or text.startswith("Usage: pysal [OPTIONS] [COMMAND]")
-    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["audit", "demo", "explain", "info", "methods"]
+    assert re.findall(r"^  (\w+)  ", text, re.MULTILINE) == ["audit", "compare", "demo", "explain", "info", "methods"]
     assert "..." not in text.split("Commands:")[1]
 
 
@@ -837,3 +838,36 @@ def test_readable(value, expected) -> None:
 def test_every_command_is_tested_here() -> None:
     # audit in tests/audit/test_commands.py, demo in tests/demo
     assert set(cli.main.commands) == {"audit", "demo", "explain", "methods", "info"}
+
+
+def test_compare_writes_a_report_and_says_what_is_recommended(small, photo, tmp_path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "compared"
+    (folder / "masks").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / f"{name}.png").write_bytes(photo.read_bytes())
+    with Image.open(photo) as picture:
+        Image.new("L", picture.size, 1).save(folder / "masks/a.png")
+    given = (
+        "compare",
+        "efficientnet-lite0",
+        folder / "a.png",
+        folder / "b.png",
+        "--annotations",
+        folder / "masks",
+        "--out",
+        out,
+    )
+    more = ("--method", "gradient,grad-cam", "--metrics", "deletion,insertion,mass_in_mask", "--few", "0")
+    text = succeeded(*given, *more).stdout
+    assert "Grad-CAM" in text
+    assert "The evidence decides nothing: there are 2 images, and 5 are the fewest that can." in text
+    assert f"wrote {out / 'report.html'}" in text
+    stored = json.loads((out / "comparison.json").read_text())
+    assert stored["rows"][0]["methods"]["gradient"]["mass_in_mask"] == pytest.approx(1.0)
+    assert "mass_in_mask" not in stored["rows"][1]["methods"]["gradient"]
+    assert refused(2, *given, *more, "--seed", 1).startswith(
+        "pysal.comparison.compare: out must be a new folder, or that of the "
+    )
+    assert refused(2, "compare", "efficientnet-lite0", folder / "z.png").startswith(
+        "pysal compare: PHOTO must be an image file"
+    )

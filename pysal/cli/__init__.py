@@ -1,4 +1,4 @@
-"""Internal: the command line, `pysal explain`, `pysal audit`, `pysal demo`, `pysal methods`, `pysal info`.
+"""Internal: the command line, `pysal explain`, `pysal audit`, `pysal compare`, `pysal demo`, `pysal methods`, `pysal info`.
 
 torch, NumPy and matplotlib are imported inside the commands only, so that `pysal --help` answers at once. Whatever goes
 wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input, 1 for a failure and 130 for Ctrl-C.
@@ -6,11 +6,11 @@ wrong is one sentence on stderr, with exit code 2 for a wrong call or bad input,
 
 import click
 
-from pysal.cli import audit, demo, explain, info
+from pysal.cli import audit, compare, demo, explain, info
 from pysal.cli.options import METHOD_NAMES, OPTION_OF, SCORE_NAMES
 from pysal.cli.terminal import Commands, say
 
-__all__ = ["METHOD_NAMES", "OPTION_OF", "SCORE_NAMES", "audit", "demo", "explain", "info", "main"]
+__all__ = ["METHOD_NAMES", "OPTION_OF", "SCORE_NAMES", "audit", "compare", "demo", "explain", "info", "main"]
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -31,5 +31,5 @@ def main(context: click.Context, debug: bool) -> None:
         say(context.get_help())
 
 
-for _command in (explain.explain, demo.demo, info.methods, info.info, audit.audit):
+for _command in (explain.explain, demo.demo, info.methods, info.info, audit.audit, compare.compare):
     main.add_command(_command)

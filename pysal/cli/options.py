@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 METHOD_NAMES = tuple(TRAITS)
 # The kinds of pysal.engine.request.score, which takes seconds to import; tests/test_cli.py holds the two together.
 SCORE_NAMES = ("auto", "probability", "log_probability", "logit", "raw", "softmax", "log_softmax", "sigmoid", "log_sigmoid")
+MODEL_SOURCES = "torchvision:NAME, timm:NAME, transformers:NAME, FILE.pt, .pt2, .onnx or FILE.py:FUNCTION"
 # Command line option, which is the methods' own too, -> the methods that have it.
 OPTION_OF = {
     "segments": ("leave_one_out", "xrai", "shapley", "interactions"),
@@ -185,6 +186,13 @@ class ModelChoice:
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --model and the options that say more about it; it gets them as `model`, a `ModelChoice`."""
+    return click.option(
+        "--model", default="efficientnet-lite0", metavar="SOURCE", show_default=True, help=f"Model to load: {MODEL_SOURCES}."
+    )(more_of_the_model(command))
+
+
+def more_of_the_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say more about a model; with its name they are `model`, a `ModelChoice`."""
 
     @functools.wraps(command)
     def with_choice(model: str, **given: Any) -> None:
@@ -192,13 +200,6 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         command(model=ModelChoice(model, **{name: given.pop(name) for name in names}), **given)
 
     options = (
-        click.option(
-            "--model",
-            default="efficientnet-lite0",
-            metavar="SOURCE",
-            show_default=True,
-            help="Model to load: torchvision:NAME, timm:NAME, transformers:NAME, FILE.pt, .pt2, .onnx or FILE.py:FUNCTION.",
-        ),
         click.option("--weights", metavar="FILE|random", help="Weights file, or random. [default: the published weights]"),
         click.option("--size", metavar="N|HxW", help="Input size of the model, in pixels. [default: the model's own]"),
         click.option(

@@ -39,7 +39,7 @@ def note(left_out: Counter[str]) -> str:
     return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({kinds})"
 
 
-def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = None) -> Photos:
+def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = None, command: str = "pysal explain") -> Photos:
     """Return the photos that arguments name: files as they are, folders with all below them, and globs.
 
     Args:
@@ -47,6 +47,7 @@ def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = 
         suffixes: how names of photos end.
         results: where results are written. What is in it already is no photo of a folder above it, and a picture beside numbers
             of the same name is none anywhere: the same command twice explains the same photos.
+        command: what errors name.
 
     Raises:
         BadInput: a folder or a glob without a photo, or a single file that is not there.
@@ -59,18 +60,18 @@ def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = 
             photos = [path for path in inside if path.suffix.lower() in endings]
             found.left_out.update(path.suffix.lower() or NO_ENDING for path in inside if path.suffix.lower() not in endings)
             if not photos:
-                raise _refused(one, f"a folder with {len(inside)} files, none of which is a photo by its name")
+                raise _refused(command, one, f"a folder with {len(inside)} files, none of which is a photo by its name")
             found.paths.extend(path for path in photos if path not in found.paths)
         elif not os.path.lexists(one) and glob.has_magic(os.fspath(one)):
             matches = sorted(Path(match) for match in glob.glob(os.fspath(one), recursive=True) if not os.path.isdir(match))
             if not matches:
-                raise _refused(one, "which matches no file")
+                raise _refused(command, one, "which matches no file")
             found.paths.extend(path for path in matches if path not in found.paths)
         else:
             found.paths.append(one)
             if not os.path.lexists(one):
                 if len(given) == 1:
-                    raise _refused(one, "no such file")
+                    raise _refused(command, one, "no such file")
                 found.missing.add(one)
     return found
 
@@ -87,9 +88,9 @@ def _below(folder: Path, results: Path | None) -> Iterator[Path]:
                 yield path
 
 
-def _refused(photo: Path, why: str) -> BadInput:
+def _refused(command: str, photo: Path, why: str) -> BadInput:
     name = click.format_filename(photo)
-    return BadInput(f"pysal explain: PHOTO must be an image file, a folder or a glob, got {name} ({why})")
+    return BadInput(f"{command}: PHOTO must be an image file, a folder or a glob, got {name} ({why})")
 
 
 def stems(photos: Sequence[Path], folder: Path, endings: Sequence[str] = ("",)) -> list[str]:

@@ -114,6 +114,18 @@ def read_image(
     return _to_tensor(np.asarray(_on_white(pixels).resize((target[1], target[0]), resample)), channels)
 
 
+def size_of_photo(source: Source) -> tuple[int, int]:
+    """Return (height, width) of a photo as `read_image` takes it, turned as its EXIF says.
+
+    Raises:
+        TypeError, OSError, ValueError: as `read_image`.
+    """
+    pixels, _ = _decode(source)
+    if isinstance(pixels, Image.Image):
+        return pixels.height, pixels.width
+    return int(pixels.shape[0]), int(pixels.shape[1])
+
+
 def read_images(
     sources: Sequence[Source],
     model: Classifier | None = None,

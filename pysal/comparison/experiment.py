@@ -1,0 +1,428 @@
+"""Every method and every figure on a model's own photos, image by image, so that what was measured is kept."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pysal._checks import check_count, check_seed, refuse, refuse_unknown
+from pysal._library import version
+from pysal.annotations import Annotations
+from pysal.annotations import read as read_annotations
+from pysal.comparison.found import Comparison, plain
+from pysal.comparison.report import page
+from pysal.comparison.statistics import agreement, estimate, recommended, tabulated
+from pysal.engine.model.not_applicable import NotApplicable
+from pysal.engine.prepared.prepare import prepare
+from pysal.engine.running.chunks import fast_rows
+from pysal.explain import explain
+from pysal.methods.registry import METHODS, method_names
+from pysal.metrics import METRICS, grid_pointing_game, parameter_randomisation, per_image
+from pysal.metrics import agreement as agreement_of
+from pysal.models import Classifier, load, read_image
+from pysal.models.photos import PHOTO_SUFFIXES
+from pysal.viz import overlay, photo, reduce_channels
+
+WHERE = "pysal.comparison.compare"
+FORMAT = 1
+# What a method is compared by unless told; the other substrates of deletion and insertion are left out.
+USUAL = tuple(name for name in METRICS if name not in ("deletion_blur", "insertion_zero"))
+# Measured on a few images only: each takes as long as all others together.
+COSTLY = ("pic", "max_sensitivity")
+SHOWN, THUMBNAIL, QUALITY = 3, 160, 80
+GRID = 2
+
+
+def compare(
+    model: str | nn.Module,
+    photos: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    annotations: str | Path | Annotations | None = None,
+    methods: str | Sequence[str] = "all",
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    metrics: Sequence[str] | None = None,
+    metric_options: Mapping[str, Mapping[str, Any]] | None = None,
+    limit: int | None = None,
+    few: int = 4,
+    seed: int = 0,
+    model_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Return which methods explain a model best on photos of its own, measured in several ways, with intervals over images.
+
+    Each image's predicted class is explained. What was measured of an image is written to `out` at once, so that the same call
+    goes on where it was stopped, and is done at once where it was not.
+
+    Args:
+        model: what `pysal.models.load` loads, or a classifier in eval mode of it or of `pysal.models.wrap`.
+        photos: a folder (with those below), or files.
+        out: folder for images.jsonl, comparison.json and report.html; None = nothing is written.
+        annotations: boxes or masks of the photos, for pointing game and mass in mask: see `pysal.annotations.read`.
+        methods: as in `pysal.explain`.
+        method_options: as in `pysal.explain`.
+        metrics: names of `pysal.metrics.PER_IMAGE`; None = all but deletion_blur and insertion_zero. Those that need masks are
+            measured where there are annotations.
+        metric_options: name -> its own options, as in `pysal.metrics.per_image`.
+        limit: most photos, spread evenly over them in the order of their names; None = all.
+        few: images on which what takes long is measured: information curves, max-sensitivity, random weights, and grids.
+        seed: of all that is drawn: noise, perturbations, random weights and the bootstrap.
+        model_options: further arguments of `pysal.models.load`.
+        progress: is called as `progress(images done, images in all)`.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, no photo that can be read, or a folder that holds another comparison.
+        NotApplicable: a method asked for by name cannot explain the model.
+        OSError: a file cannot be written.
+    """
+    names = method_names(WHERE, methods)
+    asked = _metric_names(metrics)
+    for name in metric_options or {}:
+        if name not in asked:
+            refuse_unknown(WHERE, "metric_options", f"be for the metrics asked for ({', '.join(asked)})", name, asked)
+    for argument, value, least in (("limit", limit, 1), ("few", few, 0)):
+        if value is not None:
+            check_count(WHERE, argument, value, least=least)
+    check_seed(WHERE, seed)
+    known = annotations if isinstance(annotations, Annotations) or annotations is None else read_annotations(annotations)
+    files = _photos(photos, known, limit)
+    if known is not None and not any(known.has(file) for file in files):
+        refuse(WHERE, "annotations", "be of the photos, by name", f"{known.names[0]!r} ... for {files[0]} ...")
+    classifier = load(model, **dict(model_options or {})) if isinstance(model, str) else model
+    if not isinstance(classifier, Classifier):
+        requirement = "be a name or a file, or know how it wants photos (pysal.models.wrap)"
+        refuse(WHERE, "model", requirement, type(model).__name__, TypeError)
+
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "version": version(),
+        "model": classifier.name,
+        "weights_sha256": _fingerprint(classifier),
+        "photos": [str(file) for file in files],
+        "annotations": None if known is None else str(known.source),
+        "methods": names,
+        "method_options": {name: dict(own) for name, own in (method_options or {}).items()},
+        "metrics": asked,
+        "metric_options": {name: dict(own) for name, own in (metric_options or {}).items()},
+        "few": few,
+        "seed": seed,
+    }
+    settings = plain(json.loads(json.dumps(settings, default=str)))
+    log = None if out is None else _Log(Path(out), settings)
+    bench = _Bench(classifier, names, asked, known, settings, method_options or {}, metric_options or {}, methods == "all")
+    rows: list[dict[str, Any]] = []
+    unread: dict[str, str] = {}
+    for number, file in enumerate(files):
+        row = None if log is None else log.rows.get(str(file))
+        if row is None:
+            try:
+                row = bench.measure(file, number, costly=len(rows) < few)
+            except (ValueError, OSError) as error:
+                if not str(error).startswith(("pysal.read_image", "pysal.annotations")):
+                    raise
+                row = {"photo": str(file), "unread": str(error)}
+            if log is not None:
+                log.keep(row)
+        if "unread" in row:
+            unread[str(file)] = row["unread"]
+        else:
+            rows.append(row)
+        if progress is not None:
+            progress(number + 1, len(files))
+    if not rows:
+        refuse(WHERE, "photos", "hold at least one that can be read", next(iter(unread.values())))
+    grids = {} if log is None else log.grids
+    if not grids:
+        grids = bench.grids(rows, few)
+        if log is not None:
+            log.keep({"grids": grids})
+    for row in rows:
+        for name, value in grids.get(row["photo"], {}).items():
+            row["methods"][name]["grid_pointing_game"] = value
+
+    compared = [name for name in names if any(name in row["methods"] for row in rows)]
+    titles = {name: METHODS[name].title for name in compared}
+    tables = tabulated(rows, compared)
+    best, reasons, votes = recommended(tables, compared, titles)
+    found = Comparison(
+        settings=settings,
+        methods=titles,
+        skipped=next((row["skipped"] for row in rows), {}),
+        rows=[{name: value for name, value in row.items() if name != "pictures"} for row in rows],
+        unread=unread,
+        estimates={figure: {name: estimate(one, seed) for name, one in table.items()} for figure, table in tables.items()},
+        votes=votes,
+        agreement=agreement(rows, compared),
+        recommended=best,
+        reasons=reasons,
+        pictures=[(Path(row["photo"]).name, row["pictures"]) for row in rows if row.get("pictures")][:SHOWN],
+    )
+    if log is not None:
+        log.finish(found)
+    return found
+
+
+class _Bench:
+    """A model, and all that is measured of it on an image."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        methods: Sequence[str],
+        metrics: Sequence[str],
+        annotations: Annotations | None,
+        settings: Mapping[str, Any],
+        method_options: Mapping[str, Mapping[str, Any]],
+        metric_options: Mapping[str, Mapping[str, Any]],
+        optional: bool,
+    ) -> None:
+        self.model, self.methods, self.metrics, self.annotations = model, methods, metrics, annotations
+        self.seed: int = settings["seed"]
+        self.method_options, self.metric_options, self.optional = method_options, metric_options, optional
+        self.skipped: dict[str, str] = {}
+        self.shown = 0
+        self._runner: Any = None
+
+    def runner(self, image: Tensor) -> Any:
+        """Return the model, prepared where that can be done and pays on a processor."""
+        if self._runner is None:
+            self._runner = self.model
+            if image.device.type == "cpu":
+                rows = fast_rows(image.device, image[0].numel() * image.element_size())
+                self._runner = prepare(self.model, image, batch_size=rows)
+        return self._runner
+
+    def measure(self, file: Path, number: int, *, costly: bool) -> dict[str, Any]:
+        """Return the row of a photo."""
+        image = read_image(file, self.model).to(next(self.model.parameters(), torch.zeros(())).device)
+        with torch.no_grad():
+            table = self.model(image)
+        if not isinstance(table, Tensor) or table.ndim != 2 or table.shape[1] < 2:
+            shown = tuple(table.shape) if isinstance(table, Tensor) else type(table).__name__
+            refuse(WHERE, "model", "answer with a table of classes", f"{shown}")
+        target = int(table[0].argmax())
+        label = self.model.class_names[target] if target < len(self.model.class_names) else f"class {target}"
+        mask = None
+        if self.annotations is not None:
+            mask = self.annotations.mask(file, self.model, label=label)
+            mask = None if mask is None or not bool(mask.any()) else mask.to(image.device)
+        runner = self.runner(image)
+        row: dict[str, Any] = {"photo": str(file), "target": target, "class": label, "methods": {}}
+        maps: dict[str, Tensor] = {}
+        for name in self.methods:
+            if name in self.skipped:
+                continue
+            own = dict(self.method_options.get(name, {}))
+            if METHODS[name].noisy:
+                own = {"image_ids": [number], **own}
+            wall, processor = time.perf_counter(), time.process_time()
+            try:
+                found = explain(runner, image, target, methods=[name], method_options={name: own}, seed=self.seed)
+            except NotApplicable as error:
+                if not self.optional:
+                    raise
+                self.skipped[name] = str(error)
+                continue
+            spent = {"wall_seconds": time.perf_counter() - wall, "seconds": time.process_time() - processor}
+            maps[name] = found.results[name].map
+            row["methods"][name] = spent | self._figures(name, image, maps[name], target, mask, number, own, costly)
+            if found.probabilities is not None:
+                row["probability"] = float(found.probabilities[0])
+        row["skipped"] = dict(self.skipped)
+        if len(maps) > 1:
+            matrix = agreement_of(maps, absolute=True)[0].tolist()
+            row["agreement"] = {a: dict(zip(maps, line, strict=True)) for a, line in zip(maps, matrix, strict=True)}
+        if self.shown < SHOWN:
+            self.shown += 1
+            row["pictures"] = [("Photo", _picture(photo(image[0].cpu())))] + [
+                (METHODS[name].title, _drawn(image[0].cpu(), map.cpu(), name)) for name, map in maps.items()
+            ]
+        result: dict[str, Any] = plain(row)
+        return result
+
+    def _figures(
+        self,
+        name: str,
+        image: Tensor,
+        map: Tensor,
+        target: int,
+        mask: Tensor | None,
+        number: int,
+        options: Mapping[str, Any],
+        costly: bool,
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for metric in self.metrics:
+            if (metric in COSTLY and not costly) or (METRICS[metric].needs == "masks" and mask is None):
+                continue
+            value = per_image(
+                metric,
+                self._runner,
+                image,
+                map,
+                target,
+                seed=self.seed,
+                image_ids=[number],
+                method=name,
+                method_options=options,
+                masks=mask,
+                options=self.metric_options.get(metric),
+            )
+            found[metric] = float(value[0])
+        if costly:
+            like = parameter_randomisation(
+                self.model,
+                image,
+                target,
+                method=name,
+                method_options=dict(options) | ({"seed": self.seed} if METHODS[name].noisy else {}),
+                order="at_once",
+                seed=self.seed,
+            )
+            found["randomisation"] = float(like.correlation_of_sizes[0, 0])
+        return found
+
+    def grids(self, rows: Sequence[Mapping[str, Any]], few: int) -> dict[str, dict[str, Any]]:
+        """Return photo -> method -> its share in a grid of images of different classes, of which the model is sure."""
+        height, width = self.model.input_size
+        chosen: list[Mapping[str, Any]] = []
+        for row in sorted(rows, key=lambda row: -(row.get("probability") or 0.0)):
+            if row["target"] not in [one["target"] for one in chosen]:
+                chosen.append(row)
+        together = GRID * GRID
+        chosen = chosen[: min(len(chosen), max(few, together if few else 0)) // together * together]
+        if not chosen or height % GRID or width % GRID:
+            return {}
+        images = torch.cat([read_image(row["photo"], self.model) for row in chosen])
+        images = images.to(next(self.model.parameters(), images).device)
+        runner, classes = self.runner(images[:1]), [row["target"] for row in chosen]
+        found: dict[str, dict[str, Any]] = {row["photo"]: {} for row in chosen}
+        for name in self.methods:
+            if not all(name in row["methods"] for row in chosen):
+                continue
+            options = dict(self.method_options.get(name, {}))
+            if METHODS[name].noisy:
+                options |= {"seed": self.seed}
+            shares = grid_pointing_game(runner, images, classes, method=name, method_options=options, grid=GRID, cells="shrunk")
+            for row, share in zip(chosen, shares.tolist(), strict=True):
+                found[row["photo"]][name] = share if math.isfinite(share) else None
+        return found
+
+
+class _Log:
+    """The folder of a comparison: a line for each image that was measured, and what came out at the end."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        if not str(out):
+            refuse(WHERE, "out", "name a folder", "''")
+        self.out, self.lines = out, out / "images.jsonl"
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.grids: dict[str, dict[str, Any]] = {}
+        out.mkdir(parents=True, exist_ok=True)
+        if not self.lines.exists():
+            if any(out.iterdir()):
+                refuse(WHERE, "out", "be a new folder, or that of the same comparison", f"{out}, which holds other files")
+            self.keep({"settings": settings})
+            return
+        for line in self.lines.read_text("utf-8").splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue  # the last line of a run that was killed while it wrote
+            if "settings" in found and found["settings"] != settings:
+                before = found["settings"]
+                other = next(key for key in {**before, **settings} if before.get(key) != settings.get(key))
+                was, now = (str(one.get(other))[:60] for one in (before, settings))
+                requirement = "be a new folder, or that of the same comparison"
+                refuse(WHERE, "out", requirement, f"{out}, where {other} was {was}, not {now}")
+            if "grids" in found:
+                self.grids = found["grids"]
+            elif "photo" in found:
+                self.rows[found["photo"]] = found
+
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Add a line, on a line of its own even after a run that was killed while it wrote."""
+        with self.lines.open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
+
+    def finish(self, found: Comparison) -> None:
+        """Write comparison.json and report.html."""
+        (self.out / "comparison.json").write_text(json.dumps(found.json(), indent=1, allow_nan=False) + "\n", "utf-8")
+        (self.out / "report.html").write_text(page(found), "utf-8")
+
+
+def _metric_names(metrics: Sequence[str] | None) -> list[str]:
+    if metrics is None:
+        return list(USUAL)
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        refuse(WHERE, "metrics", "be a sequence of names", repr(metrics), TypeError)
+    for name in metrics:
+        if name not in METRICS:
+            refuse_unknown(WHERE, "metrics", f"be names out of {', '.join(METRICS)}", name, METRICS)
+    return list(dict.fromkeys(metrics))
+
+
+def _photos(photos: object, annotations: Annotations | None, limit: int | None) -> list[Path]:
+    if isinstance(photos, str | os.PathLike):
+        root = Path(photos)
+        if root.is_dir():
+            below = (Path(place, name) for place, _, names in os.walk(root) for name in names if not name.startswith("."))
+            files = sorted(file for file in below if file.suffix.lower() in PHOTO_SUFFIXES)
+        else:
+            files = [root]
+    elif isinstance(photos, Sequence) and all(isinstance(one, str | os.PathLike) for one in photos):
+        files = [Path(one) for one in photos]
+    else:
+        refuse(WHERE, "photos", "be a folder or a list of files", repr(photos)[:80], TypeError)
+    if annotations is not None and annotations.kind == "masks":
+        files = [file for file in files if not annotations.holds(file)]
+    if not files:
+        refuse(WHERE, "photos", "hold at least one photo", str(photos))
+    for file in files:
+        if not file.exists():
+            refuse(WHERE, "photos", "be there", f"{file} (no such file or folder)", FileNotFoundError)
+    if limit is not None and len(files) > limit:
+        files = [files[int(place)] for place in np.linspace(0, len(files) - 1, limit).round()]
+    return files
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().double().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _drawn(image: Tensor, map: Tensor, name: str) -> str:
+    traits = METHODS[name]
+    one = reduce_channels(map, "none" if map.shape[1] == 1 else traits.reduction)[0].float()
+    size = tuple(max(1, side // 3) for side in one.shape)  # all that a thumbnail can show where every pixel differs
+    small = interpolate(one[None, None], size, mode="area")
+    smooth = interpolate(small, tuple(one.shape), mode="bilinear", align_corners=False)[0, 0]
+    return _picture(overlay(image, smooth, signed=traits.signed))
+
+
+def _picture(pixels: np.ndarray[Any, Any]) -> str:
+    """Return colours (H, W, 3) in [0, 1] as a small JPEG in a data URI."""
+    small = Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
