@@ -24,7 +24,7 @@ from PIL import Image
 
 from pysal.comparison import compare
 from pysal.comparison.statistics import FIGURES
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY
 from pysal.models import Classifier, load, read_image
 
 HERE = Path(__file__).resolve().parent
@@ -208,12 +208,12 @@ def tables(found: Mapping[str, Any]) -> str:
         for part in (figures[: len(figures) // 2], figures[len(figures) // 2 :]):
             heads = [f"{FIGURES[figure].title.lower()} ({FIGURES[figure].better})" for figure in part]
             lines += ["", "| method | " + " | ".join(heads) + " |", "|" + "---|" * (len(part) + 1)]
-            for method in METHODS:
+            for method in EVERY:
                 cells = []
                 for figure in part:
                     text = cell(one["estimates"][figure].get(method))
                     cells.append(f"**{text}**" if method in leaders.get(figure, []) else text)
-                lines.append(f"| {METHODS[method].title} | " + " | ".join(cells) + " |")
+                lines.append(f"| {EVERY[method].title} | " + " | ".join(cells) + " |")
     return "\n".join(lines).strip() + "\n"
 
 

@@ -28,7 +28,7 @@ from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.running.chunks import fast_rows
 from pysal.explain import explain
-from pysal.methods.registry import METHODS, method_names
+from pysal.methods.registry import EVERY, method_names
 from pysal.metrics import METRICS, grid_pointing_game, parameter_randomisation, per_image
 from pysal.metrics import agreement as agreement_of
 from pysal.models import Classifier, load, read_image
@@ -153,7 +153,7 @@ def compare(
             row["methods"][name]["grid_pointing_game"] = value
 
     compared = [name for name in names if any(name in row["methods"] for row in rows)]
-    titles = {name: METHODS[name].title for name in compared}
+    titles = {name: EVERY[name].title for name in compared}
     tables = tabulated(rows, compared)
     best, reasons, votes = recommended(tables, compared, titles)
     found = Comparison(
@@ -225,7 +225,7 @@ class _Bench:
             if name in self.skipped:
                 continue
             own = dict(self.method_options.get(name, {}))
-            if METHODS[name].noisy:
+            if EVERY[name].noisy:
                 own = {"image_ids": [number], **own}
             wall, processor = time.perf_counter(), time.process_time()
             try:
@@ -247,7 +247,7 @@ class _Bench:
         if self.shown < SHOWN:
             self.shown += 1
             row["pictures"] = [("Photo", _picture(photo(image[0].cpu())))] + [
-                (METHODS[name].title, _drawn(image[0].cpu(), map.cpu(), name)) for name, map in maps.items()
+                (EVERY[name].title, _drawn(image[0].cpu(), map.cpu(), name)) for name, map in maps.items()
             ]
         result: dict[str, Any] = plain(row)
         return result
@@ -287,7 +287,7 @@ class _Bench:
                 image,
                 target,
                 method=name,
-                method_options=dict(options) | ({"seed": self.seed} if METHODS[name].noisy else {}),
+                method_options=dict(options) | ({"seed": self.seed} if EVERY[name].noisy else {}),
                 order="at_once",
                 seed=self.seed,
             )
@@ -313,7 +313,7 @@ class _Bench:
             if not all(name in row["methods"] for row in chosen):
                 continue
             options = dict(self.method_options.get(name, {}))
-            if METHODS[name].noisy:
+            if EVERY[name].noisy:
                 options |= {"seed": self.seed}
             shares = grid_pointing_game(runner, images, classes, method=name, method_options=options, grid=GRID, cells="shrunk")
             for row, share in zip(chosen, shares.tolist(), strict=True):
@@ -411,7 +411,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _drawn(image: Tensor, map: Tensor, name: str) -> str:
-    traits = METHODS[name]
+    traits = EVERY[name]
     one = reduce_channels(map, "none" if map.shape[1] == 1 else traits.reduction)[0].float()
     size = tuple(max(1, side // 3) for side in one.shape)  # all that a thumbnail can show where every pixel differs
     small = interpolate(one[None, None], size, mode="area")
