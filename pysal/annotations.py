@@ -297,7 +297,7 @@ def _coco(file: Path) -> list[tuple[str, _Entry]]:
             _damaged(file, f"image {number} has no id or file_name")
         sides = one.get("height"), one.get("width")
         whole = all(isinstance(side, int) and side > 0 for side in sides)
-        images[one["id"]] = (Path(name).with_suffix("").as_posix(), sides if whole else None)  # type: ignore[assignment]
+        images[one["id"]] = (Path(name).with_suffix("").as_posix(), sides if whole else None)
         objects[one["id"]] = []
     listed = content.get("annotations")
     if not isinstance(listed, list):
