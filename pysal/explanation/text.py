@@ -40,6 +40,13 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
         said["base"] = f"{kind} of {str(base).replace('_', ' ')}"
     if (samples := value_of(details.get("samples"), image)) is not None:
         said["samples"] = counted(round(samples), "sample")
+    if "exact" in details and (shares := of_image(details.get("values"), image)) is not None:
+        exact = bool(value_of(details.get("exact"), image))
+        said["values"] = counted(len(shares), "segment") + (", exact" if exact else ", estimated")
+    if (pairs := of_image(details.get("pairs"), image)) is not None:
+        several = of_image(details.get("single_drops"), image)
+        of = "" if several is None else f" of {counted(len(several), 'segment')}"
+        said["pairs"] = counted(len(pairs), "pair") + of
     if (drops := of_image(details.get("drops", details.get("gains")), image)) is not None:
         said["drops"] = counted(len(drops), "segment")
     if (steps := value_of(details.get("steps"), image)) is not None:
@@ -154,7 +161,7 @@ def rows(found: Findings, image: int) -> list[tuple[str, ...]]:
         about = notes(found, result, image, lambda x: f"{x:.3g}")
         said = [note for key, note in about.items() if key != "residual"]  # which has a column
         spread = result.details.get("standard_error")
-        if isinstance(spread, Tensor):
+        if isinstance(spread, Tensor) and not value_of(result.details.get("exact"), image):
             said.append(f"mean standard error {float(spread[image].cpu().double().mean()):.3g}")
         if broken := int((~torch.isfinite(result.map[image])).sum()):
             said.append(f"{counted(broken, 'value')} not finite")

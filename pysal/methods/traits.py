@@ -182,7 +182,7 @@ BY_NAME: dict[str, Traits] = {
             "Interactions",
             "whether a segment needs others, or stands in for them",
             "1 forward per segment and pair, at most",
-            unit="sum of interactions, {score}",
+            unit="interaction of {score}",
             reduction="none",
             signed=True,
             per="passes",
@@ -193,7 +193,7 @@ BY_NAME: dict[str, Traits] = {
             "RISE",
             "the mean score of masked images that show a pixel",
             "1 forward per mask",
-            unit="mean {score} where shown",
+            unit="{score} where shown",
             reduction="none",
             signed=False,
             per="samples",
@@ -241,7 +241,7 @@ MODES = {
     "both": ModeWords("Out and in, mean", "mean of drop and gain of {score}"),
 }
 # What "mode" in the details of a method means.
-MODE_WORDS = {**MODES, "centred": ModeWords("RISE, centred", "change of {score} where shown", signed=True)}
+MODE_WORDS = {**MODES, "centred": ModeWords("RISE, centred", "change of {score}", signed=True)}
 # Trees of segments, as `shapley(tree=)` calls them.
 TREES = ("halves", "merged", "flat")
 # Kinds of class activation map, as `grad_cam(kind=)` calls them, and what people call them.

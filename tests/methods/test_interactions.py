@@ -142,7 +142,8 @@ def test_explain_runs_it_where_it_is_named() -> None:
     result = found["interactions"]
     assert result.title == "Interactions"
     assert result.passes == 11
-    assert found.panel("interactions").unit == "sum of interactions, output"
+    assert found.panel("interactions").small_print == "6 pairs of 4 segments"
+    assert found.panel("interactions").unit == "interaction of output"
     assert_rounding(result.map.double(), expected.map, 16, scale=1.0)
     for image in range(2):
         assert torch.equal(result.details["interactions"][image], expected.values[image])

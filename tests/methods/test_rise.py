@@ -112,7 +112,7 @@ def test_centred_maps_are_covariances_of_scores_and_masks(batch_size: int | None
         error = terms.std(0) / samples**0.5 * samples / (samples - 1)
         assert_rounding(result.details["standard_error"][image, 0].double(), error, 4000, scale=4 * scale)
     assert result.signed
-    assert found.panel("rise").unit == "change of output where shown"
+    assert found.panel("rise").unit == "change of output"
     assert found.panel("rise").title == "RISE, centred"
 
 
@@ -159,7 +159,7 @@ def test_explain_runs_it_where_it_is_named_and_with_its_seed() -> None:
     assert "rise" not in pysal.explain(model, inputs, 1).results
     found = pysal.explain(model, inputs, 1, methods="rise", method_options={"rise": {"samples": 9}}, seed=4)
     assert found["rise"].title == "RISE"
-    assert found.panel("rise").unit == "mean probability where shown"
+    assert found.panel("rise").unit == "probability where shown"
     assert "9 samples" in found.panel("rise").small_print
     assert_rounding(found.maps["rise"].double(), pysal.rise(model, inputs, 1, samples=9, seed=4), 16, scale=2.0)
 

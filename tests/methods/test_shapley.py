@@ -205,6 +205,12 @@ def test_explain_runs_it_where_it_is_named() -> None:
     found = pysal.explain(model, inputs, 1, methods=["shapley", "leave_one_out"], method_options=given)
     assert found["shapley"].title == "Shapley values"
     assert found.panel("shapley").unit == "share of probability"
+    assert found.panel("shapley").small_print == "4 segments, exact"
+    assert "mean standard error" not in found.table()
+    estimated = pysal.explain(
+        model, inputs, 1, methods="shapley", method_options={"shapley": {"segments": Grid(3, 4), "passes": 46, "tree": "flat"}}
+    )
+    assert "12 segments, estimated; mean standard error" in estimated.table()
     expected = pysal.shapley(model, inputs, 1, segments=Grid(2, 2))
     assert_rounding(found.maps["shapley"], expected, 16, scale=1.0)
 
