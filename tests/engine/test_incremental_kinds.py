@@ -1,6 +1,7 @@
 """Which operations boxes are followed through, however they are spelt, and that what is not local ends it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pysal
 from pysal.engine.boxes.clean import Nodes
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.boxes.kinds import MAPPED
@@ -15,6 +17,7 @@ from pysal.engine.graph.exported import capture
 from pysal.engine.graph.fold import fold_graph, trace
 from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import lower
+from pysal.engine.prepared.gains import Gains
 from tests.engine.test_incremental import ROUNDINGS, Block, assert_exact, changed_images, outputs_of, seeded
 
 BOXES = [(0, 0, 1, 1), (6, 5, 9, 8), (11, 8, 14, 13), (3, 0, 5, 13)]
@@ -220,3 +223,25 @@ def test_gelu_after_a_linear_layer_runs_with_it(approximate: str, share: float |
     found = outputs_of(fast, image.float(), images.float(), BOXES)
     eps = torch.finfo(torch.float32).eps
     assert float((found - expected).abs().max()) <= ROUNDINGS * eps * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("mode", ["out", "both"])
+def test_drops_of_a_convnext_are_those_of_whole_images(mode: str) -> None:
+    stem, down = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 6, 2, 2)
+    layers = [stem, Block(norm_of_channels), ConvNext(4), Block(norm_of_channels), down, ConvNext(6)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        images = torch.rand(3, 3, 61, 53, dtype=torch.float64)
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(6), nn.Linear(6, 5)).double().eval()
+    prepared = pysal.prepare(model, images[:1], batch_size=2, gains=Gains(2.0, 2.0, 2.0))
+    engine = prepared.incremental(images)
+    assert engine is not None
+    assert sum(operator.kind == "whole" for operator in engine.operators) == 4  # what comes after the mean
+    fill = torch.rand(3, 61, 53, dtype=torch.float64)
+    with torch.no_grad():
+        allowed = 1000 * torch.finfo(torch.float64).eps * float(model(images).abs().max())
+    for segments in (pysal.Window((9, 8), (5, 6)), pysal.Slic(12)):
+        options: dict[str, Any] = {"segments": segments, "fill": fill, "mode": mode, "score": "logit"}
+        got = pysal.leave_one_out(prepared, images, [0, 3, 1], **options)
+        expected = pysal.leave_one_out(model, images, [0, 3, 1], **options)
+        assert float((got - expected).abs().max()) <= allowed < 1e-6 * float(expected.abs().max())

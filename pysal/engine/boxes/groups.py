@@ -11,6 +11,7 @@ from torch import Tensor
 from pysal.engine.boxes.kinds import BoxOperator
 from pysal.engine.boxes.reach import Integers, Reals, Truths
 from pysal.engine.running.chunks import to_device
+from pysal.engine.running.heap import LARGEST_BLOCK
 
 # A box that covers this share of a map is not worth cutting out: the whole map is computed.
 WHOLE_SHARE = 0.85
@@ -18,9 +19,9 @@ WHOLE_SHARE = 0.85
 CPU_GROUP_ROWS = 32
 GPU_GROUP_ROWS = 256
 WORTH_A_SPLIT = 0.05
-# Numbers in the largest map of a group on a CPU: what takes more than 32 MB comes from the system anew in every pass, and to
-# have it cleared takes as long as to compute it.
-CPU_GROUP_NUMBERS = 8 << 20
+# Numbers in the largest map of a group on a CPU, just below what the system clears anew in every pass: that takes as long as to
+# compute it.
+CPU_GROUP_NUMBERS = (LARGEST_BLOCK - 4096) // 4
 # A group that costs more than this share of whole images runs as whole images.
 PAYING_SHARE = 0.9
 # One that costs less, judged by about so many images, would so even if whole images ran twice as fast.
