@@ -518,6 +518,16 @@ def panels(setting: Setting) -> None:
         small.save(ROOT / "docs" / path, **JPEG)
 
 
+def strip(setting: Setting) -> None:
+    """Draw what the landing page begins with: a photo and three heat maps of it, low enough to leave room for what to do."""
+    image = setting.photo("egyptian_cat")
+    found = pysal.explain(setting.model, image, methods=["leave_one_out", "grad_cam", "integrated_gradients"])
+    tiles = [np.asarray(255 * image[0].permute(1, 2, 0), np.uint8), *(found.overlay(name) for name in found.results)]
+    gap = np.full((image.shape[2], 12, 3), 255, np.uint8)
+    row = np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], 1)
+    Image.fromarray(row).save(ROOT / "docs/pictures/strip.jpg", **JPEG)
+
+
 FIGURES: dict[str, Callable[[Setting], Drawn]] = {
     "grain": grain,
     "redundancy": redundancy,
@@ -547,6 +557,8 @@ def main(names: Sequence[str]) -> None:
     setting = Setting()
     if not names or "panels" in names:
         panels(setting)
+    if not names or "strip" in names:
+        strip(setting)
     for name in FIGURES if not names else [name for name in names if name in FIGURES]:
         figure, found = FIGURES[name](setting)
         figure.savefig(OUT / f"{name}.jpg", pil_kwargs=JPEG)
