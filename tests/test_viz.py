@@ -445,6 +445,21 @@ def test_percent(probability, text):
     assert percent(probability) == text
 
 
+@pytest.mark.parametrize(
+    ("score", "drops", "as_percent", "texts"),
+    [
+        (0.9998, [0.38, 0.07, 0.0], True, ["99.98 % → 61.98 %", "99.98 % → 92.98 %", None]),
+        (0.83, [0.02, 0.01, -0.3], True, ["83 % → 81 %", "83 % → 82 %", None]),
+        (0.984, [0.019, 0.9837, 0.001], True, ["98.4 % → 96.5 %", "98.4 % → <0.1 %", "98.4 % → 98.3 %"]),
+        (8.312, [2.292, 0.3, 9.0], False, ["8.31 → 6.02", "8.31 → 8.01", "8.31 → -0.69"]),
+        (2e-7, [1e-7], True, [None]),
+    ],
+)
+def test_the_numbers_of_a_picture_are_rounded_alike(score, drops, as_percent, texts):
+    expected = [text and text.replace("-", viz.MINUS) for text in texts]
+    assert viz.falls(score, drops, as_percent) == expected
+
+
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_percent_never_rounds_to_certainty(probability):
     assert percent(probability).strip("<> %") not in ("0", "100")

@@ -50,9 +50,9 @@ def falls(panel: viz.Panel, count: int) -> list[tuple[int, str, float]]:
         return []
     drops = panel.drops.cpu().double().numpy()
     order = np.argsort(np.where(np.isfinite(drops), -drops, np.inf), kind="stable").tolist()
-    found = []
+    found, texts = [], viz.falls(panel.score, drops.tolist(), panel.percent)
     for segment in order[:count]:
-        text = viz.fall(panel.score, float(drops[segment]), panel.percent)
+        text = texts[segment]
         if text is None:
             break
         found.append((segment, text, panel.score - float(drops[segment])))
@@ -97,12 +97,10 @@ def segment_data(panel: viz.Panel) -> str:
     labels = label_map(panel)
     if labels is None or panel.drops is None or panel.score is None:
         return ""
-    says = []
-    for drop in panel.drops.cpu().double().tolist():
-        text = viz.fall(panel.score, drop, panel.percent)
-        if text is None and drop < 0:  # the model is surer without it: the same words the other way round
-            text = viz.fall(panel.score - drop, -drop, panel.percent)
-            text = None if text is None else " → ".join(reversed(text.split(" → ")))
+    says, drops = [], panel.drops.cpu().double().tolist()
+    for drop, text in zip(drops, viz.falls(panel.score, drops, panel.percent), strict=True):
+        if text is None and drop < 0:  # the model is surer without it: in numbers that may need more digits than a fall
+            text = viz.change(panel.score, panel.score - drop, panel.percent)
         says.append(text or "no change")
     return f'data-labels="{numbers(labels.astype(np.int16))}" data-falls="{escape("|".join(says))}"'
 

@@ -17,7 +17,7 @@ from pysal.viz.page import FAMILY, GREY, INK, MARGIN, NOTEBOOK_BYTES, Page, comp
 from pysal.viz.panel import Panel
 from pysal.viz.segments import borders, segment_mask
 from pysal.viz.style import Seen, Shown, Style, pooled, seen
-from pysal.viz.words import MINUS, change, fall, number, percent
+from pysal.viz.words import MINUS, change, fall, falls, number, percent
 
 __all__ = [
     "FAMILY",
@@ -40,6 +40,7 @@ __all__ = [
     "compact",
     "draw",
     "fall",
+    "falls",
     "layer",
     "limits",
     "number",

@@ -19,7 +19,7 @@ from torch import Tensor
 from pysal.viz.colours import as_numpy
 from pysal.viz.page import FAMILY, Page
 from pysal.viz.panel import Panel
-from pysal.viz.words import fall
+from pysal.viz.words import falls
 
 LABELLED, LABEL = 3, 6.5  # how many drops are written on the picture, and how large (points)
 Mask = NDArray[np.bool_]
@@ -38,8 +38,9 @@ def draw_segments(page: Page, axes: Axes, panel: Panel, shape: Sequence[int], pa
         return
     drops = as_numpy(panel.drops)
     named: list[tuple[str, Mask]] = []
+    texts = falls(panel.score, drops.tolist(), panel.percent)
     for segment in np.argsort(np.where(np.isfinite(drops), -drops, np.inf), kind="stable").tolist():
-        text = fall(panel.score, float(drops[segment]), panel.percent)
+        text = texts[segment]
         if text is None or len(named) == LABELLED:
             break
         mask = segment_mask(panel, segment, shape)
