@@ -1,4 +1,7 @@
-"""Draw the pictures of the recipes: `python docs/recipes/draw.py [common_det.onnx]`, a file of the PyPI package ddddocr."""
+"""Draw the pictures of the recipes: `python docs/recipes/draw.py [NAME ... | common_det.onnx]`, a file of the package ddddocr.
+
+What needs a trained network trains a small one, in about a minute each, on drawn shapes (`shapes.py`).
+"""
 
 import io
 import re
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapes
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
@@ -66,9 +70,237 @@ def detection(file: str) -> None:
     save(found, "detection")
 
 
+def _generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, wanted)
+
+
+PARTS = {"segments": pysal.Grid(8, 8)}
+
+
+def many_labels() -> None:
+    """Explain one of three labels of an image that has two of them."""
+
+    def present(found: shapes.Shapes) -> Tensor:
+        return nn.functional.one_hot(found.kinds, 3).amax(1).float()
+
+    network = shapes.classifier(3)
+    shapes.learn(network, lambda x: nn.functional.binary_cross_entropy_with_logits(network(x.images), present(x)), 400)
+    seen = shapes.shapes(1, _generator(), kinds=torch.tensor([[0, 2]]))
+    found = pysal.explain(
+        network,
+        seen.images,
+        "cross",
+        class_names=shapes.KINDS,
+        score="sigmoid",
+        methods=["leave_one_out", "grad_cam"],
+        method_options={"leave_one_out": PARTS},
+    )
+    save(found, "many_labels")
+
+
+def regression() -> None:
+    """Explain the radius of a disc beside a square."""
+    network = nn.Sequential(shapes.eye(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 2))
+
+    def loss(found: shapes.Shapes) -> Tensor:
+        kinds = torch.tensor([[0, 1], [1, 0]])[torch.arange(len(found.kinds)) % 2]
+        made = shapes.shapes(len(kinds), _generator(int(found.radii[0, 0] * 1e6)), kinds=kinds)
+        wanted = torch.where(kinds[:, :1] == 0, made.radii, made.radii.flip(1))
+        return nn.functional.mse_loss(network(made.images), wanted)
+
+    shapes.learn(network, loss, 500, rate=1e-2)
+    seen = shapes.shapes(1, _generator(3), kinds=torch.tensor([[0, 1]]))
+    print("  radius", network(seen.images)[0, 0].item(), seen.radii[0, 0].item())
+    found = pysal.explain(
+        network,
+        seen.images,
+        pysal.targets.Output(0),
+        methods=["leave_one_out", "integrated_gradients"],
+        method_options={"leave_one_out": {**PARTS, "fill": "mean"}, "integrated_gradients": {"baseline": "mean"}},
+    )
+    save(found, "regression")
+
+
+class SameColour(nn.Module):
+    """Says whether the shapes of two images have one colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(shapes.eye(), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(96, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return logits (N, 2) of "different" and "same"."""
+        one, other = self.eye(first), self.eye(second)
+        return self.head(torch.cat([one * other, (one - other).abs()], 1))
+
+
+def two_inputs() -> None:
+    """Explain both images of a network that compares them."""
+    network = SameColour()
+
+    def loss(found: shapes.Shapes) -> Tensor:
+        colours = shapes.only(found, found.colours)
+        half = len(colours) // 2
+        order = torch.cat([colours[:half].argsort(), half + torch.randperm(half)])  # of equal colours enough
+        pairs = order.roll(1)
+        same = (colours[order] == colours[pairs]).long()
+        return _cross_entropy(network(found.images[order], found.images[pairs]), same)
+
+    shapes.learn(network, loss, 400, single=True)
+    seen = shapes.shapes(24, _generator(), single=True)
+    colours, kinds = (shapes.only(seen, one) for one in (seen.colours, seen.kinds))
+    second = next(n for n in range(1, 24) if colours[n] == colours[0] and kinds[n] != kinds[0])
+    images = [seen.images[n : n + 1] for n in (0, second)]
+
+    def first_image(one: Tensor, other: Tensor) -> Tensor:
+        return network(one, other)
+
+    def second_image(one: Tensor, other: Tensor) -> Tensor:
+        return network(other, one)
+
+    pictures = []
+    for here, model in enumerate((first_image, second_image)):
+        found = pysal.explain(
+            model,
+            images[here],
+            "same",
+            class_names=["different", "same"],
+            score="logit",
+            extra_inputs=[pysal.PerImage(images[1 - here])],
+            methods=["leave_one_out", "integrated_gradients"],
+            method_options={"leave_one_out": {**PARTS, "fill": "mean"}, "integrated_gradients": {"baseline": "mean"}},
+        )
+        save(found, f"two_inputs_{here}")
+        pictures.append(Image.open(OUT / f"two_inputs_{here}.jpg").convert("RGB"))
+    both = Image.new("RGB", (960, sum(one.height for one in pictures)), "white")
+    for number, one in enumerate(pictures):
+        both.paste(one, (0, number * pictures[0].height))
+        (OUT / f"two_inputs_{number}.jpg").unlink()
+    both.save(OUT / "two_inputs.jpg", quality=85, optimize=True)
+
+
+def segmentation() -> None:
+    """Explain the class of a pixel of a cross."""
+    up = nn.Upsample(scale_factor=4, mode="bilinear")
+    network = nn.Sequential(shapes.eye(), nn.Conv2d(48, 48, 5, padding=2), nn.ReLU(), nn.Conv2d(48, 4, 1), up)
+    weights = torch.tensor([0.2, 1.0, 1.0, 1.0])
+    shapes.learn(network, lambda x: nn.functional.cross_entropy(network(x.images), x.classes, weights), 400)
+    seen = shapes.shapes(1, _generator(), kinds=torch.tensor([[1, 2]]))
+    rows, columns = (seen.classes[0] == 3).nonzero().float().mean(0).long().tolist()
+    found = pysal.explain(
+        network,
+        seen.images,
+        pysal.targets.Pixel(at=(rows, columns)),
+        methods=["leave_one_out", "grad_cam", "gradient"],
+        method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
+    )
+    save(found, "segmentation")
+
+
+_TINY = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+_VISION = {**_TINY, "image_size": shapes.SIZE, "patch_size": 6}
+
+
+def transformers_classifier() -> None:
+    """Explain what a residual network takes for a cross."""
+    import transformers
+
+    labels = dict(enumerate(shapes.KINDS))
+    sizes = {"embedding_size": 24, "hidden_sizes": [24, 48, 48], "depths": [1, 1, 1], "downsample_in_first_stage": False}
+    config = transformers.ResNetConfig(
+        **sizes, layer_type="basic", id2label=labels, label2id={name: number for number, name in labels.items()}
+    )
+    network = transformers.ResNetForImageClassification(config)
+    shapes.learn(network, lambda x: _cross_entropy(network(x.images).logits, shapes.only(x, x.kinds)), 300, single=True)
+    seen = shapes.shapes(1, _generator(2), single=True, kinds=torch.tensor([[2, 2]]))
+    found = pysal.explain(
+        pysal.models.wrap(network, size=shapes.SIZE, normalize="none"),
+        seen.images,
+        methods=["leave_one_out", "grad_cam", "guided_backprop"],
+        method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
+    )
+    save(found, "transformers_classifier")
+
+
+def clip() -> None:
+    """Explain which of two shapes is like a text."""
+    import transformers
+
+    text = {**_TINY, "vocab_size": 12, "max_position_embeddings": 4, "eos_token_id": 11, "bos_token_id": 1}
+    network = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=32))
+    # of each text its colour and its kind
+    texts = torch.tensor([[1, 2 + colour, 5 + kind, 11] for colour in range(3) for kind in range(3)])
+
+    def loss(found: shapes.Shapes) -> Tensor:
+        wanted = 3 * shapes.only(found, found.colours) + shapes.only(found, found.kinds)
+        return _cross_entropy(network(input_ids=texts, pixel_values=found.images).logits_per_image, wanted)
+
+    shapes.learn(network, loss, 900, single=True, rate=1e-3)
+    seen = shapes.shapes(1, _generator(4), kinds=torch.tensor([[1, 0]]))
+    colour, kind = int(seen.colours[0, 1]), int(seen.kinds[0, 1])
+    names = [f"a {colour} {kind}" for colour in shapes.COLOURS for kind in shapes.KINDS]
+    model = pysal.models.wrap(network, size=shapes.SIZE, normalize="none", class_names=names)
+    found = pysal.explain(
+        model,
+        seen.images,
+        3 * colour + kind,
+        extra_inputs={"input_ids": pysal.Shared(texts)},
+        methods=["leave_one_out", "grad_cam", "gradient"],
+        method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
+    )
+    save(found, "clip")
+
+
+def caption() -> None:
+    """Explain the last word of "red disc, blue cross"."""
+    import transformers
+
+    decoder = transformers.GPT2Config(
+        n_embd=48, n_layer=2, n_head=4, vocab_size=12, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    both = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(transformers.ViTConfig(**_VISION), decoder)
+    network = transformers.VisionEncoderDecoderModel(both)
+
+    def words(found: shapes.Shapes) -> Tensor:
+        said = torch.stack([2 + found.colours, 5 + found.kinds], 2).flatten(1)  # left colour and kind, then right
+        return torch.cat([torch.zeros(len(said), 1, dtype=torch.int64), said], 1)
+
+    def loss(found: shapes.Shapes) -> Tensor:
+        tokens = words(found)
+        logits = network(pixel_values=found.images, decoder_input_ids=tokens).logits
+        return _cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    shapes.learn(network, loss, 1200, rate=1e-3)
+    seen = shapes.shapes(1, _generator(5), kinds=torch.tensor([[0, 2]]))
+    tokens = words(seen)[0]
+    found = pysal.explain(
+        pysal.models.wrap(network, size=shapes.SIZE, normalize="none"),
+        seen.images,
+        pysal.targets.Caption(tokens, first=4, last=5),
+        extra_inputs={"decoder_input_ids": pysal.PerImage(tokens[None])},
+        methods=["leave_one_out", "grad_cam", "gradient"],
+        method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
+    )
+    save(found, "caption")
+
+
+TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_classifier, clip, caption)
+PAGES = ("my_networks_errors", "http_black_box")
+
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    for page in ("my_networks_errors", "http_black_box"):
-        of_a_page(page)
-    if sys.argv[1:]:
-        detection(sys.argv[1])
+    chosen = [name for name in sys.argv[1:] if not name.endswith(".onnx")] or [*PAGES, *(one.__name__ for one in TRAINED)]
+    for name in chosen:
+        torch.manual_seed(0)
+        print(name, flush=True)
+        if name in PAGES:
+            of_a_page(name)
+        else:
+            next(one for one in TRAINED if one.__name__ == name)()
+    for file in sys.argv[1:]:
+        if file.endswith(".onnx"):
+            detection(file)
