@@ -161,6 +161,16 @@ def test_a_kind_of_class_activation_map(small, photo, out) -> None:
     assert (found.title, found.details["cam"]) == ("LayerCAM", "layer_cam")
 
 
+def test_methods_that_run_where_they_are_named(small, photo, out) -> None:
+    named = "xrai,guided-integrated-gradients,shapley"
+    succeeded("explain", photo, "--method", named, "--steps", "2", "--segments", "grid:2x2", "--out", out)
+    found = Explanation.load(out / "photo.npz")
+    assert list(found.results) == ["xrai", "guided_integrated_gradients", "shapley"]
+    assert found["xrai"].details["steps"].item() == 4  # two baselines
+    assert found["guided_integrated_gradients"].details["steps"].item() == 2
+    assert found["shapley"].map[0, 0].unique().numel() <= 4
+
+
 def test_explain_writes_files_and_prints_the_table(small, photo, out) -> None:
     text = succeeded("explain", photo, "--out", out).stdout
     assert sorted(path.name for path in out.iterdir()) == ["photo.npz", "photo.png"]

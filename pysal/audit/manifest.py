@@ -68,6 +68,7 @@ GAIN_KEYS: dict[str, Any] = {
     "forward": NUMBER,
     "boxes": (*NUMBER, type(None)),
     "runtime": (*NUMBER, type(None)),
+    "way": TEXT_OR_NONE,
 }
 METHOD_KEYS: dict[str, Any] = {
     "title": str,

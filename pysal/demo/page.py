@@ -13,7 +13,7 @@ from pysal.demo import article, tiles, words
 from pysal.demo.actions import EIGHT_STEPS, SIDE_BY_SIDE, TWO_CLASSES, Actions, Reader, section_text, slider_of
 from pysal.demo.session import Options, Workspace
 from pysal.explanation import Explanation
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY, METHODS
 from pysal.models.photos import PHOTO_SUFFIXES
 
 HERE = Path(__file__).parent
@@ -121,7 +121,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                 with gr.Tabs():
                     with gr.Tab("Side by side", id=SIDE_BY_SIDE) as first:
                         methods = gr.CheckboxGroup(
-                            [(method.title, method.name) for method in METHODS.values()],
+                            [(method.title, method.name) for method in EVERY.values()],
                             value=list(METHODS),
                             label="Methods",
                             elem_id="methods",
@@ -138,7 +138,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                             one = gr.Dropdown([], label="This class", filterable=True, allow_custom_value=True, elem_id="one")
                             two = gr.Dropdown([], label="or this one", filterable=True, allow_custom_value=True, elem_id="two")
                         compared = gr.CheckboxGroup(
-                            [(method.title, method.name) for method in METHODS.values()],
+                            [(method.title, method.name) for method in EVERY.values()],
                             value=list(COMPARED),
                             label="Methods",
                         )
@@ -233,7 +233,7 @@ def _knobs() -> list[gr.Slider | gr.Dropdown | gr.Textbox]:
         with gr.Group():
             gr.HTML('<div class="pysal group">Integrated Gradients</div>')
             baseline = gr.Dropdown(FILLS, value=start.baseline, label="From")
-            steps = gr.Slider(2, 300, start.steps, step=1, label="Steps (of Blur IG, too)", elem_id="steps")
+            steps = gr.Slider(2, 300, start.steps, step=1, label="Steps (of Blur IG, Guided IG and XRAI, too)", elem_id="steps")
             sigma = gr.Slider(1, 100, start.sigma, step=1, label="Blur IG: from a blur of, pixels")
     knobs: dict[str, gr.Slider | gr.Dropdown | gr.Textbox] = {
         "cut": cut,

@@ -120,15 +120,17 @@ class Options:
             ValueError: a way to cut that is none.
         """
         layer = {"layer": self.layer.strip()} if self.layer.strip() else {}
+
+        def of_sets() -> dict[str, Any]:  # of segments, which must not overlap
+            cut = "grid" if self.cut == "windows" else self.cut
+            return {"segments": replace(self, cut=cut)._segments(size), "fill": self.fill, "passes": PASSES}
+
         own: dict[str, Callable[[], dict[str, Any]]] = {
             "grad_cam": lambda: layer,
             "guided_grad_cam": lambda: layer,
             "leave_one_out": lambda: {"segments": self._segments(size), "fill": self.fill},
-            "shapley": lambda: {
-                "segments": replace(self, cut="grid" if self.cut == "windows" else self.cut)._segments(size),
-                "fill": self.fill,
-                "passes": PASSES,
-            },
+            "shapley": of_sets,
+            "interactions": of_sets,
             "smooth_grad": lambda: {
                 "base": self.smoothed,
                 "method_options": self.of(self.smoothed, size),
@@ -137,6 +139,8 @@ class Options:
             },
             "integrated_gradients": lambda: {"baseline": self.baseline, "steps": int(self.steps)},
             "blur_integrated_gradients": lambda: {"max_sigma": float(self.sigma), "steps": int(self.steps)},
+            "guided_integrated_gradients": lambda: {"baseline": self.baseline, "steps": int(self.steps)},
+            "xrai": lambda: {"steps": int(self.steps)},
         }
         return own[method]() if method in own else {}
 

@@ -12,7 +12,7 @@ from pysal.engine.request.attribution import default_of
 from pysal.engine.request.score import OUTPUTS, noun, saturation
 from pysal.explanation.findings import Findings, MethodResult, counted, of_image, one_line, value_of
 from pysal.methods.smooth_grad import smooth_grad
-from pysal.methods.traits import TRAITS
+from pysal.methods.traits import BY_NAME, TRAITS
 
 COLUMNS = ("method", "seconds", "passes", "residual", "largest drop", "notes")
 # What SmoothGrad computes, and of which method, unless it is told otherwise.
@@ -76,7 +76,7 @@ def zero(result: MethodResult, image: int) -> str:
         return "zero: all of it was negative, and is cut off" if bool(moving) else "zero: no gradient arrives at the layer"
     if "drops" in result.details or "gains" in result.details:
         return "zero: no segment changes the score"
-    traits = TRAITS.get(result.name)
+    traits = TRAITS.get(result.name) or BY_NAME.get(result.name)
     if traits is None or native is not None or not (traits.slopes or traits.on_path):
         return "zero everywhere"
     return "zero: nothing to share, or no gradient" if traits.on_path else "zero: no gradient arrives"

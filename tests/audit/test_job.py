@@ -91,6 +91,31 @@ def test_of_other_modes_of_leave_one_out_the_values_of_the_map_are_kept(job, mod
     assert no_further(np.array(kept), oracle, bound=4 * np.finfo(np.float32).eps)  # the rounding of probabilities
 
 
+NAMED: dict[str, dict[str, Any]] = {
+    "guided_integrated_gradients": {"steps": 3},
+    "xrai": {"steps": 2, "segments": "grid:3x3"},
+    "shapley": {"segments": "grid:2x2"},
+}
+
+
+def test_methods_that_run_where_they_are_named(job) -> None:
+    planned = job(methods=list(NAMED), method_options=NAMED, maps="float16", seed=5)
+    assert planned.run(engine="inline").complete
+    options = {name: dict(own) for name, own in NAMED.items()}
+    options["xrai"]["segments"], options["shapley"]["segments"] = pysal.Grid(3, 3), pysal.Grid(2, 2)
+    images = images_of(planned)
+    model = pysal.prepare(tiny.classifier(), images[:1], batch_size=ROWS)
+    expected = explain(model, images, methods=list(NAMED), method_options=options, seed=5)
+    for name in NAMED:
+        rows, result = rows_of(planned.out, name), expected[name]
+        stored = rows[f"map_{name}"].combine_chunks().to_numpy_ndarray()
+        scale = rows["map_scale"].to_numpy()[:, None, None]
+        wanted = result.map.sum(1) if result.reduction == "sum" else result.map[:, 0]
+        assert no_further(stored * scale, wanted, scale * 2.0**-12), name
+        if "steps" in result.details:
+            assert no_further(rows["steps"].to_numpy(), result.details["steps"])
+
+
 @pytest.mark.parametrize("maps", ["uint8", "float16"])
 def test_rows_and_maps_are_those_of_explain(job, maps) -> None:
     planned = job(**ALL, maps=maps, seed=5)

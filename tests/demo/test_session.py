@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from pysal.demo import session
+from pysal.demo import pictures, session
 from pysal.demo.session import Options, Told, Workspace, agreement, photos, watch
 from pysal.engine.prepared.payback import OnceItPays
 from pysal.engine.running.chunks import Cancelled
 from pysal.explain import explain
-from pysal.methods.registry import METHODS
+from pysal.methods.registry import EVERY, METHODS
 from pysal.segments import Grid, Slic, Window
 from tests.demo.small import NAMES, classifier
 
@@ -88,6 +88,20 @@ def test_maps_are_those_of_explain(workspace, image) -> None:
     assert found.explanation.target_names == ["espresso"]
     for name, map in expected.maps.items():
         torch.testing.assert_close(found.explanation.maps[name], map, rtol=1e-3, atol=1e-4)
+
+
+def test_methods_that_all_leaves_out(workspace, image) -> None:
+    names = ["xrai", "guided_integrated_gradients", "shapley", "legrad"]
+    own = {name: QUICK.of(name, (32, 32)) for name in names[:3]}
+    assert own["xrai"] == {"steps": QUICK.steps}
+    expected = explain(classifier(), image, target=2, methods=names[:3], method_options=own)
+    found = last(workspace.explain("small", image, 2, names, QUICK))
+    assert set(found.explanation.results) == set(expected.maps)
+    for name, map in expected.maps.items():
+        torch.testing.assert_close(found.explanation.maps[name], map, rtol=1e-3, atol=1e-4)
+    assert "attend from every patch to every patch" in found.refused["legrad"]
+    page = pictures.side_by_side(found, image)
+    assert all(EVERY[name].title in page for name in names)
 
 
 def test_what_is_found_grows(workspace, image) -> None:
