@@ -41,7 +41,7 @@ PHOTOS = models.example_photo().parent
 COLLAGE = "collage"
 # Maps kept at most: of 224 x 224 pixels and three channels, 60 MB.
 REMEMBERED = 100
-# Of Shapley values: exact of 16 segments in halves, an estimate with its error of up to 100.
+# Of Shapley values, interactions and RISE: 16 segments in halves are exact, and all pairs of 27.
 PASSES = 400
 # Methods that are made from one pass together: all that ask for gradients of the unchanged photo.
 TOGETHER = ("gradient", "guided_backprop", "grad_cam", "guided_grad_cam")
@@ -123,7 +123,8 @@ class Options:
 
         def of_sets() -> dict[str, Any]:  # of segments, which must not overlap
             cut = "grid" if self.cut == "windows" else self.cut
-            return {"segments": replace(self, cut=cut)._segments(size), "fill": self.fill, "passes": PASSES}
+            passes = max(PASSES, 5 * int(self.segments))  # an estimate takes four of each, and superpixels may be some more
+            return {"segments": replace(self, cut=cut)._segments(size), "fill": self.fill, "passes": passes}
 
         own: dict[str, Callable[[], dict[str, Any]]] = {
             "grad_cam": lambda: layer,
@@ -131,6 +132,7 @@ class Options:
             "leave_one_out": lambda: {"segments": self._segments(size), "fill": self.fill},
             "shapley": of_sets,
             "interactions": of_sets,
+            "rise": lambda: {"fill": self.fill, "samples": PASSES, "centred": True},
             "smooth_grad": lambda: {
                 "base": self.smoothed,
                 "method_options": self.of(self.smoothed, size),

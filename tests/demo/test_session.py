@@ -90,6 +90,15 @@ def test_maps_are_those_of_explain(workspace, image) -> None:
         torch.testing.assert_close(found.explanation.maps[name], map, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("cut", ["grid", "superpixels", "windows"])
+def test_any_number_of_segments_is_within_the_budget(cut, workspace, image) -> None:
+    options = Options(cut=cut, segments=225)
+    own = options.of("shapley", (32, 32))
+    found = explain(classifier(), image, target=2, methods="shapley", method_options={"shapley": own})
+    assert found["shapley"].passes <= own["passes"]
+    assert QUICK.of("rise", (32, 32)) == {"fill": QUICK.fill, "samples": session.PASSES, "centred": True}
+
+
 def test_methods_that_all_leaves_out(workspace, image) -> None:
     names = ["xrai", "guided_integrated_gradients", "shapley", "legrad"]
     own = {name: QUICK.of(name, (32, 32)) for name in names[:3]}
