@@ -206,7 +206,7 @@ def tables(found: Mapping[str, Any]) -> str:
         leaders = {vote["figure"]: vote["leaders"] for vote in one["votes"] if vote["decided"]}
         lines += ["", f"### {name}", "", f"{one['images']} images."]
         for part in (figures[: len(figures) // 2], figures[len(figures) // 2 :]):
-            heads = [f"{FIGURES[figure].title.lower()} ({FIGURES[figure].better})" for figure in part]
+            heads = [f"{FIGURES[figure].said} ({FIGURES[figure].better})" for figure in part]
             lines += ["", "| method | " + " | ".join(heads) + " |", "|" + "---|" * (len(part) + 1)]
             for method in EVERY:
                 cells = []

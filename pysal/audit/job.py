@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import platform
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from pysal._checks import check_count, refuse
 from pysal._library import build_info
+from pysal.annotations import read as read_annotations
 from pysal.audit import data, engines, files, manifest
 from pysal.audit.data import Labels, Unreadable, decode, read_bytes
 from pysal.audit.engines import ENGINES, Shard
@@ -68,7 +70,9 @@ class Job:
         model_options: further arguments of `pysal.models.load`, for example `{"normalize": "imagenet", "allow_code": True}`.
         methods: names of methods, or "all".
         out: the folder to write.
-        metrics: figures to compute for each image and method: names of `pysal.metrics.PER_IMAGE` that need no masks.
+        metrics: figures to compute for each image and method: names of `pysal.metrics.PER_IMAGE`.
+        annotations: boxes or masks of the images, for the metrics that need them: see `pysal.annotations.read`. They must lie
+            where every worker can read them.
         method_options: method name -> its own options, for example `{"integrated_gradients": {"steps": 100}}`. Values must
             fit into JSON; segments may be "grid:7x7", "window:16/8", "slic:100" or the objects these stand for.
         target: "predicted", "label", a class index, or any text that `pysal.targets.parse` knows: the name of a class if the
@@ -101,6 +105,7 @@ class Job:
         out: str | Path,
         model_options: Mapping[str, Any] | None = None,
         metrics: Sequence[str] = (),
+        annotations: str | Path | None = None,
         method_options: Mapping[str, Mapping[str, Any]] | None = None,
         target: str | int = "predicted",
         score: str | None = None,
@@ -117,7 +122,8 @@ class Job:
         names = method_names(WHERE, methods)
         options = Options(
             methods=options_of_methods(names, method_options or {}),
-            metrics=metric_names(metrics),
+            metrics=metric_names(metrics, annotations is not None),
+            annotations=None if annotations is None else os.path.abspath(annotations),
             target=target,
             score=score,
             labels=labels,
@@ -148,11 +154,20 @@ class Job:
         self._worker = Worker(Setup(self.manifest, self._model, Path()), options.device, loaded)
         if isinstance(self._worker.model, PreparedModel) and self._worker.model.gains is not None:
             self.manifest["gains"] = dataclasses.asdict(self._worker.model.gains)
+        marked = None if options.annotations is None else read_annotations(options.annotations)
         of_classes = self._worker.picked is None
         classes = self._try_out(self._worker.example()) if of_classes else None
         names_known = loaded.class_index if isinstance(loaded, Classifier) and loaded.class_names else None
         found = data.find(WHERE, source, options.labels, options.shard_size, names_known, classes, self._worker.channels)
         found = self._with_the_vanished(found)
+        if marked is not None and not any(marked.has(path) for path in found.images["path"].to_pylist()):
+            requirement = "be of the images, by name"
+            refuse(WHERE, "annotations", requirement, f"{marked.names[0]!r} ... for {found.images['path'][0]} ...")
+        if marked is not None and marked.kind == "masks":
+            places = (found.root / path for path in found.images["path"].to_pylist())
+            both = next((place for place in places if marked.holds(place)), None)
+            if both is not None:
+                refuse(WHERE, "annotations", "lie outside of data, where they are taken for photos", str(both))
         if classes is None:
             self._try_out_on_images(found, options.shard_size)
         else:
@@ -421,6 +436,7 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
             for name, own in options.methods.items()
         },
         "metrics": options.metrics,
+        "annotations": options.annotations,
         "target": target,
         "maps": options.maps,
         "boxes": None,
@@ -479,6 +495,7 @@ def resume(out: str | Path, *, model: nn.Module | None = None, download: bool = 
         methods=list(stored["methods"]),
         out=out,
         metrics=stored["metrics"],
+        annotations=stored.get("annotations"),
         method_options={name: method["options"] for name, method in stored["methods"].items()},
         target=stored["target"],
         score=None if own else common.pop(),

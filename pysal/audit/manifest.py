@@ -155,6 +155,8 @@ def _fault(manifest: Mapping[str, Any]) -> str | None:
     except ValueError:
         return f"where 'created.time' is {_short(manifest['created']['time'])}"
     least = min(manifest["data"][key] for key in ("images", "shards", "shard_size"))
+    if not isinstance(manifest.get("annotations"), TEXT_OR_NONE):  # which older manifests do not have
+        return f"where 'annotations' is {_short(manifest['annotations'])}"
     sizes, metrics = manifest["model"]["input_size"], manifest["metrics"]
     if not manifest["methods"] or least < 1 or len(sizes) != 2 or not _are(sizes, int) or not _are(metrics, str):
         return "where methods, metrics, sizes or numbers of images cannot be"

@@ -30,6 +30,7 @@ class Options:
     Attributes:
         methods: the options of each method, in order.
         metrics: names, each once.
+        annotations: the file or folder of boxes or masks, as an absolute path.
         device: "cpu" or "cuda".
 
     Raises:
@@ -38,6 +39,7 @@ class Options:
 
     methods: dict[str, dict[str, Any]]
     metrics: list[str]
+    annotations: str | None
     target: str | int
     score: str | None
     labels: Labels
@@ -72,12 +74,14 @@ def device_of(device: str) -> str:
     return device
 
 
-def metric_names(metrics: Sequence[str]) -> list[str]:
-    """Return the names of metrics, each once."""
+def metric_names(metrics: Sequence[str], masks: bool) -> list[str]:
+    """Return the names of metrics, each once; some need masks."""
     if isinstance(metrics, str) or not isinstance(metrics, Sequence):
         refuse(WHERE, "metrics", "be a sequence of names", repr(metrics), TypeError)
-    possible = [name for name, metric in METRICS.items() if metric.needs != "masks"]
+    possible = [name for name, metric in METRICS.items() if metric.needs != "masks" or masks]
     for name in metrics:
+        if name in METRICS and name not in possible:
+            refuse(WHERE, "annotations", f"be given for {name} (--annotations)", "None")
         if name not in possible:
             refuse_unknown(WHERE, "metrics", f"be names out of {', '.join(possible)}", name, possible)
     return list(dict.fromkeys(metrics))

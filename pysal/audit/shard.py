@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pysal._checks import finite_rows, first_line
+from pysal.annotations import read as read_annotations
 from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
@@ -36,6 +37,7 @@ from pysal.engine.running.chunks import is_out_of_memory, says_out_of_memory
 from pysal.engine.running.states import Restored, restoring, undo_later
 from pysal.methods.registry import EVERY
 from pysal.metrics import METRICS, per_image
+from pysal.models import Classifier
 from pysal.segments import parse
 from pysal.targets import parse as parse_target
 
@@ -113,6 +115,8 @@ class Worker:
         if isinstance(manifest["target"], str) and manifest["target"] not in ("predicted", "label"):
             explained = parse_target(manifest["target"], self.original, where=WHERE)
             self.picked = explained if isinstance(explained, CallTarget) else None
+        marked = manifest.get("annotations")
+        self.annotations = None if marked is None else read_annotations(marked)
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
             with in_one_order(device):
@@ -264,6 +268,7 @@ class Worker:
         figures: list[dict[str, Any]] = [{} for _ in items]
         if table is not None:
             figures = _model_figures(table, probabilities(table, self._taken_for()), plan.score.index)
+        masks = self._masks(items, None if plan.score.function is not None else plan.score.index.tolist())
         found: list[dict[str, dict[str, Any]]] = [{} for _ in items]
         for name in manifest["methods"]:
             work = works.pop(name)
@@ -277,7 +282,8 @@ class Worker:
             rows = [{**figures[n], **details[n], **stored[n], "score": float(explained[n])} for n in range(len(items))]
             for metric in manifest["metrics"]:
                 with clock.stage(f"metric:{metric}", len(items)):
-                    for row, value in zip(rows, self._metric(metric, name, images, attribution, plan, items), strict=True):
+                    values = self._metric(metric, name, images, attribution, plan, items, masks)
+                    for row, value in zip(rows, values, strict=True):
                         row[metric] = value
             for n, row in enumerate(rows):
                 found[n][name] = _finite(row, whole[n])
@@ -352,10 +358,34 @@ class Worker:
                 columns.append({})
         return columns
 
+    def _masks(self, items: Sequence[Item], classes: Sequence[int] | None) -> Tensor | None:
+        """Return masks (B, H, W) of the objects that people marked, without a pixel where there are none; None without any."""
+        if self.annotations is None:
+            return None
+        names = self.setup.manifest["model"]["class_names"]
+        model, found = (self.original if isinstance(self.original, Classifier) else None), []
+        for item, index in zip(items, classes or [-1] * len(items), strict=True):
+            mask = self.annotations.mask(
+                item.path,
+                model,
+                label=names[index] if names and 0 <= index < len(names) else None,
+                size=None if model is not None else self.size,
+                content=read_bytes(self.setup.root, item) if self.annotations.has(item.path) else None,
+            )
+            found.append(torch.zeros(1, *self.size, dtype=torch.bool) if mask is None else mask)
+        return torch.cat(found).to(self.device)
+
     def _metric(
-        self, metric: str, name: str, images: Tensor, attribution: Attribution, plan: Plan, items: Sequence[Item]
-    ) -> list[float]:
-        """Return a figure of a method's map, for each image."""
+        self,
+        metric: str,
+        name: str,
+        images: Tensor,
+        attribution: Attribution,
+        plan: Plan,
+        items: Sequence[Item],
+        masks: Tensor | None,
+    ) -> list[float | None]:
+        """Return a figure of a method's map, for each image; None where it needs a mask and there is none."""
         manifest = self.setup.manifest
         # kinds that say the same of every batch, whatever its images' outputs look like
         kind: ScoreKind = "raw"  # of a target that is no class, whose score is as it is
@@ -373,11 +403,15 @@ class Worker:
             image_ids=[item.id for item in items],
             method=name,
             method_options=self.options(name, items),
+            masks=masks,
             score=kind,
             batch_size=None if isinstance(self.model, PreparedModel) else manifest["batch_size"],
             precision=manifest["precision"],
         )
-        return [float(value) for value in found]
+        if METRICS[metric].needs != "masks" or masks is None:
+            return [float(value) for value in found]
+        marked = masks.flatten(1).any(1).tolist()
+        return [float(value) if there else None for value, there in zip(found, marked, strict=True)]
 
 
 def _error(item: Item, why: Unreadable) -> dict[str, Any]:

@@ -76,6 +76,12 @@ def _permissions(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Metrics to compute for each map, separated by commas. [default: none]",
 )
 @click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Boxes or masks for metrics that need them: a COCO file, or a folder of VOC files or masks named as the images.",
+)
+@click.option(
     "--target",
     default="predicted",
     metavar="WHAT",

@@ -45,6 +45,11 @@ class Figure:
     why_not: str = ""
 
     @property
+    def said(self) -> str:
+        """The title inside of a sentence: "mass in mask", but "ROAD"."""
+        return self.title if self.title[1].isupper() else self.title[0].lower() + self.title[1:]
+
+    @property
     def sign(self) -> int:
         """1 where more is better, else -1."""
         return -1 if self.better == "lower" else 1
@@ -248,10 +253,10 @@ def recommended(
     for one in decided:
         clear = _listed([titles[name] for name in one.leaders])
         verb = "leads" if len(one.leaders) == 1 else "lead, and are not told apart"
-        said.append(f"By {FIGURES[one.figure].title.lower()} ({counted(one.images, 'image')}) {clear} {verb}.")
+        said.append(f"By {FIGURES[one.figure].said} ({counted(one.images, 'image')}) {clear} {verb}.")
     if fewest:
         for name in best:
-            lost = _listed([FIGURES[one.figure].title.lower() for one in behind[name]])
+            lost = _listed([FIGURES[one.figure].said for one in behind[name]])
             said.append(f"The figures contradict each other: {titles[name]} is clearly behind by {lost}.")
     if len(best) > 1 and all(name in seconds for name in best) and seconds[best[0]] > 0:
         slowest = best[-1]
@@ -259,7 +264,7 @@ def recommended(
             f"{titles[best[0]]} takes the least time, {seconds[best[0]]:.2g} s an image; {titles[slowest]} takes "
             f"{seconds[slowest]:.2g} s."
         )
-    open_ones = [FIGURES[one.figure].title.lower() for one in votes if not one.decided]
+    open_ones = [FIGURES[one.figure].said for one in votes if not one.decided]
     if open_ones:
         said.append(
             f"Nothing is decided by {_listed(open_ones)}: no method is clearly behind, or fewer than {FEWEST} images have it."

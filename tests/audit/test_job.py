@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import pysal
-from pysal import models
+from pysal import annotations, models
 from pysal.audit import Job, data, report, resume, status, verify
 from pysal.explain import explain
 from pysal.methods.registry import EVERY, METHODS
@@ -577,8 +578,50 @@ def test_figures_are_those_of_metrics(job) -> None:
                 metric, model, images, maps, seed=3, image_ids=ids, method=name, method_options=options
             )
             assert no_further(rows[metric].to_numpy(), expected), (name, metric)
-    with pytest.raises(ValueError, match=r"^pysal.audit.Job: metrics must be names out of deletion, .*, got 'pointing_game'$"):
+    with pytest.raises(
+        ValueError, match=r"^pysal.audit.Job: annotations must be given for pointing_game \(--annotations\), got None$"
+    ):
         job(metrics=["pointing_game"])
+
+
+def test_figures_of_masks(job, photos, tmp_path) -> None:
+    masks = tmp_path / "masks"
+    for n in range(1, PHOTOS):  # the first photo has none
+        place = masks / ("cat" if n % 2 else "dog") / f"{n:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        inside = np.random.default_rng(n).integers(0, 2, (24, 20 + n), dtype=np.uint8)
+        Image.fromarray(inside).save(place)
+    Image.new("L", (5, 5), 1).save(masks / "dog/04.png")  # of another size
+    planned = job(metrics=["mass_in_mask"], annotations=masks, methods=["gradient"], method_options={})
+    planned.run(engine="inline")
+    rows = rows_of(planned.out, "gradient")
+    boxes, model = annotations.read(masks), tiny.classifier()
+    expected = {}
+    for n in range(PHOTOS):
+        path = photos / ("cat" if n % 2 else "dog") / f"{n:02d}.png"
+        if n != 4:
+            image, mask = models.read_image(path, model), None if n == 0 else boxes.mask(path, model)
+            share = (
+                None if mask is None else pysal.metrics.mass_in_mask(pysal.gradient(model, image), mask, reduction="max_abs")
+            )
+            expected[f"{path.parent.name}/{path.name}"] = None if share is None else float(share)
+    found = dict(zip(rows["path"].to_pylist(), rows["mass_in_mask"].to_pylist(), strict=True))
+    assert found.keys() == expected.keys()
+    assert [path for path in found if found[path] is None] == ["dog/00.png"]
+    assert all(value is None or found[path] == pytest.approx(value, abs=1e-5) for path, value in expected.items())
+    assert rows["fault"].null_count == len(rows), "an image that nobody has marked is no fault"
+    tables = [pq.read_table(path) for path in (planned.out / "errors").iterdir()]
+    [error] = pa.concat_tables(tables).to_pylist()
+    assert "must have the size of dog/04.png, 24 x 24 (height x width), got 5 x 5" in error["detail"]
+    again = resume(planned.out, model=None, allow_code=True)
+    assert again.manifest["annotations"] == str(masks)
+    with pytest.raises(ValueError, match=r"annotations was .*, is null"):
+        job(metrics=[], methods=["gradient"], method_options={})
+    Image.new("L", (5, 5), 1).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"annotations must be of the images, by name, got 'b' \.\.\. for "):
+        job(metrics=["mass_in_mask"], annotations=tmp_path / "b.png", out="other")
+    with pytest.raises(ValueError, match="annotations must lie outside of data, where they are taken for photos, got "):
+        job(metrics=["mass_in_mask"], annotations=photos, out="third")
 
 
 def test_a_model_whose_rows_depend_on_each_other_is_refused_before_any_work(job) -> None:

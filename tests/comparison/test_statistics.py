@@ -112,7 +112,7 @@ LOW, HIGH = [0.1, 0.11, 0.12, 0.1, 0.13, 0.11], [0.9, 0.91, 0.88, 0.92, 0.9, 0.9
 def test_one_that_leads_everywhere_is_recommended() -> None:
     best, said = advice(a={"road": HIGH, "mass_in_mask": HIGH}, b={"road": LOW, "mass_in_mask": LOW})
     assert best == ["a"]
-    assert said.startswith("A is to be preferred. By road (6 images) A leads. By mass in mask (6 images) A leads.")
+    assert said.startswith("A is to be preferred. By ROAD (6 images) A leads. By mass in mask (6 images) A leads.")
 
 
 def test_equals_are_both_recommended_the_fastest_first() -> None:
