@@ -19,6 +19,7 @@ from pysal.engine.graph.fold import detached
 from pysal.engine.graph.inverted_residual import InvertedResidual
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules
+from pysal.engine.tape.attention import attention_operator
 from pysal.engine.tape.gradients import Gates, Gradients
 from pysal.engine.tape.operators import BlockOperator, FusedOperator, Operator, operator_of
 from pysal.engine.tape.smooth import SqueezeOperator, smooth_operator, squeeze_operator
@@ -62,7 +63,9 @@ class Program:
                 self.needed.add(node)
         interpreter = fx.Interpreter(graph)  # one for all: to make one looks at every node
         self.operators: dict[fx.Node, Operator] = {
-            node: smooth_operator(graph, interpreter, node) or operator_of(graph, interpreter, node)
+            node: smooth_operator(graph, interpreter, node)
+            or attention_operator(interpreter, node)
+            or operator_of(graph, interpreter, node)
             for node in self.nodes
             if node.op != "placeholder"
         }
