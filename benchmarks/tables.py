@@ -169,8 +169,9 @@ def networks_section(result: Mapping[str, Any] | None) -> str:
             "",
             "Each number is the time of the fastest other tool (captum at its best setting, for Grad-CAM pytorch-grad-cam too)",
             "divided by pysal's on the prepared model. The last column has two numbers for a forward pass of four images:",
-            "torch's and ONNX Runtime's. **Bold**: the other tool is faster. CPU time, the least of alternating runs",
-            "(`python -m benchmarks.bench_networks`, which takes sixteen networks).",
+            "torch's and ONNX Runtime's, through which pysal makes these passes where it is faster. **Bold**: the other tool is",
+            "faster. CPU time, the least of a few alternating runs on a machine that other programs kept busy",
+            "(`python -m benchmarks.bench_networks`); each row of the results has its date and what it was measured with.",
             "",
             END_NETWORKS,
         ]
@@ -181,7 +182,7 @@ def against(seconds: Mapping[str, float], name: str | None) -> float | None:
     """A tool's time divided by ours; of several, the fastest that is not ours."""
     if name is not None:
         return seconds[name] / seconds[OURS] if name in seconds else None
-    return min(value for tool, value in seconds.items() if tool not in (OURS, "unprepared")) / seconds[OURS]
+    return min(value for tool, value in seconds.items() if tool not in (OURS, "pysal alone", "unprepared")) / seconds[OURS]
 
 
 def ratios(found: Sequence[float | None]) -> str:

@@ -169,6 +169,38 @@ def test_a_model_that_gains_nothing_else(monkeypatch: pytest.MonkeyPatch, runs: 
     assert runs == [2]
 
 
+def test_a_model_that_cannot_be_fused(monkeypatch: pytest.MonkeyPatch, runs: list[int], tmp_path: Path) -> None:
+    """Its passes without gradients can be exported all the same, as long as its graph was captured."""
+
+    class Table(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(2).softmax(2).amax(2)
+
+    model, images = Table().eval(), torch.rand(2, 3, 16, 16)
+    monkeypatch.setattr(Budget, "seconds", lambda self, name, way: 0.5 if name == "ONNX Runtime" else 1.0)
+    fast = pysal.prepare(model, images, batch_size=3)
+    assert fast.reason is not None
+    fast.expect_forwards(MANY)
+    assert {f"runs as it is: {fast.reason}", "forward 2.0 times as fast as the model, by ONNX Runtime"} <= set(
+        fast.report().splitlines()
+    )
+    fast.save(tmp_path / "fast.json")
+    for again in (fast, pysal.load_prepared(tmp_path / "fast.json", model)):
+        runs.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(again(images), model(images))
+        assert sum(runs) == (2 if again is fast else 0)
+
+    class Decides(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+    fast = pysal.prepare(Decides().eval(), images, batch_size=3)
+    runs.clear()
+    fast.expect_forwards(MANY)
+    assert not runs
+
+
 def test_changed_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     fast = fast_network(monkeypatch, model)

@@ -32,13 +32,15 @@ class Forwards:
         state: of the model, as it was captured.
 
     Attributes:
+        state: the same.
         measures: whether it may still be measured; else what was measured before decides.
         asked: images that were asked for, since it was last exported.
         reason: why ONNX Runtime is not used, once that is known.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, state: ModelState, *, measures: bool) -> None:
-        self._model, self._example, self._state, self.measures = model, example, state, measures
+    def __init__(self, model: nn.Module, example: Tensor, state: ModelState) -> None:
+        state.remember_values()
+        self._model, self._example, self.state, self.measures = model, example, state, True
         self.reason: str | None = None
         self._runtime: Runtime | None = None
         self.asked, self._seconds = 0, 0.0
@@ -64,9 +66,9 @@ class Forwards:
         runtime = self._runtime
         if runtime is None or not runtime.here or torch.is_autocast_enabled("cpu") or _is_watched(images):
             return None
-        if any(getattr(module, "training", False) for _, module in self._state.modules):
+        if any(getattr(module, "training", False) for _, module in self.state.modules):
             return None
-        if not unchanged and self._state.changed(values=False) is not None:
+        if not unchanged and self.state.changed(values=False) is not None:
             self._runtime, self.reason = None, "it has changed since"
             return None
         return runtime if bool(images.detach().sum().isfinite()) else None
@@ -113,7 +115,7 @@ class Forwards:
         try:
             if (reason := missing()) is not None:
                 raise NotExported(reason)
-            if self._state.changed() is not None:
+            if self.state.changed() is not None:
                 raise NotExported("it has changed since it was prepared")
             runtime = exported(self._model, list(batches(self._example, None)))
         except NotExported as error:

@@ -102,6 +102,10 @@ class Gains:
         return "; ".join(told)
 
 
+# Of a model of which nothing was prepared.
+AS_IT_IS = Gains(1.0, 1.0)
+
+
 def pays(gain: float | None) -> bool:
     """Say whether something is worth being used; what was not measured is not."""
     return gain is not None and gain >= WORTH

@@ -157,8 +157,8 @@ def _prepared(
                 raise RunsAsItIs(known.reason)
             with precision_mode("float32", example.device, backward=False):
                 _build(prepared, example, None if known is None else known.comparison, budget)
-            if _is_exported(prepared, example) and prepared._state is not None:
-                prepared._forwards = Forwards(model, example, prepared._state, measures=gains is None)
+            if prepared._forwards is not None and prepared._state is not None:
+                prepared._forwards.state = prepared._state  # one for both
             if example.is_cuda:
                 take_known(prepared, gains.way) if gains is not None else take_fastest(prepared, example, budget)
             _keep_what_gains(prepared, gains or measure_gains(prepared, example, budget))
@@ -166,9 +166,13 @@ def _prepared(
             raise
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
             reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
+            forwards = prepared._forwards  # of a graph that was captured, and could not be fused
             prepared = PreparedModel(model, example, precision, _again)
-            prepared.reason = reason
+            prepared.reason, prepared._forwards = reason, forwards
+            prepared.gains = gains if forwards is not None else None
             prepared._notes["as it is"] = f"runs as it is: {reason}"
+        if prepared._forwards is not None:
+            prepared._forwards.measures = gains is None
         if given is not model:
             if prepared.fused or prepared._incremental is not None:
                 prepared._notes["compiled"] = "made from what torch.compile was given, which also runs what this does not"
@@ -302,12 +306,16 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
         own = [own_pass(model, images[0])]  # ends without gradients: what it leaves on the model is copied with it
         way, traced, written = _captured(model, images, own, any_number=rows is None)
         digest = graph_fingerprint(traced)
+        if _is_exported(prepared, example):
+            prepared._forwards = Forwards(model, example, ModelState(model, written))
         exact = exact_pass(traced, images[0], example)
     else:
         way, (traced, written) = known.way, _ways(model, images[-1], any_number=rows is None)[known.way]()
         digest = graph_fingerprint(traced)
         if digest != known.graph:
             raise Changed
+        if _is_exported(prepared, example):
+            prepared._forwards = Forwards(model, example, ModelState(model, written))
         with torch.no_grad():
             note_shapes(traced).run(images[-1])
     graph = fold_graph(traced)
