@@ -37,6 +37,7 @@ NETWORK_METHODS = {
     "integrated_gradients": "Integrated Gradients, 50 steps",
     "grad_cam": "Grad-CAM",
     "leave_one_out_windows": "leave-one-out, 49 windows",
+    "leave_one_out_segments": "100 superpixels",
     "forward": "forward pass: torch, ONNX Runtime",
 }
 AUDIT = ("methods", "metrics", "growth")
@@ -169,8 +170,8 @@ def networks_section(result: Mapping[str, Any] | None) -> str:
             "",
             "Each number is the time of the fastest other tool (captum at its best setting, for Grad-CAM pytorch-grad-cam too)",
             "divided by pysal's on the prepared model. The last column has two numbers for a forward pass of four images:",
-            "torch's and ONNX Runtime's, through which pysal makes these passes where it is faster. **Bold**: the other tool is",
-            "faster. CPU time, the least of a few alternating runs on a machine that other programs kept busy",
+            "torch's and ONNX Runtime's, through which pysal makes these passes where it is faster. **Bold**: the other",
+            "tool is faster. CPU time, the least of a few alternating runs on a machine that other programs kept busy",
             "(`python -m benchmarks.bench_networks`); each row of the results has its date and what it was measured with.",
             "",
             END_NETWORKS,
