@@ -4,9 +4,10 @@
 // channel by itself, zeros beyond the edge) without writing them; box_regions_sums sums boxes[n] - map over box n.
 // Layout: everything channels_last, weight (kh, kw, C).
 // Work split: a thread owns an element of the result, channels next to each other, so that a warp reads and writes
-// whole lines; of the sums one (image, channel), whose pixels it adds in order. No shared memory: a warp's reads repeat
-// only between the taps of a convolution, and then in the first-level cache. Bytes per element of size s: a copy reads
-// and writes s; a convolution reads kh kw s, mostly cached, and writes s.
+// whole lines; of copies a 16-byte word where channels and addresses allow it; of the sums one (image, channel), whose
+// pixels it adds in order. No shared memory: a warp's reads repeat only between the taps of a convolution, and then in
+// the first-level cache. Bytes per element of size s: a copy reads and writes s; a convolution reads kh kw s, mostly
+// cached, and writes s.
 #include "box_regions.h"
 
 #include "cuda_lang.h"
@@ -29,12 +30,10 @@ __device__ __forceinline__ const T* element(const BoxImages& images, int64_t n, 
 // Which element of a region a place of the result is.
 struct Place {
   int64_t n, i, j, c;
-  __device__ __forceinline__ Place(int64_t place, int64_t height, int64_t width, int64_t channels) {
-    c = place % channels;
-    const int64_t pixel = place / channels;
-    j = pixel % width;
-    i = pixel / width % height;
-    n = pixel / width / height;
+  __device__ __forceinline__ Place(int64_t place, int64_t height, int64_t width, int64_t channels, bool narrow) {
+    const Divided pixel = divided(place, channels, narrow), line = divided(pixel.quotient, width, narrow);
+    const Divided region = divided(line.quotient, height, narrow);
+    c = pixel.remainder, j = line.remainder, i = region.remainder, n = region.quotient;
   }
 };
 
@@ -47,19 +46,28 @@ struct Clamp {
   }
 };
 
-template <class T>
+template <class T, int kCount>
 __global__ void __launch_bounds__(kBlock) box_regions_kernel(const BoxRegionsParams params) {
   const BoxImages& images = params.images;
   T* __restrict__ const out = static_cast<T*>(params.out);
   const T outside = static_cast<T>(static_cast<arithmetic_t<T>>(params.outside));
   const int64_t total = images.count * params.height * params.width * images.channels;
-  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t place = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; place < total; place += stride) {
-    const Place at(place, params.height, params.width, images.channels);
+  const bool narrow = total <= INT32_MAX;
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x * kCount;
+  for (int64_t place = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kCount; place < total; place += stride) {
+    const Place at(place, params.height, params.width, images.channels, narrow);
     const int64_t y = params.corners[2 * at.n] + at.i * params.row_step;
     const int64_t x = params.corners[2 * at.n + 1] + at.j * params.column_step;
     const T* const source = element<T>(images, at.n, y, x, at.c);
-    out[place] = source == nullptr ? outside : *source;
+    if constexpr (kCount == 1) {
+      out[place] = source == nullptr ? outside : *source;
+    } else {
+      Several<T, kCount> several;
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) several.values[k] = outside;
+      if (source != nullptr) several = load_several<kCount>(source);
+      store_several<kCount>(out + place, several);
+    }
   }
 }
 
@@ -74,7 +82,7 @@ __global__ void __launch_bounds__(kBlock) box_regions_depthwise_kernel(const Box
   const int64_t total = images.count * params.height * params.width * images.channels;
   const int64_t stride = int64_t(gridDim.x) * blockDim.x;
   for (int64_t place = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; place < total; place += stride) {
-    const Place at(place, params.height, params.width, images.channels);
+    const Place at(place, params.height, params.width, images.channels, false);  // with 32 bits beside it spills
     const int64_t top = params.corners[2 * at.n] + at.i * params.row_step;
     const int64_t left = params.corners[2 * at.n + 1] + at.j * params.column_step;
     A sum = static_cast<A>(bias[at.c]);
@@ -116,7 +124,11 @@ void launch_box_regions(DType dtype, const BoxRegionsParams& params, void* strea
   if (total == 0) return;
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    launch("box_regions", box_regions_kernel<T>, blocks_for(total, kBlock), kBlock, 0, stream, params);
+    constexpr int kWord = kElements<T>;
+    const bool words = params.images.channels % kWord == 0 && aligned_to_16(params.images.map, params.images.boxes) &&
+                       aligned_to_16(params.out, nullptr);
+    const auto kernel = words ? box_regions_kernel<T, kWord> : box_regions_kernel<T, 1>;
+    launch("box_regions", kernel, blocks_for(total / (words ? kWord : 1), kBlock), kBlock, 0, stream, params);
   });
 }
 

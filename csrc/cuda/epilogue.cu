@@ -96,20 +96,6 @@ __device__ __forceinline__ A smooth_derivative(Activation activation, A x) {
   }
 }
 
-// A number divided by another, and what remains; most arrays are small enough for 32 bits, which takes a tenth of the
-// time.
-struct Divided {
-  int64_t quotient, remainder;
-};
-__device__ __forceinline__ Divided divided(int64_t number, int64_t by, bool narrow) {
-  if (narrow) {
-    const unsigned n = static_cast<unsigned>(number), d = static_cast<unsigned>(by), q = n / d;
-    return {q, n - q * d};
-  }
-  const int64_t q = number / by;
-  return {q, number - q * by};
-}
-
 // The bias of one element.
 template <class A>
 __device__ __forceinline__ A bias_of(const EpilogueParams& params, int64_t place, bool narrow) {

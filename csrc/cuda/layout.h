@@ -16,15 +16,15 @@ struct Layout {
   }
 };
 
-// kCount elements of an image, 8 or 1, from `place` in order `to`. words: they lie together and are aligned.
+// kCount elements of an image, 8, 4 or 1, from `place` in order `to`. words: they lie together and are aligned.
 template <int kCount, class A, class T>
 __device__ __forceinline__ void load_elements(const T* __restrict__ image, const Layout& layout, int64_t place,
                                               bool words, A* values) {
-  if constexpr (kCount == 8) {
+  if constexpr (kCount > 1) {
     if (words) {
-      const Eight<T> eight = load_eight<true>(image + place);
+      const Several<T, kCount> several = load_several<kCount>(image + place);
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) values[k] = static_cast<A>(eight.values[k]);
+      for (int k = 0; k < kCount; ++k) values[k] = static_cast<A>(several.values[k]);
       return;
     }
   }
@@ -35,11 +35,11 @@ __device__ __forceinline__ void load_elements(const T* __restrict__ image, const
 // Rounds through the target's arithmetic type, as torch does from double to 16 bits.
 template <int kCount, class T, class A>
 __device__ __forceinline__ void store_elements(T* __restrict__ target, const A* values) {
-  if constexpr (kCount == 8) {
-    Eight<T> eight;
+  if constexpr (kCount > 1) {
+    Several<T, kCount> several;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) eight.values[k] = static_cast<T>(static_cast<arithmetic_t<T>>(values[k]));
-    store_eight<true>(target, eight);
+    for (int k = 0; k < kCount; ++k) several.values[k] = static_cast<T>(static_cast<arithmetic_t<T>>(values[k]));
+    store_several<kCount>(target, several);
   } else {
     *target = static_cast<T>(static_cast<arithmetic_t<T>>(*values));
   }

@@ -1,14 +1,14 @@
 // path_integral: points b + alpha (x - b) on straight paths, sums of gradients along them (Sundararajan et al. 2017,
 // equation 3), their running mean and squared deviations (Welford 1962), and the final product (x - b) times the sum.
 // Layouts: each tensor contiguous or channels_last on its own; threads go in the order of what they write.
-// Work split: a thread owns eight neighbouring elements of an image, or one where sizes or addresses forbid 16-byte
-// words. Points: for a run of rows n it keeps b and x - b in registers and takes them anew where rows[n] changes. Sums
-// and moments: it owns these elements of one image's totals and takes the rows of that image from all n in order, so
-// there are no atomics and the order of a sum does not depend on the launch; it asks for several rows before it adds
-// the first, since the totals of few images are too few threads to hide one load after the other. Weights and counts
-// are read on the device. A row outside [0, batch): points are NaN, sums and moments pass it over. Nothing is read or
-// written outside. Bytes: each point is written, each gradient, factor and sample read once; totals are read and
-// written once.
+// Work split: a thread owns a 16-byte word of the widest of its tensors, four neighbouring elements of an image or
+// eight of 16 bits, or one element where sizes or addresses forbid words. Points: for a run of rows n it keeps b and x
+// - b in registers and takes them anew where rows[n] changes. Sums and moments: it owns these elements of one image's
+// totals and takes the rows of that image from all n in order, so there are no atomics and the order of a sum does not
+// depend on the launch; it asks for several rows before it adds the first, since the totals of few images are too few
+// threads to hide one load after the other. Weights and counts are read on the device. A row outside [0, batch): points
+// are NaN, sums and moments pass it over. Nothing is read or written outside. Bytes: each point is written, each
+// gradient, factor and sample read once; totals are read and written once.
 #include "path_integral.h"
 
 #include "layout.h"
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kBlock, 4)
       A terms[kTogether<A>][kCount];
 #pragma unroll
       for (int r = 0; r < kTogether<A>; ++r)
-        if (r < found) load_elements<kCount>(gradients + ns[r] * size, of_gradients, place, kCount == 8, terms[r]);
+        if (r < found) load_elements<kCount>(gradients + ns[r] * size, of_gradients, place, (kCount > 1), terms[r]);
 #pragma unroll
       for (int r = 0; r < kTogether<A>; ++r)
         if (r < found) {
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kBlock, 4)
             if (r < found) {
               A values[kCount];
               load_elements<kCount>(static_cast<const F*>(params.factors) + ns[r] * size, of_factors, place,
-                                    kCount == 8, values);
+                                    (kCount > 1), values);
 #pragma unroll
               for (int k = 0; k < kCount; ++k) terms[r][k] *= values[k];
             }
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kBlock, 4) path_moments_kernel(const PathMomen
       A values[kTogether<A>][kCount];
 #pragma unroll
       for (int r = 0; r < kTogether<A>; ++r)
-        if (r < found) load_elements<kCount>(samples + ns[r] * size, layout, place, kCount == 8, values[r]);
+        if (r < found) load_elements<kCount>(samples + ns[r] * size, layout, place, (kCount > 1), values[r]);
       if (!taken) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
@@ -177,11 +177,11 @@ __global__ void __launch_bounds__(kBlock, 4) path_moments_kernel(const PathMomen
 #pragma unroll
       for (int r = 0; r < kTogether<A>; ++r)
         if (r < found) {
-          const A count = static_cast<A>(++seen);
+          const A share = A(1) / static_cast<A>(++seen);  // one division for all elements
 #pragma unroll
           for (int k = 0; k < kCount; ++k) {
             const A deviation = values[r][k] - means[k];
-            means[k] += deviation / count;
+            means[k] += deviation * share;
             squares[k] += deviation * (values[r][k] - means[k]);
           }
         }
@@ -238,12 +238,14 @@ void launch_path_points(DType source, DType target, const PathPointsParams& para
   if (params.count == 0 || layout.size() == 0) return;
   const bool eights = layout.size() % 8 == 0 && aligned_to_16(params.out);
   const bool words = params.source_last == params.out_last && aligned_to_16(params.inputs, params.baselines);
-  const int64_t runs = ceil_div(params.count, kRun), pieces = layout.size() / (eights ? 8 : 1);
+  const int64_t runs = ceil_div(params.count, kRun);
   dispatch(source, [&](auto from) {
     using S = decltype(from);
     dispatch(target, [&](auto to) {
       using T = decltype(to);
-      const auto kernel = eights ? path_points_kernel<S, T, 8> : path_points_kernel<S, T, 1>;
+      constexpr int kWord = kElements<S, T>;
+      const int64_t pieces = layout.size() / (eights ? kWord : 1);
+      const auto kernel = eights ? path_points_kernel<S, T, kWord> : path_points_kernel<S, T, 1>;
       launch("path_integral_points", kernel, blocks_for(runs * pieces, kBlock), kBlock, 0, stream, params, layout,
              words);
     });
@@ -261,8 +263,9 @@ void launch_path_accumulate(DType totals, DType gradients, const PathAccumulateP
     using A = decltype(total);
     dispatch(gradients, [&](auto gradient) {
       using G = decltype(gradient);
-      const auto kernel = eights ? path_accumulate_kernel<A, G, 8> : path_accumulate_kernel<A, G, 1>;
-      launch("path_integral_accumulate_", kernel, tiles_for(params.batch, of_gradients.size() / (eights ? 8 : 1)),
+      constexpr int kWord = kElements<A, G>;
+      const auto kernel = eights ? path_accumulate_kernel<A, G, kWord> : path_accumulate_kernel<A, G, 1>;
+      launch("path_integral_accumulate_", kernel, tiles_for(params.batch, of_gradients.size() / (eights ? kWord : 1)),
              kBlock, 0, stream, params, of_gradients, of_factors);
     });
   });
@@ -278,9 +281,10 @@ void launch_path_moments(DType totals, DType samples, const PathMomentsParams& p
       using A = decltype(total);
       dispatch(samples, [&](auto sample) {
         using S = decltype(sample);
-        const auto kernel = eights ? path_moments_kernel<A, S, 8> : path_moments_kernel<A, S, 1>;
-        launch("path_integral_moments_", kernel, tiles_for(params.batch, layout.size() / (eights ? 8 : 1)), kBlock, 0,
-               stream, params, layout);
+        constexpr int kWord = kElements<A, S>;
+        const auto kernel = eights ? path_moments_kernel<A, S, kWord> : path_moments_kernel<A, S, 1>;
+        launch("path_integral_moments_", kernel, tiles_for(params.batch, layout.size() / (eights ? kWord : 1)), kBlock,
+               0, stream, params, layout);
       });
     });
   launch("path_integral_moments_ counts", path_counts_kernel, blocks_for(params.batch, kBlock / kWarp), kBlock, 0,
@@ -295,9 +299,10 @@ void launch_path_product(DType totals, DType inputs, const PathProductParams& pa
     using A = decltype(total);
     dispatch(inputs, [&](auto input) {
       using T = decltype(input);
-      const auto kernel = eights ? path_product_kernel<A, T, 8> : path_product_kernel<A, T, 1>;
-      launch("path_integral_product", kernel, blocks_for(params.count / (eights ? 8 : 1), kBlock), kBlock, 0, stream,
-             params);
+      constexpr int kWord = kElements<A, T>;
+      const auto kernel = eights ? path_product_kernel<A, T, kWord> : path_product_kernel<A, T, 1>;
+      launch("path_integral_product", kernel, blocks_for(params.count / (eights ? kWord : 1), kBlock), kBlock, 0,
+             stream, params);
     });
   });
 }

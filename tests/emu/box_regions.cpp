@@ -48,12 +48,13 @@ struct Written {
 
 template <class T>
 void regions(DType dtype, int64_t channels, int64_t box_height, int64_t box_width, int64_t row_step,
-             int64_t column_step) {
+             int64_t column_step, size_t offset = 0) {
   const Written<T> written(channels, box_height, box_width);
   const int64_t height = 9, width = 8;
-  const auto out = emu_test::unwritten<T>(size_of(kCount * height * width * channels));
-  launch_box_regions(
-      dtype, {written.images(), written.corners.get(), out.get(), height, width, row_step, column_step, 0.25}, nullptr);
+  const auto all = emu_test::unwritten<T>(size_of(kCount * height * width * channels) + offset);
+  T* const out = all.get() + offset;
+  launch_box_regions(dtype, {written.images(), written.corners.get(), out, height, width, row_step, column_step, 0.25},
+                     nullptr);
   size_t place = 0;
   for (int64_t n = 0; n < kCount; ++n)
     for (int64_t i = 0; i < height; ++i)
@@ -116,8 +117,11 @@ CASE(box_regions_match_images_written_out) {
   for (const int64_t channels : {1, 3, 300})
     for (const int64_t box : {0, 1, 4, 9}) {
       regions<float>(DType::float32, channels, box, 3, 1, 1);
+      regions<float>(DType::float32, 8 * channels, box, 3, 1, 1);     // in words
+      regions<float>(DType::float32, 8 * channels, box, 3, 1, 1, 1);  // at no address for them
       regions<double>(DType::float64, channels, 2, box, 2, 3);
       regions<c10::Half>(DType::float16, channels, box, box, 1, 2);
+      regions<c10::Half>(DType::float16, 8 * channels, box, box, 1, 2);
     }
 }
 

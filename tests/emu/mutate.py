@@ -291,6 +291,7 @@ FAULTS = [
     Fault("box_regions", "unchecked load", "line past the map", "y < 0 || y >= images.height ||", "y < 0 ||"),
     Fault("box_regions", "unchecked load", "sum past the map", "if (changed == nullptr) continue;", ""),
     Fault("box_regions", "off by one", "box closed at its end", "i < images.box_height && j", "i <= images.box_height && j"),
+    Fault("box_regions", "alignment", "words of regions at any address", "aligned_to_16(params.out, nullptr);", "true;"),
     Fault("box_regions", "halo", "taps closer than they are", "left + q * params.column_dilation", "left + q"),
     Fault(
         "box_regions", "wrong counter", "corner of another row", "top = params.corners[2 * at.n]", "top = params.corners[at.n]"
