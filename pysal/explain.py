@@ -51,8 +51,8 @@ def explain(
     methods: str | Sequence[str] = "all",
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
-    score: ScoreKind | None = None,
     class_names: Sequence[str] | Literal["imagenet"] | None = None,
+    score: ScoreKind | None = None,
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
     precision: Precision = "float32",
@@ -71,6 +71,7 @@ def explain(
             of all: they run where they are named.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise, of the orders of Shapley values and of RISE's masks.
+        class_names: K names of the classes, or "imagenet", for a model that carries none, or instead of its own.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",
@@ -78,7 +79,6 @@ def explain(
             (numbers, probabilities, logits) is found out from all images of the call together.
             For all methods; None = "auto" for leave-one-out and these three, "logit" for the others.
             `Explanation.output` and its table say what the output was taken for.
-        class_names: K names of the classes, or "imagenet", for a model that carries none, or instead of its own.
         extra_inputs: further arguments of the model, by position (a sequence) or by name (a mapping). Mark one that is as long
             as there are images: `pysal.PerImage(x)` has a row for each image, `pysal.Shared(x)` is the same for all.
         batch_size: most rows per model pass; None = chosen by speed and memory. Changes the result by rounding only. The model
