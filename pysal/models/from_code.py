@@ -14,6 +14,8 @@ from pysal.models.spec import WHERE, ModelSpec, from_file, load_weights, refuse_
 def load(spec: ModelSpec) -> Classifier:
     """Return what a function of a Python file returns: a `Classifier`, or a network that takes normalised images.
 
+    The network may be a detector, a segmenter or an encoder, too: what is explained of it is said by a target.
+
     Raises:
         PermissionError: running code was not permitted.
         ValueError: no such file or function, or one that fails or returns something else; a network whose size or
@@ -52,4 +54,4 @@ def load(spec: ModelSpec) -> Classifier:
         refuse(WHERE, "source", "return a torch.nn.Module", f"{type(model).__name__} from {spec.source}", TypeError)
     if spec.weights is not None:
         load_weights(spec, model)
-    return model.eval() if isinstance(model, Classifier) else from_file(spec, model)
+    return model.eval() if isinstance(model, Classifier) else from_file(spec, model, any_output=True)

@@ -141,7 +141,12 @@ def channels_refused(error: Exception, given: int) -> int | None:
 
 
 def from_file(
-    spec: ModelSpec, network: nn.Module, *, size: tuple[int, int] | None = None, channels: int | None = None
+    spec: ModelSpec,
+    network: nn.Module,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    any_output: bool = False,
 ) -> Classifier:
     """Return a network whose file does not say how its images are prepared as a classifier, once it was seen to be one.
 
@@ -151,6 +156,7 @@ def from_file(
         size: (height, width) where the file says it.
         channels: of its images, where the file says it; None = as many as the normalisation has numbers, or its first
             convolution takes.
+        any_output: whether it may answer with something else than logits of classes: boxes, pixels, an embedding.
 
     Raises:
         ValueError: nothing says the size or the normalisation; the network fails on an image, or returns no logits.
@@ -169,13 +175,17 @@ def from_file(
     if channels is not None and numbers not in (1, channels):
         refuse_channels(WHERE, channels, numbers)
     channels = channels or (numbers if numbers > 1 else first_channels(network) or 3)
-    classes = _count_classes(spec, network, (2, channels, *size))
+    classes = _count_classes(spec, network, (2, channels, *size), any_output)
     mean, std = (_as_many(values, channels) for values in (spec.mean, spec.std))
+    if classes is None:
+        names = imagenet_names()[0] if isinstance(spec.class_names, str) else spec.class_names or ()
+        normalized = Normalized(network, mean, std)
+        return Classifier(normalized, name=spec.source, class_names=names, input_size=size, channels=channels).eval()
     return classifier(spec, network, size=size, mean=mean, std=std, classes=classes)
 
 
-def _count_classes(spec: ModelSpec, network: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return how many logits a network answers with."""
+def _count_classes(spec: ModelSpec, network: nn.Module, shape: tuple[int, ...], any_output: bool) -> int | None:
+    """Return how many logits a network answers with; None where it may answer with something else, and does."""
     argument = f"source {spec.source!r}"
     try:
         with torch.no_grad():
@@ -185,6 +195,8 @@ def _count_classes(spec: ModelSpec, network: nn.Module, shape: tuple[int, ...]) 
             refuse_channels(WHERE, wanted, shape[1])
         refuse(WHERE, argument, f"be a classifier of images {shape}", f"{type(error).__name__}: {first_line(error)}")
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != shape[0] or output.shape[1] < 1:
+        if any_output:
+            return None
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         refuse(WHERE, argument, f"return logits ({shape[0]}, classes) for images {shape}", got)
     return output.shape[1]

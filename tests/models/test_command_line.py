@@ -55,6 +55,27 @@ SKIPPED = {
 }
 
 
+@pytest.mark.parametrize(("target", "name"), [("pixel:3,4/dog", "dog at (3, 4)"), ("mask:", "class where it is predicted")])
+def test_a_segmenter_of_a_python_file(target, name, tmp_path, monkeypatch) -> None:
+    """What answers with something else than classes is explained by a target, and asks for one without."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Module):\n"
+        "    def forward(self, images):\n        return {'out': 2 * images}\n\ndef make():\n    return Net()\n"
+    )
+    Path("names.txt").write_text("cat\ndog\ncow\n")
+    given = ["explain", str(PHOTO), "--model", "net.py:make", "--allow-code", "--size", "16", "--normalize", "none"]
+    given += ["--classes", "names.txt", "--method", "gradient", "--out", "out"]
+    result = CliRunner().invoke(main, [*given, "--target", target])
+    assert result.exit_code == 0, result.output
+    found = Explanation.load("out")
+    assert found.target_names == [name]
+    torch.testing.assert_close(found.maps["gradient"].sum(), torch.tensor(2.0))  # of a mean over pixels, or of one
+    refused = CliRunner().invoke(main, given)
+    assert refused.exit_code == 2
+    assert "pysal.targets.Pixel(...)" in refused.stderr
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_explain(source, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
