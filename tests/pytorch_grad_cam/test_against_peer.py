@@ -466,9 +466,8 @@ def test_road_over_percentiles() -> None:
 
 @NUMPY
 def test_the_peers_arcc_takes_our_class() -> None:
-    from pytorch_grad_cam.metrics.arcc import ARCC
-
     import pysal.pytorch_grad_cam.metrics.arcc as falls_through
+    from pytorch_grad_cam.metrics.arcc import ARCC
 
     assert falls_through.ARCC is ARCC
     net, images, answers = seeded(NETWORKS["resnet"].make, 1).float(), pictures(2).float(), []
