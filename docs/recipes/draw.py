@@ -254,40 +254,7 @@ def clip() -> None:
     save(found, "clip")
 
 
-def caption() -> None:
-    """Explain the colour of the second shape in "red disc, blue cross"."""
-    import transformers
-
-    decoder = transformers.GPT2Config(
-        n_embd=48, n_layer=2, n_head=4, vocab_size=12, n_positions=8, bos_token_id=0, eos_token_id=0
-    )
-    both = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(transformers.ViTConfig(**_VISION), decoder)
-    network = transformers.VisionEncoderDecoderModel(both)
-
-    def words(found: shapes.Shapes) -> Tensor:
-        said = torch.stack([2 + found.colours, 5 + found.kinds], 2).flatten(1)  # left colour and kind, then right
-        return torch.cat([torch.zeros(len(said), 1, dtype=torch.int64), said], 1)
-
-    def loss(found: shapes.Shapes) -> Tensor:
-        tokens = words(found)
-        logits = network(pixel_values=found.images, decoder_input_ids=tokens).logits
-        return _cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-
-    shapes.learn(network, loss, 500, rate=1e-3)
-    seen = shapes.shapes(1, _generator(5), kinds=torch.tensor([[0, 2]]))
-    tokens = words(seen)[0]
-    found = pysal.explain(
-        pysal.models.wrap(network, size=shapes.SIZE, normalize="none"),
-        seen.images,
-        pysal.targets.Caption(tokens, first=3, last=4),
-        extra_inputs={"decoder_input_ids": pysal.PerImage(tokens[None])},
-        methods=["leave_one_out", "grad_cam", "gradient"],
-        method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
-    )
-    save(found, "caption")
-
-
-TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_classifier, clip, caption)
+TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_classifier, clip)
 PAGES = ("my_networks_errors", "http_black_box")
 
 if __name__ == "__main__":
