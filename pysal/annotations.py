@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
@@ -84,8 +85,11 @@ class Annotations:
 
     def holds(self, file: str | Path) -> bool:
         """Return whether a file is one of these annotations, as a mask beside the photos is, and so no photo."""
-        path = os.path.realpath(file)
-        return any(os.path.realpath(entry.file) == path for entry in self._entries.values())
+        return os.path.realpath(file) in self._files
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        return frozenset(os.path.realpath(entry.file) for entry in self._entries.values())
 
     def mask(
         self,

@@ -213,7 +213,8 @@ class _Bench:
             shown = tuple(table.shape) if isinstance(table, Tensor) else type(table).__name__
             refuse(WHERE, "model", "answer with a table of classes", f"{shown}")
         target = int(table[0].argmax())
-        label = self.model.class_names[target] if target < len(self.model.class_names) else f"class {target}"
+        names = self.model.class_names or ()
+        label = names[target] if target < len(names) else f"class {target}"
         mask = None
         if self.annotations is not None:
             mask = self.annotations.mask(file, self.model, label=label)
