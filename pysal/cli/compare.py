@@ -112,7 +112,9 @@ def compare(
         }
         head = ["", *(name.replace("_", " ") for name in shown)]
         lines = [[title, *(f"{table[name].mean:.2f}" for table in shown.values())] for name, title in found.methods.items()]
-        say(*columns([head, *lines]), "", *found.reasons, "")
+        if shown:
+            say(*columns([head, *lines]), "")
+        say(*found.reasons, "")
         say(*(f"wrote {click.format_filename(out / name)}" for name in ("report.html", "comparison.json")))
 
 

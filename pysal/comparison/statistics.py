@@ -232,10 +232,14 @@ def recommended(
         return [], said, votes
     if not decided:
         enough = max((one.images for one in votes), default=0)
-        why = (
-            f"there are {counted(enough, 'image')}, and {FEWEST} are the fewest that can" if enough < FEWEST
-            else "no figure separates the methods on these images"
-        )  # fmt: skip
+        if len(methods) < 2:
+            why = "there is nothing to compare one method with"
+        elif not votes:
+            why = "none of the figures that were measured has a vote"
+        elif enough < FEWEST:
+            why = f"there are {counted(enough, 'image')}, and {FEWEST} are the fewest that can"
+        else:
+            why = "no figure separates the methods on these images"
         said.append(f"The evidence decides nothing: {why}.")
         return [], said, votes
     behind = {name: [one for one in decided if name not in one.leaders] for name in candidates}
