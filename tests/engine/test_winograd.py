@@ -261,3 +261,23 @@ def test_a_prepared_network_runs_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [module.winograd is not None for module in fused] == [False, True, True, True, True]
     for method in (pysal.gradient, pysal.guided_backprop):
         torch.testing.assert_close(method(fast, x, 3), method(model, x, 3), rtol=1e-4, atol=1e-6)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(10), nn.Softmax(1)], ids=lambda pool: type(pool).__name__
+)
+def test_ties_before_max_pooling_stay_ties(pool: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an even area all windows see the same: rounding errors that differ within a tile would send gradients elsewhere."""
+    monkeypatch.setattr("pysal.engine.graph.matrix_unit.MatrixConvolution.suited", lambda *_, **__: False)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), pool]
+    model = nn.Sequential(*layers, nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.full((1, 3, 26, 26), 0.5)
+    fast = pysal.prepare(model, sample(1, 3, 26, 26), batch_size=1, gains=Gains(2.0, 2.0))
+    assert fast.program is not None, fast.report()
+    fused = [module for module in fast._graph.modules() if isinstance(module, FusedConvolution)]  # type: ignore[union-attr]
+    ties = not isinstance(pool, nn.Softmax)
+    assert [module.winograd is not None for module in fused] == [False, not ties, not ties, True]
+    assert all(isinstance(module.gradient, FlippedWithGates) for module in fused[1:])
+    torch.testing.assert_close(pysal.gradient(fast, x, 3), pysal.gradient(model, x, 3), rtol=1e-4, atol=1e-7)

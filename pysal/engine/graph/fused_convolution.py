@@ -55,10 +55,18 @@ class FusedConvolution(nn.Module):
         upper: where the ReLU saturates: infinity, 6 for ReLU6; None without ReLU.
         input_shape: (C, H, W) of the input, for which the weights are arranged.
         backward_dtype: dtype of the input gradient's convolution, unless that is a grouped one.
+        compared: whether something that follows compares values, as max pooling does: then windows that see the same must
+            give the same, or ties of even areas would be broken by rounding, and gradients sent elsewhere.
     """
 
     def __init__(
-        self, convolution: Convolution, upper: float | None, input_shape: tuple[int, ...], backward_dtype: torch.dtype
+        self,
+        convolution: Convolution,
+        upper: float | None,
+        input_shape: tuple[int, ...],
+        backward_dtype: torch.dtype,
+        *,
+        compared: bool = False,
     ) -> None:
         super().__init__()
         self.convolution, self.upper, self.input_shape = convolution, upper, input_shape
@@ -69,7 +77,7 @@ class FusedConvolution(nn.Module):
         if MatrixConvolution.suited(convolution):
             self.matrix = MatrixConvolution(convolution.weight, convolution.bias, convolution.dilation)
         self.winograd: WinogradConvolution | None = None
-        if self.matrix is None and WinogradConvolution.suited(convolution, input_shape[1:]):
+        if self.matrix is None and not compared and WinogradConvolution.suited(convolution, input_shape[1:]):
             self.winograd = WinogradConvolution(convolution.weight, convolution.bias)
         self._evened = even = _evened(convolution)
         self._geometry = (even.symmetric or (0, 0), even.stride, even.dilation, even.groups)

@@ -15,6 +15,8 @@ from pysal.engine.graph.fused_linear import LEAST_TOKENS, FusedLinear
 from pysal.engine.graph.shapes import shapes_of
 
 _ADDITIONS = (operator.add, torch.add)
+# In the names of what decides between values: maxima, minima and ranks, of which a rounding error may change the place.
+_COMPARISONS = ("max", "min", "sort", "topk", "median", "mode", "quantile", "kthvalue", "unique")
 
 
 class InDtype(nn.Module):
@@ -46,6 +48,7 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
     """
     shapes = shapes_of(graph, example)
     fold_division(graph, shapes)
+    compared = _compared(graph)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     lowered = 0
     for node in list(graph.graph.nodes):
@@ -64,7 +67,7 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
         activation = _only_user(last)
         if activation is not None and (upper := relu_upper(graph, activation)) is not None:
             last = activation
-        fused = FusedConvolution(convolution, upper, shapes[node.args[0]][1:], backward_dtype)
+        fused = FusedConvolution(convolution, upper, shapes[node.args[0]][1:], backward_dtype, compared=node in compared)
         new = replace_by_module(graph, last, fused, *inputs)
         new.meta["inner_layers"] = inner
         order[new], shapes[new] = order[last], shapes[last]
@@ -103,6 +106,17 @@ def _linear(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor, Tens
         if weight is not None and weight.ndim == 2 and (bias is None) == (given["bias"] is None):
             return given["input"], weight, bias
     return None
+
+
+def _compared(graph: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes whose values, or what is made of them, something compares: max pooling, sorting and their like."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        target = type(module_of(graph, node)) if node.op == "call_module" else node.target
+        name = str(getattr(target, "__name__", target)).lower().replace("softmax", "")
+        if any(word in name for word in _COMPARISONS) or any(user in found for user in node.users):
+            found.add(node)
+    return found
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
