@@ -30,7 +30,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu gpu-pack bench docs evidence gallery figures cross wheel clean distclean
+.PHONY: help setup explain quick test test-all lint lint-cxx format test-emu ptx sanitize attack cuda-check cuda-table mutate gpu gpu-pack bench docs evidence gallery recipes figures cross wheel clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -146,6 +146,9 @@ docs: setup ## the documentation as a site, in docs/_build/html; warnings are er
 
 figures: setup ## draw the documentation's pictures anew: docs/figures, docs/pictures (5 minutes)
 	$(python) docs/draw_figures.py $(ARGS)
+
+recipes: setup ## draw the pictures of docs/recipes anew, of small networks that are trained for them (10 minutes)
+	$(python) docs/recipes/draw.py $(ARGS)
 
 gallery: setup ## the pictures of docs/gallery.md, from the photos of examples/photos (5 minutes)
 	$(python) docs/gallery/make.py $(ARGS)

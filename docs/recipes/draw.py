@@ -258,6 +258,10 @@ TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_class
 PAGES = ("my_networks_errors", "http_black_box")
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.models import torchvision_ops
+
+    torchvision_ops.define()  # beside a torch for the CPU, torchvision cannot be imported, and transformers tries
     chosen = [name for name in sys.argv[1:] if not name.endswith(".onnx")] or [*PAGES, *(one.__name__ for one in TRAINED)]
     for name in chosen:
         torch.manual_seed(0)
