@@ -102,6 +102,19 @@ def test_what_decides_by_values_is_not_exported() -> None:
         exported(Decides().eval(), [torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8)])
 
 
+def test_an_operation_that_the_exporter_does_not_know(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch's exporter prints the whole graph then, and leaves its log on."""
+
+    class Spectrum(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.fft.rfft2(images).abs().mean((2, 3))
+
+    with pytest.raises(NotExported, match=r"^it cannot be exported \(Exporting the operator 'aten::fft_rfft2'"):
+        exported(Spectrum().eval(), [torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8)])
+    assert capfd.readouterr() == ("", "")
+    assert not torch._C._jit_is_onnx_log_enabled()
+
+
 def test_small_work_exports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwards, "exported", lambda *arguments: pytest.fail("was exported"))
     fast = pysal.prepare(network(), torch.rand(1, 3, 16, 16), batch_size=3)

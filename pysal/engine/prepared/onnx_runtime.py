@@ -69,6 +69,19 @@ def missing() -> str | None:
     return None if found is not None else "ONNX Runtime is not installed"
 
 
+class _Quiet(nn.Module):
+    """A model that ends the exporter's log, which it begins, and in which graphs of unknown operations go to the terminal."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.training = model, False
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the model does."""
+        torch._C._jit_set_onnx_log_enabled(False)
+        return self.model(images)
+
+
 def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
     """Return a model as ONNX Runtime runs it, where that is as near to the model in float64 as the model itself.
 
@@ -84,13 +97,13 @@ def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
         raise NotExported("its weights are larger than an ONNX file can hold")
     if COPIES_OF_WEIGHTS * size > MEMORY_SHARE * free_memory(images[0].device, COPIES_OF_WEIGHTS * size / MEMORY_SHARE):
         raise NotExported("there is too little memory to export it")
-    file = io.BytesIO()
+    file, logs = io.BytesIO(), torch._C._jit_is_onnx_log_enabled()
     try:
         # what the exporter changes of torch it puts back, which no interrupt may cut in two
         with held_back(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                model,
+                _Quiet(model),
                 (images[-1].clone(),),
                 file,  # type: ignore[arg-type]  # a file in memory, which the tracing exporter takes
                 dynamo=False,
@@ -103,6 +116,8 @@ def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
         found = [runtime(batch) for batch in images]
     except Exception as error:  # of an exporter that knows no such operation, or is not there, and of the runtime
         raise NotExported(f"it cannot be exported ({first_line(error)})") from error
+    finally:
+        torch._C._jit_set_onnx_log_enabled(logs)
     with torch.no_grad():
         expected = [model(batch.clone()) for batch in images]
     limit = UNWITNESSED_TOLERANCE
