@@ -118,6 +118,7 @@ def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: 
 
     class Noted(Plan):
         def __init__(self, where: str, model: Any, inputs: Tensor, target: Any, running: Running, **more: Any) -> None:
+            self.where = where
             plans.append((where, model, inputs, target, {name: getattr(running, name) for name in SHARED}))
 
         def image_gradients(self) -> Tensor:
@@ -129,7 +130,7 @@ def test_every_option_is_handed_over_under_its_own_name(name: str, monkeypatch: 
 
     monkeypatch.setitem(public.__globals__, core.__name__, noted)
     monkeypatch.setitem(public.__globals__, "Plan", Noted)
-    given = {option: object() for option in keyword_only(public)}
+    given = {option: False if option == GRAPH else object() for option in keyword_only(public)}
     target = object()
     assert public(print, images, target, **given) is images
     (where, *request, shared), *rest = plans
