@@ -881,3 +881,15 @@ def test_compare_writes_a_report_and_says_what_is_recommended(small, photo, tmp_
     assert refused(2, "compare", "efficientnet-lite0", folder / "z.png").startswith(
         "pysal compare: PHOTO must be an image file"
     )
+
+
+def test_explain_says_how_much_lies_on_the_object(small, photo, out, tmp_path) -> None:
+    (tmp_path / "masks").mkdir()
+    with Image.open(photo) as picture:
+        Image.new("L", picture.size, 1).save(tmp_path / "masks/photo.png")
+    given = ("explain", photo, "--method", "gradient,grad-cam", "--out", out, "--annotations", tmp_path / "masks")
+    assert re.search(r"^gradient +1.00 +1.00$", succeeded(*given).stdout, re.MULTILINE)
+    Image.new("L", (30, 20), 0).save(tmp_path / "masks/photo.png")
+    assert "no object is marked on it" in succeeded(*given).stdout
+    (tmp_path / "masks/photo.png").write_bytes(b"x")
+    assert "mask must be a readable PNG file, got " in refused(2, *given)

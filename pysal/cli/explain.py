@@ -26,12 +26,13 @@ from pysal.cli.options import (
     score_option,
 )
 from pysal.cli.photos import find, note, stems
-from pysal.cli.terminal import BadInput, Failure, collecting_later, errors_as_sentences, say
+from pysal.cli.terminal import BadInput, Failure, collecting_later, columns, errors_as_sentences, say
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pysal.engine.prepared.model import PreparedModel
+    from pysal.explanation import Explanation
     from pysal.models import Classifier
 
 
@@ -67,6 +68,12 @@ if TYPE_CHECKING:
     help="Folder for the pictures (.png) and numbers (.npz).",
 )
 @click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Boxes or masks of the photos, to say how much of each map lies on the object: see pysal compare.",
+)
+@click.option(
     "--prepared",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
@@ -85,6 +92,7 @@ def explain(
     given: dict[str, Any],
     seed: int,
     out: Path,
+    annotations: Path | None,
     prepared: Path | None,
     device: str,
 ) -> None:
@@ -103,6 +111,7 @@ def explain(
     with errors_as_sentences("pysal explain", written), _writable(out):
         with collecting_later():
             from pysal import models
+            from pysal.annotations import read as read_annotations
             from pysal.engine.prepared.payback import OnceItPays
             from pysal.engine.prepared.prepare import prepare
             from pysal.engine.running.chunks import fast_rows, progress
@@ -121,6 +130,7 @@ def explain(
         place = device_of(device)
         classifier = model.load(place)
         explained = None if target is None else parse_target(target, classifier, where="pysal explain")
+        marked = None if annotations is None else read_annotations(annotations)
         named = find(photos or [models.example_photo()], suffixes_of(classifier.channels), out)
         bad: dict[Path, str] = {}
         image = None
@@ -178,12 +188,28 @@ def explain(
                     raise Failure(str(error)) from error
                 written.extend(files)
                 say(*heading, "", found.table(), "")
+                if marked is not None:
+                    mask = marked.mask(photo, classifier, label=found.target_names[0])
+                    say(*(["no object is marked on it"] if mask is None else _on_the_object(found, mask)), "")
                 heading = []
                 say(*(f"wrote {click.format_filename(file)}" for file in files))
         if left := note(named.left_out):
             say("", left)
         if bad:
             raise Failure(f"pysal explain: {len(bad)} of {len(named.paths)} photos could not be explained")
+
+
+def _on_the_object(found: Explanation, mask: Tensor) -> list[str]:
+    """Return the lines that say how much of each map lies on what people have marked."""
+    from pysal.metrics import mass_in_mask, pointing_game
+    from pysal.metrics.agreement import reduction_of
+
+    lines = [["", "highest point on the object", "positive part on the object"]]
+    for name, result in found.results.items():
+        map, reduction = result.map.cpu(), reduction_of(name)
+        shares = (measure(map, mask, reduction=reduction) for measure in (pointing_game, mass_in_mask))  # type: ignore[arg-type]
+        lines.append([name, *(f"{float(share):.2f}" for share in shares)])
+    return columns(lines)
 
 
 def _likeliest(classifier: Classifier, image: Tensor, top: int) -> list[int]:
