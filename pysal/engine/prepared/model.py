@@ -25,6 +25,9 @@ from pysal.engine.tape.tape import Program, Recorded
 # Prepares a copy of a model, as what it is a copy of was: model, example, precision, rows, whether they were asked for, gains.
 Again: TypeAlias = Callable[[nn.Module, Tensor, Precision, int | None, bool, Gains | None], "PreparedModel"]
 
+# Whole images are painted and handed over, too: so much of what ONNX Runtime gains on passes is left of it.
+WHOLE_IMAGES = 0.85
+
 
 class PreparedModel:
     """What `prepare` returns. Call it, or pass it to any method in place of the model.
@@ -153,7 +156,7 @@ class PreparedModel:
         """How many times as fast passes of whole images are as the graph that leave-one-out runs in parts."""
         if self._forwards is None or self.gains is None or not self._forwards.runs:
             return 1.0
-        return self.gains.runtime_over_own
+        return max(1.0, WHOLE_IMAGES * self.gains.runtime_over_own)
 
     def program_for(self, images: Tensor) -> Program | None:
         """Return what records the passes that are differentiated, for images like these; None where autograd does."""
