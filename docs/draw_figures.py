@@ -476,6 +476,22 @@ def segments(setting: Setting) -> Drawn:
     }
 
 
+def guided_paths(setting: Setting) -> Drawn:
+    """Guided Integrated Gradients: how far the path may leave the straight one decides the map."""
+    image = setting.photo("egyptian_cat")
+    index = setting.model.class_index("Egyptian cat")
+    tiles, found, first = [Tile("photo", photo(image))], {}, None
+    for distance in (0.0, 0.02, 0.2, 1.0):
+        options = {"guided_integrated_gradients": {"steps": 40, "max_distance": distance}}
+        result = pysal.explain(setting.fast, image, index, methods="guided_integrated_gradients", method_options=options)
+        map = one(result.maps["guided_integrated_gradients"], "sum")
+        first = map if first is None else first
+        found[distance] = round(rank_correlation(viz.pooled(first, CELLS), viz.pooled(map, CELLS)), 2)
+        note = "the straight path" if not distance else f"{found[distance]:.2f} rank correlation\nwith the straight path's"
+        tiles.append(Tile(f"distance {distance:g}", shares(image, map), note))
+    return page([tiles]), found
+
+
 class Warm(torch.nn.Module):
     """Scores how warm the colours are, patch by patch, and a little of how bright the picture is, through attention."""
 
@@ -565,6 +581,7 @@ FIGURES: dict[str, Callable[[Setting], Drawn]] = {
     "blur_end": blur_end,
     "attention_blind": attention_blind,
     "segments": segments,
+    "guided_paths": guided_paths,
 }
 
 
