@@ -274,7 +274,9 @@ def test_a_box_is_explained_where_it_is_found(job) -> None:
     assert set(errors["reason"].to_pylist()) == {"the target is not found in it"}
     assert set(errors["detail"].to_pylist()) == {"target must be below the 0 detections in image 0 of class 2, got box 0"}
     assert verify(planned.out, images=True, recompute=1, allow_code=True) == []
-    assert "box:0/2" in report(planned.out).read_text("utf-8")
+    page = report(planned.out).read_text("utf-8")
+    assert "box:0/2" in page
+    assert "<h2>Classes</h2>" not in page  # there are none
     job(out="inline", **given).run(engine="inline")
     assert contents(planned.out) == contents(planned.out.parent / "inline")
 
