@@ -129,7 +129,7 @@ def gradient_attention(
         NotApplicable: see `legrad`.
 
     Source:
-        Barkan et al. 2021, arXiv:2204.11073, equation 5 (Grad-SAM), for images.
+        Barkan et al. 2021, arXiv:2204.11073 (Grad-SAM), for images.
     """
     plan = Plan("pysal.gradient_attention", model, inputs, target, Running(score, extra_inputs, batch_size, precision, dtype))
     return prepare_gradient_attention(plan, layers=layers).run(report=False).map
