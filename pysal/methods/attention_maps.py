@@ -4,7 +4,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
@@ -153,11 +153,19 @@ class Stack:
         blocks: name and run of each. A run of a module is counted from 0.
         tokens: of a row.
         reading: where the patches are among them.
+        beside: whether blocks hand on other tensors of the tokens' shape beside the tokens.
+        heads_lead: for blocks whose attention is (rows * heads, T, T), whether it is (heads * rows, T, T), where that is known.
     """
 
     blocks: tuple[tuple[str, int], ...]
     tokens: int
     reading: Reading
+    beside: bool
+    heads_lead: dict[int, bool] = field(default_factory=dict)
+
+
+class _Changed(Exception):
+    """The model is not as its stack says."""
 
 
 # Stacks of models, by size of the images: a model is looked at for it once.
@@ -170,21 +178,34 @@ def _prepare(plan: Plan, layers: int | None, way: Way) -> Work:
     check_layered(plan.where, plan.layered_model)
 
     def make(_report: bool) -> Attribution:
-        stack = _stack(plan)
-        if layers is not None and layers > len(stack.blocks):
-            refuse(plan.where, "layers", f"be at most the model's {len(stack.blocks)} blocks", layers)
         counted = slice(0, None) if layers is None else slice(-layers, None)
         parts: list[Tensor] = []
 
-        def body(start: int, stop: int) -> None:
-            if start == 0:
-                parts.clear()  # all are run again
-            rows = torch.arange(start, stop, device=plan.device)
-            find = functools.partial(_relevance, plan, plan.inputs[start:stop], rows, stack, counted, way)
-            parts.append(plan.differentiated(find))
-            plan.check_rows(rows)
+        def run(stack: Stack) -> None:
+            if layers is not None and layers > len(stack.blocks):
+                refuse(plan.where, "layers", f"be at most the model's {len(stack.blocks)} blocks", layers)
+            if way == "legrad" and stack.beside and layers != 1:
+                _refuse(plan.where, "blocks that hand on more than one row of tokens")
 
-        plan.over_images(body)
+            def body(start: int, stop: int) -> None:
+                if start == 0:
+                    parts.clear()  # all are run again
+                rows = torch.arange(start, stop, device=plan.device)
+                find = functools.partial(_relevance, plan, plan.inputs[start:stop], rows, stack, counted, way)
+                parts.append(plan.differentiated(find))
+                plan.check_rows(rows)
+
+            plan.over_images(body)
+
+        stack = _stack(plan)
+        try:
+            run(stack)
+        except _Changed:  # since another call looked at the model, or from pass to pass
+            stack = _stack(plan, anew=True)
+            try:
+                run(stack)
+            except _Changed as error:
+                _refuse(plan.where, str(error))
         plan.score.close()
         size = (plan.inputs.shape[2], plan.inputs.shape[3])
         small = torch.cat(parts).to(plan.accumulator_dtype)
@@ -205,16 +226,20 @@ class _Frame:
     run: int
     attention: int = 0
     given: object = None
+    more_given: Sequence[object] = ()
     returned: object = None
+    more_returned: Sequence[object] = ()
 
 
-def _stack(plan: Plan) -> Stack:
-    """Return the blocks of the plan's model."""
+def _stack(plan: Plan, *, anew: bool = False) -> Stack:
+    """Return the blocks of the plan's model; `anew`: whatever was found of it before."""
     model = plan.layered_model
     assert isinstance(model, nn.Module)
     size = tuple(plan.inputs.shape[1:])
     known = {} if plan.extra_inputs else _STACKS.setdefault(model, {})
-    if size not in known:
+    if anew:
+        known[size] = _looked(plan.where, plan.root, model)
+    elif size not in known:
         known[size] = plan.shared("stack of blocks", lambda root: _looked(plan.where, root, model))
     return known[size]
 
@@ -233,17 +258,20 @@ def _looked(where: str, plan: Plan, model: nn.Module) -> Stack:
     found: list[tuple[list[_Frame], int]] = []  # around each attention, and its number of tokens
     hooks = Hooks()
 
-    def begin(name: str, module: nn.Module, given: Any) -> None:
-        frame = _Frame(name, module, runs.get(name, 0), given=_first(given))
+    def begin(name: str, module: nn.Module, given: Any, named: Any) -> None:
+        frame = _Frame(name, module, runs.get(name, 0), given=_first(given), more_given=(*given[1:], *named.values()))
         runs[name] = frame.run + 1
         running.append(frame)
         ran.append(frame)
 
     def end(_module: nn.Module, _given: Any, returned: Any) -> None:
-        running.pop().returned = _first(returned)
+        frame = running.pop()
+        frame.returned = _first(returned)
+        frame.more_returned = returned[1:] if isinstance(returned, (tuple, list)) else ()
 
     for name, module in model.named_modules():
-        hooks.add(module, lambda module, given, name=name: begin(name, module, given), before=True)
+        before = functools.partial(begin, name)
+        hooks.add(module, before, before=True, named=True)
         hooks.add(module, end)
 
     def see(weights: Tensor) -> None:
@@ -266,6 +294,7 @@ def _looked(where: str, plan: Plan, model: nn.Module) -> Stack:
     stack = [one for one in blocks if one is not None]
     if any(one.given is None or one.given is not before.returned for before, one in itertools.pairwise(stack)):
         _refuse(where, f"{len(stack)} blocks that do not follow each other")
+    beside = any(_handed_on(before, one) for before, one in itertools.pairwise(stack))
     for frame in (*found[-1][0], *reversed(ran)):  # the largest that returns the row, or any
         if isinstance(frame.returned, Tensor) and frame.returned.ndim == 3 and max(frame.returned.shape[:2]) == tokens:
             layer = Layer(frame.name, frame.module, frame.run)
@@ -274,8 +303,15 @@ def _looked(where: str, plan: Plan, model: nn.Module) -> Stack:
             except ValueError:  # of what is no row of the image's patches
                 continue
             if reading is not None:
-                return Stack(tuple((one.name, one.run) for one in stack), tokens, replace(reading, sequence_first=False))
+                return Stack(tuple((one.name, one.run) for one in stack), tokens, replace(reading, sequence_first=False), beside)
     _refuse(where, f"{tokens} tokens that are no patches of the image")
+
+
+def _handed_on(before: _Frame, after: _Frame) -> bool:
+    """Whether a block is given a tensor that the last returned beside its tokens, and which is as large as these."""
+    shape = before.returned.shape if isinstance(before.returned, Tensor) else None
+    returned = {id(one) for one in before.more_returned if isinstance(one, Tensor) and one.shape == shape}
+    return any(id(one) in returned for one in after.more_given)
 
 
 def _first(value: object) -> object:
@@ -298,6 +334,8 @@ def _relevance(plan: Plan, batch: Tensor, rows: Tensor, stack: Stack, counted: s
     model = plan.layered_model
     assert isinstance(model, nn.Module)
     modules = dict(model.named_modules())
+    if any(name not in modules for name, _ in stack.blocks):
+        raise _Changed("blocks that are gone")
     blocks = [(modules[name], run) for name, run in stack.blocks]
     apart = way == "legrad" and len(blocks) > 1
     seen: list[Tensor] = []
@@ -312,28 +350,63 @@ def _relevance(plan: Plan, batch: Tensor, rows: Tensor, stack: Stack, counted: s
         _, scores = plan.score_of(plan.forward(model, leaf.clone(), rows), rows)
     read.hooks.close()
     if len(seen) != len(blocks):
-        _refuse(plan.where, f"attention that happens {len(blocks)} times in one pass and {len(seen)} in another")
-    total = scores.sum()
+        raise _Changed(f"attention that happens {len(blocks)} times in one pass and {len(seen)} in another")
     counted_blocks = range(len(blocks))[counted]
     earlier = [index for index in counted_blocks if index < len(blocks) - 1]
     groups = [earlier] if plan.company != "whole" else [[index] for index in earlier]  # a pass holds the batch then
     for group in groups if apart and earlier else ():
         streams = torch.cat([read.returned[index] for index in group], read.batch_dimension(len(rows)))
-        total = total + _read_by_head(plan, model, blocks, batch, rows, len(group), streams)
-    if not total.requires_grad:
+        read_scores = _read_by_head(plan, model, blocks, batch, rows, len(group), streams)
+        scores = scores + read_scores.reshape(len(group), -1).sum(0)
+    if not scores.requires_grad:
         raise not_differentiable(plan.where)
     asked = [seen[index] for index in counted_blocks]
-    slopes: Sequence[Tensor | None] = torch.autograd.grad(total, asked, allow_unused=True)
+    _find_heads(plan.where, scores, dict(zip(counted_blocks, asked, strict=True)), stack.heads_lead)
+    slopes: Sequence[Tensor | None] = torch.autograd.grad(scores.sum(), asked, allow_unused=True)
     if all(one is None for one in slopes):
         raise not_differentiable(plan.where)
     relevance = torch.zeros(len(rows), stack.tokens, dtype=plan.accumulator_dtype, device=plan.device)
-    for weights, slope in zip(asked, slopes, strict=True):
+    for index, weights, slope in zip(counted_blocks, asked, slopes, strict=True):
         if slope is None:  # what the last block attends to with tokens that nobody reads
             continue
         share = slope.clamp_min(0) * weights.detach() if way == "gradient_attention" else slope.clamp_min(0)
-        of_rows = share.reshape(len(rows), -1, *share.shape[-2:])
+        if share.ndim == 3 and stack.heads_lead.get(index):
+            of_rows = share.unflatten(0, (-1, len(rows))).transpose(0, 1)
+        else:
+            of_rows = share.reshape(len(rows), -1, *share.shape[-2:])
         relevance += of_rows.to(relevance.dtype).mean((1, 2)) / len(asked)
     return stack.reading(relevance[:, :, None])
+
+
+def _find_heads(where: str, scores: Tensor, attention: dict[int, Tensor], known: dict[int, bool]) -> None:
+    """Find out where attention (rows * heads, T, T) of several rows has those of one: where it moves the score of that row.
+
+    Where both orders hold, they read the same.
+
+    Args:
+        where: the public name of the method, for errors.
+        scores: (N,).
+        attention: by block.
+        known: by block, whether heads come before rows; what is found is written into it.
+    """
+    rows = len(scores)
+    asked = {index: one for index, one in attention.items() if one.ndim == 3 and len(one) > rows > 1 and index not in known}
+    for row in range(rows if asked else 0):
+        slopes = torch.autograd.grad(scores[row], list(asked.values()), retain_graph=True, allow_unused=True)
+        for index, slope in zip(list(asked), slopes, strict=True):
+            if slope is None:
+                continue
+            moves = (slope != 0).flatten(1).any(1)
+            others = torch.arange(rows, device=slope.device) != row
+            rows_lead = not bool(moves.unflatten(0, (rows, -1))[others].any())
+            heads_lead = not bool(moves.unflatten(0, (-1, rows))[:, others].any())
+            if not rows_lead and not heads_lead:
+                _refuse(where, f"attention of shape {tuple(slope.shape)} of {rows} rows that cannot be told apart in it")
+            if rows_lead != heads_lead:
+                known[index] = heads_lead
+                del asked[index]
+        if not asked:
+            return
 
 
 class _Streams:
@@ -345,12 +418,14 @@ class _Streams:
         runs: dict[nn.Module, int] = {}
         places = {(module, run): index for index, (module, run) in enumerate(blocks)}
 
-        def begin(module: nn.Module, given: Any) -> Any:
+        def begin(module: nn.Module, given: Any, named: Any) -> Any:
             run = runs.get(module, 0)
             runs[module] = run + 1
             if not apart or not places.get((module, run)):
                 return None
-            return (given[0].detach().requires_grad_(), *given[1:])
+            # what it is given beside its tokens may come from blocks before the last
+            more = [_without_graph(one) for one in given[1:]]
+            return (given[0].detach().requires_grad_(), *more), {name: _without_graph(one) for name, one in named.items()}
 
         def end(module: nn.Module, _given: Any, returned: Any) -> None:
             index = places.get((module, runs[module] - 1))
@@ -359,13 +434,19 @@ class _Streams:
                 self.returned[index] = value
 
         for module in dict.fromkeys(module for module, _ in blocks):
-            self.hooks.add(module, begin, before=True)
+            self.hooks.add(module, begin, before=True, named=True)
             self.hooks.add(module, end)
 
     def batch_dimension(self, rows: int) -> int:
         """Return which dimension of what the blocks return is the batch's."""
         shape = self.returned[0].shape
         return 0 if shape[0] == rows else 1
+
+
+def _without_graph(value: object) -> object:
+    if type(value) is tuple:
+        return tuple(_without_graph(one) for one in value)
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _read_by_head(
@@ -377,7 +458,7 @@ def _read_by_head(
     copies: int,
     streams: Tensor,
 ) -> Tensor:
-    """Return the sum of the scores of what blocks returned, read by what follows the last block.
+    """Return the scores of what blocks returned, (copies * N,), read by what follows the last block.
 
     Blocks run in vain, so on one row, unless what else they are given is of as many rows as there are.
     """
@@ -428,4 +509,4 @@ def _head(
     many = rows.repeat(copies)
     torch._C._set_grad_enabled(False)
     output = plan.forward(model, ordinary(batch).repeat(copies, 1, 1, 1), many)
-    return plan.score(output, plan.origin_of(many)).sum()
+    return plan.score(output, plan.origin_of(many))

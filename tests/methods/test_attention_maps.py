@@ -20,6 +20,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 # As many channels as patches: rows of tokens and of channels have one shape.
 HEIGHT, WIDTH, CHANNELS, HEADS = 4, 3, 12, 3
+# Orders in which attention of three dimensions has its first.
+FLAT = ("rows, heads", "heads, rows")
 
 
 class Attention(nn.Module):
@@ -40,6 +42,11 @@ class Attention(nn.Module):
         query, key, value = self.into(tokens).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         if self.call == "fused":
             heads = F.scaled_dot_product_attention(query, key, value)
+        elif self.call in FLAT:  # one dimension for rows and heads
+            heads_lead = self.call == "heads, rows"
+            flat = [(one.transpose(0, 1) if heads_lead else one).flatten(0, 1) for one in (query, key, value)]
+            found = (flat[0] @ flat[1].mT / query.shape[-1] ** 0.5).softmax(-1) @ flat[2]
+            heads = found.unflatten(0, (HEADS, -1)).transpose(0, 1) if heads_lead else found.unflatten(0, (-1, HEADS))
         else:
             scores = query @ key.mT / query.shape[-1] ** 0.5
             self.weights = scores.softmax(-1) if self.call == "softmax" else nn.Softmax(dim=-1)(scores)
@@ -141,6 +148,8 @@ INPUTS = images(3, 3, 16, 12)
         {"call": "fused"},
         {"call": "module"},
         {"call": "layer"},
+        {"call": "rows, heads"},
+        {"call": "heads, rows"},
         {"blocks": 1},
         {"blocks": 2, "first": 0},
         {"first": 3, "call": "fused"},
@@ -183,6 +192,83 @@ def test_blocks_that_are_one_module() -> None:
         apart.blocks[index].load_state_dict(model.blocks[0].state_dict())
     for name, function in FUNCTIONS.items():
         assert_rounding(function(model, INPUTS, 1), by_hand(name, apart, INPUTS, 1), ROUNDINGS)
+
+
+class Skipping(Block):
+    """A block that may be given what another returned before the last."""
+
+    def forward(self, tokens: Tensor, skip: Tensor | None = None) -> Any:
+        return super().forward(tokens if skip is None else tokens + skip / 2)
+
+
+class Bridged(Transformer):
+    """The first block's tokens go to the last block, too, as in a U-ViT."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.named, self.blocks = named, nn.ModuleList(Skipping("softmax", "tensor") for _ in range(3))
+
+    def after(self, tokens: Tensor) -> list[Tensor]:
+        first = self.blocks[0](tokens)
+        second = self.blocks[1](first)
+        return [first, second, self.blocks[2](second, skip=first) if self.named else self.blocks[2](second, first)]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.read(self.after(self.tokens(inputs))[-1])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_blocks_that_are_given_what_earlier_ones_returned(named: bool) -> None:
+    """What the last block is given of the first does not count as the first block's own score."""
+    model = seeded(lambda: Bridged(named))
+    expected = torch.zeros(1 + HEIGHT * WIDTH, dtype=torch.float64)
+    for block, tokens in zip(model.blocks, model.after(model.tokens(INPUTS[:1])), strict=True):
+        (slope,) = torch.autograd.grad(model.read(tokens)[0, 2], block.attention.weights, retain_graph=True)
+        expected += slope.clamp_min(0).mean((0, 1, 2)) / 3
+    expected = F.interpolate(expected[1:].reshape(1, 1, HEIGHT, WIDTH), (16, 12), mode="bilinear")
+    assert_rounding(pysal.legrad(model, INPUTS[:1], 2), expected, ROUNDINGS)
+
+
+class Beside(Transformer):
+    """Blocks hand on a second row of tokens, as those that leave their sums to the next block's norm."""
+
+    class Block(Block):
+        def forward(self, tokens: Tensor, sums: Tensor | None = None) -> Any:
+            sums = tokens if sums is None else tokens + sums
+            sums = sums + self.attention(self.norm(sums))
+            return self.rest(sums), sums
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Beside.Block("softmax", "tensor") for _ in range(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens, sums = self.blocks[1](*self.blocks[0](self.tokens(inputs)))
+        return self.read(tokens + sums)
+
+
+def test_blocks_that_hand_on_more_than_their_tokens() -> None:
+    """The head reads both rows, so what one block returned cannot be put in the last one's place; without that it can."""
+    model = seeded(Beside)
+    with pytest.raises(NotApplicable, match=r"got blocks that hand on more than one row of tokens; grad_cam explains such"):
+        pysal.legrad(model, INPUTS, 1)
+    scores = model(INPUTS)[:, 1]
+    slope = torch.autograd.grad(scores.sum(), model.blocks[1].attention.weights)[0]
+    expected = slope.clamp_min(0).mean((1, 2))[:, 1:].reshape(3, 1, HEIGHT, WIDTH)
+    assert_rounding(
+        pysal.legrad(model, INPUTS, 1, layers=1), F.interpolate(expected, (16, 12), mode="bilinear"), ROUNDINGS
+    )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_model_that_was_given_other_blocks(name: str) -> None:
+    """What a call found out of the model is not held against the next."""
+    model = transformer()
+    FUNCTIONS[name](model, INPUTS, 1)
+    more = transformer(blocks=4).blocks[3]
+    for blocks in ([*model.blocks][:2], [*model.blocks, more]):
+        model.blocks = nn.ModuleList(blocks)
+        assert_rounding(FUNCTIONS[name](model, INPUTS, 1), by_hand(name, model, INPUTS, 1), ROUNDINGS)
 
 
 def test_a_block_that_is_given_rows_of_its_own_runs_on_all() -> None:

@@ -325,8 +325,11 @@ class Hooks:
         self._marked: list[Tensor] = []
         undo_later(self.close)
 
-    def add(self, module: nn.Module, function: Callable[..., Any], *, before: bool = False) -> None:
-        """Have `function` called after, or before, a module runs in this thread: others may run it at the same time."""
+    def add(self, module: nn.Module, function: Callable[..., Any], *, before: bool = False, named: bool = False) -> None:
+        """Have `function` called after, or before, a module runs in this thread: others may run it at the same time.
+
+        `named`: before it, it is also given the arguments by name, and returns both kinds or None.
+        """
         thread = threading.get_ident()
 
         def hook(*args: Any) -> Any:
@@ -334,7 +337,10 @@ class Hooks:
 
         setattr(hook, _OWN, True)
         self._held.append((module, hook))
-        (module.register_forward_pre_hook if before else module.register_forward_hook)(hook)
+        if before:
+            module.register_forward_pre_hook(hook, with_kwargs=named)
+        else:
+            module.register_forward_hook(hook)
 
     def mark(self, tensor: Tensor) -> None:
         """Make a tensor require its gradient as long as the hooks are there."""
@@ -349,6 +355,7 @@ class Hooks:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [key for key, one in hooks.items() if one is hook]:
                     hooks.pop(key, None)
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
             self._held.pop()
         while self._marked:
             self._marked[-1].requires_grad_(False)
