@@ -303,7 +303,8 @@ def _looked(where: str, plan: Plan, model: nn.Module) -> Stack:
             except ValueError:  # of what is no row of the image's patches
                 continue
             if reading is not None:
-                return Stack(tuple((one.name, one.run) for one in stack), tokens, replace(reading, sequence_first=False), beside)
+                runs_of_blocks = tuple((one.name, one.run) for one in stack)
+                return Stack(runs_of_blocks, tokens, replace(reading, sequence_first=False), beside)
     _refuse(where, f"{tokens} tokens that are no patches of the image")
 
 
