@@ -255,9 +255,7 @@ def test_blocks_that_hand_on_more_than_their_tokens() -> None:
     scores = model(INPUTS)[:, 1]
     slope = torch.autograd.grad(scores.sum(), model.blocks[1].attention.weights)[0]
     expected = slope.clamp_min(0).mean((1, 2))[:, 1:].reshape(3, 1, HEIGHT, WIDTH)
-    assert_rounding(
-        pysal.legrad(model, INPUTS, 1, layers=1), F.interpolate(expected, (16, 12), mode="bilinear"), ROUNDINGS
-    )
+    assert_rounding(pysal.legrad(model, INPUTS, 1, layers=1), F.interpolate(expected, (16, 12), mode="bilinear"), ROUNDINGS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
