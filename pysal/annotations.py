@@ -32,6 +32,8 @@ Pair = tuple[int, int]
 LARGEST_XML = 2**24
 # What VOC writes at the borders of objects in its masks of palette colours: neither object nor background.
 VOID = 255
+# No photo has as many pixels a side, so a coordinate beyond it is a mistake.
+FARTHEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def _number(file: Path, element: ElementTree.Element, name: str) -> float:
 def _coco(file: Path) -> list[tuple[str, _Entry]]:
     """Return the objects of the images that a COCO file lists."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8-sig"))  # programs on Windows begin with a mark
     except OSError as error:
         _damaged(file, error.strerror or type(error).__name__)
     except (ValueError, RecursionError) as error:
@@ -290,17 +292,23 @@ def _coco(file: Path) -> list[tuple[str, _Entry]]:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         _damaged(file, "no object with a list 'images'")
     known = content.get("categories") or []
-    names = (
-        {one.get("id"): str(one.get("name", "")) for one in known if isinstance(one, dict)} if isinstance(known, list) else {}
-    )
+    names = {
+        one["id"]: str(one.get("name", ""))
+        for one in (known if isinstance(known, list) else [])
+        if isinstance(one, dict) and isinstance(one.get("id"), int | str)
+    }
     objects: dict[Any, list[_Object]] = {}
     images: dict[Any, tuple[str, Pair | None]] = {}
     for number, one in enumerate(content["images"]):
         name = one.get("file_name") if isinstance(one, dict) else None
         if not isinstance(name, str) or not name or not isinstance(one.get("id"), int | str):
             _damaged(file, f"image {number} has no id or file_name")
+        if not Path(name).name:
+            _damaged(file, f"image {number} has the file_name {name[:40]!r}")
+        if one["id"] in images:
+            _damaged(file, f"image {number} has the id {one['id']!r} of another")
         sides = one.get("height"), one.get("width")
-        whole = all(isinstance(side, int) and side > 0 for side in sides)
+        whole = all(type(side) is int and side > 0 for side in sides)
         images[one["id"]] = (Path(name).with_suffix("").as_posix(), sides if whole else None)
         objects[one["id"]] = []
     listed = content.get("annotations")
@@ -310,7 +318,9 @@ def _coco(file: Path) -> list[tuple[str, _Entry]]:
         image = one.get("image_id") if isinstance(one, dict) else None
         if not isinstance(image, int | str) or image not in objects:
             _damaged(file, f"annotation {number} is of image {image!r}, which is not listed")
-        objects[image].append(_coco_object(file, number, one, names.get(one.get("category_id"), "")))
+        category = one.get("category_id")
+        label = names.get(category, "") if isinstance(category, int | str) else ""
+        objects[image].append(_coco_object(file, number, one, label))
     return [(name, _Entry(file, shape, tuple(objects[image]))) for image, (name, shape) in images.items()]
 
 
@@ -337,7 +347,7 @@ def _coco_object(file: Path, number: int, one: Mapping[str, Any], label: str) ->
 
 def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value
+        isinstance(one, int | float) and not isinstance(one, bool) and -FARTHEST < one < FARTHEST for one in value
     )
 
 

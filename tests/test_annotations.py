@@ -195,6 +195,12 @@ BOMB = "<!DOCTYPE a [<!ENTITY b 'bbbbbbbbbb'><!ENTITY c '&b;&b;&b;&b;&b;'>]><ann
         ("a.json", '{"images": [{}]}', "image 0 has no id or file_name"),
         ("a.json", '{"images": []}', "no list 'annotations'"),
         ("a.json", '{"images": [], "annotations": [{"image_id": 3}]}', "annotation 0 is of image 3, which is not listed"),
+        ("a.json", '{"images": [{"id": 1, "file_name": "."}], "annotations": []}', "image 0 has the file_name '.'"),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}], "annotations": []}',
+            "image 1 has the id 1 of another",
+        ),
         ("a.json", "[" * 100_000, ""),
     ],
 )
@@ -212,7 +218,10 @@ def test_damaged_files(tmp_path: Path, name: str, content: str, why: str) -> Non
         ({"bbox": [1, 2, 3]}, "has no bbox of x, y, width, height"),
         ({"bbox": [1, 2, -3, 4]}, "has no bbox of x, y, width, height"),
         ({"bbox": "here"}, "has no bbox of x, y, width, height"),
+        ({"bbox": [1e308, 2, 1e308, 4]}, "has no bbox of x, y, width, height"),
+        ({"bbox": [1, 2, 10**400, 4]}, "has no bbox of x, y, width, height"),
         ({"segmentation": [[1, 2, 3, 4]]}, "has an outline that is not x, y of at least three corners"),
+        ({"segmentation": [[0, 0, 1e300, 0, 1e300, 1e300]]}, "has an outline that is not x, y of at least three corners"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [3, 4]}}, "has run lengths that do not add up to its size"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "~~"}}, "has run lengths that do not add up to its size"),
         ({"segmentation": {"size": "big", "counts": [240]}}, "has run lengths that do not add up to its size"),
@@ -221,6 +230,16 @@ def test_damaged_files(tmp_path: Path, name: str, content: str, why: str) -> Non
 def test_damaged_objects_of_coco(tmp_path: Path, one: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=f"instances.json \\(annotation 0 {why}\\)$"):
         annotations.read(coco(tmp_path, one))
+
+
+def test_what_other_programs_write(photo: Path, tmp_path: Path) -> None:
+    box = {"bbox": [2, 1, 3, 3]}
+    marked = coco(tmp_path / "1", box)
+    marked.write_text(marked.read_text(), "utf-8-sig")
+    unnamed = coco(tmp_path / "2", box | {"category_id": [1]}, categories=[{"id": {}, "name": "cat"}])
+    sized = coco(tmp_path / "3", box, images=[{"id": 7, "file_name": "a.jpg", "height": True, "width": True}])
+    for file in (marked, unnamed, sized):
+        assert torch.equal(annotations.read(file).mask(photo, label="cat"), pixels((slice(1, 4), slice(2, 5))))
 
 
 def test_sizes_that_do_not_fit(photo: Path, tmp_path: Path) -> None:

@@ -878,6 +878,10 @@ def test_compare_writes_a_report_and_says_what_is_recommended(small, photo, tmp_
     assert refused(2, *given, *more, "--seed", 1).startswith(
         "pysal.comparison.compare: out must be a new folder, or that of the "
     )
+    shared = ("--method", "shapley,interactions", "--segments", "grid:2x1", "--metrics", "mass_in_mask", "--few", "0")
+    succeeded(*given[:3], *given[4:-1], tmp_path / "segmented", *shared)
+    stored = json.loads((tmp_path / "segmented/comparison.json").read_text())
+    assert set(stored["methods"]) == {"shapley", "interactions"}
     assert refused(2, "compare", "efficientnet-lite0", folder / "z.png").startswith(
         "pysal compare: PHOTO must be an image file"
     )

@@ -90,7 +90,9 @@ def compare(
         from pysal.segments import parse
 
         if "segments" in given:
-            options["leave_one_out"]["segments"] = parse(given["segments"])
+            for own in options.values():
+                if "segments" in own:
+                    own["segments"] = parse(given["segments"])
         named = find(photos, PHOTO_SUFFIXES, out, "pysal compare")
         if named.missing:
             raise BadInput(f"pysal compare: PHOTO must be there, got {click.format_filename(min(named.missing))}")

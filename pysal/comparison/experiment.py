@@ -89,9 +89,13 @@ def compare(
     """
     names = method_names(WHERE, methods)
     asked = _metric_names(metrics)
-    for name in metric_options or {}:
-        if name not in asked:
-            refuse_unknown(WHERE, "metric_options", f"be for the metrics asked for ({', '.join(asked)})", name, asked)
+    for argument, options, among, kind in (
+        ("method_options", method_options, names, "methods"),
+        ("metric_options", metric_options, asked, "metrics"),
+    ):
+        for name in options or {}:
+            if name not in among:
+                refuse_unknown(WHERE, argument, f"be for the {kind} asked for ({', '.join(among)})", name, among)
     for argument, value, least in (("limit", limit, 1), ("few", few, 0)):
         if value is not None:
             check_count(WHERE, argument, value, least=least)
@@ -192,6 +196,7 @@ class _Bench:
         self.seed: int = settings["seed"]
         self.method_options, self.metric_options, self.optional = method_options, metric_options, optional
         self.skipped: dict[str, str] = {}
+        self.learned = any(True for _ in model.parameters())  # else there are no weights to draw at random
         self.shown = 0
         self._runner: Any = None
 
@@ -204,9 +209,15 @@ class _Bench:
                 self._runner = prepare(self.model, image, batch_size=rows)
         return self._runner
 
+    def seen(self, file: str | Path) -> Tensor:
+        """Return a photo as the model takes it, in the precision and on the device of its parameters."""
+        image = read_image(file, self.model)
+        own = next((one for one in self.model.parameters() if one.is_floating_point()), image)
+        return image.to(own.device, own.dtype)
+
     def measure(self, file: Path, number: int, *, costly: bool) -> dict[str, Any]:
         """Return the row of a photo."""
-        image = read_image(file, self.model).to(next(self.model.parameters(), torch.zeros(())).device)
+        image = self.seen(file)
         with torch.no_grad():
             table = self.model(image)
         if not isinstance(table, Tensor) or table.ndim != 2 or table.shape[1] < 2:
@@ -282,7 +293,7 @@ class _Bench:
                 options=self.metric_options.get(metric),
             )
             found[metric] = float(value[0])
-        if costly:
+        if costly and self.learned:
             like = parameter_randomisation(
                 self.model,
                 image,
@@ -306,8 +317,7 @@ class _Bench:
         chosen = chosen[: min(len(chosen), max(few, together if few else 0)) // together * together]
         if not chosen or height % GRID or width % GRID:
             return {}
-        images = torch.cat([read_image(row["photo"], self.model) for row in chosen])
-        images = images.to(next(self.model.parameters(), images).device)
+        images = torch.cat([self.seen(row["photo"]) for row in chosen])
         runner, classes = self.runner(images[:1]), [row["target"] for row in chosen]
         found: dict[str, dict[str, Any]] = {row["photo"]: {} for row in chosen}
         for name in self.methods:
@@ -398,6 +408,7 @@ def _photos(photos: object, annotations: Annotations | None, limit: int | None) 
     for file in files:
         if not file.exists():
             refuse(WHERE, "photos", "be there", f"{file} (no such file or folder)", FileNotFoundError)
+    files = list(dict.fromkeys(files))  # one that is given twice is one image
     if limit is not None and len(files) > limit:
         files = [files[int(place)] for place in np.linspace(0, len(files) - 1, limit).round()]
     return files

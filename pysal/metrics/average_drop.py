@@ -156,10 +156,12 @@ def through_map(image: Tensor, map: Tensor) -> Tensor:
 
 def _before_and_after(plan: Plan, maps: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     """Return the scores (B,) of images as they are and through their maps, the latter NaN where there is no such image."""
-    importance = per_pixel(plan.where, check_maps(plan.where, maps, plan.inputs), reduction).clamp(min=0)
+    maps = check_maps(plan.where, maps, plan.inputs)
+    importance = per_pixel(plan.where, maps, reduction).clamp(min=0)
     highest = importance.amax((1, 2))
-    usable = finite_rows(importance) & (highest > 0)
-    weights = torch.where(usable, 1 / highest, 0.0)[:, None, None] * torch.nan_to_num(importance)
+    usable = finite_rows(maps) & (highest > 0)
+    # divided, not multiplied by a rounded reciprocal: the highest pixel counts exactly 1, and shows the image as it is
+    weights = torch.where(usable[:, None, None], importance / highest[:, None, None], 0.0)
     before = plan.clean_scores()[0].to(widest(plan.device))
     after = torch.zeros_like(before)
 

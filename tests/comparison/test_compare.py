@@ -200,6 +200,10 @@ def test_what_does_not_apply_is_left_out_of_all(photos: Path, monkeypatch: pytes
         ({"metrics": ["rise"]}, "metrics must be names out of deletion, .*, got 'rise'"),
         ({"metrics": "road"}, "metrics must be a sequence of names, got 'road'"),
         ({"metric_options": {"pic": {}}}, r"metric_options must be for the metrics asked for \(deletion\), got 'pic'"),
+        (
+            {"methods": "gradient", "method_options": {"xrai": {}}},
+            r"method_options must be for the methods asked for \(gradient\), got 'xrai'",
+        ),
         ({"limit": 0}, "limit must be "),
         ({"few": -1}, "few must be "),
         (
@@ -234,6 +238,31 @@ def test_photos_none_of_which_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"photos must hold at least one that can be read, got pysal.read_image: "):
         compare(classifier(), tmp_path, metrics=["deletion"], few=0)
+
+
+def test_a_photo_given_twice_is_one_image(photos: Path) -> None:
+    file = photos / "photos/0.png"
+    found = compare(classifier(), [file, photos / "photos/1.png", str(file)], methods="gradient", metrics=["deletion"], few=0)
+    assert [Path(row["photo"]).name for row in found.rows] == ["0.png", "1.png"]
+
+
+class MeanColour(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 5 * images.mean((2, 3))
+
+
+def test_a_model_without_weights_has_none_that_are_random(photos: Path) -> None:
+    model = pysal.models.wrap(MeanColour().eval(), size=(12, 10), normalize="none")
+    found = compare(model, photos / "photos", methods=["gradient", "leave_one_out"], metrics=["deletion"], few=2, limit=2)
+    assert "randomisation" not in found.estimates
+    assert found.estimates["deletion"]["gradient"].images == 2
+
+
+def test_a_model_in_another_precision(photos: Path) -> None:
+    options: dict[str, Any] = {"methods": "gradient", "metrics": ["deletion", "road"], "few": 1, "limit": 4}
+    found, same = (compare(model, photos / "photos", **options) for model in (classifier().double(), classifier()))
+    for name in ("deletion", "road"):
+        assert found.estimates[name]["gradient"].mean == pytest.approx(same.estimates[name]["gradient"].mean, abs=2e-4)
 
 
 def test_a_model_that_says_nan(photos: Path) -> None:

@@ -75,13 +75,23 @@ def test_chunks_change_nothing(batch_size: int) -> None:
         assert_rounding(parts, whole, OPERATIONS)
 
 
+@pytest.mark.parametrize("height", [49.0, 1e-310, 5e-324, 1e300])  # 49 * (1 / 49) < 1, and 1 / 1e-310 is infinite
+def test_a_map_of_one_value_shows_the_image_as_it_is(height: float) -> None:
+    inputs, maps = images(2, 3, 9, 8), torch.full((2, 1, 9, 8), height, dtype=torch.float64)
+    for sign in (1.0, -1.0):
+        brightness = lambda x, sign=sign: sign * x.mean((1, 2, 3))  # noqa: E731
+        assert metrics.increase_in_confidence(brightness, inputs, maps, lambda output: output).tolist() == [0.0, 0.0]
+    assert metrics.average_drop(lambda x: x.mean((1, 2, 3)), inputs, maps, lambda output: output).tolist() == [0.0, 0.0]
+
+
 def test_images_without_a_figure() -> None:
     model, inputs, maps = rectified(), images(4, 3, 9, 8), images(4, 1, 9, 8, seed=1)
     maps[0] = 0.0
     maps[1] *= -1
-    maps[2, 0, 0, 0] = torch.inf
-    assert metrics.average_drop(model, inputs, maps, 1).isnan().tolist() == [True, True, True, False]
-    assert metrics.increase_in_confidence(model, inputs, maps, 1).isnan().tolist() == [True, True, True, False]
+    for endless in (torch.inf, -torch.inf, torch.nan):
+        maps[2, 0, 0, 0] = endless
+        assert metrics.average_drop(model, inputs, maps, 1).isnan().tolist() == [True, True, True, False]
+        assert metrics.increase_in_confidence(model, inputs, maps, 1).isnan().tolist() == [True, True, True, False]
     # a score that is not above 0 has no share of itself
     below = lambda x: -x.mean((1, 2, 3))  # noqa: E731
     assert metrics.average_drop(below, inputs[3:], maps[3:], lambda output: output).isnan().all()
