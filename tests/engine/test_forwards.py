@@ -7,11 +7,13 @@ import pickle
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import pysal
 from pysal.engine.prepared import forwards, onnx_runtime
@@ -113,6 +115,46 @@ def test_an_operation_that_the_exporter_does_not_know(capfd: pytest.CaptureFixtu
         exported(Spectrum().eval(), [torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8)])
     assert capfd.readouterr() == ("", "")
     assert not torch._C._jit_is_onnx_log_enabled()
+
+
+@pytest.mark.parametrize("pools", [True, False])
+def test_nan_that_maxima_would_hide(pools: bool) -> None:
+    """ONNX Runtime takes the maximum of NaN for a number; what a black image divided by its norm becomes stays NaN."""
+
+    class Divided(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            unit = images / images.flatten(1).norm(dim=1)[:, None, None, None]
+            return nn.functional.max_pool2d(unit, 8).flatten(1) if pools else unit.flatten(1)
+
+    images = [torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8)]
+    if pools:
+        with pytest.raises(NotExported, match=r"^it would give numbers where the model gives NaN$"):
+            exported(Divided().eval(), images)
+    else:
+        assert exported(Divided().eval(), images)(torch.zeros(1, 3, 8, 8)).isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own scripts, on the first tangent
+@pytest.mark.parametrize("by_runtime", [False, True])
+def test_what_torch_differentiates_itself_is_the_models(by_runtime: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tangents and transformations of torch.func pass through the original: native kernels would drop them."""
+    model = network()
+    fast, images, tangent = fast_network(monkeypatch, model), torch.rand(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    if by_runtime:
+        fast.expect_forwards(MANY)
+
+    def dual(run: Callable[[Tensor], Tensor]) -> Tensor | None:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(run(forward_ad.make_dual(images, tangent))).tangent
+
+    calls: list[Callable[[Callable[[Tensor], Tensor]], Tensor | None]] = [
+        dual,
+        lambda run: torch.func.jvp(run, (images,), (tangent,))[1],
+        lambda run: torch.func.grad(lambda batch: run(batch).sum())(images),
+        lambda run: torch.func.vmap(lambda image: run(image[None])[0])(images),
+    ]
+    for call in calls:
+        torch.testing.assert_close(call(fast), call(model), rtol=0, atol=0)
 
 
 def test_small_work_exports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from pysal.engine.graph.same_function import batches
 from pysal.engine.model.model_state import ModelState
@@ -134,8 +135,15 @@ class Forwards:
         return gains
 
 
+def is_transformed(images: Tensor) -> bool:
+    """Say whether torch differentiates forwards, maps or traces the operations on a tensor, which it must see one by one."""
+    if torch._C._is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(images):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(images).tangent is not None
+
+
 def _is_watched(images: Tensor) -> bool:
     """Say whether something looks at the operations on a tensor: a mode of torch, a transformation, a compiler."""
-    if type(images) is not Tensor or torch.compiler.is_compiling() or torch._C._is_tracing():
+    if type(images) is not Tensor or torch.compiler.is_compiling() or is_transformed(images):
         return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.is_functorch_wrapped_tensor(images)
+    return torch._C._len_torch_dispatch_stack() > 0

@@ -15,7 +15,7 @@ from pysal.engine.graph.fused_convolution import WAYS
 from pysal.engine.layers.default_layer import Choice
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.training import check_eval
-from pysal.engine.prepared.forwards import Forwards
+from pysal.engine.prepared.forwards import Forwards, is_transformed
 from pysal.engine.prepared.gains import AS_IT_IS, Gains
 from pysal.engine.prepared.record import Comparison, Record, fingerprint, processor, write
 from pysal.engine.running.precision import Precision
@@ -112,8 +112,11 @@ class PreparedModel:
         return self._graph(images)
 
     def takes(self, images: object) -> bool:
-        """Say whether there are images, of the shape, dtype and device of the example."""
-        if not isinstance(images, Tensor) or not images.ndim or not len(images):
+        """Say whether there are images, of the shape, dtype and device of the example.
+
+        Those that torch.func transforms, that carry a tangent or are traced are for the original, which torch can look into.
+        """
+        if not isinstance(images, Tensor) or not images.ndim or not len(images) or is_transformed(images):
             return False
         if self.only_rows not in (None, len(images)):
             return False

@@ -114,6 +114,9 @@ def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
             )
             runtime = Runtime(file.getvalue())
         found = [runtime(batch) for batch in images]
+        plain = _plain_images(images[0])
+        with torch.no_grad():
+            same = torch.equal(runtime(plain).isnan(), model(plain.clone()).isnan())
     except Exception as error:  # of an exporter that knows no such operation, or is not there, and of the runtime
         raise NotExported(f"it cannot be exported ({first_line(error)})") from error
     finally:
@@ -131,7 +134,14 @@ def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
     )
     if not apart <= limit:
         raise NotExported(f"its output would be {apart:.1e} away from the model's")
+    if not same:
+        raise NotExported("it would give numbers where the model gives NaN")  # as maxima of NaN are in it
     return runtime
+
+
+def _plain_images(image: Tensor) -> Tensor:
+    """Return a black and a white image, of which a model that divides by their norm or deviation may make NaN."""
+    return torch.stack([torch.zeros_like(image[0]), torch.ones_like(image[0])])
 
 
 def _in_float64(model: nn.Module, images: Sequence[Tensor]) -> list[Any] | None:
