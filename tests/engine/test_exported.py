@@ -427,6 +427,29 @@ def test_what_a_pass_leaves_on_the_model_is_captured_with_it() -> None:
     torch.testing.assert_close(pysal.gradient(prepared, x, 1), pysal.gradient(model, x, 1), rtol=1e-9, atol=1e-12)
 
 
+class AsksForALength(nn.Module):
+    """A class token for each image, of which `len` says how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8))
+        self.mixed, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).reshape(len(x), 8, -1).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1)
+        return self.head(tokens + F.gelu(self.mixed(tokens)).mean(len(tokens.shape) - 2, keepdim=True)).mean(1)
+
+
+def test_the_length_of_a_tensor_is_that_of_any_batch() -> None:
+    model, x = network(AsksForALength)
+    prepared = pysal.prepare(model, x, gains=USED)
+    assert prepared.fused, prepared.report()
+    for images in (x, x.repeat(3, 1, 1, 1)):
+        torch.testing.assert_close(prepared(images), model(images), rtol=1e-9, atol=1e-12)
+    assert "len" not in globals()
+
+
 def test_capturing_leaves_the_model_as_it_was() -> None:
     model, x = network()
     model.states = []  # type: ignore[assignment]

@@ -5,9 +5,11 @@ of any length. Code that decides by sizes, dictionaries and classes, which torch
 """
 
 import contextlib
+import functools
 import logging
 import operator
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from pysal.engine.graph.aten import normalise
 from pysal.engine.graph.fold import NotTraceable, copied, detached, names_of_written
 from pysal.engine.graph.programs import LayeredProgram, is_program, returned_by
 from pysal.engine.model.model_state import ModelState
-from pysal.engine.running.states import Hooks, restoring
+from pysal.engine.running.states import Hooks, restoring, undo_later
 
 _LIBRARY = torch.library.Library("pysal_capture", "DEF")
 _LIBRARY.define("returned(Tensor value, str name, int run) -> ()")
@@ -60,8 +62,12 @@ def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tup
         if name:
             hooks.add(module, _noting(name, runs))
     shapes = ({0: Dim("images")},) if any_number else None
+    globals_of_code = _globals_of(snapshot)
+    undo_later(functools.partial(_forget_length, globals_of_code))
     with torch.enable_grad(), _quiet():
         try:
+            for names in globals_of_code:
+                names.setdefault("len", _length)
             alone = _Alone(snapshot, lambda: written.extend(names_of_written(state)))
             program = export(alone, (images,), dynamic_shapes=shapes, strict=False)
         except NotTraceable:
@@ -70,7 +76,32 @@ def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tup
             raise NotTraceable(_reason(error)) from error
         finally:
             hooks.close()
+            _forget_length(globals_of_code)
     return graph_of(program, runs), written
+
+
+def _length(value: Any) -> Any:
+    """Return what `len` does, of tensors the length that torch.export keeps open, where `len` would make it a number."""
+    return value.shape[0] if isinstance(value, Tensor) and value.ndim else len(value)
+
+
+def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the global names of the code of a model's own classes, in which a name of Python's can stand for another thing."""
+    functions = (
+        function
+        for kind in {type(module) for module in model.modules()}
+        for base in kind.__mro__
+        if base.__module__.partition(".")[0] not in ("torch", "builtins")
+        for function in vars(base).values()
+        if isinstance(function, types.FunctionType)
+    )
+    return list({id(function.__globals__): function.__globals__ for function in functions}.values())
+
+
+def _forget_length(globals_of_code: list[dict[str, Any]]) -> None:
+    for names in globals_of_code:
+        if names.get("len") is _length:
+            del names["len"]
 
 
 class _Alone(nn.Module):
