@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import re
 import subprocess
 import sys
 import warnings
@@ -661,6 +662,18 @@ def test_a_memory_map_is_read(tmp_path: Path) -> None:
 def test_what_an_array_must_not_be(array: np.ndarray, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"^pysal.read_image: source must {message}$"):
         read_image(array)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+@pytest.mark.parametrize("dtype", ["bool", "int16", "complex64"])
+def test_a_file_of_other_numbers_cannot_be_read(dtype: str, channels: int, tmp_path: Path) -> None:
+    """A ValueError, as of a damaged photo: among many files it is one row, where a TypeError, of a wrong call, ends them all."""
+    path = tmp_path / "bands.npy"
+    np.save(path, np.zeros((4, 5, channels), dtype))
+    for source, named in ((path, re.escape(str(path))), (path.read_bytes(), f"{path.stat().st_size} bytes")):
+        shown = rf"{named} \(an array \(4, 5, {channels}\) of {dtype}\)"
+        with pytest.raises(ValueError, match=rf"^pysal.read_image: source must {DTYPE}, got {shown}$"):
+            read_image(source, channels=channels)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB"])

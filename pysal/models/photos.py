@@ -87,9 +87,9 @@ def read_image(
     Raises:
         TypeError: another kind of source or model, or an array of another dtype.
         FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
-        ValueError: not an image, damaged or cut off, more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`),
-            fewer than 2 x 2, an array of another shape or with values outside [0, 1], a size below 1, or no number of
-            channels.
+        ValueError: not an image, damaged or cut off, a file of numbers of another dtype, more pixels than Pillow's limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`), fewer than 2 x 2, an array of another shape or with values outside [0, 1], a size
+            below 1, or no number of channels.
     """
     if channels is not None:
         check_count(_READ, "channels", channels)
@@ -220,7 +220,7 @@ def _bands(source: Source, channels: int) -> tuple[NDArray[Any], str]:
             "" if isinstance(source, Image.Image) or importlib.util.find_spec("tifffile") else "; pip install tifffile for more"
         )
         refuse(_READ, "source", f"be {_wanted_bands(channels)}", f"{shown} (an array {found.shape}{more})")
-    return _checked_array(found, shown, channels), shown
+    return _checked_array(found, shown, channels, file=found is not source), shown
 
 
 def _wanted_bands(channels: int) -> str:
@@ -310,7 +310,7 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
         _refuse_file(shown, "the file is empty")
     file.seek(0)
     if start.startswith(NUMPY):
-        return _checked_array(_numpy_file(file, shown), shown)
+        return _checked_array(_numpy_file(file, shown), shown, file=True)
     if start[4:] in HEIC and "HEIF" not in Image.ID:
         try:
             import pillow_heif  # type: ignore[import-not-found, unused-ignore]
@@ -372,17 +372,20 @@ def _sixteen_bits(values: NDArray[Any], shown: str) -> NDArray[Any]:
     return values[..., None].astype(np.uint16)
 
 
-def _checked_array(given: NDArray[Any], shown: str, channels: int | None = None) -> NDArray[Any]:
+def _checked_array(given: NDArray[Any], shown: str, channels: int | None = None, *, file: bool = False) -> NDArray[Any]:
+    """Return an array that was given, or is what a `file` holds, (H, W, C)."""
+    whole = f"{shown} (an array {given.shape} of {given.dtype})" if file else shown
     if np.ma.is_masked(given):
         refuse(_READ, "source", "have no masked values", shown)
     array = np.asarray(given)  # no subclass, whose indexing may mean something else, as that of np.matrix does
     if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not np.issubdtype(array.dtype, np.floating):
-        refuse(_READ, "source", "have dtype uint8, uint16 or floating", shown, TypeError)
+        # a file of such numbers is one that cannot be read, among others that can
+        refuse(_READ, "source", "have dtype uint8, uint16 or floating", whole, ValueError if file else TypeError)
     pixels = array[..., None] if array.ndim == 2 else array
     if channels is not None and (pixels.ndim != 3 or pixels.shape[2] != channels):
         refuse(_READ, "source", f"have shape (H, W, {channels})", shown)
     if channels is None and (pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4):
-        refuse(_READ, "source", "have shape (H, W) or (H, W, C) with C from 1 to 4", shown)
+        refuse(_READ, "source", "have shape (H, W) or (H, W, C) with C from 1 to 4", whole)
     if pixels.size and np.issubdtype(array.dtype, np.floating):
         low, high = pixels.min(), pixels.max()  # NaN if there is one
         if not np.isfinite([low, high]).all():
