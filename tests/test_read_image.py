@@ -669,7 +669,7 @@ def test_what_an_array_must_not_be(array: np.ndarray, error: type[Exception], me
 def test_a_file_of_other_numbers_cannot_be_read(dtype: str, channels: int, tmp_path: Path) -> None:
     """A ValueError, as of a damaged photo: among many files it is one row, where a TypeError, of a wrong call, ends them all."""
     path = tmp_path / "bands.npy"
-    np.save(path, np.zeros((4, 5, channels), dtype))
+    np.save(path, np.zeros((4, 5, channels), dtype=dtype))
     for source, named in ((path, re.escape(str(path))), (path.read_bytes(), f"{path.stat().st_size} bytes")):
         shown = rf"{named} \(an array \(4, 5, {channels}\) of {dtype}\)"
         with pytest.raises(ValueError, match=rf"^pysal.read_image: source must {DTYPE}, got {shown}$"):
