@@ -2,8 +2,8 @@
 
 import io
 import os
-import struct
 import re
+import struct
 import subprocess
 import sys
 import warnings
@@ -667,7 +667,7 @@ def test_what_an_array_must_not_be(array: np.ndarray, error: type[Exception], me
 @pytest.mark.parametrize("channels", [1, 3, 6])
 @pytest.mark.parametrize("dtype", ["bool", "int16", "complex64"])
 def test_a_file_of_other_numbers_cannot_be_read(dtype: str, channels: int, tmp_path: Path) -> None:
-    """A ValueError, as of a damaged photo: among many files it is one row, where a TypeError, of a wrong call, ends them all."""
+    """A ValueError, as of a damaged photo: among many files it is one row. A TypeError, of a wrong call, would end them all."""
     path = tmp_path / "bands.npy"
     np.save(path, np.zeros((4, 5, channels), dtype=dtype))
     for source, named in ((path, re.escape(str(path))), (path.read_bytes(), f"{path.stat().st_size} bytes")):

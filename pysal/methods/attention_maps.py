@@ -419,23 +419,22 @@ class _Streams:
         runs: dict[nn.Module, int] = {}
         places = {(module, run): index for index, (module, run) in enumerate(blocks)}
 
-        def begin(module: nn.Module, given: Any, named: Any) -> Any:
-            run = runs.get(module, 0)
-            runs[module] = run + 1
-            if not apart or not places.get((module, run)):
-                return None
-            # what it is given beside its tokens may come from blocks before the last
-            more = [_without_graph(one) for one in given[1:]]
-            return (given[0].detach().requires_grad_(), *more), {name: _without_graph(one) for name, one in named.items()}
+        def begin(module: nn.Module, _given: Any) -> None:
+            runs[module] = runs.get(module, 0) + 1
 
-        def end(module: nn.Module, _given: Any, returned: Any) -> None:
+        def end(module: nn.Module, _given: Any, returned: Any) -> Any:
             index = places.get((module, runs[module] - 1))
             value = _first(returned)
-            if index is not None and isinstance(value, Tensor):
-                self.returned[index] = value
+            if index is None or not isinstance(value, Tensor):
+                return None
+            self.returned[index] = value
+            if not apart or index == len(blocks) - 1:
+                return None
+            # whoever reads it, the next block, a later one or the head; a copy, for blocks may write into what they are given
+            return _with_tokens(_without_graph(returned), value.detach().requires_grad_().clone())
 
         for module in dict.fromkeys(module for module, _ in blocks):
-            self.hooks.add(module, begin, before=True, named=True)
+            self.hooks.add(module, begin, before=True)
             self.hooks.add(module, end)
 
     def batch_dimension(self, rows: int) -> int:
@@ -444,10 +443,19 @@ class _Streams:
         return 0 if shape[0] == rows else 1
 
 
-def _without_graph(value: object) -> object:
-    if type(value) is tuple:
-        return tuple(_without_graph(one) for one in value)
+def _without_graph(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return _like(value, [_without_graph(one) for one in value])
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def _with_tokens(returned: Any, tokens: Tensor) -> Any:
+    """Return what a block returned, with other tokens."""
+    return _like(returned, [tokens, *returned[1:]]) if isinstance(returned, (tuple, list)) else tokens
+
+
+def _like(given: Any, parts: list[Any]) -> Any:
+    return type(given)(*parts) if hasattr(given, "_fields") else type(given)(parts)
 
 
 def _read_by_head(
@@ -461,7 +469,7 @@ def _read_by_head(
 ) -> Tensor:
     """Return the scores of what blocks returned, (copies * N,), read by what follows the last block.
 
-    Blocks run in vain, so on one row, unless what else they are given is of as many rows as there are.
+    Blocks run in vain, so on two rows, unless what else they are given is of as many rows as there are.
     """
     try:
         return _head(plan, model, blocks, batch, rows, copies, streams, short=True)
@@ -485,6 +493,7 @@ def _head(
 ) -> Tensor:
     hooks = Hooks()
     runs: dict[nn.Module, int] = {}
+    many = rows.repeat(copies)
 
     def begin(module: nn.Module, given: Any) -> Any:
         run = runs.get(module, 0)
@@ -492,22 +501,19 @@ def _head(
         if (module, run) != blocks[0]:
             return None
         torch._C._set_grad_enabled(False)
-        dimension = 0 if given[0].shape[0] == len(rows) * copies else 1
-        return (given[0].narrow(dimension, 0, 1), *given[1:]) if short else None
+        dimension = 0 if given[0].shape[0] == len(many) else 1
+        # two rows, for one would be broadcast where a head reads several blocks
+        return (given[0].narrow(dimension, 0, 2), *given[1:]) if short and len(many) > 2 else None
 
     def end(module: nn.Module, _given: Any, returned: Any) -> Any:
         if (module, runs[module] - 1) != blocks[-1]:
             return None
         torch._C._set_grad_enabled(True)
-        if not isinstance(returned, (tuple, list)):
-            return streams
-        rest = (streams, *returned[1:])
-        return type(returned)(*rest) if hasattr(returned, "_fields") else type(returned)(rest)
+        return _with_tokens(returned, streams)
 
     for module in dict.fromkeys(module for module, _ in blocks):
         hooks.add(module, begin, before=True)
         hooks.add(module, end)
-    many = rows.repeat(copies)
     torch._C._set_grad_enabled(False)
     output = plan.forward(model, ordinary(batch).repeat(copies, 1, 1, 1), many)
     return plan.score(output, plan.origin_of(many))

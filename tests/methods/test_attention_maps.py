@@ -229,6 +229,35 @@ def test_blocks_that_are_given_what_earlier_ones_returned(named: bool) -> None:
     assert_rounding(pysal.legrad(model, INPUTS[:1], 2), expected, ROUNDINGS)
 
 
+class AllRead(Transformer):
+    """The head reads the mean of what all blocks returned."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.tokens(inputs)
+        after = [tokens := block(tokens) for block in self.blocks]
+        return self.read((after[0] + after[1] + after[2]) / 3)  # which would broadcast a row
+
+
+def test_a_head_that_reads_all_blocks() -> None:
+    """A block's own score has its tokens in the place of the last's, and the other blocks' of the same image as they are."""
+    model, plain = seeded(AllRead), transformer()
+    model.load_state_dict(plain.state_dict())
+    maps = []
+    for image in INPUTS:
+        tokens = plain.tokens(image[None])
+        after = [tokens := block(tokens) for block in plain.blocks]
+        others = torch.stack([one.detach() for one in after[:-1]]).sum(0)
+        total = torch.zeros(1 + HEIGHT * WIDTH, dtype=torch.float64)
+        for block, own in zip(plain.blocks, after, strict=True):
+            score = plain.read((others + own) / 3)[0, 2]
+            (slope,) = torch.autograd.grad(score, block.attention.weights, retain_graph=True)
+            total += slope.clamp_min(0).mean((0, 1, 2)) / 3
+        maps.append(total[1:].reshape(1, 1, HEIGHT, WIDTH))
+    expected = F.interpolate(torch.cat(maps), (16, 12), mode="bilinear")
+    for batch_size in (1, 3):
+        assert_rounding(pysal.legrad(model, INPUTS, 2, batch_size=batch_size), expected, ROUNDINGS)
+
+
 class Beside(Transformer):
     """Blocks hand on a second row of tokens, as those that leave their sums to the next block's norm."""
 
