@@ -25,7 +25,7 @@ def page(found: Comparison) -> str:
         + f"; pysal {escape(found.settings['version'])}. Each photo's predicted class is explained.</p>",
         "<section class='verdict'>" + "".join(f"<p>{escape(one)}</p>" for one in found.reasons) + "</section>",
         "<h2>What was measured</h2>",
-        f"<p>A dot is the mean over images, the bar its {CONFIDENCE:.0%} interval (bootstrap). In colour: the best, and those "
+        f"<p>A mark is the mean over images, the bar its {CONFIDENCE:.0%} interval (bootstrap). In colour: the best, and those "
         "that are not clearly behind it, compared image by image. Other photos, another model or another task can give another "
         "order.</p>",
         "<div class='figures'>",

@@ -85,7 +85,7 @@ FIGURES: dict[str, Figure] = {
         "lower",
         "rank correlation of |map| with that of the model with random weights",
         False,
-        f"a mean above {BLIND} speaks against a method, and less is not better",
+        f"a mean above {BLIND} speaks against a method, a lower one for none",
     ),
     "seconds": Figure("seconds", "Time", "lower", "seconds of the processor for the map of an image", False, "it breaks ties"),
 }
@@ -216,20 +216,19 @@ def recommended(
     """
     votes = [vote(FIGURES[name], table) for name, table in tables.items() if FIGURES[name].votes]
     decided = [one for one in votes if one.decided]
-    said: list[str] = []
-    blind = []
+    blind, against = [], []
     for name, values in tables.get("randomisation", {}).items():
         known = values[np.isfinite(values)]
         if len(known) and float(known.mean()) > BLIND:
             blind.append(name)
-            said.append(
-                f"{titles[name]} is left out: its maps of the model with random weights are much the same (rank correlation "
-                f"{known.mean():.2f} over {counted(len(known), 'image')}), so they show the image more than the model."
+            against.append(
+                f"Not recommended: {titles[name]}, whose maps of the model with random weights are much the same (rank "
+                f"correlation {known.mean():.2f} over {counted(len(known), 'image')}), so they show the image more than the "
+                "model."
             )
     candidates = [name for name in methods if name not in blind]
     if not candidates:
-        said.append("No method is recommended: all of them show the image more than the model.")
-        return [], said, votes
+        return [], ["No method is recommended: all of them show the image more than the model.", *against], votes
     if not decided:
         enough = max((one.images for one in votes), default=0)
         if len(methods) < 2:
@@ -240,8 +239,7 @@ def recommended(
             why = f"there are {counted(enough, 'image')}, and {FEWEST} are the fewest that can"
         else:
             why = "no figure separates the methods on these images"
-        said.append(f"The evidence decides nothing: {why}.")
-        return [], said, votes
+        return [], [f"The evidence decides nothing: {why}.", *against], votes
     behind = {name: [one for one in decided if name not in one.leaders] for name in candidates}
     fewest = min(map(len, behind.values()))
     best = [name for name in candidates if len(behind[name]) == fewest]
@@ -251,9 +249,10 @@ def recommended(
     best.sort(key=lambda name: seconds.get(name, math.inf))
     shown = _listed([titles[name] for name in best])
     if len(best) > 1:
-        said.append(f"{shown} are to be preferred, and the evidence does not decide between them.")
+        said = [f"{shown} are to be preferred, and the evidence does not decide between them."]
     else:
-        said.append(f"{shown} is to be preferred.")
+        said = [f"{shown} is to be preferred."]
+    said += against
     for one in decided:
         clear = _listed([titles[name] for name in one.leaders])
         verb = "leads" if len(one.leaders) == 1 else "lead, and are not told apart"

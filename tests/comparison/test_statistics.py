@@ -133,8 +133,13 @@ def test_figures_that_contradict_each_other_are_said() -> None:
 def test_a_map_of_the_image_is_not_recommended() -> None:
     best, said = advice(a={"road": HIGH, "randomisation": [0.9] * 6}, b={"road": LOW, "randomisation": [0.1] * 6})
     assert best == ["b"]
-    assert said.startswith("A is left out: its maps of the model with random weights are much the same (rank correlation 0.90")
-    assert advice(a={"road": HIGH, "randomisation": [0.9] * 6})[0] == []
+    against = "Not recommended: A, whose maps of the model with random weights are much the same (rank correlation 0.90 over"
+    assert said.startswith(f"B is to be preferred. {against}"), "what is recommended comes first"
+    best, said = advice(a={"road": HIGH, "randomisation": [0.9] * 6})
+    assert best == []
+    assert said.startswith(f"No method is recommended: all of them show the image more than the model. {against}")
+    said = advice(a={"road": LOW, "randomisation": [0.9] * 6}, b={"road": LOW, "randomisation": [0.1] * 6})[1]
+    assert said.startswith(f"The evidence decides nothing: no figure separates the methods on these images. {against}")
 
 
 def test_nothing_is_recommended_where_nothing_is_known() -> None:
