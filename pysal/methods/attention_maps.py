@@ -187,6 +187,8 @@ def _prepare(plan: Plan, layers: int | None, way: Way) -> Work:
             if way == "legrad" and stack.beside and layers != 1:
                 _refuse(plan.where, "blocks that hand on more than one row of tokens")
 
+            passed = len(stack.blocks[counted]) if way == "legrad" else 1
+
             def body(start: int, stop: int) -> None:
                 if start == 0:
                     parts.clear()  # all are run again
@@ -194,6 +196,8 @@ def _prepare(plan: Plan, layers: int | None, way: Way) -> Work:
                 find = functools.partial(_relevance, plan, plan.inputs[start:stop], rows, stack, counted, way)
                 parts.append(plan.differentiated(find))
                 plan.check_rows(rows)
+                if passed > 2:  # the head has read several blocks' tokens in one pass, which is no pass of the caller's images
+                    plan.check_rows(rows.repeat(passed - 1))
 
             plan.over_images(body)
 

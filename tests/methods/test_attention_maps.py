@@ -258,6 +258,23 @@ def test_a_head_that_reads_all_blocks() -> None:
         assert_rounding(pysal.legrad(model, INPUTS, 2, batch_size=batch_size), expected, ROUNDINGS)
 
 
+class Centred(Transformer):
+    """The head takes the mean of the batch away."""
+
+    def read(self, tokens: Tensor) -> Tensor:
+        return super().read(tokens - tokens.mean((0, 1)) / 2)
+
+
+def test_a_head_whose_rows_depend_on_each_other() -> None:
+    """It must not read the tokens of several blocks in one pass."""
+    model = seeded(Centred)
+    for inputs in (INPUTS, INPUTS[:1]):
+        with pytest.raises(ValueError, match=r"^pysal\.legrad: model must answer for each row of a pass as if it were alone"):
+            pysal.legrad(model, inputs, 2)
+    found = pysal.legrad(model, INPUTS[:1], 2, batch_size=1)
+    assert_rounding(found, by_hand("legrad", model, INPUTS[:1], 2), ROUNDINGS)
+
+
 class Beside(Transformer):
     """Blocks hand on a second row of tokens, as those that leave their sums to the next block's norm."""
 
