@@ -224,6 +224,20 @@ def test_a_model_that_gains_nothing_else(monkeypatch: pytest.MonkeyPatch, runs: 
     assert runs == [2]
 
 
+def test_weights_written_past_autograd_are_noticed_by_methods(monkeypatch: pytest.MonkeyPatch, runs: list[int]) -> None:
+    """Also those of a model that runs as it is, which may change: what was exported of it has the old ones."""
+    model, image = network(), torch.rand(1, 3, 16, 16)
+    monkeypatch.setattr(Budget, "seconds", lambda self, name, way: 0.5 if name == "ONNX Runtime" else 1.0)
+    fast = pysal.prepare(model, image, batch_size=3)
+    fast.expect_forwards(MANY)
+    assert not fast.fused
+    model[0].weight.data.mul_(2.0)
+    runs.clear()
+    drops = [pysal.leave_one_out(one, image, 1, segments=pysal.Grid(2, 2), fill="black") for one in (fast, model)]
+    torch.testing.assert_close(*drops, rtol=1e-4, atol=1e-5)
+    assert not runs
+
+
 def test_a_model_that_cannot_be_fused(monkeypatch: pytest.MonkeyPatch, runs: list[int], tmp_path: Path) -> None:
     """Its passes without gradients can be exported all the same, as long as its graph was captured."""
 

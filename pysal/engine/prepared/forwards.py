@@ -69,10 +69,20 @@ class Forwards:
             return None
         if any(getattr(module, "training", False) for _, module in self.state.modules):
             return None
-        if not unchanged and self.state.changed(values=False) is not None:
-            self._runtime, self.reason = None, "it has changed since"
-            return None
+        if not unchanged:
+            self.notice_changes(values=False)
+            if self._runtime is None:
+                return None
         return runtime if bool(images.detach().sum().isfinite()) else None
+
+    def notice_changes(self, *, values: bool) -> None:
+        """Run the model by ONNX Runtime no more once it has changed.
+
+        Args:
+            values: whether to look for what was written past autograd, too.
+        """
+        if self._runtime is not None and self.state.changed(values=values) is not None:
+            self._runtime, self.reason = None, "it has changed since"
 
     def expect(self, images: int, gains: Gains, current: Callable[[Tensor], object], layout: torch.memory_format) -> Gains:
         """Take notice of work to come, and return what is known then of the model's gains.

@@ -264,6 +264,8 @@ class PreparedModel:
         state = self._state
         if state is None:
             check_eval(where, self.original)
+            if values and self._forwards is not None:  # a model that runs as it is may change, what was exported may not
+                self._forwards.notice_changes(values=True)
             return
         if any(getattr(module, "training", False) for _, module in state.modules):
             check_eval(where, self.original)
