@@ -897,3 +897,10 @@ def test_explain_says_how_much_lies_on_the_object(small, photo, out, tmp_path) -
     assert "no object is marked on it" in succeeded(*given).stdout
     (tmp_path / "masks/photo.png").write_bytes(b"x")
     assert "mask must be a readable PNG file, got " in refused(2, *given)
+
+
+def test_the_help_of_an_option_names_all_methods_that_have_it() -> None:
+    helps = {one.name: one.help for one in cli.main.commands["explain"].params if isinstance(one, click.Option)}
+    for option, methods in cli.OPTION_OF.items():
+        left_out = [name for name in methods if name not in str(helps[option])]
+        assert not left_out, f"--{option}"

@@ -242,8 +242,8 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--segments",
             metavar="SPEC",
-            help="For leave_one_out, shapley and interactions: shape of the segments, grid:3x3, window:16/8 or slic:100. "
-            "[default: slic:100]",
+            help="For leave_one_out, shapley, interactions and xrai: shape of the segments, grid:3x3, window:16/8 or slic:100. "
+            "[default: slic:100; xrai has its own]",
         ),
         click.option(
             "--fill",
@@ -269,7 +269,8 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             "--baseline",
             type=Fill(),
             metavar="WORD|NUMBER",
-            help="For integrated_gradients: where its path begins, black, white, mean, blur or a number. [default: black]",
+            help="For integrated_gradients, guided_integrated_gradients and xrai: where the path begins, black, white, mean, "
+            "blur or a number. [default: black; xrai takes the image's lowest and its highest value]",
         ),
         click.option(
             "--max-sigma",
@@ -286,13 +287,14 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
             "--steps",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Number of steps of integrated_gradients and blur_integrated_gradients.",
+            help="Number of steps of integrated_gradients, blur_integrated_gradients, guided_integrated_gradients and xrai.",
         ),
         click.option(
             "--tolerance",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
             metavar="T",
-            help="Instead of --steps: add steps until the estimated relative error of the map is below T.",
+            help="For integrated_gradients and blur_integrated_gradients, instead of --steps: add steps until the estimated "
+            "relative error of the map is below T.",
         ),
         click.option(
             "--samples",
