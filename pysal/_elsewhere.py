@@ -68,7 +68,11 @@ class Elsewhere(MetaPathFinder, Loader):
         if not self.is_installed:
             raise AttributeError(self._missing(f"{module}.{name}"))
         for peer in peers:
-            found = importlib.import_module(peer)
+            try:
+                found = importlib.import_module(peer)
+            except Exception as error:  # of what the library imports, of any kind; `hasattr` lets through no other than ours
+                why = f"{peer}, whose names it hands on, must be importable, got {type(error).__name__}: {error}"
+                raise AttributeError(f"{module} has no {name} of its own: {why}") from error
             if hasattr(found, name):
                 return self._in_place_of(getattr(found, name))
         known = [*self.homes, *dir(importlib.import_module(self.public))]

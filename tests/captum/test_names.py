@@ -5,6 +5,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import captum
@@ -12,6 +13,7 @@ import pytest
 
 import pysal.captum
 import pysal.captum.attr
+from pysal._elsewhere import Elsewhere
 from pysal.captum._elsewhere import HOMES
 
 
@@ -131,3 +133,14 @@ def test_where_captum_is_not_installed() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [one + rest for one in said.values()]
+
+
+def test_a_library_that_is_there_and_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it raises is no AttributeError, so `hasattr` of the face would raise it, too."""
+    (tmp_path / "broken_library.py").write_text("raise RuntimeError('no such operator')", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = Elsewhere("pysal.face", "broken_library", "broken_library", "broken-library", {})
+    with pytest.raises(AttributeError) as raised:
+        broken.get("Name", "pysal.face", ("broken_library",))
+    why = "broken_library, whose names it hands on, must be importable, got RuntimeError: no such operator"
+    assert str(raised.value) == f"pysal.face has no Name of its own: {why}"
