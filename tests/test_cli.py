@@ -847,7 +847,7 @@ def test_readable(value, expected) -> None:
 
 def test_every_command_is_tested_here() -> None:
     # audit in tests/audit/test_commands.py, demo in tests/demo
-    assert set(cli.main.commands) == {"audit", "demo", "explain", "methods", "info"}
+    assert set(cli.main.commands) == {"audit", "compare", "demo", "explain", "methods", "info"}
 
 
 def test_compare_writes_a_report_and_says_what_is_recommended(small, photo, tmp_path) -> None:

@@ -372,7 +372,7 @@ class Worker:
                 size=None if model is not None else self.size,
                 content=read_bytes(self.setup.root, item) if self.annotations.has(item.path) else None,
             )
-            found.append(torch.zeros(1, *self.size, dtype=torch.bool) if mask is None else mask)
+            found.append(torch.zeros(1, *self.size, dtype=torch.bool, device="cpu") if mask is None else mask)
         return torch.cat(found).to(self.device)
 
     def _metric(

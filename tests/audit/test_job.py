@@ -496,7 +496,7 @@ def test_row_groups_are_methods(job) -> None:
         ({"methods": []}, "methods must name at least one method, got none"),
         ({"methods": ["nonsense"]}, f"methods must be 'all' or names out of {', '.join(EVERY)}, got 'nonsense'"),
         ({"maps": "int4"}, "maps must be one of none, uint8, float16 (did you mean 'uint8'?), got 'int4'"),
-        ({"target": -1}, "target must be 'predicted', 'label', a class index or a class name, got -1"),
+        ({"target": -1}, "target must be 'predicted', 'label', a class index or a text of pysal.targets.parse, got -1"),
         ({"target": 3}, "target must be below the model's 3 classes, got 3"),
         ({"target": "label"}, "labels must be known where target is 'label', got none of 11 images has one"),
         ({"shard_size": 0}, "shard_size must be a whole number of at least 1, got 0"),

@@ -73,7 +73,7 @@ struct Hardsigmoid {  // min(max(x + 3, 0), 6) / 6
     return (floored > 6.0f ? broadcast(6.0f) : floored) * (1.0f / 6.0f);
   }
   PYSAL_INLINE vfloat derivative(vfloat x) const {
-    return (x > -3.0f) & (x < 3.0f) ? broadcast(1.0f / 6.0f) : vfloat{};
+    return ((x > -3.0f) & (x < 3.0f)) ? broadcast(1.0f / 6.0f) : vfloat{};
   }
 };
 

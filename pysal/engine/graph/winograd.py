@@ -113,7 +113,7 @@ def arranged(weight: Tensor) -> Tensor:
         scale = math.prod(point - other for other in _POINTS if other != point)
         rows.append([1 / scale, point / scale, point * point / scale])
     rows.append([0.0, 0.0, 1.0])
-    at = torch.tensor(rows, dtype=torch.float64)
+    at = torch.tensor(rows, dtype=torch.float64, device="cpu")
     outputs, inputs = weight.shape[:2]
     values = torch.einsum("ia,kcab,jb->ijck", at, weight.double(), at).to(weight.dtype)
     return values.reshape(len(rows) ** 2, inputs, outputs // _PANEL, _PANEL).transpose(1, 2).contiguous()
