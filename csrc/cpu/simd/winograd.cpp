@@ -1,8 +1,8 @@
 // 3 x 3 convolutions of stride 1 with a quarter of the multiplications (Winograd 1980; Lavin and Gray 2015,
 // arXiv:1509.09308): 4 x 4 numbers of the output are polynomials' products at 6 x 6 points, and what a point needs of
 // all tiles and channels is one multiplication of matrices. The points of an axis are 0, a, -a, b, -b and infinity with
-// a = 11/16 and b = 3/2: with the usual 1 and 2 rounding errors are twice as large. Work split: a task is some tiles, of
-// all channels: so many that what lies between the three steps stays in the second-level cache.
+// a = 11/16 and b = 3/2: with the usual 1 and 2 rounding errors are twice as large. Work split: a task is some tiles,
+// of all channels: so many that what lies between the three steps stays in the second-level cache.
 #include "winograd_kernels.h"
 
 #include "gates.h"
