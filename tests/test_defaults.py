@@ -196,7 +196,7 @@ def test_help_names_the_defaults_of_methods_options() -> None:
     """Options of single methods are handed over only where they are given, so their help alone names the default."""
     helps = {option.name: option.help or "" for option in cli.explain.explain.params if isinstance(option, click.Option)}
     assert f"[default: {default_of(pysal.smooth_grad, 'samples')}]" in helps["samples"]
-    assert f"[default: slic:{default_of(pysal.leave_one_out, 'segments').n_segments}]" in helps["segments"]
+    assert f"[default: slic:{default_of(pysal.leave_one_out, 'segments').n_segments}; xrai has its own]" in helps["segments"]
     assert f"[default: {default_of(pysal.leave_one_out, 'mode')}]" in helps["mode"]
     assert default_of(pysal.leave_one_out, "approximate") is None
     assert "[default: exact]" in helps["approximate"]

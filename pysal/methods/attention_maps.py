@@ -201,7 +201,7 @@ def _prepare(plan: Plan, layers: int | None, way: Way) -> Work:
 
             plan.over_images(body)
 
-        stack = _stack(plan)
+        stack = _stack(plan, anew=False)
         try:
             run(stack)
         except _Changed:  # since another call looked at the model, or from pass to pass
@@ -235,7 +235,7 @@ class _Frame:
     more_returned: Sequence[object] = ()
 
 
-def _stack(plan: Plan, *, anew: bool = False) -> Stack:
+def _stack(plan: Plan, *, anew: bool) -> Stack:
     """Return the blocks of the plan's model; `anew`: whatever was found of it before."""
     model = plan.layered_model
     assert isinstance(model, nn.Module)
