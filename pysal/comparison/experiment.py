@@ -1,7 +1,6 @@
 """Every method and every figure on a model's own photos, image by image, so that what was measured is kept."""
 
 import base64
-import hashlib
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from pysal.comparison.report import page
 from pysal.comparison.statistics import agreement, estimate, recommended, tabulated
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.prepare import prepare
+from pysal.engine.prepared.record import fingerprint
 from pysal.engine.running.chunks import fast_rows
 from pysal.explain import explain
 from pysal.methods.registry import EVERY, method_names
@@ -113,7 +113,7 @@ def compare(
         "format": FORMAT,
         "version": version(),
         "model": classifier.name,
-        "weights_sha256": _fingerprint(classifier),
+        "weights_sha256": fingerprint(classifier),
         "photos": [str(file) for file in files],
         "annotations": None if known is None else str(known.source),
         "methods": names,
@@ -412,14 +412,6 @@ def _photos(photos: object, annotations: Annotations | None, limit: int | None) 
     if limit is not None and len(files) > limit:
         files = [files[int(place)] for place in np.linspace(0, len(files) - 1, limit).round()]
     return files
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().double().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _drawn(image: Tensor, map: Tensor, name: str) -> str:

@@ -34,9 +34,7 @@ def masked_weights(plan: Plan, activations: Tensor, *, align_corners: bool) -> T
             chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
             masks = unit(F.interpolate(chosen, size, mode="bilinear", align_corners=align_corners))
             batch = (plan.inputs[rows] * masks).to(plan.inputs.dtype)
-        if plan.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        return plan.scores(batch, rows)[0]
+        return plan.scores(plan.laid_out(batch), rows)[0]
 
     plan.expect_forwards(plan.images * number)
     return _of_each(plan, number, score).softmax(1)

@@ -130,8 +130,7 @@ class Coalitions:
         """Return images (n, C, H, W) of which the segments `there` (n, F + 1) are to be seen."""
         plan = self._plan
         kept = there.gather(1, self._places[rows].flatten(1)).unflatten(1, plan.inputs.shape[2:])[:, None]
-        batch = torch.where(kept, plan.inputs[rows], self._fills[rows])
-        return batch.contiguous(memory_format=torch.channels_last) if plan.channels_last else batch
+        return plan.laid_out(torch.where(kept, plan.inputs[rows], self._fills[rows]))
 
     def _whole(self, rows: Tensor, there: Tensor, scores: Tensor) -> None:
         """Score whole images."""

@@ -110,9 +110,7 @@ def _followed(plan: Plan, baselines: Tensor, steps: int, fraction: float, max_di
     def body(start: int, stop: int) -> None:
         step = start // number
         some, rows = part(start - step * number, stop - step * number)
-        batch = paths.places[some].to(plan.inputs.dtype)
-        if plan.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
+        batch = plan.laid_out(paths.places[some].to(plan.inputs.dtype))
         paths.advance(some, step, plan.gradients(batch, rows))
 
     # a step of a path begins where its last one ended: no pass reaches from one step into the next

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_count, check_ids, check_seed, refuse
+from pysal._checks import MOST, check_count, check_flag, check_ids, check_seed, refuse
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
@@ -122,9 +122,7 @@ def prepare(
     """
     where = plan.where
     check_count(where, "samples", samples, most=MOST)
-    if not isinstance(centred, bool):
-        refuse(where, "centred", "be True or False", repr(centred), TypeError)
-    if centred and samples == 1:
+    if check_flag(where, "centred", centred) and samples == 1:
         refuse(where, "samples", "be at least 2 with centred=True, for one mask is its own mean", samples)
     sides = _sides(plan, cells)
     if isinstance(shown, bool) or not isinstance(shown, (int, float)) or not 0 < shown < 1:
@@ -171,9 +169,7 @@ def _masked(plan: Plan, fills: Tensor, masks: "Masks", ids: Sequence[int], sampl
         part = slice(start, stop)
         mask = drawn(part)
         batch = torch.lerp(fills[rows[part]], plan.inputs[rows[part]], mask.to(plan.inputs.dtype))
-        if plan.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        score = plan.scores(batch, rows[part])[0].to(kind)
+        score = plan.scores(plan.laid_out(batch), rows[part])[0].to(kind)
         scores[rows[part], draws[part]] = score
         if not centred:
             add(part, mask, score)

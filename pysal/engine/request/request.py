@@ -139,6 +139,10 @@ class Request:
             return True
         return not self.inputs.is_contiguous() and self.inputs.is_contiguous(memory_format=torch.channels_last)
 
+    def laid_out(self, batch: Tensor) -> Tensor:
+        """Return a batch (N, C, H, W) in the memory format the model is fed, where that is channels_last."""
+        return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
+
     @property
     def eager_model(self) -> Model:
         """The model as Python runs it: without torch.compile, inside which activations cannot be reached."""
