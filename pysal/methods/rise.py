@@ -150,6 +150,7 @@ def _sides(plan: Plan, cells: object) -> tuple[int, int]:
 
 
 def _masked(plan: Plan, fills: Tensor, masks: "Masks", ids: Sequence[int], samples: int, centred: bool) -> Attribution:
+    plan.expect_forwards(plan.images * samples)
     plan.fix_target()
     kind, device = plan.accumulator_dtype, plan.device
     shape = (plan.images, 1, *plan.inputs.shape[2:])

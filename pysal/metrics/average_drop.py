@@ -162,6 +162,7 @@ def _before_and_after(plan: Plan, maps: Tensor, reduction: str) -> tuple[Tensor,
     usable = finite_rows(maps) & (highest > 0)
     # divided, not multiplied by a rounded reciprocal: the highest pixel counts exactly 1, and shows the image as it is
     weights = torch.where(usable[:, None, None], importance / highest[:, None, None], 0.0)
+    plan.expect_forwards(2 * plan.images)
     before = plan.clean_scores()[0].to(widest(plan.device))
     after = torch.zeros_like(before)
 

@@ -149,6 +149,7 @@ def pic_of(
         scaled = (batch.double() / 255).to(plan.device, images.dtype).contiguous()
         scores[rows, draws] = plan.scores(scaled, rows)[0].to(scores.dtype)
 
+    plan.expect_forwards(plan.images * each)
     plan.run(plan.images * each, body)
     curves = torch.full((plan.images, points + 1), torch.nan, dtype=scores.dtype, device=plan.device)
     for row, answers in enumerate(scores.tolist()):

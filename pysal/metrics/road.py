@@ -153,6 +153,7 @@ def road_of(
             batch.append(with_noise(filled, kept, deviations[row], seed, ids[row], draw) if noise else filled)
         scores[rows, draws] = plan.scores(torch.stack(batch), rows)[0].to(scores.dtype)
 
+    plan.expect_forwards(plan.images * each)
     plan.run(plan.images * each, body)
     scores[~finite_rows(maps)] = torch.nan
     known = torch.tensor(removed, dtype=scores.dtype, device=plan.device)

@@ -195,6 +195,25 @@ def test_work_adds_up_and_what_is_faster_is_used(monkeypatch: pytest.MonkeyPatch
     assert not runs
 
 
+@pytest.mark.parametrize(
+    ("call", "passes"),
+    [
+        (lambda model, x, map: pysal.rise(model, x, 1, samples=8, cells=2), 8),
+        (lambda model, x, map: pysal.metrics.road(model, x, map, 1, shares=[0.3, 0.5]), 4),
+        (lambda model, x, map: pysal.metrics.pic(model, x, map, 1, shares=[0.3], points=4), 3),
+        (lambda model, x, map: pysal.metrics.average_drop(model, x, map, 1), 2),
+        (lambda model, x, map: pysal.metrics.deletion(model, x, map, 1, steps=8), 9),
+    ],
+    ids=["rise", "road", "pic", "average_drop", "deletion"],
+)
+def test_work_is_announced(call: Callable[..., object], passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    fast = fast_network(monkeypatch)
+    monkeypatch.setattr(PreparedModel, "expect_forwards", lambda self, images: told.append(images))
+    call(fast, torch.rand(1, 3, 16, 16), torch.rand(1, 1, 16, 16))
+    assert told == [passes]
+
+
 def test_what_is_slower_is_not_used(monkeypatch: pytest.MonkeyPatch, runs: list[int]) -> None:
     fast = fast_network(monkeypatch, own=0.5, runtime=0.49)
     fast.expect_forwards(MANY)
