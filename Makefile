@@ -24,6 +24,8 @@ version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 cxx_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 # Threads that wait for others sleep: spinning ones make small models many times slower on a machine that is busy elsewhere.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Kept for the next run: what pytest makes of the assertions of the tests that it reads.
+unexport PYTHONDONTWRITEBYTECODE
 # The tools of the virtual environment come first, so that cmake, ninja and clang-format are the pinned ones.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 

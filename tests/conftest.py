@@ -67,6 +67,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="every combination where otherwise every pair of values is tried")
 
 
+def left_closed(path: Path, wanted: str) -> bool:
+    """Say whether `-m core` or `-m "not core"` deselects all of a file or folder: to read it takes as long as many tests."""
+    core = [HERE / place for place in KINDS["core"]]
+    inside = any(path.is_relative_to(place) for place in core)
+    on_the_way = any(place.is_relative_to(path) for place in core)
+    return (wanted == "core" and not inside and not on_the_way) or (wanted == "not core" and inside)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return left_closed(collection_path, config.getoption("markexpr")) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark and order the tests; what shares a fixture of its file, the page's server or the browser runs in one worker."""
     files: dict[Path, list[pytest.Item]] = {}

@@ -13,7 +13,7 @@ import yaml
 import pysal
 from pysal import _library, ops
 from pysal.methods.registry import METHODS
-from tests.conftest import KINDS, ORDER
+from tests.conftest import KINDS, ORDER, kinds_of, left_closed
 from wheels.build import PYTHONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,6 +170,16 @@ def test_every_kind_of_test_is_there_and_explained() -> None:
     for kind, places in KINDS.items():
         assert f"| `{kind}` |" in page
         assert [place for place in places if not (ROOT / "tests" / place).exists()] == []
+
+
+def test_only_what_the_core_deselects_is_left_closed() -> None:
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    for file in files:
+        ways = [place for place in (file, *file.parents) if place.is_relative_to(ROOT / "tests")]
+        core = "core" in kinds_of(file)
+        assert any(left_closed(place, "core") for place in ways) == (not core), file
+        assert any(left_closed(place, "not core") for place in ways) == core, file
+        assert not any(left_closed(place, other) for place in ways for other in ("", "not slow", "peer", "core or peer"))
 
 
 def test_the_workflow_calls_stages_alone() -> None:
