@@ -1,7 +1,7 @@
 """What an unknown name was probably meant to be. Needs no torch: wrong calls of the command line are told at once."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def close_to(name: object, known: Iterable[str], most: int = 3, likeness: float = 0.6) -> list[str]:
@@ -35,3 +35,10 @@ def did_you_mean(close: Sequence[str]) -> str:
 
 def _plain(name: str) -> str:
     return name.strip().casefold().replace("-", "_")
+
+
+def counted(endings: Mapping[str, int]) -> str:
+    """Return how many files there are by the endings of their names, five at most: "2 .txt, 1 without an ending"."""
+    shown = sorted(endings.items(), key=lambda kind: (-kind[1], not kind[0], kind[0]))
+    kinds = [f"{count} {ending or 'without an ending'}" for ending, count in shown[:5]]
+    return ", ".join([*kinds, "..."] if len(shown) > 5 else kinds)

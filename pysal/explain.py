@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pysal._checks import refuse, refuse_unknown
 from pysal._library import build_info
-from pysal.engine.model.class_names import ClassNames, names_of
+from pysal.engine.model.class_names import ClassNames, Names, names_of
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import checked_options
@@ -51,7 +51,7 @@ def explain(
     methods: str | Sequence[str] = "all",
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
-    class_names: Sequence[str] | Literal["imagenet"] | None = None,
+    class_names: Names | Literal["imagenet"] | None = None,
     score: ScoreKind | None = None,
     extra_inputs: ExtraInputs = (),
     batch_size: int | None = None,
@@ -71,7 +71,8 @@ def explain(
             of all: they run where they are named.
         method_options: method name -> its own options, `{"integrated_gradients": {"steps": 100}}`.
         seed: seed of SmoothGrad's noise, of the orders of Shapley values and of RISE's masks.
-        class_names: K names of the classes, or "imagenet", for a model that carries none, or instead of its own.
+        class_names: K names of the classes, in order or by index ({0: "cat", 1: "dog"}), or "imagenet", for a model that
+            carries none, or instead of its own.
         score: which number of the target's column is explained. "logit" or "raw": the output as it is. "auto": the target's
             probability if the output tells one, else the output as it is. "probability" and "log_probability": the same, but
             one number per image outside [0, 1] is refused. "softmax", "log_softmax" (classes exclude each other), "sigmoid",

@@ -473,6 +473,28 @@ def test_folders_and_globs(small, photo, out, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     sentence = refused(2, "explain", tmp_path / "empty", "--out", out)
     assert sentence.endswith(f"got {tmp_path / 'empty'} (a folder with 0 files, none of which is a photo by its name)")
+    np.save(tmp_path / "empty/mask.npy", np.ones((4, 4)))
+    sentence = refused(2, "explain", tmp_path / "empty", "--out", out)
+    assert sentence.endswith("(a folder with 1 files, none of which is a photo by its name: 1 .npy)")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_folder_of_arrays(monkeypatch, out, tmp_path, channels) -> None:
+    """Which are what networks of grey images and of bands are shown; a folder without one says what lies there."""
+    layers = [nn.Conv2d(channels, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = models.Classifier(nn.Sequential(*layers), name="m", class_names=["a", "b"], input_size=(6, 6), channels=channels)
+    monkeypatch.setattr(models, "load", lambda *_, **__: model.eval())
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("")
+    sentence = refused(2, "explain", folder, "--out", out, "--method", "gradient")
+    wanted = "is a photo by its name" if channels == 1 else "ends in .npy or .tif or .tiff"
+    assert sentence.endswith(f"(a folder with 1 files, none of which {wanted}: 1 .txt)")
+    for name in ("b", "a"):
+        np.save(folder / f"{name}.npy", np.random.default_rng(0).random((7, 8, channels)))
+    text = succeeded("explain", folder, "--out", out, "--method", "gradient").stdout
+    assert re.findall(r"^\[\d/2\] .*?(\w)\.npy$", text, re.MULTILINE) == ["a", "b"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.npz", "a.png", "b.npz", "b.png"]
 
 
 @pytest.mark.parametrize("where", [".", "results"])

@@ -4,6 +4,7 @@ import functools
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -347,6 +348,33 @@ def test_shared_options_reach_every_method() -> None:
         assert torch.equal(found.maps[name], call(model, INPUTS, extra_inputs={"shift": pysal.PerImage(shift)})), name
 
 
+NAMES = "'imagenet', a list of names, or a name for each index from 0 on ({0: 'cat', 1: 'dog'})"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {2: "toad", 0: "cat", 3: "frog", 1: "dog"},
+        {str(index): name for index, name in enumerate(("cat", "dog", "toad", "frog"))},
+        np.array(["cat", "dog", "toad", "frog"]),
+        np.array(["cat", "dog", "toad", "frog"], dtype=object),
+        dict(enumerate(("cat", "dog", "toad", "frog"))).values(),
+    ],
+    ids=["by index", "by index in words", "array", "array of objects", "values"],
+)
+def test_class_names_of_every_kind(given: Any) -> None:
+    """As transformers and NumPy hold them, wherever names of classes are taken."""
+    found = explain(row_by_row(), "toad", class_names=given, methods="gradient", method_options={})
+    assert found.target_names == ["toad"] * 3
+    own = pysal.models.Classifier(row_by_row(), name="four", class_names=given, input_size=(8, 8))
+    assert own.class_names == ("cat", "dog", "toad", "frog")
+    wrapped = pysal.models.wrap(row_by_row(), size=8, normalize="none", class_names=given)
+    assert wrapped.class_names == own.class_names
+    carrying = row_by_row()
+    carrying.class_names = given
+    assert torch.equal(pysal.gradient(carrying, INPUTS, "toad"), found.maps["gradient"])
+
+
 def test_class_names_for_a_model_that_has_none() -> None:
     """They are shown, found by the target's name, and told from names that the model has itself."""
     model, names = row_by_row(), ["cat", "dog", "toad", "frog"]
@@ -362,8 +390,8 @@ def test_class_names_for_a_model_that_has_none() -> None:
     assert explain(model, "d", **options).target_names == ["d"] * 3
     for wrong, error, sentence in (
         (names[:3], ValueError, "have one name for each of the model's 4 classes, got 3 names"),
-        ("cats", TypeError, "be 'imagenet' or a list of names, got 'cats'"),
-        ([0, 1, 2, 3], TypeError, "be 'imagenet' or a list of names, got [0, 1, 2, 3]"),
+        *((given, TypeError, f"be {NAMES}, got {given!r}") for given in ("cats", [0, 1, 2, 3], {"cat": 0}, {1: "cat"}, 4)),
+        ({}, ValueError, "hold at least one name, got none"),
     ):
         with pytest.raises(error, match=f"^{re.escape(f'pysal.explain: class_names must {sentence}')}$"):
             explain(model, class_names=wrong, **options)

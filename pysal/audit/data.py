@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from pysal._checks import first_line, refuse
+from pysal._spelling import counted
 from pysal.models import Classifier, read_image
 from pysal.models.photos import suffixes_of
 
@@ -127,7 +128,10 @@ def find(
     kind, root, found = _look(where, source, labels, suffixes_of(channels))
     items = sorted(found, key=lambda item: (item.path, str(item.label)))
     if not items:
-        refuse(where, "data", "hold at least one image", source)
+        others = left_out(source, channels)
+        wanted = "whose name ends as a photo's" if channels in (1, 3) else f"({' or '.join(sorted(suffixes_of(channels)))})"
+        requirement = f"hold at least one image {wanted}" if others else "hold at least one image"
+        refuse(where, "data", requirement, f"{source} ({counted(others)})" if others else source)
     known: dict[str | int | None, int | None] = {None: None}
     for item in items:
         if item.label not in known:

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from pysal.cli.options import (
     options_of_methods,
     score_option,
 )
-from pysal.cli.photos import NO_ENDING, note
+from pysal.cli.photos import note
 from pysal.cli.terminal import Commands, Failure, Interrupted, errors_as_sentences, say
 
 if TYPE_CHECKING:
@@ -165,11 +164,7 @@ def audit_run(
             target=int(target) if target.isdecimal() else target,
             **options,
         )
-        if left := note(
-            Counter(
-                {ending or NO_ENDING: count for ending, count in left_out(source, job.manifest["model"]["channels"]).items()}
-            )
-        ):
+        if left := note(left_out(source, job.manifest["model"]["channels"])):
             say(left)
         _run_audit("pysal audit run", job, engine, workers, address)
 

@@ -86,18 +86,19 @@ def compare(
     options = options_of_methods(METHOD_NAMES if methods == "all" else methods, given)
     with errors_as_sentences("pysal compare"):
         from pysal.comparison import compare as run
-        from pysal.models.photos import PHOTO_SUFFIXES
+        from pysal.models.photos import suffixes_of
         from pysal.segments import parse
 
         if "segments" in given:
             for own in options.values():
                 if "segments" in own:
                     own["segments"] = parse(given["segments"])
-        named = find(photos, PHOTO_SUFFIXES, out, "pysal compare")
+        loaded = model.load(device_of(device))
+        named = find(photos, suffixes_of(loaded.channels), out, "pysal compare")
         if named.missing:
             raise BadInput(f"pysal compare: PHOTO must be there, got {click.format_filename(min(named.missing))}")
         found = run(
-            model.load(device_of(device)),
+            loaded,
             [str(path) for path in named.paths],
             out=out,
             annotations=annotations,

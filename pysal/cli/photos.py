@@ -9,9 +9,8 @@ from pathlib import Path
 
 import click
 
+from pysal._spelling import counted
 from pysal.cli.terminal import BadInput
-
-NO_ENDING = "without an ending"
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,8 @@ def note(left_out: Counter[str]) -> str:
     """Return how many files were left out and why, ending -> how many; "" where none was."""
     if not left_out:
         return ""
-    shown = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
-    kinds = ", ".join(f"{count} {ending}" for ending, count in shown) + (", ..." if len(left_out) > len(shown) else "")
     number = sum(left_out.values())
-    return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({kinds})"
+    return f"left out: {number} file{'s' * (number > 1)} whose names do not end as a photo's ({counted(left_out)})"
 
 
 def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = None, command: str = "pysal explain") -> Photos:
@@ -58,9 +55,13 @@ def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = 
         if os.path.isdir(one):
             inside = sorted(_below(one, results))
             photos = [path for path in inside if path.suffix.lower() in endings]
-            found.left_out.update(path.suffix.lower() or NO_ENDING for path in inside if path.suffix.lower() not in endings)
+            others = Counter(path.suffix.lower() for path in inside if path.suffix.lower() not in endings)
+            found.left_out.update(others)
             if not photos:
-                raise _refused(command, one, f"a folder with {len(inside)} files, none of which is a photo by its name")
+                # of bands there are so few kinds of files that they are named
+                wanted = "is a photo by its name" if len(endings) > 5 else f"ends in {' or '.join(sorted(endings))}"
+                kinds = f": {counted(others)}" if others else ""
+                raise _refused(command, one, f"a folder with {len(inside)} files, none of which {wanted}{kinds}")
             found.paths.extend(path for path in photos if path not in found.paths)
         elif not os.path.lexists(one) and glob.has_magic(os.fspath(one)):
             matches = sorted(Path(match) for match in glob.glob(os.fspath(one), recursive=True) if not os.path.isdir(match))

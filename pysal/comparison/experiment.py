@@ -32,7 +32,7 @@ from pysal.methods.registry import EVERY, method_names
 from pysal.metrics import METRICS, grid_pointing_game, parameter_randomisation, per_image
 from pysal.metrics import agreement as agreement_of
 from pysal.models import Classifier, load, read_image
-from pysal.models.photos import PHOTO_SUFFIXES
+from pysal.models.photos import suffixes_of
 from pysal.viz import overlay, photo, reduce_channels
 
 WHERE = "pysal.comparison.compare"
@@ -101,13 +101,13 @@ def compare(
             check_count(WHERE, argument, value, least=least)
     check_seed(WHERE, seed)
     known = annotations if isinstance(annotations, Annotations) or annotations is None else read_annotations(annotations)
-    files = _photos(photos, known, limit)
-    if known is not None and not any(known.has(file) for file in files):
-        refuse(WHERE, "annotations", "be of the photos, by name", f"{known.names[0]!r} ... for {files[0]} ...")
     classifier = load(model, **dict(model_options or {})) if isinstance(model, str) else model
     if not isinstance(classifier, Classifier):
         requirement = "be a name or a file, or know how it wants photos (pysal.models.wrap)"
         refuse(WHERE, "model", requirement, type(model).__name__, TypeError)
+    files = _photos(photos, suffixes_of(classifier.channels), known, limit)
+    if known is not None and not any(known.has(file) for file in files):
+        refuse(WHERE, "annotations", "be of the photos, by name", f"{known.names[0]!r} ... for {files[0]} ...")
 
     settings: dict[str, Any] = {
         "format": FORMAT,
@@ -389,12 +389,12 @@ def _metric_names(metrics: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
-def _photos(photos: object, annotations: Annotations | None, limit: int | None) -> list[Path]:
+def _photos(photos: object, suffixes: frozenset[str], annotations: Annotations | None, limit: int | None) -> list[Path]:
     if isinstance(photos, str | os.PathLike):
         root = Path(photos)
         if root.is_dir():
             below = (Path(place, name) for place, _, names in os.walk(root) for name in names if not name.startswith("."))
-            files = sorted(file for file in below if file.suffix.lower() in PHOTO_SUFFIXES)
+            files = sorted(file for file in below if file.suffix.lower() in suffixes)
         else:
             files = [root]
     elif isinstance(photos, Sequence) and all(isinstance(one, str | os.PathLike) for one in photos):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import check_count, refuse, refuse_unknown
-from pysal.engine.model.class_names import ClassNames
+from pysal.engine.model.class_names import ClassNames, Names, checked
 
 DATA = Path(__file__).parents[1] / "data"
 """The folder of the photos and class names that come with the package."""
@@ -112,7 +112,8 @@ class Classifier(nn.Module):
     Args:
         network: images (B, C, H, W) in [0, 1] -> logits (B, K); usually a `Normalized`.
         name: what the model is called.
-        class_names: K names, different from each other even in lower case; none for a network that has no classes.
+        class_names: K names, in order or by index ({0: "cat", 1: "dog"}), different from each other even in lower case; none
+            for a network that has no classes.
         input_size: (height, width) of the images the network was trained on, pixels.
         crop_fraction: the share of a photo's short side that the centre crop keeps, in (0, 1].
         resample: the filter that photos are resized with.
@@ -123,6 +124,7 @@ class Classifier(nn.Module):
             first convolution takes, if that is 1; else 3.
 
     Raises:
+        TypeError: no names of classes.
         ValueError: names that repeat, sizes below 1, a crop fraction outside (0, 1], an unknown filter, synonyms for
             another number of classes, or channels that are no number of at least 1.
     """
@@ -132,7 +134,7 @@ class Classifier(nn.Module):
         network: nn.Module,
         *,
         name: str,
-        class_names: Sequence[str],
+        class_names: Names,
         input_size: tuple[int, int],
         crop_fraction: float = 1.0,
         resample: Resample = "bicubic",
@@ -142,7 +144,8 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         where = "pysal.models.Classifier"
-        folded = [entry.casefold() for entry in class_names]
+        names = checked(where, class_names, empty=True)
+        folded = [entry.casefold() for entry in names]
         if len(set(folded)) != len(folded):
             repeated = next(entry for entry in folded if folded.count(entry) > 1)
             refuse(where, "class_names", "differ from each other", f"{repeated!r} twice")
@@ -159,7 +162,7 @@ class Classifier(nn.Module):
         self.network = network
         self.channels: int = channels_of(network) if channels is None else channels
         self.name = name
-        self.class_names = tuple(class_names)
+        self.class_names = names
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.crop_fraction, self.resample = float(crop_fraction), resample
         self.rows_per_pass = rows_per_pass

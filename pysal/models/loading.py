@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from pysal._checks import first_line, refuse, refuse_unknown
+from pysal.engine.model.class_names import Names, checked
 from pysal.models import (
     efficientnet_lite,
     from_code,
@@ -38,7 +38,7 @@ def load(
     weights: str | Path | None = None,
     size: int | tuple[int, int] | None = None,
     normalize: Normalization | None = None,
-    class_names: Sequence[str] | Literal["imagenet"] | None = None,
+    class_names: Names | Literal["imagenet"] | None = None,
     download: bool = False,
     allow_code: bool = False,
     device: str | torch.device | None = None,
@@ -68,8 +68,8 @@ def load(
         size: (height, width) of the images, or a number for a square; None = as the source says.
         normalize: "imagenet", "none" for a network of images in [0, 1], or (mean, std), each a number or one per channel; None
             = as the source says. Required for files, which do not carry it.
-        class_names: K names, or "imagenet"; None = as the source says, else ImageNet's for 1000 classes normalised as ImageNet
-            is, else "class 0", "class 1", ...
+        class_names: K names, in order or by index ({0: "cat", 1: "dog"}), or "imagenet"; None = as the source says, else
+            ImageNet's for 1000 classes normalised as ImageNet is, else "class 0", "class 1", ...
         download: fetch weights that are not on this machine.
         allow_code: run a Python file, or code that comes with a model of the Hugging Face hub.
         device: where the model goes; None = the CPU.
@@ -158,8 +158,4 @@ def checked_names(where: str, names: object) -> tuple[str, ...] | Literal["image
         return None
     if isinstance(names, str) and names == "imagenet":
         return "imagenet"
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        refuse(where, "class_names", "be 'imagenet' or a list of names", repr(names), TypeError)
-    if not names:
-        refuse(where, "class_names", "hold at least one name", "none")
-    return tuple(names)
+    return checked(where, names, or_else="'imagenet', ")

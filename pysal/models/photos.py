@@ -48,13 +48,16 @@ PHOTO_SUFFIXES = frozenset(
 )
 
 
-# Files of bands, of which photos have three.
+# Files of bands, of which photos have three, and files of arrays, which hold grey images as well. Of colours they are mostly
+# something else that lies beside photos: masks, features.
 BAND_SUFFIXES = frozenset({".npy", ".tif", ".tiff"})
 
 
 def suffixes_of(channels: int) -> frozenset[str]:
     """Return how names of files end that a model of so many channels is shown."""
-    return PHOTO_SUFFIXES if channels in (1, 3) else BAND_SUFFIXES
+    if channels in (1, 3):
+        return PHOTO_SUFFIXES | {".npy"} if channels == 1 else PHOTO_SUFFIXES
+    return BAND_SUFFIXES
 
 
 def read_image(

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pysal._checks import check_tensor, first_line, refuse
-from pysal.engine.model.class_names import names_of
+from pysal.engine.model.class_names import Names, names_of
 from pysal.models.classifier import Classifier, Normalized, Resample, first_channels
 from pysal.models.from_timm import preprocessing_of as timm_preprocessing
 from pysal.models.from_transformers import preprocessing_of as transformers_preprocessing
@@ -49,7 +49,7 @@ def wrap(
     *,
     size: int | tuple[int, int] | None = None,
     normalize: Normalization | None = None,
-    class_names: Sequence[str] | Literal["imagenet"] | None = None,
+    class_names: Names | Literal["imagenet"] | None = None,
 ) -> Classifier:
     """Return a network as one that takes images in [0, 1] and knows which photos it wants and what its classes are called.
 
@@ -71,7 +71,8 @@ def wrap(
         size: (height, width) of the images, or a number for a square, instead of what is found.
         normalize: "imagenet", "none" for a network of images in [0, 1], or (mean, std), each a number or one per channel,
             instead.
-        class_names: K names, or "imagenet", instead; a model that has none is explained by index.
+        class_names: K names, in order or by index ({0: "cat", 1: "dog"}), or "imagenet", instead; a model that has none is
+            explained by index.
 
     Raises:
         TypeError: no module.

@@ -172,14 +172,16 @@ def test_a_network_of_other_channels_is_loaded_and_audited(channels: int, tmp_pa
     for n in range(2):
         values = np.random.default_rng(n).random((16, 14, channels), dtype=np.float32)
         np.save(folder / f"{n}.npy", values)
-        if channels == 1:
-            Image.fromarray((values[..., 0] * 255).astype(np.uint8)).save(folder / f"{n}.png")
     given = {"model": str(tmp_path / "net.pt"), "model_options": {"size": 12, "normalize": "none"}, "labels": "none"}
     job = Job(str(folder), methods=["gradient"], metrics=["deletion"], out=tmp_path / "out", **given)
     assert job.manifest["model"]["channels"] == channels
     assert job.run(engine="inline").explained == 2
     assert verify(tmp_path / "out", images=True) == []
     assert "data:image/jpeg" in report(tmp_path / "out").read_text("utf-8")
+    found = pysal.comparison.compare(
+        loaded, folder, out=tmp_path / "compared", methods=["gradient"], metrics=["deletion"], few=0
+    )
+    assert [Path(row["photo"]).name for row in found.rows] == ["0.npy", "1.npy"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

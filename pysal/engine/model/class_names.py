@@ -1,13 +1,17 @@
 """The classes of a model by name."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
+from typing import Any, TypeAlias
 
+import numpy as np
 from torch import nn
 
 from pysal._checks import refuse
 from pysal._spelling import close_to, did_you_mean
+
+# K names in order, or the name of each of 0 to K - 1, as in the `id2label` of Hugging Face's transformers.
+Names: TypeAlias = Sequence[str] | Mapping[int, str] | Mapping[str, str] | np.ndarray[Any, Any]
 
 # Classes that a refusal lists.
 MOST_LISTED = 5
@@ -86,20 +90,46 @@ def names_of(model: object) -> ClassNames | None:
         classes = getattr(one, "classes", None)
         if isinstance(classes, ClassNames):
             return classes if len(classes) else None
-        names = _listed(getattr(one, "class_names", None)) or _listed(getattr(getattr(one, "config", None), "id2label", None))
+        names = listed(getattr(one, "class_names", None)) or listed(getattr(getattr(one, "config", None), "id2label", None))
         if names:
             return ClassNames(names)
     return None
 
 
-def _listed(names: Any) -> list[str]:
-    """Return K names in order, or none where what was found says no names."""
+def listed(names: object) -> list[str]:
+    """Return K names in order; none where what was found is not `Names`."""
     if isinstance(names, Mapping):
         try:
             by_index = {int(index): name for index, name in names.items()}
         except (TypeError, ValueError):
             return []
-        names = [by_index.get(index) for index in range(len(by_index))]
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        names = [by_index.get(index) for index in range(len(names))]
+    elif isinstance(names, ValuesView):
+        names = list(names)
+    elif hasattr(names, "tolist"):  # of NumPy or pandas
+        names = names.tolist()
+    if not isinstance(names, Sequence) or isinstance(names, (str, bytes)):
         return []
-    return list(names)
+    return [str(name) for name in names] if all(isinstance(name, str) for name in names) else []
+
+
+def checked(where: str, names: object, *, or_else: str = "", empty: bool = False) -> tuple[str, ...]:
+    """Return K names that were given as `class_names`, in order.
+
+    Args:
+        where: the public name that was called, for errors.
+        names: `Names`.
+        or_else: what else may be given, for errors.
+        empty: whether there may be none.
+
+    Raises:
+        TypeError: no names.
+        ValueError: not one.
+    """
+    found = listed(names)
+    if not found and hasattr(names, "__len__") and not len(names) and not isinstance(names, (str, bytes)):
+        return () if empty else refuse(where, "class_names", "hold at least one name", "none")
+    if not found:
+        requirement = f"be {or_else}a list of names, or a name for each index from 0 on ({{0: 'cat', 1: 'dog'}})"
+        refuse(where, "class_names", requirement, " ".join(repr(names).split())[:80], TypeError)
+    return tuple(found)
