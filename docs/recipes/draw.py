@@ -21,13 +21,19 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE / "pictures"
 
 
-def save(found: pysal.Explanation, name: str) -> None:
-    """Write the panel of an explanation as a photo that a page can show."""
-    file = io.BytesIO()
-    found.plot().savefig(file, format="png", dpi=110)
-    picture = Image.open(file).convert("RGB")
+def save(explained: pysal.Explanation | list[pysal.Explanation], name: str) -> None:
+    """Write the panel of an explanation, or of several below each other, as a photo that a page can show."""
+    panels = []
+    for found in explained if isinstance(explained, list) else [explained]:
+        file = io.BytesIO()
+        found.plot().savefig(file, format="png", dpi=110)
+        picture = Image.open(file).convert("RGB")
+        panels.append(picture.resize((960, round(960 * picture.height / picture.width))))
+    whole = Image.new("RGB", (960, sum(one.height for one in panels)), "white")
+    for number, one in enumerate(panels):
+        whole.paste(one, (0, sum(above.height for above in panels[:number])))
     OUT.mkdir(exist_ok=True)
-    picture.resize((960, round(960 * picture.height / picture.width))).save(OUT / f"{name}.jpg", quality=85, optimize=True)
+    whole.save(OUT / f"{name}.jpg", quality=85, optimize=True)
 
 
 def of_a_page(name: str) -> None:
@@ -163,7 +169,7 @@ def two_inputs() -> None:
     def second_image(one: Tensor, other: Tensor) -> Tensor:
         return network(other, one)
 
-    pictures = []
+    explained = []
     for here, model in enumerate((first_image, second_image)):
         found = pysal.explain(
             model,
@@ -175,13 +181,8 @@ def two_inputs() -> None:
             methods=["leave_one_out", "integrated_gradients"],
             method_options={"leave_one_out": {**PARTS, "fill": "mean"}, "integrated_gradients": {"baseline": "mean"}},
         )
-        save(found, f"two_inputs_{here}")
-        pictures.append(Image.open(OUT / f"two_inputs_{here}.jpg").convert("RGB"))
-    both = Image.new("RGB", (960, sum(one.height for one in pictures)), "white")
-    for number, one in enumerate(pictures):
-        both.paste(one, (0, number * pictures[0].height))
-        (OUT / f"two_inputs_{number}.jpg").unlink()
-    both.save(OUT / "two_inputs.jpg", quality=85, optimize=True)
+        explained.append(found)
+    save(explained, "two_inputs")
 
 
 def segmentation() -> None:
@@ -247,6 +248,7 @@ def clip() -> None:
         model,
         seen.images,
         int(seen.colours[0, 1]),
+        score="logit",
         extra_inputs={"input_ids": pysal.Shared(texts)},
         methods=["leave_one_out", "grad_cam", "gradient"],
         method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
@@ -254,7 +256,51 @@ def clip() -> None:
     save(found, "clip")
 
 
-TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_classifier, clip)
+# Words of captions; the first one begins them.
+WORDS = ("begin", "and", *shapes.COLOURS, *shapes.KINDS)
+
+
+def caption() -> None:
+    """Explain two words of what a captioner says of two shapes."""
+    import transformers
+
+    encoder = transformers.ViTConfig(**_VISION)
+    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": len(WORDS), "n_positions": 8}
+    decoder = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    network = transformers.VisionEncoderDecoderModel(config)
+
+    def written(found: shapes.Shapes) -> Tensor:
+        """Return the tokens (N, 6) of "begin blue square and red disc"."""
+        colours, kinds = 2 + found.colours, 2 + len(shapes.COLOURS) + found.kinds
+        begin, also = (torch.full_like(colours[:, 0], token) for token in (0, 1))
+        return torch.stack([begin, colours[:, 0], kinds[:, 0], also, colours[:, 1], kinds[:, 1]], 1)
+
+    def loss(found: shapes.Shapes) -> Tensor:
+        tokens = written(found)
+        logits = network(pixel_values=found.images, decoder_input_ids=tokens[:, :-1]).logits
+        return _cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    shapes.learn(network, loss, 900, rate=2e-3)
+    seen = shapes.shapes(1, _generator(6), kinds=torch.tensor([[1, 0]]))
+    tokens = written(seen)[0]
+    print("  writes", [WORDS[token] for token in tokens])
+    model = pysal.models.wrap(network, size=shapes.SIZE, normalize="none")
+    explained = [
+        pysal.explain(
+            model,
+            seen.images,
+            pysal.targets.Token(WORDS[tokens[place]], tokenizer=lambda text: [WORDS.index(text)]),
+            extra_inputs={"decoder_input_ids": pysal.PerImage(tokens[None, :place])},
+            methods=["leave_one_out", "grad_cam", "gradient"],
+            method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
+        )
+        for place in (1, 4)
+    ]
+    save(explained, "caption")
+
+
+TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_classifier, caption, clip)
 PAGES = ("my_networks_errors", "http_black_box")
 
 if __name__ == "__main__":
