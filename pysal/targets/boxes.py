@@ -35,8 +35,9 @@ class Box(CallTarget):
         kind: "score", or "iou" for the highest overlap times score, which falls as the box moves away.
         least: the overlap, as intersection over union, from which on a box is the same detection, in (0, 1].
         layout: how boxes in one tensor lie: "yolo" (N, Q, 5 + K) or "yolov8" (N, 4 + K, Q), as (centre x, centre y, width,
-            height) in pixels; "yolox" (N, Q, 5 + K) as offsets in cells of strides 8, 16 and 32. None = "yolo" where
-            Q > 5 + K.
+            height) in pixels; "yolov10" (N, Q, 6) as left, top, right, bottom, score and class; "yolox" (N, Q, 5 + K) as
+            offsets in cells of strides 8, 16 and 32. None = "yolov8" where Q is the number of these cells, else "yolo"
+            where Q > 5 + K.
         activation: what turns numbers of classes into scores: "softmax" (the last is "no object"), "sigmoid" or "none"; None =
             as the kind of output says, or how many more numbers than names of classes there are.
 
@@ -192,7 +193,8 @@ def overlap(one: Tensor, others: Tensor) -> Tensor:
 def _row(found: list[Detections] | Detections, place: int) -> Detections:
     if isinstance(found, list):
         return found[place]
-    return replace(found, boxes=found.boxes[place], scores=found.scores[place])
+    labels = None if found.labels is None else found.labels[place]
+    return replace(found, boxes=found.boxes[place], scores=found.scores[place], labels=labels)
 
 
 def _number_or_boxes(which: object) -> tuple[int | None, Tensor | None]:

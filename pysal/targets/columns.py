@@ -13,7 +13,7 @@ from pysal.engine.request.class_targets import class_indices
 from pysal.engine.request.score import scaled
 from pysal.engine.request.target import Call, CallTarget
 from pysal.engine.running.states import outside_inference
-from pysal.targets.outputs import entry, table_of
+from pysal.targets.outputs import Field, entry, table_of
 
 # An index, a name, or one of them per image.
 Which: TypeAlias = int | str | Sequence[int | str] | Tensor
@@ -53,7 +53,7 @@ class Label(CallTarget):
     Args:
         which: its index or name, or one of them per image.
         score: "logit" for the output as it is, "sigmoid" for the probability, "log_sigmoid" for its logarithm.
-        field: the name of the output's entry, where it has several.
+        field: the name of the output's entry, or its place in a tuple, where it has several.
 
     Example:
         >>> import pysal
@@ -62,7 +62,7 @@ class Label(CallTarget):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, which: Which, *, score: Reading = "logit", field: str | None = None) -> None:
+    def __init__(self, which: Which, *, score: Reading = "logit", field: Field | None = None) -> None:
         check_choice("pysal.targets.Label", "score", score, ("logit", "sigmoid", "log_sigmoid"))
         self.which, self.reading, self.field = which, score, field
         self.__name__ = f"label {which}" if isinstance(which, (int, str)) else "label of each image"
@@ -90,7 +90,7 @@ class Output(CallTarget):
     Args:
         at: which: the column of an output (N, K), or the place, one index per dimension, of an output (N, ...); numbers below 0
             count from the end.
-        field: the name of the output's entry, where it has several.
+        field: the name of the output's entry, or its place in a tuple, where it has several.
 
     Example:
         >>> import pysal
@@ -99,7 +99,7 @@ class Output(CallTarget):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, at: int | Sequence[int] = 0, *, field: str | None = None) -> None:
+    def __init__(self, at: int | Sequence[int] = 0, *, field: Field | None = None) -> None:
         try:
             given: list[Any] = list(at) if isinstance(at, (tuple, list)) else [at]
             if not given or any(isinstance(one, bool) for one in given):
@@ -136,7 +136,7 @@ class Contrast(CallTarget):
             unchanged image.
         number: how many others; None = 3, or as many as there are.
         alpha: how much they count.
-        field: the name of the output's entry, where it has several.
+        field: the name of the output's entry, or its place in a tuple, where it has several.
 
     Source:
         Zhang et al. 2025, arXiv:2501.11309.
@@ -160,7 +160,7 @@ class Contrast(CallTarget):
         others: Sequence[int | str] | None = None,
         number: int | None = None,
         alpha: float = 1.0,
-        field: str | None = None,
+        field: Field | None = None,
     ) -> None:
         where = "pysal.targets.Contrast"
         if number is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pysal._checks import check_choice, refuse
 from pysal.engine.request.target import Call, CallTarget
 from pysal.engine.running.states import outside_inference
-from pysal.targets.outputs import embedding_of
+from pysal.targets.outputs import Field, embedding_of
 
 Kind: TypeAlias = Literal["cosine", "dot"]
 
@@ -36,7 +36,7 @@ class Similarity(CallTarget):
     """
 
     def __init__(
-        self, to: Tensor | np.ndarray[Any, Any], *, kind: Kind = "cosine", field: str | None = None, token: int | None = None
+        self, to: Tensor | np.ndarray[Any, Any], *, kind: Kind = "cosine", field: Field | None = None, token: int | None = None
     ) -> None:
         where = "pysal.targets.Similarity"
         check_choice(where, "kind", kind, ("cosine", "dot"))
@@ -96,7 +96,7 @@ class Norm(CallTarget):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, order: float = 2, *, field: str | None = None, token: int | None = None) -> None:
+    def __init__(self, order: float = 2, *, field: Field | None = None, token: int | None = None) -> None:
         if isinstance(order, bool) or not isinstance(order, (int, float)) or math.isnan(order) or order <= 0:
             refuse("pysal.targets.Norm", "order", "be above 0", repr(order))
         self.order, self.field, self.token = order, field, _checked_token("pysal.targets.Norm", token)

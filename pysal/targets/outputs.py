@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from pysal._checks import refuse
+from pysal.engine.request.row_score import held_in, places_alike
 
-Layout: TypeAlias = Literal["yolo", "yolov8", "yolox"]
+# An entry of an output: its name, or its place in a tuple or list.
+Field: TypeAlias = str | int
+Layout: TypeAlias = Literal["yolo", "yolov8", "yolov10", "yolox"]
 Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 LAYOUTS, ACTIVATIONS = get_args(Layout), get_args(Activation)
 
@@ -48,17 +51,21 @@ def entries(output: Any) -> dict[str, Any]:
     return dict(vars(output)) if hasattr(output, "__dict__") else {}
 
 
-def entry(where: str, output: Any, names: Sequence[str], what: str, field: str | None) -> Tensor:
-    """Return the tensor that an output holds under the first of some names, or is; with `field`, under that name.
+def entry(where: str, output: Any, names: Sequence[str], what: str, field: Field | None) -> Tensor:
+    """Return the tensor that an output holds under the first of some names, or is; with `field`, under that name or place.
 
     Raises:
         TypeError: there is none, or it is not said which is meant.
     """
     named = entries(output)
+    listed = isinstance(output, (tuple, list))
     if field is not None:
-        if not isinstance(named.get(field), (Tensor, np.ndarray)):
-            refuse(where, "field", f"name a tensor of the model's output ({_listed(named) or 'it has no names'})", repr(field))
-        return _tensor(named[field])
+        places = dict(enumerate(output)) if listed else {}
+        found = places.get(field) if isinstance(field, int) else named.get(field)
+        if not isinstance(found, (Tensor, np.ndarray)):
+            known = ", ".join(filter(None, (_listed(named), _listed(places)))) or "it has no names"
+            refuse(where, "field", f"name a tensor of the model's output ({known})", repr(field))
+        return _tensor(found)
     if isinstance(output, (Tensor, np.ndarray)):
         return _tensor(output)
     for name in names:
@@ -67,9 +74,12 @@ def entry(where: str, output: Any, names: Sequence[str], what: str, field: str |
     held = [name for name, value in named.items() if isinstance(value, (Tensor, np.ndarray))]
     if len(held) == 1:
         return _tensor(named[held[0]])
-    if not named and isinstance(output, (tuple, list)) and output:
+    alike = places_alike(output) if listed and output else []
+    if not named and len(alike) == 1:
         return entry(where, output[0], names, what, None)
-    got = f"{type(output).__name__} with {_listed(named)} (field= says which)" if held else type(output).__name__
+    got = f"{type(output).__name__}{held_in(output)}" if alike else type(output).__name__
+    if held or alike:
+        got += f"{'' if alike else f' with {_listed(named)}'} (field= says which)"
     refuse(where, "the model's output", f"be {what}, or hold it as {' or '.join(map(repr, names))}", got, TypeError)
 
 
@@ -77,7 +87,7 @@ def _tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 
-def _listed(named: Mapping[str, Any]) -> str:
+def _listed(named: Mapping[Any, Any]) -> str:
     return ", ".join(repr(name) for name, value in named.items() if isinstance(value, (Tensor, np.ndarray)))
 
 
@@ -86,20 +96,20 @@ def _checked(where: str, found: Tensor, rows: int, dims: int, what: str) -> Tens
     if rows == 1 and found.ndim == dims - 1:
         found = found[None]
     if found.ndim != dims or len(found) != rows:
-        advice = " (batch_size=1 where it takes one at a time)" if len(found) == 1 else ""
+        advice = " (batch_size=1 where it takes one at a time)" if found.ndim and len(found) == 1 else ""
         refuse(where, "the model's output", f"be {what} for {rows} inputs{advice}", f"shape {tuple(found.shape)}")
     if not found.dtype.is_floating_point:
         refuse(where, "the model's output", "be floating point", found.dtype, TypeError)
     return found if found.dtype == torch.float64 else found.float()
 
 
-def table_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
+def table_of(where: str, output: Any, rows: int, field: Field | None) -> Tensor:
     """Return (N, K): a column for each class, label or number."""
     found = entry(where, output, ("logits", "out", "logits_per_image"), "a table (N, K)", field)
     return _checked(where, found[:, None] if found.ndim == 1 and len(found) == rows else found, rows, 2, "a table (N, K)")
 
 
-def maps_of(where: str, output: Any, rows: int, field: str | None, dim: int | None, size: tuple[int, int]) -> Tensor:
+def maps_of(where: str, output: Any, rows: int, field: Field | None, dim: int | None, size: tuple[int, int]) -> Tensor:
     """Return (N, K, h, w): a map for each class.
 
     MaskFormer's and Mask2Former's queries are put together as transformers does: each mask counts as much as its class is
@@ -133,7 +143,7 @@ def _stretched(sides: Sequence[int], size: tuple[int, int]) -> float:
     return max(first / second, second / first)
 
 
-def tokens_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
+def tokens_of(where: str, output: Any, rows: int, field: Field | None) -> Tensor:
     """Return (N, T, V): what is said of the next token at each place."""
     what = "scores of tokens (N, T, V), or (N, V) of the next one alone"
     found = entry(where, output, ("logits",), what, field)
@@ -142,7 +152,7 @@ def tokens_of(where: str, output: Any, rows: int, field: str | None) -> Tensor:
     return _checked(where, found, rows, 3, what)
 
 
-def embedding_of(where: str, output: Any, rows: int, field: str | None, token: int | None) -> Tensor:
+def embedding_of(where: str, output: Any, rows: int, field: Field | None, token: int | None) -> Tensor:
     """Return (N, D): the embedding of each image, of one token where it has several."""
     what = "embeddings (N, D)"
     names = ("image_embeds", "pooler_output", "embeddings", "embedding")
@@ -264,12 +274,12 @@ def _corners(boxes: Tensor) -> Tensor:
 
 
 def _yolo(where: str, found: Tensor, size: tuple[int, int], layout: Layout | None, activation: Activation | None) -> Detections:
-    count, width = found.shape[1:]
-    if layout is None:
-        if count <= width or width < 6:
-            requirement = "be 'yolo' (N, Q, 5 + K), 'yolov8' (N, 4 + K, Q) or 'yolox' (N, Q, 5 + K, offsets in cells)"
-            refuse(where, "target.layout", requirement, f"None for an output of shape {tuple(found.shape)}")
-        layout = "yolo"
+    layout = layout or _layout(where, found, size)
+    if layout == "yolov10":
+        if found.shape[2] != 6:
+            requirement = "be that of an output (N, Q, 6) of corners, scores and classes"
+            refuse(where, "target.layout", requirement, f"'yolov10' for {tuple(found.shape)}")
+        return Detections(found[..., :4], found[..., 4], found[..., 5].detach())
     if layout == "yolov8":
         found = found.transpose(1, 2)
     if found.shape[2] < (5 if layout == "yolov8" else 6):
@@ -289,6 +299,28 @@ def _yolo(where: str, found: Tensor, size: tuple[int, int], layout: Layout | Non
     if layout != "yolov8":
         scores = scores[..., :1] * scores[..., 1:]  # how likely there is anything, times which
     return Detections(_corners(boxes), scores, None, suppressed=False)
+
+
+def _layout(where: str, found: Tensor, size: tuple[int, int]) -> Layout:
+    """Return how boxes lie that nobody says it of; refuse what may be several."""
+    count, width = found.shape[1:]
+    cells = sum((size[0] // stride) * (size[1] // stride) for stride in _STRIDES)
+    if width == cells > count >= 5:
+        return "yolov8"  # a box for each cell
+    requirement = (
+        "be 'yolo' (N, Q, 5 + K), 'yolov8' (N, 4 + K, Q), 'yolov10' (N, Q, 6: corners, score, class) or "
+        "'yolox' (N, Q, 5 + K, offsets in cells)"
+    )
+    if count <= width or width < 6:
+        refuse(where, "target.layout", requirement, f"None for an output of shape {tuple(found.shape)}")
+    last = found[..., 5].detach()
+    if width == 6 and bool((last == last.round()).all()) and bool(last.any()):
+        refuse(where, "target.layout", requirement, f"None for {tuple(found.shape)} whose last numbers are whole")
+    # of boxes in pixels, one for each cell, some lie in the half that is further from the corner
+    far = found.new_tensor([size[1] / 2, size[0] / 2])
+    if count == cells and not bool((found[..., :2].detach() > far).any()):
+        refuse(where, "target.layout", requirement, f"None for {count} boxes, one for each cell, near the corner")
+    return "yolo"
 
 
 def _span(values: Tensor) -> str:

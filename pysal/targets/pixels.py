@@ -13,7 +13,7 @@ from pysal._checks import check_choice, refuse
 from pysal.engine.request.target import Call, CallTarget
 from pysal.engine.running.states import outside_inference
 from pysal.targets.columns import READINGS, Reading, Which, check_below, indices, read, shown
-from pysal.targets.outputs import maps_of
+from pysal.targets.outputs import Field, maps_of
 
 WHERE = "pysal.targets.Pixel"
 Mask: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -34,7 +34,7 @@ class Pixel(CallTarget):
             unchanged image is predicted to be of this class.
         score: "logit" for the output as it is, or "softmax", "log_softmax" (classes exclude each other), "sigmoid",
             "log_sigmoid".
-        field: the name of the output's entry, where it has several.
+        field: the name of the output's entry, or its place in a tuple, where it has several.
         dim: which dimension of the output are the classes: -1 for (N, h, w, K). None = 1, refused where the shape of the images
             says that it is the last.
 
@@ -58,7 +58,7 @@ class Pixel(CallTarget):
         at: Sequence[int] | None = None,
         mask: Mask | None = None,
         score: Reading = "logit",
-        field: str | None = None,
+        field: Field | None = None,
         dim: int | None = None,
     ) -> None:
         check_choice(WHERE, "score", score, READINGS)

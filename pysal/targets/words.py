@@ -11,7 +11,7 @@ from torch import Tensor
 from pysal._checks import refuse
 from pysal.engine.request.target import Call, CallTarget
 from pysal.engine.running.states import outside_inference
-from pysal.targets.outputs import tokens_of
+from pysal.targets.outputs import Field, tokens_of
 
 # What turns a text into tokens: a tokenizer of transformers, whose answer holds `input_ids`, or a function that returns them.
 Tokenizer: TypeAlias = Callable[..., Any]
@@ -25,7 +25,7 @@ class Token(CallTarget):
         token: its number; or a text, with `tokenizer`, which must be a single token.
         at: the place of the text after which it would come: -1 the last one, 0 the first.
         tokenizer: what turns the text into tokens.
-        field: the name of the output's entry, where it has several.
+        field: the name of the output's entry, or its place in a tuple, where it has several.
 
     Raises:
         TypeError: no number.
@@ -40,7 +40,9 @@ class Token(CallTarget):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, token: int | str, *, at: int = -1, tokenizer: Tokenizer | None = None, field: str | None = None) -> None:
+    def __init__(
+        self, token: int | str, *, at: int = -1, tokenizer: Tokenizer | None = None, field: Field | None = None
+    ) -> None:
         where = "pysal.targets.Token"
         self.__name__ = f"token {token!r}" if isinstance(token, str) else f"token {token}"
         if isinstance(token, str):
@@ -86,7 +88,7 @@ class Caption(CallTarget):
         first: the first token that counts, 1 or more: nothing says what the text begins with.
         last: the token after the last that counts; None = the end. A word of a caption is `first` to `last` of its tokens.
         tokenizer: what turns the text into tokens.
-        field: the name of the output's entry, where it has several.
+        field: the name of the output's entry, or its place in a tuple, where it has several.
 
     Raises:
         TypeError: no numbers of tokens.
@@ -109,7 +111,7 @@ class Caption(CallTarget):
         first: int = 1,
         last: int | None = None,
         tokenizer: Tokenizer | None = None,
-        field: str | None = None,
+        field: Field | None = None,
     ) -> None:
         where = "pysal.targets.Caption"
         self.tokens, self.field = _tokens(where, "tokens", tokens, tokenizer, special=True), field

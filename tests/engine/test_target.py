@@ -138,7 +138,7 @@ def test_numpy_output(wrap: Callable[[Any], Any]) -> None:
     assert torch.equal(pysal.leave_one_out(model, INPUTS, segments=pysal.Grid(2, 2)), expected)
 
 
-@pytest.mark.parametrize("output", [None, "text", {}, [], {"a": torch.ones(2, 4), "b": torch.ones(2, 4)}, (None,)])
+@pytest.mark.parametrize("output", [None, "text", {}, [], (None,)])
 def test_output_without_scores(output: Any) -> None:
     kind = type(output[0] if isinstance(output, tuple) else output).__name__
     with pytest.raises(TypeError) as error:
@@ -147,6 +147,26 @@ def test_output_without_scores(output: Any) -> None:
         f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {kind}; "
         "pass a callable target that picks the score"
     )
+
+
+@pytest.mark.parametrize("kind", [tuple, list, dict])
+def test_an_output_of_several_tables_says_how_to_name_one(kind: Any) -> None:
+    """Two heads of as many classes: neither is taken without a word."""
+    other = -LINEAR(INPUTS)
+    output = {"a": LINEAR(INPUTS), "b": other} if kind is dict else kind([LINEAR(INPUTS), other])
+    with pytest.raises(TypeError) as error:
+        class_scores(output)
+    held, first = ("with 'a', 'b'", "'a'") if kind is dict else ("whose entries 0, 1 have shape (2, 4)", "0")
+    assert str(error.value) == (
+        f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {kind.__name__} {held}; "
+        f"pass pysal.targets.Label(..., field={first}), of one entry, or a callable target that picks the score"
+    )
+
+    def model(images: Tensor) -> Any:
+        return {"a": LINEAR(images), "b": -LINEAR(images)} if kind is dict else kind([LINEAR(images), -LINEAR(images)])
+
+    second = pysal.targets.Label([0, 2], field="b" if kind is dict else 1)
+    assert torch.equal(pysal.gradient(model, INPUTS, second), -WEIGHTS[[0, 2]])
 
 
 @pytest.mark.parametrize("score", ["logit", "probability", "log_probability"])

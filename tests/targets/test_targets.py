@@ -470,6 +470,52 @@ def test_class_names() -> None:
         pysal.gradient(model, INPUTS, targets.Pixel("horse", at=(1, 1)))
 
 
+def end_to_end(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Corners, scores and classes (N, 12, 6), as YOLOv10 has them, beside what it was trained with."""
+    yolo = as_yolo(images)
+    corners = torch.cat([yolo[..., :2] - yolo[..., 2:4] / 2, yolo[..., :2] + yolo[..., 2:4] / 2], 2)
+    best = (yolo[..., 4:5] * yolo[..., 5:]).max(2)
+    return torch.cat([corners, best.values[..., None], best.indices[..., None]], 2), [yolo]
+
+
+def test_boxes_of_yolov10() -> None:
+    """The best score of each box and its class: the same target as all scores have."""
+    found = pysal.explain(end_to_end, INPUTS, targets.Box(0, layout="yolov10"), methods="gradient")
+    same = pysal.explain(as_yolo, INPUTS, targets.Box(0), methods="gradient")
+    torch.testing.assert_close(found.scores, same.scores)
+    torch.testing.assert_close(found.maps["gradient"], same.maps["gradient"])
+
+
+def test_a_box_for_each_cell_shows_which_layout_it_is() -> None:
+    """As many boxes as cells of strides 8, 16 and 32, in columns: YOLOv8's. In rows, offsets are told from pixels."""
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    places = torch.rand(21, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 32
+
+    def yolov8(images: Tensor) -> Tensor:
+        scores = images.flatten(1)[:, :63].unflatten(1, (21, 3))
+        boxes = torch.cat([places, torch.full_like(places, 8)], 1).expand(len(images), 21, 4)
+        return torch.cat([boxes, scores], 2).transpose(1, 2)
+
+    said = pysal.gradient(yolov8, images, targets.Box(0, layout="yolov8"))
+    assert torch.equal(pysal.gradient(yolov8, images, targets.Box(0)), said)
+
+    def yolox(images: Tensor) -> Tensor:
+        objects = torch.ones(len(images), 21, 1, dtype=images.dtype)
+        boxes, scores = yolov8(images).transpose(1, 2).split([4, 3], 2)
+        return torch.cat([boxes / 32, objects, scores], 2)
+
+    with pytest.raises(ValueError, match=r"target.layout must .*, got None for 21 boxes, one for each cell, near the corner$"):
+        pysal.gradient(yolox, images, targets.Box(0))
+    assert bool(pysal.gradient(yolox, images, targets.Box(0, layout="yolox")).any())
+    assert bool(
+        pysal.gradient(lambda x: torch.cat([yolox(x)[..., :4] * 32, yolox(x)[..., 4:]], 2), images, targets.Box(0)).any()
+    )
+
+
+LAYOUTS = (
+    "target.layout must be 'yolo' (N, Q, 5 + K), 'yolov8' (N, 4 + K, Q), 'yolov10' (N, Q, 6: corners, score, class) or "
+    "'yolox' (N, Q, 5 + K, offsets in cells)"
+)
 WRONG: list[tuple[Any, Any, str]] = [
     (
         lambda x: SEGMENTER(x)[:, :2].movedim(1, -1),
@@ -519,8 +565,33 @@ WRONG: list[tuple[Any, Any, str]] = [
     (
         lambda x: as_yolo(x)[:, :5],
         targets.Box(0),
-        "target.layout must be 'yolo' (N, Q, 5 + K), 'yolov8' (N, 4 + K, Q) or 'yolox' (N, Q, 5 + "
-        "K, offsets in cells), got None for an output of shape (3, 5, 8)",
+        f"{LAYOUTS}, got None for an output of shape (3, 5, 8)",
+    ),
+    (
+        lambda x: end_to_end(x)[0],
+        targets.Box(0),
+        f"{LAYOUTS}, got None for (3, 12, 6) whose last numbers are whole",
+    ),
+    (
+        as_yolo,
+        targets.Box(0, layout="yolov10"),
+        "target.layout must be that of an output (N, Q, 6) of corners, scores and classes, got 'yolov10' for (3, 12, 8)",
+    ),
+    (
+        lambda x: (SMALL(x), SMALL(x)),
+        targets.Contrast(),
+        "the model's output must be a table (N, K), or hold it as 'logits' or 'out' or 'logits_per_image', got tuple whose "
+        "entries 0, 1 have shape (3, 4) (field= says which)",
+    ),
+    (
+        lambda x: (SMALL(x), SEGMENTER(x)),
+        targets.Pixel(1, field=2),
+        "field must name a tensor of the model's output (0, 1), got 2",
+    ),
+    (
+        lambda x: (SMALL(x).sum(), SMALL(x)),
+        targets.Label(1),
+        "the model's output must be a table (N, K) for 3 inputs, got shape ()",
     ),
     (
         lambda x: as_yolo(x) * 9,

@@ -26,10 +26,10 @@ def class_scores(output: Any) -> Tensor:
     """Return the tensor of class scores in whatever container a model returned it.
 
     A tensor (or NumPy array) is itself; a mapping or an output object gives `logits`, `out` or CLIP's `logits_per_image`, then
-    its only tensor; a tuple or list gives its first entry.
+    its only tensor; a tuple or list gives its first entry, unless others look the same.
 
     Raises:
-        TypeError: no tensor in it.
+        TypeError: no tensor in it, or several that may be meant.
     """
     if isinstance(output, Tensor):
         return output
@@ -43,12 +43,32 @@ def class_scores(output: Any) -> Tensor:
         tensors = [value for value in output.values() if isinstance(value, (Tensor, np.ndarray))]
         if len(tensors) == 1:
             return class_scores(tensors[0])
-    elif isinstance(output, (tuple, list)) and output:
+    elif isinstance(output, (tuple, list)) and output and len(places_alike(output)) == 1:
         return class_scores(output[0])
     raise TypeError(
-        f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {type(output).__name__}; "
-        f"pass {_target_for(output)}"
+        f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {type(output).__name__}"
+        f"{held_in(output)}; pass {_target_for(output)}"
     )
+
+
+def places_alike(output: Sequence[Any]) -> list[int]:
+    """Return the places in a tuple or list of what looks like its first entry, which is not taken if there are others."""
+    first = output[0]
+    if not isinstance(first, Tensor) or not first.ndim:
+        return [0]
+    return [n for n, one in enumerate(output) if isinstance(one, Tensor) and one.shape == first.shape]
+
+
+def held_in(output: Any) -> str:
+    """Return what to say of an output any of whose entries may be meant."""
+    if isinstance(output, (tuple, list)) and output and len(alike := places_alike(output)) > 1:
+        return f" whose entries {', '.join(map(str, alike))} have shape {tuple(output[0].shape)}"
+    held = _tensors_in(output) if isinstance(output, Mapping) else []
+    return f" with {', '.join(map(repr, held))}" if len(held) > 1 else ""
+
+
+def _tensors_in(output: Mapping[Any, Any]) -> list[Any]:
+    return [name for name, one in output.items() if isinstance(one, (Tensor, np.ndarray))]
 
 
 def _target_for(output: Any) -> str:
@@ -63,7 +83,10 @@ def _target_for(output: Any) -> str:
         return "pysal.targets.Pixel(...), a class of pixels"
     if has("pooler_output") or has("image_embeds"):
         return "pysal.targets.Similarity(...) or Norm(), of an embedding"
-    return "a callable target that picks the score"
+    if not held_in(output):
+        return "a callable target that picks the score"
+    first = _tensors_in(output)[0] if isinstance(output, Mapping) else 0
+    return f"pysal.targets.Label(..., field={first!r}), of one entry, or a callable target that picks the score"
 
 
 # What to pass for a tensor that is no table of classes, by its number of dimensions.
