@@ -100,7 +100,7 @@ class Attribution(_Attribution):
     @classmethod
     def get_name(cls) -> str:
         """Return the name of the class as words: "Feature Ablation"."""
-        return "".join(" " + letter if letter.isupper() and i else letter for i, letter in enumerate(cls.__name__))
+        return _in_words(cls.__name__)
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
         """Not implemented, as in captum, except in `FeatureAblation`.
@@ -109,6 +109,11 @@ class Attribution(_Attribution):
             NotImplementedError: always.
         """
         raise NotImplementedError(f"{where(self)}: attribute_future exists for FeatureAblation only")
+
+
+@functools.cache
+def _in_words(name: str) -> str:
+    return "".join(" " + letter if letter.isupper() and i else letter for i, letter in enumerate(name))
 
 
 class GradientAttribution(Attribution, _GradientAttribution):

@@ -36,7 +36,9 @@ def call(forward: Callable[..., Any], inputs: Sequence[Tensor], further: Sequenc
 
 def takes_inputs(forward: Callable[..., Any]) -> bool:
     """Say whether a forward function has any arguments; one without is called with none."""
-    return isinstance(forward, (nn.Module, PreparedModel)) or bool(inspect.signature(forward).parameters)
+    models = (nn.Module, PreparedModel)
+    own = isinstance(forward, models) or isinstance(getattr(forward, "__wrapped__", None), models)
+    return own or bool(inspect.signature(forward).parameters)
 
 
 def is_training(forward: object) -> bool:
@@ -150,7 +152,7 @@ def copies_per_pass(
         further: further arguments for the batch.
         most: copies in a pass, as asked; None = nothing was asked.
     """
-    examples, device = len(inputs[0]), inputs[0].device
+    examples, device = inputs[0].shape[0], inputs[0].device
     most = copies if most is None else min(copies, most)
     asked = most < copies
 

@@ -16,18 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import FLOATING, INTEGER, all_finite, check_flag, refuse
-from pysal.captum._batches import call, copies_per_pass, independent, takes_inputs
-from pysal.engine.model.gradient_layouts import lay_out
+from pysal.captum._batches import call, copies_per_pass, independent, of_rows, takes_inputs
+from pysal.engine.layers.features import Layer, capture
+from pysal.engine.model.gradient_layouts import lay_out, lay_out_at, nodes_behind
 from pysal.engine.model.gradients import gradients
-from pysal.engine.model.not_applicable import NotDifferentiable
+from pysal.engine.model.not_applicable import NotApplicable, NotDifferentiable
+from pysal.engine.model.relu_rules import ReluRules
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.extra_inputs import PerImage, Shared, ordinary
 from pysal.engine.request.passes import PassModes
 from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
+from pysal.engine.request.sweeps import has_backward_hooks, hides_relus, is_watched
 from pysal.engine.request.target import RowTarget
 from pysal.engine.running.chunks import is_reported
-from pysal.engine.running.states import recorded, restoring
+from pysal.engine.running.states import Hooks, recorded, restoring
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
@@ -446,13 +449,28 @@ class Call:
         made as a plan makes it, of the inputs as they are. Whatever is not found that way, or fails, is left to a plan.
         """
         if self._is_ordinary:
-            with contextlib.suppress(PerBatch, RuntimeError, MemoryError, OSError):
-                return self._gradients_of_one_pass()
+            with _otherwise_by_a_plan():
+                return self._gradients_of_one_pass(None)
         return self.unpack(self.run(Plan.image_gradients))
+
+    def ruled_gradients(self, rules: ReluRules) -> tuple[Tensor, ...] | None:
+        """Return the gradients under rules of ReLUs, found in such a pass; None where they take a plan."""
+        first = self.inputs[0]
+        if len(self.inputs) == 1 and self._is_ordinary and not is_watched(first.device, first.nbytes):
+            with _otherwise_by_a_plan():
+                return self._gradients_of_one_pass(rules)
+        return None
+
+    def at_layer(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
+        """Return a layer's activation and the gradient there, found in such a pass; None where they take a plan."""
+        if not layer.at_input and self._is_ordinary and not has_backward_hooks(self.forward):
+            with _otherwise_by_a_plan():
+                return self._layer_of_one_pass(layer)
+        return None
 
     @property
     def _is_ordinary(self) -> bool:
-        if self.prepared or self.together or self.keeps_graph or self.further or self.fixed is not None or is_reported():
+        if self.prepared or self.together or self.keeps_graph or self.fixed is not None or is_reported():
             return False
         first = self.inputs[0]
         return all(
@@ -464,17 +482,31 @@ class Call:
             for one in self.inputs
         ) and (isinstance(self.forward, nn.Module) or (callable(self.forward) and takes_inputs(self.forward)))
 
+    def _further(self, rows: Tensor) -> tuple[Any, ...]:
+        return of_rows([ordinary(one) if isinstance(one, Tensor) else one for one in self.further], rows, self.examples)
+
     @restoring
-    def _gradients_of_one_pass(self) -> tuple[Tensor, ...]:
+    def _gradients_of_one_pass(self, rules: ReluRules | None) -> tuple[Tensor, ...]:
         device = self.inputs[0].device
         PassModes("as set", device, backward=True, without_cudnn=False).set()
+        rows = torch.arange(self.examples, device=device)
         leaves = tuple(ordinary(one).detach().requires_grad_() for one in self.inputs)
+        # inside torch.compile no rule reaches an activation
+        forward = self.forward if rules is None else getattr(self.forward, "_orig_mod", self.forward)
         # copies: a function that works in place must not change the caller's tensors
-        output = self.forward(*[leaf.clone() for leaf in leaves])
-        scores = Score(self.where, self.target)(output, torch.arange(self.examples, device=device))
+        output = forward(*[leaf.clone() for leaf in leaves], *(self._further(rows) if self.further else ()))
+        scores = Score(self.where, self.target)(output, rows)
         if not scores.requires_grad or not scores.dtype.is_floating_point:
             raise PerBatch
-        lay_out(scores, self.examples)
+        if rules is None:
+            lay_out(scores, self.examples)
+        else:
+            nodes = nodes_behind(scores)
+            if hides_relus(nodes):
+                raise PerBatch
+            if self.examples == 1:
+                lay_out_at(nodes)
+            rules.finish(scores, leaves[0])
         found = gradients(scores, leaves)
         if all(one is None for one in found):
             raise PerBatch
@@ -484,6 +516,30 @@ class Call:
             torch.zeros_like(leaf, memory_format=layout) if one is None else one.clone(memory_format=layout)
             for one, leaf in zip(found, leaves, strict=True)
         )
+
+    @restoring
+    def _layer_of_one_pass(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        device = self.inputs[0].device
+        PassModes("as set", device, backward=True, without_cudnn=False).set()
+        torch._C._set_grad_enabled(False)  # nothing below the layer is kept
+        rows = torch.arange(self.examples, device=device)
+        features = capture(self.where, layer, Hooks(), cut=True)
+        # inside torch.compile no layer is reached
+        forward = getattr(self.forward, "_orig_mod", self.forward)
+        output = forward(
+            *[ordinary(one).detach().clone() for one in self.inputs], *(self._further(rows) if self.further else ())
+        )
+        if not torch.is_grad_enabled():  # the layer did not run, or in a block of the model's own that sets it, and put it back
+            raise PerBatch
+        scores = Score(self.where, self.target)(output, rows)
+        if not scores.requires_grad or not scores.dtype.is_floating_point:
+            raise PerBatch
+        lay_out(scores, self.examples)
+        activation = features.captured()
+        (gradient,) = gradients(scores, (activation,))
+        if gradient is None:
+            raise PerBatch
+        return activation.detach(), gradient
 
     def found(self, find: Callable[[], Found]) -> Found:
         """Return what a function of this call finds, recorded by autograd where a graph is kept."""
@@ -538,6 +594,11 @@ class Call:
         if eager is not None:  # where hooks and rules of ReLUs reach its layers
             found._orig_mod = model_of(eager)  # type: ignore[attr-defined]
         return found
+
+
+def _otherwise_by_a_plan() -> contextlib.suppress:
+    """Return the context of a pass without a plan: where it fails, a plan finds what it does not, or says why."""
+    return contextlib.suppress(PerBatch, NotApplicable, RuntimeError, MemoryError, OSError)
 
 
 def is_differentiable(dtype: torch.dtype) -> bool:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pysal._checks import refuse
-from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
+from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry_of_parts, where
 from pysal.captum._batches import of_rows
 from pysal.captum._call import Call, Inputs, Target, arguments, as_tuple, check_rows, check_target, spread, target_of
 from pysal.engine.model.rescale_rules import RescaleRules
 from pysal.engine.prepared.model import PreparedModel
-from pysal.methods import gradient
 
 Distribution: TypeAlias = "Tensor | tuple[Tensor, ...] | Callable[..., Tensor | tuple[Tensor, ...]]"
 Custom: TypeAlias = Callable[..., tuple[Tensor, ...]] | None
@@ -50,7 +49,7 @@ class DeepLift(GradientAttribution):
         """True: the attributions of an example add up to the change of its score."""
         return True
 
-    @entry
+    @entry_of_parts
     def attribute(
         self,
         inputs: Inputs,
@@ -115,7 +114,7 @@ class DeepLift(GradientAttribution):
 
         forward.__wrapped__ = model  # type: ignore[attr-defined]
         call = Call(where(self), forward, inputs, target, (*starts, *arguments(additional_forward_args)))
-        return call.unpack(call.run(lambda plan: gradient.prepare(plan).run(report=False).map))
+        return call.gradients()
 
 
 class DeepLiftShap(DeepLift):
@@ -132,7 +131,7 @@ class DeepLiftShap(DeepLift):
     def __init__(self, model: nn.Module, multiply_by_inputs: bool = True) -> None:
         super().__init__(model, multiply_by_inputs)
 
-    @entry
+    @entry_of_parts
     def attribute(  # type: ignore[override]  # captum's: the baselines have no default
         self,
         inputs: Inputs,

@@ -157,9 +157,9 @@ def at_layer(call: Call, layer: nn.Module, forward: Callable[..., Any], *, at_in
     tensors = 1
     while len(found) < tensors:
         watched = _Watched(layer, forward, at_input=at_input, index=len(found))
-        activation, gradient, _ = _run(call, watched, None)
+        at_once = call.at_layer(watched.layer)
+        found.append(_run(call, watched, None)[:2] if at_once is None else at_once)
         tensors = watched.tensors
-        found.append((activation, gradient))
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal._checks import refuse
-from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, where
+from pysal.captum._bases import Baselines, GradientAttribution, baselines_of, check_baselines, entry, entry_of_parts, where
 from pysal.captum._call import Call, Inputs, Target, as_tuple, floating, spread
 from pysal.captum.deep_lift import Distribution, distribution
 from pysal.captum.noise_tunnel import NoiseTunnel
@@ -43,7 +43,7 @@ class GradientShap(GradientAttribution):
         """True: the attributions of an example add up to the change of its score, in the mean over many draws."""
         return True
 
-    @entry
+    @entry_of_parts
     def attribute(
         self,
         inputs: Inputs,

@@ -7,7 +7,7 @@ from torch import nn
 from pysal._checks import refuse
 from pysal.captum._bases import GradientAttribution, entry_of_parts, where
 from pysal.captum._call import Inputs, Target
-from pysal.engine.model.relu_rules import OtherActivations
+from pysal.engine.model.relu_rules import OtherActivations, ReluRules
 from pysal.engine.prepared.model import PreparedModel
 from pysal.methods import guided_backprop
 
@@ -44,6 +44,9 @@ class _ReluRuleAttribution(GradientAttribution):
         """
         call = self._ask(inputs, target, additional_forward_args, any_rows=True)
         other = self._other_activations
+        at_once = call.ruled_gradients(ReluRules(where(self), self._rule, other, {self._rule}))
+        if at_once is not None:
+            return call.answer(at_once)
         found = call.run(
             lambda plan: guided_backprop.prepare(plan, rule=self._rule, other_activations=other).run(report=False).map
         )

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal import ops
 from pysal._checks import refuse, refuse_unknown
 from pysal._library import widest
 from pysal.captum._bases import (
@@ -107,32 +106,33 @@ class NoiseTunnel(Attribution):
             TypeError: `nt_samples_batch_size` is not a whole number.
         """
         several = as_tuple(inputs)
+        examples = len(several[0])
         if nt_type not in NT_TYPES:
             refuse_unknown(where(self), "nt_type", f"be one of {', '.join(NT_TYPES)}", nt_type, NT_TYPES, AssertionError)
         if not isinstance(nt_samples, int) or nt_samples < 1:
             refuse(where(self), "nt_samples", "be a whole number of at least 1", repr(nt_samples), AssertionError)
         if nt_samples_batch_size is not None and not isinstance(nt_samples_batch_size, int):
             refuse(where(self), "nt_samples_batch_size", "be None or a whole number", repr(nt_samples_batch_size), TypeError)
-        if not len(several[0]):
+        if not examples:
             refuse(where(self), "inputs", "hold at least one example", f"shape {tuple(several[0].shape)}", IndexError)
         check_rows(where(self), several)
         if kwargs.get(CREATE_GRAPH) or (kwargs.get("grad_kwargs") or {}).get(CREATE_GRAPH):
             refuse(
                 where(self), CREATE_GRAPH, "be False: moments of noisy attributions carry no graph", "True", NotImplementedError
             )
-        check_target(where(self), kwargs.get("target"), len(several[0]))
+        check_target(where(self), kwargs.get("target"), examples)
         deviations = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(several)
         if len(deviations) != len(several) or not (isinstance(stdevs, tuple) or isinstance(stdevs, float)):
             refuse(where(self), "stdevs", f"be a float or {len(several)} of them", repr(stdevs), AssertionError)
         if not all(one >= 0 for one in deviations):
             refuse(where(self), "stdevs", "be at least 0", repr(stdevs), RuntimeError)
-        moments = _Moments(where(self), len(several[0]), squared=nt_type == "smoothgrad_sq", variance=nt_type == "vargrad")
+        moments = _Moments(where(self), examples, squared=nt_type == "smoothgrad_sq", variance=nt_type == "vargrad")
         deltas: list[Tensor] = []
         owners: list[Tensor] = []  # the example of each delta, in groups that stay together
         wants_delta = self.is_delta_supported and bool(kwargs.get("return_convergence_delta"))
 
         def take(noisy: tuple[Tensor, ...], rows: Tensor, baselines: Any, group: int, copies: Tensor | None) -> None:
-            options = _of_rows(kwargs, rows, len(several[0]))
+            options = _of_rows(kwargs, rows, examples)
             if baselines is not None:
                 options["baselines"] = baselines
             if copies is not None and getattr(self.attribution_method, "numbers_its_copies", False):
@@ -145,7 +145,7 @@ class NoiseTunnel(Attribution):
             if wants_delta:
                 found, delta = found
                 deltas.append(delta)
-                owners.append(rows + group * len(several[0]))
+                owners.append(rows + group * examples)
             moments.take(found, rows)
 
         with torch.no_grad():
@@ -182,7 +182,7 @@ class NoiseTunnel(Attribution):
         further: tuple[Any, ...],
         take: Take,
     ) -> None:
-        examples, device = len(inputs[0]), inputs[0].device
+        examples, device = inputs[0].shape[0], inputs[0].device
         seed = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
         images = [floating(torch.real(one.detach())).flatten(1)[:, None, None] for one in inputs]  # real noise, as captum's
         scales = [
@@ -207,9 +207,10 @@ class NoiseTunnel(Attribution):
             found = []
             for number, (image, scale, input) in enumerate(zip(images, scales, inputs, strict=True)):
                 own, draw = rows.to(image.device), draws.to(image.device)
-                one = ops.gaussian_noise(image, scale, seed, own, own + number * STREAM, draw).reshape(
-                    len(rows), *input.shape[1:]
-                )
+                # the op as it is: all of this is made here, and its checks take as long as a layer
+                one = torch.ops.pysal.gaussian_noise(
+                    image, scale, seed, own.int(), own + number * STREAM if number else own, draw, image.dtype, False
+                ).reshape(own.shape[0], *input.shape[1:])
                 found.append(torch.complex(one, input.detach().imag[own]) if input.is_complex() else one)
             return tuple(found)
 
@@ -271,7 +272,6 @@ class NoiseTunnel(Attribution):
     ) -> None:
         """Give noisy copies (B * part, ...), an example's side by side, to the attribution: all, or as many as is right."""
         rows = torch.arange(examples, device=noisy[0].device).repeat_interleave(part)
-        draws = torch.arange(part, device=noisy[0].device).repeat(examples)
 
         def points(own: Tensor, copies: Tensor) -> tuple[Tensor, ...]:
             return tuple(one[(own * part + copies).to(one.device)] for one in noisy)
@@ -280,6 +280,7 @@ class NoiseTunnel(Attribution):
         if size == part:
             take(noisy, rows, baselines, group, None)
             return
+        draws = torch.arange(part, device=noisy[0].device).repeat(examples)
         for start in range(0, part, size):
             chosen = ((draws >= start) & (draws < start + size)).nonzero()[:, 0]
             own = None if baselines is None else tuple(_rows_of(one, chosen) for one in baselines)
@@ -294,7 +295,7 @@ class NoiseTunnel(Attribution):
         cap: int | None,
     ) -> int:
         """Return how many noisy copies of the batch `inputs` go to the attribution at once."""
-        if any(isinstance(one, Tensor) and one.ndim and len(one) > len(inputs[0]) for one in further):
+        if further and any(isinstance(one, Tensor) and one.ndim and len(one) > len(inputs[0]) for one in further):
             return 1  # among more rows such a tensor could pass for one that has a row for each
         forward = self.attribution_method.forward_func
         return copies_per_pass(forward, points, samples, inputs, further, None if cap is None else max(1, cap))
@@ -317,8 +318,8 @@ class _Moments:
         self.is_tuple = isinstance(found, tuple)
         maps = [floating(one.detach()) for one in as_tuple(found)]
         for one in maps:
-            if len(one) != len(rows):
-                requirement = f"return one map for each of {len(rows)} examples"
+            if len(one) != rows.shape[0]:
+                requirement = f"return one map for each of {rows.shape[0]} examples"
                 refuse(self.where, "attribution_method", requirement, len(one), AssertionError)
         if self.squared:
             maps = [one.square() if one.is_complex() else one for one in maps]
@@ -341,7 +342,7 @@ class _Moments:
         for one, dtype, (mean, squares, counts) in zip(maps, self.dtypes, self.state, strict=True):
             samples = one.to(mean.dtype)
             samples = samples.square() if self.squared and not dtype.is_complex else samples
-            ops.path_integral_moments_(mean, squares, counts, samples, rows.to(one.device))
+            torch.ops.pysal.path_integral_moments_(mean, squares, counts, samples, rows.to(one.device).int())
 
     def _means(self) -> list[Tensor]:
         return [

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal.captum import InputXGradient, Saliency
+from pysal.captum import (
+    DeepLift,
+    GuidedBackprop,
+    InputXGradient,
+    LayerGradCam,
+    LayerGradientXActivation,
+    NoiseTunnel,
+    Saliency,
+)
 from pysal.captum._call import Call
 from pysal.engine.request.plan import Plan
 
@@ -89,7 +97,7 @@ def test_an_input_without_a_part_has_zeros_and_nothing_of_the_callers_is_written
     assert one.grad is None
 
 
-@pytest.mark.parametrize("kind", ["reported", "integers", "batch", "further", "double"])
+@pytest.mark.parametrize("kind", ["reported", "integers", "batch", "graph", "double"])
 def test_what_is_not_ordinary_goes_by_a_plan(kind: str, plans: list[Any]) -> None:
     torch.manual_seed(0)
     x = torch.rand(3, 4)
@@ -106,8 +114,8 @@ def test_what_is_not_ordinary_goes_by_a_plan(kind: str, plans: list[Any]) -> Non
     elif kind == "batch":
         total = Saliency(lambda x: x.sum(0)).attribute(x)
         assert bool((total == 1).all())
-    elif kind == "further":
-        Saliency(lambda x, y: (x * y).sum(1)).attribute(x, additional_forward_args=torch.rand(3, 4))
+    elif kind == "graph":
+        Saliency(model).attribute(x, target=1, create_graph=True)
     else:
         Saliency(model).attribute(torch.view_as_complex(torch.rand(3, 4, 2)).real.to(torch.complex64).real, target=1)
         assert not plans
@@ -141,3 +149,87 @@ def test_the_state_is_put_back() -> None:
     with torch.inference_mode():
         (found,) = gradients_of(model, x.clone())
     assert torch.equal(found, model.weight[1].expand(2, 3))
+
+
+class Cells(nn.Module):
+    """ReLUs of three spellings, a layer that works in place behind another, and a part that is not differentiable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        hidden = self.act(self.first(x)) * scale
+        return self.head(torch.relu_(self.second(hidden)).clamp_min(0) + hidden)
+
+
+CALLS: dict[str, Any] = {
+    "guided": lambda model, x, **options: GuidedBackprop(model).attribute(x, **options),
+    "layer": lambda model, x, **options: LayerGradientXActivation(model, model.second).attribute(x, **options),
+    "layer before in-place": lambda model, x, **options: LayerGradientXActivation(model, model.act).attribute(x, **options),
+    "DeepLift": lambda model, x, **options: DeepLift(model).attribute(x, **options),
+}
+
+
+@pytest.mark.parametrize("further", [None, torch.tensor([[2.0], [3.0], [4.0]]), torch.tensor(2.0), 3.0], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_rules_and_layers_need_no_plan(name: str, further: Any, plans: list[Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Cells().eval(), torch.randn(3, 4)
+    options = {"target": 1, "additional_forward_args": further}
+    found = CALLS[name](model, x, **options)
+    assert not plans
+    with pysal.progress(lambda *_: None):  # a call that is followed takes a plan
+        planned = CALLS[name](model, x, **options)
+    assert plans
+    assert torch.equal(found, planned)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not [hook for module in model.modules() for hook in (*module._forward_hooks.values(), *module._backward_hooks)]
+
+
+def test_what_one_pass_refuses_is_refused_as_by_a_plan() -> None:
+    x = torch.rand(1, 4)
+    gelu = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(ValueError, match="the rule is defined for ReLU only, and the network has GELU"):
+        GuidedBackprop(gelu).attribute(x, target=1)
+    unused = Cells().eval()
+    unused.spare = nn.Linear(1, 1)
+    with pytest.raises(AssertionError, match="must run in the model's forward pass, got no run"):
+        LayerGradientXActivation(unused, unused.spare).attribute(x, target=1)
+    with pytest.raises(ValueError, match="must lead to the score, got one that the score does not depend on"):
+        LayerGradCam(Ignores(), Ignores.layer).attribute(torch.rand(1, 2, 3, 3), target=0)
+
+
+class Ignores(nn.Module):
+    layer = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).detach().sum((2, 3)) + x.requires_grad_().sum((2, 3))
+
+
+def test_a_layer_with_gradients_off_inside_the_model() -> None:
+    """The model puts back what it set, and with it what the layer's hook has set: the pass is made again."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                hidden = self.stem(x)
+            return self.head(hidden)
+
+    model, x = Frozen().eval(), torch.rand(2, 4)
+    found = LayerGradientXActivation(model, model.stem).attribute(x, target=1)
+    torch.testing.assert_close(found, model.stem(x).detach() * model.head.weight[1].detach())
+
+
+def test_noise_has_the_ops_values_whatever_runs() -> None:
+    x = torch.rand(2, 3, dtype=torch.float64)
+    one = NoiseTunnel(Saliency(lambda x: x.square().sum(1)), seed=3)
+    whole, parts = (one.attribute(x, nt_samples=4, nt_samples_batch_size=size, abs=False) for size in (4, 1))
+    rows, draws = torch.arange(2).repeat_interleave(4), torch.arange(4).repeat(2)
+    noisy = pysal.ops.gaussian_noise(x[:, None, None], torch.ones(2), 3, rows, rows, draws)
+    torch.testing.assert_close(whole, 2 * noisy.reshape(2, 4, 3).mean(1))
+    torch.testing.assert_close(parts, whole)

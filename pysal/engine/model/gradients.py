@@ -11,15 +11,18 @@ from torch import Tensor
 _engine: Any = torch.autograd.Variable._execution_engine
 
 
-def gradients(scores: Tensor, sources: tuple[Tensor, ...], *, keep_graph: bool = False) -> tuple[Tensor | None, ...]:
-    """Return the gradient of the sum of scores (N,) at each of some tensors, None where they do not depend on it.
+def gradients(
+    scores: Tensor, sources: tuple[Tensor, ...], seeds: Tensor | None = None, *, keep_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of the sum of scores at each of some tensors, None where they do not depend on it.
 
     Args:
-        scores: (N,), which require their gradient.
+        scores: of any shape, which require their gradient.
         sources: tensors of their graph.
+        seeds: what each score counts, of their shape; None = 1.
         keep_graph: whether the graph is needed again.
     """
-    seeds = torch.ones_like(scores)
+    seeds = torch.ones_like(scores) if seeds is None else seeds
     if type(scores) is Tensor and all(type(one) is Tensor for one in sources):
         found: tuple[Tensor | None, ...] = _engine.run_backward(
             (scores,), (seeds,), keep_graph, False, sources, True, accumulate_grad=False

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pysal._checks import refuse, warn
 from pysal._library import widest
-from pysal.engine.running.states import FunctionMode, restoring
+from pysal.engine.model.gradients import gradients
+from pysal.engine.running.states import FunctionMode
 
 # Functions of one number each.
 _POINTWISE = {
@@ -68,9 +69,8 @@ class RescaleRules:
     def __init__(self, where: str, eps: float) -> None:
         self.where, self.eps = where, eps
 
-    @restoring
     def run(self, function: Callable[..., Any], inputs: tuple[Any, ...], baselines: tuple[Any, ...]) -> Any:
-        """Return `function(*inputs)`, whose backward pass follows the rule.
+        """Return `function(*inputs)`, whose backward pass follows the rule, in a `restoring` function.
 
         Raises:
             ValueError: inputs and baselines do not meet the same functions.
@@ -183,8 +183,8 @@ class _Rescaled(torch.autograd.Function):
 
 
 def _back(output: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
-    found: Tensor
-    (found,) = torch.autograd.grad(output, leaf, grad, retain_graph=True)
+    (found,) = gradients(output, (leaf,), grad, keep_graph=True)
+    assert found is not None  # the function is of that leaf
     return found
 
 

@@ -274,7 +274,7 @@ def _by_autograd(plan: Passes, batch: Tensor, rows: Tensor, wanted: Sequence[Swe
     """Make sweeps of a pass that is watched for ReLUs if that is worth its time; in the other way where that shows too few."""
     ruled = [one for one in wanted if one.rule != "plain"]
     general = any(one.other == "generalised" for one in ruled)
-    watched = bool(ruled) and (general or plan.device.type != "cpu" or batch.nbytes > UNRECORDED)
+    watched = bool(ruled) and (general or is_watched(plan.device, batch.nbytes))
     watched = plan.root._shared.get("watched for ReLUs", watched) if ruled and not general else watched
     cause: _OtherWay | None = None
     for way in (watched, not watched) if ruled and not general else (watched,):
@@ -307,7 +307,7 @@ def _with_autograd(
         and len(layers) == 1
         and all(one.layer is not None for one in wanted)
         and not any(getattr(layer, "at_input", False) for layer in layers)
-        and not _has_backward_hooks(plan.layered_model)
+        and not has_backward_hooks(plan.layered_model)
     )
     hooks = Hooks() if layers else None  # gone, as what they change, when the state is put back
     with torch.set_grad_enabled(not cut), _seeing_all(recorded) if rules else contextlib.nullcontext():
@@ -326,7 +326,7 @@ def _with_autograd(
         if rules is not None:
             if any(type(node).__name__.startswith("CheckpointFunction") for node in nodes):  # run only on the way back
                 raise reentrant(plan.where)
-            if not recorded and _hides_relus(nodes):
+            if not recorded and hides_relus(nodes):
                 raise _OtherWay
         activations = {layer: features[layer].captured() for layer in layers}
         found: dict[Sweep, Found] = {}
@@ -372,12 +372,18 @@ def _bent(gradient: Tensor, activation: Tensor) -> Tensor | float:
     return 0.0 if found is None else found
 
 
-def _has_backward_hooks(model: object) -> bool:
+def has_backward_hooks(model: object) -> bool:
+    """Whether hooks on the way back are handed the gradients of a model's parts, which must then have them."""
     while not isinstance(model, nn.Module):
         if not hasattr(model, "__wrapped__"):
             return False
         model = model.__wrapped__
     return any(module._backward_hooks or module._backward_pre_hooks for _, module in parts(model))
+
+
+def is_watched(device: torch.device, size: int) -> bool:
+    """Whether it is worth its time to watch a pass of so many bytes for ReLUs."""
+    return device.type != "cpu" or size > UNRECORDED
 
 
 @contextlib.contextmanager
@@ -391,7 +397,7 @@ def _seeing_all(recorded: bool) -> Iterator[None]:
         raise
 
 
-def _hides_relus(nodes: Sequence[Any]) -> bool:
+def hides_relus(nodes: Sequence[Any]) -> bool:
     """Whether ReLUs may hide among autograd nodes: in place in a part of a tensor, or in a derivative that the model takes."""
     names = {type(node).__name__ for node in nodes} | {node.name() for node in nodes if type(node).__name__ == "CppFunction"}
     return any("CopySlices" in name or _OF_A_DERIVATIVE.search(name) for name in names)
