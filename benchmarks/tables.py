@@ -181,6 +181,32 @@ def networks_section(result: Mapping[str, Any] | None) -> str:
     )
 
 
+def every_network_section(result: Mapping[str, Any] | None) -> str:
+    """docs/speed.md's table of networks: a line for each, what `networks_section` has of its family."""
+    if result is None:
+        return "\n".join([BEGIN_NETWORKS, "", "Nothing has been measured for this version.", "", END_NETWORKS])
+    body = []
+    for network in dict.fromkeys(row["network"] for row in result["rows"]):
+        rows = {row["method"]: row for row in result["rows"] if row["network"] == network}
+        cells = [network]
+        for method in NETWORK_METHODS:
+            if method not in rows:
+                cells.append("-")
+                continue
+            own = rows[method]["seconds"]
+            names = ("torch", "onnxruntime") if method == "forward" else (None,)
+            cells.append(f"{', '.join(ratios([against(own, name)]) for name in names)} ({seconds(own[OURS])})")
+        dates = sorted({row["date"][:10] for row in rows.values()})
+        commits = dict.fromkeys(row["commit"][:7] for row in rows.values())
+        body.append([*cells, f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {', '.join(commits)}"])
+    about = result["metadata"]
+    where = f"{about['processor']}, {about['threads']} thread, torch {about['torch']}"
+    head = ["network", *NETWORK_METHODS.values(), "date, commits"]
+    lines = [BEGIN_NETWORKS, "", "## Every network", ""]
+    lines += [f"What README.md's table of families is made of ({where}): ratios, and in brackets pysal's time.", ""]
+    return "\n".join([*lines, *table(head, body), "", END_NETWORKS])
+
+
 def against(seconds: Mapping[str, float], name: str | None) -> float | None:
     """A tool's time divided by ours; of several, the fastest that is not ours."""
     if name is not None:
@@ -412,9 +438,13 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/auditing.md": audit_section(latest_audits()),
     }
     found = {path: replaced(path.read_text(), section) for path, section in sections.items()}
-    readme = ROOT / "README.md"
-    before, rest = found[readme].split(BEGIN_NETWORKS)
-    found[readme] = before + networks_section(latest_networks()) + rest.split(END_NETWORKS)[1]
+    networks = latest_networks()
+    for path, section in (
+        (ROOT / "README.md", networks_section(networks)),
+        (ROOT / "docs/speed.md", every_network_section(networks)),
+    ):
+        before, rest = found[path].split(BEGIN_NETWORKS)
+        found[path] = before + section + rest.split(END_NETWORKS)[1]
     return found
 
 

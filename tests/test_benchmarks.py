@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pysal
-from benchmarks import bench_calls, bench_faces, bench_methods, by_hand, common, networks, tables
+from benchmarks import bench_calls, bench_faces, bench_methods, bench_networks, by_hand, common, networks, tables
 from benchmarks.bench_ops import CASES, Case
 from pysal import _library
 
@@ -50,6 +50,30 @@ def test_losses_and_wrong_maps_are_shown() -> None:
     result = {"metadata": about | {"load_average": [0]}, "rows": rows, "claims": []}
     assert "| gradient | 200 ms | **0.50** | **0.50** | 2.0 ✗ | 2.5 | - |" in tables.readme_section([result])
     assert "wrong" in tables.docs_section([result])
+
+
+def test_a_table_of_networks_has_a_family_in_a_line_and_each_network_in_another() -> None:
+    def line(network: str, method: str, **seconds: float) -> dict[str, object]:
+        about = {"commit": "0123456789", "date": "2026-01-02T00:00"}
+        return {"network": network, "family": "CNNs", "method": method, "seconds": {"pysal": 0.5, **seconds}} | about
+
+    rows = [line("one", "gradient", captum=1.0), line("other", "gradient", captum=0.4, unprepared=0.1)]
+    rows.append(line("one", "forward", torch=2.0, onnxruntime=0.45))
+    about = {"processor": "P", "torch": "2", "threads": 1, "date": "2026-01-02T00:00"}
+    result = {"metadata": about, "rows": rows}
+    assert "| CNNs: one, other | **0.80 to 2.0** | - | - | - | - | 4.0, **0.90** |" in tables.networks_section(result)
+    page = tables.every_network_section(result)
+    assert "| one | 2.0 (500 ms) | - | - | - | - | 4.0, **0.90** (500 ms) | 2026-01-02, 0123456 |" in page
+    assert "| other | **0.80** (500 ms) | - | - | - | - | - | 2026-01-02, 0123456 |" in page
+
+
+def test_what_is_left_to_measure_of_a_network() -> None:
+    there = [
+        {"network": "vgg16", "method": "gradient", "commit": "new"},
+        {"network": "vgg16", "method": "forward", "commit": "old"},
+    ]
+    assert bench_networks.left("vgg16", ["forward", "gradient", "grad_cam"], there, "new") == ["forward", "grad_cam"]
+    assert bench_networks.left("deit_tiny", ["gradient", "grad_cam"], there, "new") == ["gradient"]  # it has no last map
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -16,6 +16,16 @@ from pysal.engine.graph.winograd import WinogradConvolution, arranged, available
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.engine.prepared.gains import Gains
 from pysal.testing import assert_no_worse, required, sample
+from tests.engine.test_incremental import (
+    RELATIVE,
+    ROUNDINGS,
+    WHOLE_SHARES,
+    changed_images,
+    engine_of,
+    outputs_of,
+    seeded,
+    whole_share,
+)
 
 compiled = pytest.mark.skipif(not available() and "cpu" not in required(), reason="the CPU kernels are not compiled")
 
@@ -281,3 +291,55 @@ def test_ties_before_max_pooling_stay_ties(pool: nn.Module, monkeypatch: pytest.
     assert [module.winograd is not None for module in fused] == [False, not ties, not ties, True]
     assert all(isinstance(module.gradient, FlippedWithGates) for module in fused[1:])
     torch.testing.assert_close(pysal.gradient(fast, x, 3), pysal.gradient(model, x, 3), rtol=1e-4, atol=1e-7)
+
+
+@compiled
+@pytest.mark.parametrize("share", WHOLE_SHARES)
+def test_boxes_run_so(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also layers that max pooling follows, which no gradient goes through here, and maps too small for it alone."""
+    monkeypatch.setattr("pysal.engine.graph.matrix_unit.MatrixConvolution.suited", lambda *_, **__: False)
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x + self.second(F.relu6(self.first(x))))
+
+    def layers() -> nn.Module:
+        head = [nn.Conv2d(16, 32, 3, padding=(0, 2)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Residual(), nn.MaxPool2d(3, 3), Residual(), *head)
+
+    exact, image = seeded(layers, 3, 31, 26)
+    boxes = [(0, 0, 7, 7), (12, 9, 20, 16), (24, 18, 31, 26), (13, 0, 14, 1), (5, 20, 9, 26)]
+    fast, seen = engine_of(exact.float(), image.float()), list[tuple[int, ...]]()
+    run = WinogradConvolution.run
+
+    def watched(self: WinogradConvolution, input: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(tuple(input.shape))
+        return run(self, input, *args, **options)
+
+    images = changed_images(image, boxes)
+    with torch.no_grad():
+        expected = exact.double()(images)
+        drop = float((expected - exact(image)).abs().max())
+    with whole_share(share):
+        monkeypatch.setattr(WinogradConvolution, "run", watched)
+        got = outputs_of(fast, image.float(), images.float(), boxes)
+    assert all(module.winograd is None for module in fast.graph.modules() if isinstance(module, FusedConvolution))
+    assert [shape[0] for shape in seen] == [len(boxes)] * 5
+    allowed = RELATIVE[torch.float32] * drop + ROUNDINGS * torch.finfo(torch.float32).eps * float(expected.abs().max())
+    assert float((got - expected).abs().max()) <= allowed
+
+
+@compiled
+def test_it_is_taken_where_tiles_are_full_and_weights_are_not_most_of_the_work() -> None:
+    few, many = (WinogradConvolution(torch.zeros(k, c, 3, 3), None) for c, k in ((32, 16), (512, 512)))
+    of = lambda images, side, channels: torch.empty(images, channels, side + 2, side + 2, device="meta")  # noqa: E731
+    assert [few.gains(of(1, side, 32)) for side in (1, 2, 3, 4, 5, 8)] == [False, False, True, True, True, True]
+    assert [many.gains(of(images, 7, 512)) for images in (1, 2, 16)] == [False, True, True]
+    assert [many.gains(of(1, side, 512)) for side in (4, 14)] == [False, True]
+    assert few.gains(torch.empty(1, 32, 2, 1, device="meta"), (1, 1)) is False
+    assert few.gains(torch.empty(1, 32, 4, 3, device="meta"), (1, 1)) is True
+    assert few.gains(torch.empty(1, 32, 2, 9, device="meta")) is False  # nothing is left of two rows

@@ -17,6 +17,7 @@ from pysal.engine.boxes.kinds import BoxOperator
 from pysal.engine.boxes.reach import Integers
 from pysal.engine.graph import onednn
 from pysal.engine.graph.fused_convolution import FusedConvolution, convolved_by_torch
+from pysal.engine.graph.winograd import WinogradConvolution
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Program:
         boxed: the nodes that have boxes, and how they run.
         maps: height and width of each map.
         packed: weights arranged for oneDNN, as they are first needed.
+        winograd: the same for Winograd's algorithm.
     """
 
     nodes: Nodes
@@ -45,11 +47,24 @@ class Program:
     boxed: dict[fx.Node, BoxOperator]
     maps: list[tuple[int, int]]
     packed: dict[Any, Tensor] = field(default_factory=dict)
+    winograd: dict[fx.Node, WinogradConvolution | None] = field(default_factory=dict)
 
     def map_of(self, node: fx.Node, value: Tensor) -> Tensor:
         """Return the value of a node that has boxes as a map."""
         operator = self.boxed[node]
         return operator.form.map_of(value, self.maps[operator.map])
+
+    def winograd_of(self, node: fx.Node, module: FusedConvolution) -> WinogradConvolution | None:
+        """Return a convolution as Winograd's algorithm runs it, None where it cannot.
+
+        Nothing here compares values with each other but max pooling, of which no gradient is asked.
+        """
+        if node not in self.winograd:
+            found, convolution = module.winograd, module.convolution
+            if found is None and WinogradConvolution.fits(convolution):
+                found = WinogradConvolution(convolution.weight, convolution.bias)
+            self.winograd[node] = found
+        return self.winograd[node]
 
 
 class Run:
@@ -254,6 +269,11 @@ class Run:
             sides = (padding[1], padding[1], padding[0], padding[0])
             between = (-math.inf, math.inf) if module.upper is None else (0.0, module.upper)
             return module.matrix.run(region, stride, sides, shortcut=shortcut, over=True, limits=between)
+        unit = self.program.winograd_of(operator.node, module)
+        if unit is not None and unit.gains(region, padding):
+            sides = (padding[1], padding[1], padding[0], padding[0])
+            between = (-math.inf, math.inf) if module.upper is None else (0.0, module.upper)
+            return unit.run(region, stride, sides, shortcut=shortcut, over=True, limits=between)
         geometry = (padding, stride, convolution.dilation, convolution.groups)
         key = (operator.map, stride, padding)
         if key not in self.program.packed:

@@ -17,6 +17,10 @@ from pysal.ops.guided_relu import RULES
 # Pixels of the output from which it gains for any number of images: on smaller maps, reading four times the weights takes the
 # time of the multiplications.
 LEAST_PIXELS = 100
+# The least share of its tiles' pixels that an output has, and the most multiplications of a pixel for each tile, for it to
+# gain: else tiles are mostly empty, or it takes longer to read the weights than to multiply by them.
+LEAST_FILL, PER_TILE = 0.35, 2**15
+_TILE = 4  # numbers of the output that are made together, down and across
 _PANEL = 16  # columns of a matrix that lie together
 # The finite points of an axis, in the order of csrc/cpu/simd/winograd.cpp; infinity comes last.
 _POINTS = (0.0, 11 / 16, -11 / 16, 3 / 2, -3 / 2)
@@ -50,6 +54,15 @@ class WinogradConvolution:
         padded = 0 <= min(convolution.padding) and max(convolution.padding) <= 2
         floats = weight.dtype == torch.float32 and weight.device.type == "cpu" and available()
         return plain and even and padded and floats and tuple(weight.shape[2:]) == (3, 3)
+
+    def gains(self, input: Tensor, padding: tuple[int, int] = (0, 0)) -> bool:
+        """Say whether it is faster than oneDNN on an input (N, C, H, W) with so many zeros above and below, left and right."""
+        height, width = (input.shape[2 + axis] + 2 * padding[axis] - 2 for axis in range(2))
+        if min(height, width) < 1:
+            return False
+        tiles = math.ceil(height / _TILE) * math.ceil(width / _TILE)
+        multiplications = input.shape[1] * self._outputs
+        return height * width >= LEAST_FILL * _TILE**2 * tiles and len(input) * tiles * PER_TILE >= multiplications
 
     def shape(self, input: Tensor, stride: tuple[int, int], padding: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         """Return the shape of what `run` returns."""
