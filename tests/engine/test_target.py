@@ -156,10 +156,12 @@ def test_an_output_of_several_tables_says_how_to_name_one(kind: Any) -> None:
     output = {"a": LINEAR(INPUTS), "b": other} if kind is dict else kind([LINEAR(INPUTS), other])
     with pytest.raises(TypeError) as error:
         class_scores(output)
-    held, first = ("with 'a', 'b'", "'a'") if kind is dict else ("whose entries 0, 1 have shape (2, 4)", "0")
+    held, entry = (
+        ("", "'a'), of one of 'a', 'b',") if kind is dict else (" whose entries 0, 1 have shape (2, 4)", "0), of one of them,")
+    )
     assert str(error.value) == (
-        f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {kind.__name__} {held}; "
-        f"pass pysal.targets.Label(..., field={first}), of one entry, or a callable target that picks the score"
+        f"pysal: the model's output must be a tensor or hold one as 'logits' or 'out', got {kind.__name__}{held}; "
+        f"pass pysal.targets.Label(..., field={entry} or a callable target that picks the score"
     )
 
     def model(images: Tensor) -> Any:

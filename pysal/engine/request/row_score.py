@@ -60,15 +60,10 @@ def places_alike(output: Sequence[Any]) -> list[int]:
 
 
 def held_in(output: Any) -> str:
-    """Return what to say of an output any of whose entries may be meant."""
-    if isinstance(output, (tuple, list)) and output and len(alike := places_alike(output)) > 1:
-        return f" whose entries {', '.join(map(str, alike))} have shape {tuple(output[0].shape)}"
-    held = _tensors_in(output) if isinstance(output, Mapping) else []
-    return f" with {', '.join(map(repr, held))}" if len(held) > 1 else ""
-
-
-def _tensors_in(output: Mapping[Any, Any]) -> list[Any]:
-    return [name for name, one in output.items() if isinstance(one, (Tensor, np.ndarray))]
+    """Return what to say of a tuple or list any of whose entries may be meant; nothing of other outputs."""
+    if not isinstance(output, (tuple, list)) or not output or len(alike := places_alike(output)) == 1:
+        return ""
+    return f" whose entries {', '.join(map(str, alike))} have shape {tuple(output[0].shape)}"
 
 
 def _target_for(output: Any) -> str:
@@ -83,10 +78,11 @@ def _target_for(output: Any) -> str:
         return "pysal.targets.Pixel(...), a class of pixels"
     if has("pooler_output") or has("image_embeds"):
         return "pysal.targets.Similarity(...) or Norm(), of an embedding"
-    if not held_in(output):
+    names = [name for name, one in output.items() if isinstance(one, Tensor)] if isinstance(output, Mapping) else []
+    if not names and not held_in(output):
         return "a callable target that picks the score"
-    first = _tensors_in(output)[0] if isinstance(output, Mapping) else 0
-    return f"pysal.targets.Label(..., field={first!r}), of one entry, or a callable target that picks the score"
+    entry = f"{names[0]!r}), of one of {', '.join(map(repr, names))}," if names else "0), of one of them,"
+    return f"pysal.targets.Label(..., field={entry} or a callable target that picks the score"
 
 
 # What to pass for a tensor that is no table of classes, by its number of dimensions.
