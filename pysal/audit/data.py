@@ -27,6 +27,7 @@ Labels = Literal["auto", "folder", "none"]
 # No image under Pillow's limit of pixels has more bytes than this, and a worker must not read a file that fills its memory.
 LARGEST_FILE = 2**30
 DAMAGED = "damaged or cut off"
+NO_MEMORY = "does not fit into memory"
 
 IMAGES = pa.schema(
     [
@@ -404,7 +405,7 @@ def decode(content: bytes, model: Any, size: tuple[int, int], channels: int) -> 
     except ValueError as error:
         raise _unreadable(str(error)) from error
     except MemoryError as error:
-        raise Unreadable("does not fit into memory") from error
+        raise Unreadable(NO_MEMORY) from error
 
 
 def _unreadable(sentence: str) -> Unreadable:

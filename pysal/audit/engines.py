@@ -20,6 +20,7 @@ import torch
 from pysal._checks import refuse
 from pysal.audit import files
 from pysal.audit.data import Item
+from pysal.audit.reading import MOST_THREADS
 from pysal.audit.shard import WHERE, Files, Setup, Worker
 from pysal.engine.running.chunks import progress
 from pysal.engine.running.heap import keep_freed_memory
@@ -74,6 +75,18 @@ def commit(out: Path, number: int, found: Files) -> Done:
     return Done(number, found.explained, found.failed)
 
 
+def readers(device: str, workers: int) -> int:
+    """Return in how many threads each of the workers of this machine reads images, beside the one that computes.
+
+    On a CPU one thread, unless every processor has a worker already. A GPU waits for nothing else, so its worker has its share
+    of all processors.
+    """
+    processors = len(os.sched_getaffinity(0))
+    if device == "cpu":
+        return int(workers < processors)
+    return min(MOST_THREADS, max(1, processors // workers))
+
+
 def devices(device: str, workers: int | None) -> list[str]:
     """Return the device of each worker: a processor of this process, or a GPU, for each unless `workers` says otherwise."""
     if device == "cuda":
@@ -93,13 +106,14 @@ def inline(todo: Sequence[Shard], out: Path, worker: Worker) -> Generator[Done]:
         files.DiskFault: the files of a shard could not be written.
     """
     aside: list[str] = []
-    for shard in todo:
-        try:
-            found = worker.explain(shard.number, shard.items)
-        except Exception as error:
-            aside.append(f"{_named(shard)} went wrong ({_reason(error)})")
-            continue
-        yield commit(out, shard.number, found)
+    with worker.reading_ahead(readers(worker.device, 1)):
+        for n, shard in enumerate(todo):
+            try:
+                found = worker.explain(shard.number, shard.items, todo[n + 1].items if n + 1 < len(todo) else ())
+            except Exception as error:
+                aside.append(f"{_named(shard)} went wrong ({_reason(error)})")
+                continue
+            yield commit(out, shard.number, found)
     _stop_for(aside, len(todo))
 
 
@@ -130,6 +144,7 @@ class _Hand:
     process: process.BaseProcess
     pipe: connection.Connection
     shard: Shard | None = None
+    ahead: Shard | None = None  # of which it reads images, if it has threads for that, and computes nothing yet
     heard: float = 0.0
     hung: bool = False
 
@@ -145,8 +160,10 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
     waiting, attempts, unborn = deque(todo), dict.fromkeys((shard.number for shard in todo), 0), 0
     hands: list[_Hand] = []
     aside: list[str] = []
+    places = places[: len(todo)]
+    threads = readers(setup.manifest["device"], len(places))
     try:
-        hands.extend(_hire(setup, out, place) for place in places[: len(todo)])
+        hands.extend(_hire(setup, out, place, threads) for place in places)
         while hands:
             ready = connection.wait([hand.pipe for hand in hands], timeout=PATIENCE / 10)
             for hand in hands:
@@ -165,6 +182,8 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
                     hand.process.join()
                     hand.pipe.close()
                     hands.remove(hand)
+                    if hand.ahead is not None:
+                        waiting.appendleft(hand.ahead)
                     if hand.shard is None:
                         unborn += 1
                         if unborn >= BIRTHS:
@@ -177,7 +196,7 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
                             verb = "hung" if hand.hung else "killed"
                             aside.append(f"{_named(hand.shard)} {verb} its worker {ATTEMPTS} times ({_how(hand)})")
                     if waiting:
-                        hands.append(_hire(setup, out, hand.device))
+                        hands.append(_hire(setup, out, hand.device, threads))
                     continue
                 if kind == "failed":
                     if said[1]:
@@ -185,11 +204,11 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
                     if hand.shard is None:
                         raise Stopped(said[0])
                     aside.append(f"{_named(hand.shard)} went wrong ({said[0]})")
-                unborn, hand.shard = 0, None
-                if waiting:
-                    hand.shard = waiting.popleft()
+                unborn, hand.shard = 0, _next(hand, hands, waiting)
+                if hand.shard is not None:
+                    hand.ahead = waiting.popleft() if waiting and threads else None
                     with contextlib.suppress(OSError):  # it is dead, and the pipe will say so
-                        hand.pipe.send(hand.shard)
+                        hand.pipe.send((hand.shard, hand.ahead))
                 else:
                     hands.remove(hand)
                     hand.pipe.close()
@@ -204,10 +223,19 @@ def pool(setup: Setup, todo: Sequence[Shard], out: Path, places: Sequence[str]) 
             hand.pipe.close()
 
 
-def _hire(setup: Setup, out: Path, device: str) -> _Hand:
+def _next(hand: _Hand, hands: Sequence[_Hand], waiting: deque[Shard]) -> Shard | None:
+    """Take the shard of which a worker has read images, else the next, else one of which another has done no more than that."""
+    if hand.ahead is None and waiting:
+        return waiting.popleft()
+    holder = hand if hand.ahead is not None else next((other for other in hands if other.ahead is not None), hand)
+    found, holder.ahead = holder.ahead, None
+    return found
+
+
+def _hire(setup: Setup, out: Path, device: str, threads: int) -> _Hand:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    worker = context.Process(target=_serve, args=(theirs, setup, out, device), name="pysal-audit", daemon=True)
+    worker = context.Process(target=_serve, args=(theirs, setup, out, device, threads), name="pysal-audit", daemon=True)
     worker.start()
     theirs.close()  # so that the pipe ends when the process does
     return _Hand(device, worker, ours)
@@ -224,7 +252,7 @@ def _how(hand: _Hand) -> str:
     )
 
 
-def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str) -> None:
+def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str, threads: int) -> None:
     """Be a process of the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, too, and says what to do
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -241,15 +269,16 @@ def _serve(pipe: connection.Connection, setup: Setup, out: Path, device: str) ->
                 told = time.monotonic()
                 pipe.send(("alive",))
 
-        while True:
-            shard = pipe.recv()
-            try:
-                with progress(alive):
-                    found = worker.explain(shard.number, shard.items)
-            except Exception as error:
-                pipe.send(("failed", _reason(error), False))
-                continue
-            pipe.send(("done", commit(out, shard.number, found)))
+        with worker.reading_ahead(threads):
+            while True:
+                shard, ahead = pipe.recv()
+                try:
+                    with progress(alive):
+                        found = worker.explain(shard.number, shard.items, () if ahead is None else ahead.items)
+                except Exception as error:
+                    pipe.send(("failed", _reason(error), False))
+                    continue
+                pipe.send(("done", commit(out, shard.number, found)))
     except EOFError:
         return
     except Exception as error:
@@ -351,4 +380,8 @@ def _on_node(key: str, setup: Setup, shard: Shard) -> Files:
         keep_freed_memory()
         torch.set_num_threads(1)
         _worker_of[key] = Worker(setup, setup.manifest["device"])
-    return _worker_of[key].explain(shard.number, shard.items)
+    threads = (
+        readers("cuda", torch.cuda.device_count()) if setup.manifest["device"] == "cuda" else 0
+    )  # a task has one processor
+    with _worker_of[key].reading_ahead(threads):
+        return _worker_of[key].explain(shard.number, shard.items)

@@ -47,7 +47,7 @@ from pysal.models import Classifier
 from pysal.models.classifier import channels_of
 from pysal.targets import parse
 
-# Images that are read, and handed to the methods, together.
+# Images that are read, and handed to the methods, together: more where a pass of the model holds more.
 IMAGES_TOGETHER = {"cpu": 16, "cuda": 64}
 # Images that a target which is no class is tried on, until it is found in one.
 TRIED = 16
@@ -403,11 +403,17 @@ def _input_size(size: tuple[int, int] | None, model: nn.Module) -> tuple[int, in
     return model.input_size
 
 
+def images_together(device: str, batch_size: int, shard_size: int) -> int:
+    """Return how many images are handed to the methods together, so that methods of one pass for each fill theirs."""
+    return min(max(IMAGES_TOGETHER[device], batch_size), max(IMAGES_TOGETHER[device], shard_size))
+
+
 def _manifest(options: Options, target: str | int, source: ModelSource, model: nn.Module) -> dict[str, Any]:
     """Return what is known of an audit before the model has run and the images are found."""
     input_size = _input_size(options.size, model)
     classifier = model if isinstance(model, Classifier) else None
     row_bytes = 3 * input_size[0] * input_size[1] * 4
+    batch_size = options.batch_size or fast_rows(torch.device(options.device), row_bytes)
     return {
         "format": manifest.FORMAT,
         "model": {
@@ -442,8 +448,8 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
         "boxes": None,
         "seed": options.seed,
         "precision": options.precision,
-        "images_together": IMAGES_TOGETHER[options.device],
-        "batch_size": options.batch_size or fast_rows(torch.device(options.device), row_bytes),
+        "images_together": images_together(options.device, batch_size, options.shard_size),
+        "batch_size": batch_size,
         "prepared": options.prepared,
         "gains": None,
         "device": options.device,

@@ -23,6 +23,7 @@ from pysal.annotations import read as read_annotations
 from pysal.audit import table
 from pysal.audit.data import Item, Unreadable, decode, read_bytes, without_addresses
 from pysal.audit.model import ModelSource
+from pysal.audit.reading import Reader
 from pysal.engine.prepared.gains import Gains
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.prepared.prepare import prepare, prepared_again
@@ -117,6 +118,8 @@ class Worker:
             self.picked = explained if isinstance(explained, CallTarget) else None
         marked = manifest.get("annotations")
         self.annotations = None if marked is None else read_annotations(marked)
+        self.threads = 0  # that read images beside the model
+        self._reader: Reader | None = None
         self.model: nn.Module | PreparedModel = self.original
         if manifest["prepared"]:
             with in_one_order(device):
@@ -153,40 +156,67 @@ class Worker:
         return torch.cat([noise, plain]).to(self.device)
 
     @restoring
-    def explain(self, shard: int, items: Sequence[Item]) -> Files:
+    def explain(self, shard: int, items: Sequence[Item], following: Sequence[Item] = ()) -> Files:
         """Return the files of a shard.
+
+        Args:
+            shard: its number.
+            items: its images.
+            following: images of the shard that will probably come next, which are read ahead where there are threads for it.
 
         Raises:
             MemoryError: one image alone does not fit.
         """
         with in_one_order(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they were shown when the job began
-            return self._explain(shard, items)
+            return self._explain(shard, items, following)
 
-    def _explain(self, shard: int, items: Sequence[Item]) -> Files:
+    @contextlib.contextmanager
+    def reading_ahead(self, threads: int) -> Iterator[None]:
+        """Have `explain` read images in threads beside the model, inside the block."""
+        before, self.threads = self.threads, threads
+        try:
+            yield
+        finally:
+            self.threads = before
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+
+    def _reader_of(self, together: int) -> Reader:
+        if self._reader is None or self._reader.together != together:
+            shape = (self.channels, *self.size)
+            pinned = self.device.startswith("cuda")
+            self._reader = Reader(self._read, shape, together, threads=self.threads, pinned=pinned)
+        return self._reader
+
+    def _read(self, item: Item) -> tuple[Tensor, str]:
+        """Return an image (1, C, H, W) and the hash of its file; called in several threads at once.
+
+        Raises:
+            Unreadable: there is none.
+        """
+        if self.setup.manifest["target"] == "label" and item.label is None:
+            raise Unreadable("the image has no label, which is the target")
+        content = read_bytes(self.setup.root, item)
+        return decode(content, self.original, self.size, self.channels), hashlib.sha256(content).hexdigest()
+
+    def _explain(self, shard: int, items: Sequence[Item], following: Sequence[Item]) -> Files:
         manifest, started, clock = self.setup.manifest, datetime.now(UTC), Clock()
         columns: dict[str, dict[str, list[Any]]] = {name: {} for name in manifest["methods"]}
         names = table.schema(manifest).names
         errors: list[dict[str, Any]] = []
         least = manifest["images_together"]
+        batches = self._reader_of(least).batches(items, following)
         for start in range(0, len(items), manifest["images_together"]):
-            batch = items[start : start + manifest["images_together"]]
-            images, readable, hashes = [], [], []
-            with clock.stage("read", len(batch)):
-                for item in batch:
-                    try:
-                        if manifest["target"] == "label" and item.label is None:
-                            raise Unreadable("the image has no label, which is the target")
-                        content = read_bytes(self.setup.root, item)
-                        images.append(decode(content, self.original, self.size, self.channels))
-                    except Unreadable as reason:
-                        errors.append(_error(item, reason))
-                        continue
-                    readable.append(item)
-                    hashes.append(hashlib.sha256(content).hexdigest())
-            if not images:
+            with clock.stage("read", min(manifest["images_together"], len(items) - start)):
+                batch = next(batches)
+            clock.stages["read"].cpu_seconds += batch.cpu_seconds
+            errors += [_error(item, reason) for item, reason in batch.unreadable]
+            readable, hashes = batch.items, batch.hashes
+            if not readable:
                 continue
-            found, smallest = self._rows(torch.cat(images).to(self.device), readable, clock)
+            found, smallest = self._rows(batch.images.to(self.device, non_blocking=True), readable, clock)
             least = min(least, smallest)
             for n, (item, digest) in enumerate(zip(readable, hashes, strict=True)):
                 if isinstance(found[n], Unreadable):

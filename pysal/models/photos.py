@@ -6,6 +6,7 @@ import io
 import math
 import operator
 import re
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -321,16 +322,16 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
             _refuse_file(shown, "a HEIC photo, for which Pillow needs: pip install pillow-heif")
         pillow_heif.register_heif_opener()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata that is not used
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _quiet:
             Image.init()  # which also finds the formats of plugins, HEIF's for one
             with Image.open(file, formats=[kind for kind in PHOTO_FORMATS if kind in Image.ID]) as picture:
-                return _decode_picture(picture, shown)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+                _check_pixels(picture, shown)
+                decoded = _decode_picture(picture, shown)
+                _check_pixels(picture, shown)  # what an icon holds is known only now
+                return decoded
+    except Image.DecompressionBombError as error:
         found = re.search(r"\d+ pixels", str(error))
-        limit = f"be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
-        refuse(_READ, "source", limit, f"{shown} ({found[0] if found else 'more than that'})")
+        _refuse_pixels(shown, found[0] if found else "more than that")
     except UnidentifiedImageError:
         _refuse_file(shown, "not an image that Pillow can read")
     except MemoryError:
@@ -342,6 +343,46 @@ def _decode_content(file: BinaryIO, shown: str) -> NDArray[Any] | Image.Image:
         _refuse_file(shown, f"damaged or cut off: {first_line(error)}")
 
 
+def _check_pixels(picture: Image.Image, shown: str) -> None:
+    """Refuse pixels beyond Pillow's limit, of which it warns, and refuses only twice as many."""
+    if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        _refuse_pixels(shown, f"{picture.width * picture.height} pixels")
+
+
+def _refuse_pixels(shown: str, found: str) -> NoReturn:
+    limit = f"be an image of at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+    refuse(_READ, "source", limit, f"{shown} ({found})")
+
+
+class _Quiet:
+    """Shows no warnings, which are about metadata that is not used, while any thread is inside.
+
+    The filters belong to the process. Threads that each put back what they had found would leave those of another behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._filters: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._filters is None:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._filters is not None:
+                filters, self._filters = self._filters, None
+                filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Image:
     try:
         picture.load()
@@ -349,8 +390,7 @@ def _decode_picture(picture: Image.Image, shown: str) -> NDArray[Any] | Image.Im
         raise
     except Exception as error:  # the decoders of some thirty formats raise whatever they trip over
         _refuse_file(shown, f"damaged or cut off: {first_line(error)}")
-    with warnings.catch_warnings(), contextlib.suppress(Exception):  # an orientation nobody can read turns nothing
-        warnings.simplefilter("ignore")
+    with _quiet, contextlib.suppress(Exception):  # an orientation nobody can read turns nothing
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
@@ -440,9 +480,10 @@ def _to_tensor(colours: NDArray[Any], channels: int) -> Tensor:
     """Return (1, channels, H, W) in [0, 1] of (H, W, 1 or 3) or (H, W); grey is resized once, and repeated here."""
     if colours.ndim == 2:
         colours = colours[..., None]
-    values = torch.from_numpy(colours.transpose(2, 0, 1)[None].astype(np.float32, order="C"))
+    numbers = colours.transpose(2, 0, 1)[None].astype(np.float32, order="C")
     if colours.dtype == np.uint8:
-        values /= 255
+        numbers /= 255
+    values = torch.from_numpy(numbers)
     if channels == 1 and values.shape[1] == 3:
         return (values * torch.tensor(LUMA, dtype=values.dtype, device="cpu").view(3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
     return values.expand(-1, channels, -1, -1).contiguous()

@@ -32,7 +32,7 @@ def job(photos, tmp_path, monkeypatch):
     """Make a job of the tiny classifier over the photos: four shards, two methods."""
 
     def make(source: Path = photos, out: str = "out", *, together: int = 2, **options: object) -> Job:
-        monkeypatch.setattr("pysal.audit.job.IMAGES_TOGETHER", {"cpu": together})
+        monkeypatch.setattr("pysal.audit.job.images_together", lambda *_: together)
         given = {
             "model": "tests.audit.tiny:classifier",
             "methods": ["gradient", "leave_one_out"],
