@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pysal.audit.data import NO_MEMORY, Item, Unreadable
 
-# Batches that are read while one is computed: the second is begun before the first is wanted, so no thread waits for a slow file.
+# Batches that are read while one is computed: of two, the threads that are done with the first go on with the second.
 AHEAD = 2
 # Threads of one worker: more would wait for each other, because Python itself runs in one of them at a time.
 MOST_THREADS = 16
