@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -447,6 +448,25 @@ def test_the_length_of_a_tensor_is_that_of_any_batch() -> None:
     assert prepared.fused, prepared.report()
     for images in (x, x.repeat(3, 1, 1, 1)):
         torch.testing.assert_close(prepared(images), model(images), rtol=1e-9, atol=1e-12)
+    assert "len" not in globals()
+
+
+def test_several_threads_capture_models_of_the_same_code() -> None:
+    found: list[Any] = []
+
+    def capture_some() -> None:
+        for _ in range(2):
+            model, x = network(AsksForALength)
+            graph, _ = capture(model, x)
+            many = x.repeat(3, 1, 1, 1)
+            found.append(torch.equal(graph(many), model(many)))
+
+    threads = [threading.Thread(target=capture_some) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 4
     assert "len" not in globals()
 
 

@@ -5,6 +5,7 @@ import gc
 import os
 import pickle
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -93,6 +94,21 @@ def test_is_as_near_as_the_model(kind: type[nn.Module] | None) -> None:
     exact = copy.deepcopy(model).double()(images.double())
     assert_no_worse(runtime(images), exact, model(images))
     assert_no_worse(runtime(images.contiguous(memory_format=torch.channels_last)[3:]), exact[3:], model(images)[3:])
+
+
+def test_several_threads_export() -> None:
+    images, found = torch.rand(2, 3, 16, 16), list[torch.Size]()
+
+    def export_some() -> None:
+        for _ in range(2):
+            found.append(exported(network(), [images[:1], images])(images).shape)
+
+    threads = [threading.Thread(target=export_some) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [(2, 4)] * 6
 
 
 def test_what_decides_by_values_is_not_exported() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import operator
+import threading
 import traceback
 import types
 import warnings
@@ -34,12 +35,13 @@ _LIBRARY.impl("returned", lambda value, name, run: None, "CompositeExplicitAutog
 # What says, in a captured graph, that a run of a module returned a value.
 _RETURNED = torch.ops.pysal_capture.returned.default
 fx.node.has_side_effect(_RETURNED)
+# torch.export notes for all threads what it is at, and `len` stands for another thing in modules that all threads share.
+_CAPTURING = threading.RLock()
 _LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.recording")
 # Code of these is not the model's own.
 _NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 
 
-@restoring
 def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
     """Return the graph of a copy of a model in eval mode, and what its forward pass writes, as `fold.trace` does.
 
@@ -54,6 +56,12 @@ def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tup
     if isinstance(model, LayeredProgram):
         return graph_of_module(model.given), []
     import_whole("torch.export._trace")
+    with _CAPTURING:
+        return _captured(model, images, any_number)
+
+
+@restoring
+def _captured(model: nn.Module, images: Tensor, any_number: bool) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
     with _quiet():
         # programs, which hold tensors without values, are not copied: their forward passes write nothing
         snapshot = copied(model, [module for module in model.modules() if is_program(module)])

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ from pysal.engine.running.chunks import MEMORY_SHARE, free_memory
 COPIES_OF_WEIGHTS = 5
 # Bytes that the format can hold in one piece.
 MOST_BYTES = 2**31 - 2**20
+# The exporter refuses to run while another thread exports.
+_EXPORTING = threading.Lock()
 
 
 class NotExported(Exception):
@@ -97,30 +100,14 @@ def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
         raise NotExported("its weights are larger than an ONNX file can hold")
     if COPIES_OF_WEIGHTS * size > MEMORY_SHARE * free_memory(images[0].device, COPIES_OF_WEIGHTS * size / MEMORY_SHARE):
         raise NotExported("there is too little memory to export it")
-    file, logs = io.BytesIO(), torch._C._jit_is_onnx_log_enabled()
     try:
-        # what the exporter changes of torch it puts back, which no interrupt may cut in two
-        with held_back(), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Quiet(model),
-                (images[-1].clone(),),
-                file,  # type: ignore[arg-type]  # a file in memory, which the tracing exporter takes
-                dynamo=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-                input_names=["images"],
-                output_names=["output"],
-                dynamic_axes={"images": {0: "N"}, "output": {0: "N"}},
-            )
-            runtime = Runtime(file.getvalue())
+        runtime = _session(model, images[-1])
         found = [runtime(batch) for batch in images]
         plain = _plain_images(images[0])
         with torch.no_grad():
             same = torch.equal(runtime(plain).isnan(), model(plain.clone()).isnan())
     except Exception as error:  # of an exporter that knows no such operation, or is not there, and of the runtime
         raise NotExported(f"it cannot be exported ({first_line(error)})") from error
-    finally:
-        torch._C._jit_set_onnx_log_enabled(logs)
     with torch.no_grad():
         expected = [model(batch.clone()) for batch in images]
     limit = UNWITNESSED_TOLERANCE
@@ -137,6 +124,29 @@ def exported(model: nn.Module, images: Sequence[Tensor]) -> Runtime:
     if not same:
         raise NotExported("it would give numbers where the model gives NaN")  # as maxima of NaN are in it
     return runtime
+
+
+def _session(model: nn.Module, images: Tensor) -> Runtime:
+    """Return a model as the exporter and ONNX Runtime make it, not yet compared with it."""
+    file = io.BytesIO()
+    # what the exporter changes of torch it puts back, which no interrupt may cut in two
+    with _EXPORTING, held_back(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logs = torch._C._jit_is_onnx_log_enabled()
+        try:
+            torch.onnx.export(
+                _Quiet(model),
+                (images.clone(),),
+                file,  # type: ignore[arg-type]  # a file in memory, which the tracing exporter takes
+                dynamo=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+                input_names=["images"],
+                output_names=["output"],
+                dynamic_axes={"images": {0: "N"}, "output": {0: "N"}},
+            )
+        finally:
+            torch._C._jit_set_onnx_log_enabled(logs)
+        return Runtime(file.getvalue())
 
 
 def _plain_images(image: Tensor) -> Tensor:
