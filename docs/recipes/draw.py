@@ -257,7 +257,7 @@ def clip() -> None:
 
 
 # Words of captions; the first one begins them.
-WORDS = ("begin", "and", *shapes.COLOURS, *shapes.KINDS)
+WORDS = ("begin", "and", *shapes.COLOURS)
 
 
 def caption() -> None:
@@ -271,32 +271,39 @@ def caption() -> None:
     network = transformers.VisionEncoderDecoderModel(config)
 
     def written(found: shapes.Shapes) -> Tensor:
-        """Return the tokens (N, 6) of "begin blue square and red disc"."""
-        colours, kinds = 2 + found.colours, 2 + len(shapes.COLOURS) + found.kinds
-        begin, also = (torch.full_like(colours[:, 0], token) for token in (0, 1))
-        return torch.stack([begin, colours[:, 0], kinds[:, 0], also, colours[:, 1], kinds[:, 1]], 1)
+        """Return the tokens (N, 4) of "begin blue and red"."""
+        left, right = (2 + found.colours).unbind(1)
+        begin, also = (torch.full_like(left, token) for token in (0, 1))
+        return torch.stack([begin, left, also, right], 1)
 
     def loss(found: shapes.Shapes) -> Tensor:
         tokens = written(found)
         logits = network(pixel_values=found.images, decoder_input_ids=tokens[:, :-1]).logits
         return _cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    shapes.learn(network, loss, 900, rate=2e-3)
+    shapes.learn(network, loss, 400, rate=1e-3)
     seen = shapes.shapes(1, _generator(6), kinds=torch.tensor([[1, 0]]))
-    tokens = written(seen)[0]
+    tokens = network.generate(seen.images, max_new_tokens=3, do_sample=False)[0]
     print("  writes", [WORDS[token] for token in tokens])
     model = pysal.models.wrap(network, size=shapes.SIZE, normalize="none")
-    explained = [
-        pysal.explain(
+    explained = []
+    for place, other in ((1, 3), (3, 1)):
+        word, instead = int(tokens[place]), int(tokens[other])
+
+        def against(output: Any, word: int = word, instead: int = instead) -> Tensor:
+            logits: Tensor = output.logits[:, -1]
+            return logits[:, word] - logits[:, instead]
+
+        against.__name__ = f"{WORDS[word]}, not {WORDS[instead]}"
+        found = pysal.explain(
             model,
             seen.images,
-            pysal.targets.Token(WORDS[tokens[place]], tokenizer=lambda text: [WORDS.index(text)]),
+            against,
             extra_inputs={"decoder_input_ids": pysal.PerImage(tokens[None, :place])},
             methods=["leave_one_out", "grad_cam", "gradient"],
             method_options={"leave_one_out": {**PARTS, "fill": "mean"}},
         )
-        for place in (1, 4)
-    ]
+        explained.append(found)
     save(explained, "caption")
 
 

@@ -22,6 +22,12 @@ from pysal.explanation import Explanation
 
 THUMBNAIL = 96  # pixels
 FIRST_PHOTO = COLLAGE
+
+
+class Listed(str):
+    """The list of classes on offer, anew: which of them is explained depends on the tab in front."""
+
+
 SIDE_BY_SIDE, TWO_CLASSES, EIGHT_STEPS = "side-by-side", "two-classes", "eight-steps"
 
 
@@ -125,26 +131,27 @@ class Actions:
         return self._thumbnails
 
     def pick_class(self, reader: Reader, model: str, order: int, event: gr.EventData) -> Any:
-        """Take one of the classes on offer."""
+        """Take one of the classes on offer, which is also the first of two."""
         return self._class(reader, model, str(event.key), order)
 
     def name_class(self, reader: Reader, model: str, name: str | None, order: int) -> Any:
-        """Take any class by name or number."""
-        return self._class(reader, model, name, order) if name and name.strip() else [gr.skip(), gr.skip()]
+        """Take any class by name or number, which is also the first of two."""
+        return self._class(reader, model, name, order) if name and name.strip() else [gr.skip()] * 3
 
     def _class(self, reader: Reader, model: str, wanted: str, order: int) -> list[Any]:
         if not self._newest(reader, order):
-            return [gr.skip(), gr.skip()]
+            return [gr.skip()] * 3
         try:
             image = self._workspace.photo(model, reader.source)
             chosen = self._workspace.answer(model, image, wanted, reader)
             found = self._workspace.answers(model, image, reader=reader)
         except Exception as error:
             reader.no = error
-            return [gr.skip(), gr.skip()]
+            return [gr.skip()] * 3
         reader.target = chosen.index
         listed = [*found, *([] if chosen.index in {answer.index for answer in found} else [chosen])]
-        return [words.answers(listed, chosen.index), words.status("Waiting for the model …", 0.0, "busy")]
+        listing, status = words.answers(listed, chosen.index), words.status("Waiting for the model …", 0.0, "busy")
+        return [listing, gr.update(value=chosen.name), status]
 
     def walk(self, reader: Reader, number: int, order: int) -> Any:
         """Go to a step of the article."""
@@ -203,14 +210,16 @@ class Actions:
         place = (SIDE_BY_SIDE, TWO_CLASSES, EIGHT_STEPS).index(tab)
 
         def said(status: Any, picture: Any = None) -> list[Any]:
-            places = [gr.skip()] * 3
+            places = [gr.skip()] * 4
             if picture is not None:
-                places[place] = picture
+                places[3 if isinstance(picture, Listed) else place] = picture
             return [status, *places]
 
         def work(report: Callable[[str, float], None]) -> Iterator[str]:
             image = self._workspace.photo(model, reader.source)
             ask = _Question(self._workspace, model, image, report, cancel, reader)
+            if tab != TWO_CLASSES:
+                yield self._listed(ask, ask.answer(reader.target))
             if tab == TWO_CLASSES:
                 yield from self._two_classes(ask, one, two, compared, options)
             elif tab == EIGHT_STEPS:
@@ -245,6 +254,11 @@ class Actions:
             yield self._shown(replace(found, waiting=()), ask.image)
             raise
 
+    def _listed(self, ask: _Question, chosen: Answer, beside: Answer | None = None) -> Listed:
+        """Return the classes on offer, among them those that are explained."""
+        known = {answer.index: answer for answer in [*ask.answers(), chosen, *([beside] if beside else [])]}
+        return Listed(words.answers(list(known.values()), chosen.index, beside.index if beside else None))
+
     def _shown(self, found: Found, image: Tensor) -> str:
         links = ""
         if found.explanation is not None and not found.waiting:
@@ -259,6 +273,7 @@ class Actions:
         if not one or not two:  # an emptied box names no class, and certainly not the first of all
             raise ValueError("pysal demo: Both boxes must name a class, got an empty one")
         first, second = ask.answer(one), ask.answer(two)
+        yield self._listed(ask, first, second)
         ask.part(0, 2)
         *_, left = ask.explain(first.index, methods, options)
         ask.part(1, 2)
@@ -303,6 +318,10 @@ class _Question:
         if wanted is None:
             return self._workspace.answers(self._model, self.image, 1, self._reader)[0]
         return self._workspace.answer(self._model, self.image, wanted, self._reader)
+
+    def answers(self) -> list[Answer]:
+        """Return the most probable classes."""
+        return self._workspace.answers(self._model, self.image, reader=self._reader)
 
     def explain(self, target: int, methods: list[str], options: Options) -> Iterator[Found]:
         """Yield what is found of this part, see `Workspace.explain`."""

@@ -168,7 +168,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         run = {
             "fn": actions.run,
             "inputs": [reader, *choices, order],
-            "outputs": [status, shown, pairs, walked],
+            "outputs": [status, shown, pairs, walked, answers],
             "concurrency_limit": RUNS,  # they take turns, see `turns`; with one at a time the second reader waits for the first
             "trigger_mode": "always_last",  # else what is moved while the run before it is still ending would be dropped
         }
@@ -187,8 +187,8 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
         then_run(thumbnails.pick(actions.pick_photo, [reader, model, order], [*photo_outputs, upload], **each_one))
         then_run(upload.upload(actions.upload, [reader, model, upload, order], [*photo_outputs, upload], **last))
         then_run(model.input(actions.start, [reader, model, order], photo_outputs, **last))
-        then_run(answers.pick(actions.pick_class, [reader, model, order], [answers, status], **each_one))
-        then_run(other.submit(actions.name_class, [reader, model, other, order], [answers, status], **last))
+        then_run(answers.pick(actions.pick_class, [reader, model, order], [answers, one, status], **each_one))
+        then_run(other.submit(actions.name_class, [reader, model, other, order], [answers, one, status], **last))
         # everything else that changes what is computed
         moved = [methods.input, compared.input, one.input, two.input, explain.click, knob.release, tab.change]
         for each in knobs:

@@ -69,14 +69,16 @@ def note(found: Explanation, name: str) -> str:
     return f'<p class="note"><span>{" ".join(lines)}</span></p>'
 
 
-def answers(found: Sequence[Answer], chosen: int) -> str:
-    """Return the classes on offer as buttons with a bar each."""
+def answers(found: Sequence[Answer], chosen: int, beside: int | None = None) -> str:
+    """Return the classes on offer as buttons with a bar each, the chosen one and the one beside it told from the others."""
     rows = []
     for answer in found:
         checked = str(answer.index == chosen).lower()
+        second = answer.index == beside != chosen
+        mark = (' class="beside"', " <small>beside it</small>") if second else ("", "")
         rows.append(
-            f'<button type="button" role="radio" aria-checked="{checked}" data-pick="{answer.index}">'
-            f'<i style="width:{100 * (answer.probability or 0.0):.1f}%"></i><span>{escape(answer.name)}</span>'
+            f'<button type="button" role="radio" aria-checked="{checked}" data-pick="{answer.index}"{mark[0]}>'
+            f'<i style="width:{100 * (answer.probability or 0.0):.1f}%"></i><span>{escape(answer.name)}{mark[1]}</span>'
             f"<em>{'' if answer.probability is None else escape(viz.percent(answer.probability))}</em></button>"
         )
     return f'<div class="pysal answers" role="radiogroup" aria-label="Class to explain">{"".join(rows)}</div>'

@@ -394,6 +394,18 @@ def test_two_classes_on_one_photo(seen) -> None:
     box.fill("tripod")
     assert seen.changed(lambda: box.press("Enter")).startswith("Done.")
     assert titles(seen, "#pairs .pair:first-child")[1] == "tripod"
+    # both look chosen in the list, which is read as a choice of one class and one beside it
+    assert page.inner_text(".answers [aria-checked=true] span") == first
+    assert page.inner_text(".answers .beside span") == "tripod beside it"
+    other = page.locator(".answers button:not(.beside):not([aria-checked=true])").first
+    picked = other.locator("span").inner_text()
+    assert seen.changed(other.click).startswith("Done.")  # a class that is picked is the first of the two
+    assert titles(seen, "#pairs .pair:first-child")[:2] == [picked, "tripod"]
+    assert page.locator("#one input").input_value() == picked
+    tab(seen, "Side by side")
+    page.wait_for_selector(".answers:not(:has(.beside))")
+    assert picked in page.inner_text(".answers [aria-checked=true]")
+    tab(seen, "Two classes")
     box.fill("")
     assert "Both boxes must name a class" in seen.changed(page.locator("#explain").click)
 
@@ -484,7 +496,7 @@ def test_an_emptied_box_is_no_class() -> None:
     asked = Asked()
     before = asked.reader.target
     for empty in ("", "  ", None):
-        assert asked.actions.name_class(asked.reader, "small", empty, 2) == [gr.skip(), gr.skip()]
+        assert asked.actions.name_class(asked.reader, "small", empty, 2) == [gr.skip()] * 3
     assert asked.reader.target == before
 
 
@@ -492,5 +504,5 @@ def test_a_choice_that_a_newer_one_has_overtaken_changes_nothing() -> None:
     asked = Asked()
     asked.actions.name_class(asked.reader, "small", "tripod", 2)
     outputs = asked.actions.name_class(asked.reader, "small", "lynx", 1)
-    assert outputs == [gr.skip(), gr.skip()]
+    assert outputs == [gr.skip()] * 3
     assert asked.reader.target == NAMES.index("tripod")
