@@ -28,6 +28,8 @@ from pysal.segments import Boxes, Labels, Segments, Slic
 Mode: TypeAlias = Literal["out", "in", "both"]
 # Segments of an image that approximate drops are compared on with exact ones: half of them those with the largest drops.
 SAMPLE = 8
+# How many times as many rows as of whole images are in a pass where most tokens are left out.
+MOST_SHORT_ROWS = 8
 
 
 def leave_one_out(
@@ -60,9 +62,8 @@ def leave_one_out(
         segments: `Grid(rows, cols)`, `Window(size, stride)`, `Slic(n_segments)`, a map of labels (H, W) for all images, or one
             per image (B, H, W) or a list of them; negative labels belong to no segment.
         fill: what a segment is filled with: a number, a colour (a tuple of C numbers), "black", "white", "mean", "blur" or an
-            image. "drop", with `mode="out"` for transformers with patch tokens: nothing, the tokens of its patches are left
-            out. A patch is left out where the segment covers half of it or more; of a segment that covers half of none, the
-            patch that it covers most of.
+            image. "drop", for transformers with patch tokens: nothing, the tokens of its patches are left out. A segment has
+            the patches of which it covers half or more; if it covers half of none, the patch that it covers most of.
         mode: "out": the drop when a segment goes and all else stays. "in": the gain when it alone stands on the fill, in place
             of all else. "both": the mean of the two; of two segments that make up the image it is their Shapley value.
         approximate: None for exact drops. A number in (0, 1]: at each layer recompute at most this fraction of the map's
@@ -88,8 +89,9 @@ def leave_one_out(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, value or target, or `approximate` for a model that runs whole images or for
-            another mode than "out". `fill="drop"` for such a mode, for a model without patch tokens, or for one whose answer
-            depends on where tokens stand in their row (relative or rotary positions).
+            another mode than "out". `fill="drop"` for a model without patch tokens, for one whose answer depends on where
+            tokens stand in their row (relative or rotary positions), and, for another mode, for one without an answer to no
+            patches.
 
     Source:
         Zeiler and Fergus 2013, arXiv:1311.2901, section 4.2. `approximate`: Nakandala, Kumar and Papakonstantinou 2019,
@@ -138,61 +140,96 @@ def prepare(
     drops_tokens = isinstance(fill, str) and fill == DROP
     if drops_tokens and approximate is not None:
         refuse(plan.where, "approximate", f"be None with fill={DROP!r}, which paints no boxes", repr(approximate))
-    if drops_tokens and mode != "out":
-        refuse(plan.where, "mode", f"be 'out' with fill={DROP!r}, which has no image of nothing", repr(mode))
     _check_approximate(plan, approximate, mode)
     fills = None if drops_tokens else resolve_fill(plan, "fill", fill, also=(DROP,)).contiguous()
     tokens = patch_tokens(plan, "fill") if fills is None else None
     regions = regions_of(plan, segments)
     if fills is None:
         assert tokens is not None
-        without = patches_of(tokens, plan, regions)
-        return Work(plan, lambda _report: _drop(plan, tokens, without, regions))
+        if mode != "out" and not tokens.allows_none:
+            refuse(plan.where, "mode", f"be 'out' with fill={DROP!r} for a model that has no answer to no patches", repr(mode))
+        patches = patches_of(tokens, plan, regions)
+        return Work(plan, lambda _report: _drop(plan, tokens, patches, regions, mode))
     return Work(plan, lambda _report: _leave_out(plan, fills, regions, mode, approximate))
 
 
-def _drop(plan: Plan, tokens: PatchTokens, without: Tensor, regions: Boxes | Labels) -> Attribution:
-    """Leave out the patches `without` (B, S, N) of every segment."""
+def _drop(plan: Plan, tokens: PatchTokens, patches: Tensor, regions: Boxes | Labels, mode: Mode) -> Attribution:
+    """Leave out the patches (B, S, N) of every segment, or all others, or both in turn."""
     if plan.layered_model is plan.model:
         clean, clean_classes = plan.clean_scores_without_gradients()
     else:  # as the model's own layers tell them, which run where tokens are left out
         clean, clean_classes = plan.scores_of(plan.inputs, plan.layered_model)
-    counts = counts_of(regions, plan.images)
-    drops, class_drops = _no_changes(without.shape[:2], clean, clean_classes)
-    left = tokens.count - without.sum(2)
-    queue = (left < tokens.count).nonzero()
-    numbers = left[tuple(queue.unbind(1))]
+    some = patches.any(2)  # a segment without patches changes nothing
+    drops = gains = fill_scores = None
+    if mode != "in":
+        drops = _seeing(plan, tokens, ~patches, some, clean, clean_classes)
+    if mode != "out":
+        nothing = torch.zeros(plan.images, 1, tokens.count, dtype=torch.bool, device=plan.device)
+        each = torch.ones(plan.images, 1, dtype=torch.bool, device=plan.device)
+        no_classes = None if clean_classes is None else torch.zeros_like(clean_classes)
+        empty = _seeing(plan, tokens, nothing, each, torch.zeros_like(clean), no_classes).negative()
+        fill_scores = empty.changes[:, 0]
+        fill_classes = None if empty.class_changes is None else empty.class_changes[:, :, 0]
+        gains = _seeing(plan, tokens, patches, some, fill_scores, fill_classes).negative()
+    return _of_mode(plan, regions, mode, drops, gains, fill_scores)
+
+
+def _seeing(
+    plan: Plan, tokens: PatchTokens, seen: Tensor, wanted: Tensor, before: Tensor, classes_before: Tensor | None
+) -> "_Replaced":
+    """Return how far the scores (B,) are above those of images of which the patches seen (B, S, N) are left, where wanted."""
+    changes, class_changes = _no_changes(seen.shape[:2], before, classes_before)
+    queue = wanted.nonzero()
+    numbers = seen.sum(2)[tuple(queue.unbind(1))]
     order = numbers.argsort(stable=True)  # rows of as many tokens run together
     queue, numbers = queue[order], numbers[order]
     ends = (1 + numbers.diff().nonzero()[:, 0]).tolist()
 
     def body(start: int, stop: int) -> None:
         rows, ids = queue[start:stop].unbind(1)
-        score, classes = plan.scores(plan.inputs[rows], rows, tokens.keeping(~without[rows, ids]))
-        drops[rows, ids] = clean[rows] - score
-        if class_drops is not None and classes is not None and clean_classes is not None:
-            class_drops[rows, :, ids] = clean_classes[rows] - classes
+        score, classes = plan.scores(plan.inputs[rows], rows, tokens.keeping(seen[rows, ids]))
+        changes[rows, ids] = before[rows] - score
+        if class_changes is not None and classes is not None and classes_before is not None:
+            class_changes[rows, :, ids] = classes_before[rows] - classes
 
-    plan.run(len(queue), body, ends=ends)
-    details = _Replaced(drops, class_drops, len(queue)).details(counts, "drops")
-    return _attribution(plan, regions, drops, details, len(queue))
+    rows = plan.asked_batch_size
+    if rows is None and len(queue):  # rows of few tokens are smaller ones
+        shorter = tokens.length / (tokens.length - tokens.count + int(numbers.max()) or 1)
+        rows = int(plan.rows_at_once * min(shorter, MOST_SHORT_ROWS))
+    plan.run(len(queue), body, batch_size=rows, ends=ends)
+    return _Replaced(changes, class_changes, len(queue))
 
 
 def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> Attribution:
     _expect_forwards(plan, regions, mode, approximate)
     clean, clean_classes = plan.clean_scores_without_gradients()
+    drops = gains = fill_scores = None
+    if mode != "in":
+        drops = _replaced(plan, plan.inputs, fills, regions, clean, clean_classes, approximate)
+    if mode != "out":
+        fill_scores, fill_classes = plan.scores_of(fills)
+        gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None).negative()
+    return _of_mode(plan, regions, mode, drops, gains, fill_scores)
+
+
+def _of_mode(
+    plan: Plan,
+    regions: Boxes | Labels,
+    mode: Mode,
+    drops: "_Replaced | None",
+    gains: "_Replaced | None",
+    fill_scores: Tensor | None,
+) -> Attribution:
+    """Return the map and the details of drops, of gains over the score (B,) of the fill alone, or of their means."""
     counts = counts_of(regions, plan.images)
     details: dict[str, Any] = {}
     passes = 0
     found: list[Tensor] = []  # drops, gains: (B, S) each
-    if mode != "in":
-        drops = _replaced(plan, plan.inputs, fills, regions, clean, clean_classes, approximate)
+    if drops is not None:
         details |= drops.details(counts, "drops")
         passes += drops.passes
         found.append(drops.changes)
-    if mode != "out":
-        fill_scores, fill_classes = plan.scores_of(fills)
-        gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None).negative()
+    if gains is not None:
         details |= gains.details(counts, "gains")
         details |= {"mode": mode, "title": MODES[mode].title, "fill_scores": fill_scores}
         passes += plan.images + gains.passes

@@ -1,5 +1,7 @@
 """fill="drop": patches that are left out are those of a loop by hand, and a model that has none to leave out is refused."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import Grid, metrics
+from pysal.engine.request import patch_tokens
 from pysal.explanation.result import Explanation
 
 PATCH, SIDE, WIDTH = 4, 3, 8
@@ -106,6 +109,60 @@ def test_drops_are_those_of_a_loop_by_hand(options: dict[str, bool], batch_size:
         close(found.details["class_drops"][row], expected[row].t())
     at_pixels = expected[:, :, 1].view(-1, 1, SIDE, SIDE).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     close(found.map, at_pixels)
+
+
+@pytest.mark.parametrize("mode", ["in", "both"])
+@pytest.mark.parametrize("batch_size", [None, 1, 5])
+def test_gains_are_those_of_a_loop_by_hand(mode: str, batch_size: int | None) -> None:
+    model, inputs = transformer(last=True), images()
+    labels = torch.arange(SIDE).repeat_interleave(PATCH)[:, None] % 2 * 2 + torch.arange(12) // 8  # of 1 to 4 patches
+    patches = labels[::PATCH, ::PATCH].flatten()
+    wanted = {"leave_one_out": {"fill": "drop", "segments": labels, "mode": mode}}
+    found = pysal.explain(
+        model, inputs, 1, methods="leave_one_out", score="logit", method_options=wanted, batch_size=batch_size
+    )["leave_one_out"]
+    everything = set(range(PATCHES))
+    for row, image in enumerate(inputs):
+        nothing, clean = without(model, image, everything), without(model, image, set())
+        own = [{place for place in everything if patches[place] == segment} for segment in range(4)]
+        gains = torch.stack([without(model, image, everything - some) - nothing for some in own])
+        drops = torch.stack([clean - without(model, image, some) for some in own])
+        close(found.details["gains"][row], gains[:, 1])
+        close(found.details["class_gains"][row], gains.t())
+        close(found.details["fill_scores"][row], nothing[1])
+        means = (gains + drops)[:, 1] / 2
+        assert ("drops" in found.details) == (mode == "both")
+        if mode == "both":
+            close(found.details["drops"][row], drops[:, 1])
+            close(found.details["means"][row], means)
+        close(found.map[row, 0], (means if mode == "both" else gains[:, 1])[labels])
+    assert found.passes == 1 + (1 + 4 if mode == "in" else 1 + 8)
+
+
+def test_a_model_is_looked_at_once_as_long_as_it_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    find = patch_tokens._find
+    monkeypatch.setattr(patch_tokens, "_find", lambda plan: looks.append(plan) or find(plan))
+    model, inputs = transformer(), images(1)
+    options: dict[str, Any] = {"segments": Grid(SIDE, SIDE), "fill": "drop", "score": "logit"}
+    first = pysal.leave_one_out(model, inputs, 1, **options)
+    assert torch.equal(pysal.leave_one_out(model, inputs, 1, **options), first)
+    pysal.leave_one_out(model, inputs.flip(3), 2, **options)
+    assert len(looks) == 1
+    model.blocks = nn.Sequential(Block(), Block()).double().eval()
+    close(pysal.leave_one_out(model, inputs, 1, **options)[0, 0, 0, 0], (model(inputs) - without(model, inputs[0], {0}))[0, 1])
+    assert len(looks) == 2
+    model.late = True  # since then its positions depend on how many tokens there are
+    with pytest.raises(ValueError, match=PLACES):
+        pysal.leave_one_out(model, inputs, 1, **options)
+    assert len(looks) == 3
+    with pytest.raises(ValueError, match=PLACES):
+        pysal.leave_one_out(model, inputs, 1, **options)
+    assert len(looks) == 3
+    gone = weakref.ref(model)
+    del model, looks[:]
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_patch_goes_with_a_segment_that_covers_half_of_it_or_else_most() -> None:
@@ -263,7 +320,8 @@ def test_other_arguments_that_do_not_go_with_it_are_refused() -> None:
         pysal.leave_one_out(model, inputs, 1, segments=Grid(1, 1), fill="drop")
     with pytest.raises(ValueError, match=r"approximate must be None with fill='drop', which paints no boxes, got 0.5$"):
         pysal.leave_one_out(model, inputs, 1, segments=Grid(2, 2), fill="drop", approximate=0.5)
-    with pytest.raises(ValueError, match=r"mode must be 'out' with fill='drop', which has no image of nothing, got 'both'$"):
+    sentence = "mode must be 'out' with fill='drop' for a model that has no answer to no patches, got 'both'$"
+    with pytest.raises(ValueError, match=sentence):  # the mean of no patches is no number
         pysal.leave_one_out(model, inputs, 1, segments=Grid(2, 2), fill="drop", mode="both")
     with pytest.raises(ValueError, match=r"steps must be at most the 9 patches of an image, with substrate='drop', got 10$"):
         metrics.insertion(model, inputs, inputs, 1, substrate="drop", steps=10)

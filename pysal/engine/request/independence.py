@@ -215,7 +215,7 @@ def roundoff_of(precision: str, dtype: torch.dtype, device: torch.device) -> flo
 
 def remember(model: object, circumstances: object) -> None:
     """Keep in mind, as long as the model lives and stays as it is, that its rows were found independent."""
-    state = _state(model, circumstances)
+    state = state_of(model, circumstances)
     if state is not None:
         _remembered.setdefault(model, set()).add(state)
 
@@ -223,10 +223,10 @@ def remember(model: object, circumstances: object) -> None:
 def is_remembered(model: object, circumstances: object) -> bool:
     """Whether the rows of this model, as it is now, were found independent in these circumstances."""
     known = _remembered.get(model) if isinstance(model, (nn.Module, PreparedModel)) else None
-    return known is not None and _state(model, circumstances) in known
+    return known is not None and state_of(model, circumstances) in known
 
 
-def _state(model: object, circumstances: object) -> int | None:
+def state_of(model: object, circumstances: object) -> int | None:
     """Return what a model looks like: its parts, their attributes, how often its tensors were written. None: nobody can say."""
     outside = model.original if isinstance(model, PreparedModel) else model
     if not isinstance(outside, nn.Module):

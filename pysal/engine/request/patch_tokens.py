@@ -8,6 +8,7 @@ order, so their positions are in them already, and what is left out must have no
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from pysal._checks import refuse
 from pysal.engine.request.extra_inputs import ordinary
-from pysal.engine.request.independence import ROUNDING, away, size_of
+from pysal.engine.request.independence import ROUNDING, away, size_of, state_of
 from pysal.engine.running.states import Hooks, restoring
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ NOTHING = 1e-3
 # A dependence on order that is smaller than this share of what half of the tokens mean is taken for rounding.
 NEGLIGIBLE = 1e-4
 
+_NOBODY = nn.Identity()
 NEEDS_ALL = "layers need all tokens, each in its place, as with relative or rotary positions"
 
 
@@ -98,7 +100,7 @@ class PatchTokens:
 
 
 def patch_tokens(plan: "Plan", argument: str) -> PatchTokens:
-    """Return where the model of a plan has its patch tokens, looked for once in a call.
+    """Return where the model of a plan has its patch tokens, looked for once as long as the model stays as it is.
 
     Args:
         plan: of the images.
@@ -107,7 +109,7 @@ def patch_tokens(plan: "Plan", argument: str) -> PatchTokens:
     Raises:
         ValueError: it has none that can be left out, or rows depend on each other.
     """
-    found = plan.shared("patch tokens", _find)
+    found = plan.shared("patch tokens", _known)
     if isinstance(found, PatchTokens) and plan.inputs.shape[2:] == plan.root.inputs.shape[2:]:
         plan.check_independence()
         return found
@@ -117,6 +119,35 @@ def patch_tokens(plan: "Plan", argument: str) -> PatchTokens:
 
 class _Enough(Exception):
     """All layers of interest have been given their tokens."""
+
+
+# What was found of a model when it was as a number says, without what would keep it alive: its tokens with the name of their
+# layer, or why there are none.
+_found: "weakref.WeakKeyDictionary[nn.Module, dict[int, tuple[str, PatchTokens] | str]]" = weakref.WeakKeyDictionary()
+
+
+def _known(plan: "Plan") -> PatchTokens | str:
+    """Return what `_find` does, or did for a model that has not changed since."""
+    model = plan.layered_model
+    remembers, circumstances = plan._remembers("patch tokens")
+    state = state_of(model, circumstances) if remembers and isinstance(model, nn.Module) else None
+    if state is None:
+        return _find(plan)
+    assert isinstance(model, nn.Module)
+    known = _found.get(model, {}).get(state)
+    if known is None:
+        found = _find(plan)
+        if isinstance(found, PatchTokens):
+            name = next(name for name, layer in model.named_modules() if layer is found.layer)
+            known = name, dataclasses.replace(found, model=_NOBODY, layer=_NOBODY)
+        else:
+            known = found
+        if state_of(model, circumstances) == state:  # a model that counts its passes is another each time
+            _found[model] = {state: known}
+    if isinstance(known, str):
+        return known
+    name, tokens = known
+    return dataclasses.replace(tokens, model=model, layer=model.get_submodule(name))
 
 
 def _find(plan: "Plan") -> PatchTokens | str:
