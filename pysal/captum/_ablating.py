@@ -140,15 +140,16 @@ class Ablating(PerturbationAttribution):
         future: bool = False,
     ) -> Any:
         """Return the selected output for `copies` of the batch, a tensor or a future of one."""
-        lengths = {len(one) for one in inputs}
-        further = [
-            one.repeat(copies, *(1,) * (one.ndim - 1))
-            if copies > 1 and isinstance(one, Tensor) and one.ndim and len(one) in lengths
-            else one
-            for one in arguments(additional_forward_args)
-        ]
+        further = arguments(additional_forward_args)
+        rows = torch.arange(inputs[0].shape[0], device="cpu")
+        if copies > 1:
+            lengths = {len(one) for one in inputs}
+            further = tuple(
+                one.repeat(copies, *(1,) * (one.ndim - 1)) if isinstance(one, Tensor) and one.ndim and len(one) in lengths else one
+                for one in further
+            )
+            rows = rows.repeat(copies)
         output = call(self.forward_func, batch, further)
-        rows = torch.arange(len(inputs[0]), device="cpu").repeat(copies)
         if isinstance(output, Future) != future:
             wanted = "return a Future for attribute_future" if future else "not return a Future: that is for attribute_future"
             refuse(where(self), "forward_func", wanted, type(output).__name__, AssertionError)

@@ -29,13 +29,15 @@ from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.request.sweeps import has_backward_hooks, hides_relus, is_watched
 from pysal.engine.request.target import RowTarget
-from pysal.engine.running.chunks import is_reported
+from pysal.engine.running.chunks import CPU_PASS_BYTES, CPU_ROWS, is_reported
 from pysal.engine.running.states import Hooks, recorded, restoring
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 Found = TypeVar("Found")
 
+# Of a photo as most networks take it, below which a pass costs what it costs to begin one.
+PHOTO_BYTES = CPU_PASS_BYTES // CPU_ROWS
 # Of targets.
 WHOLE = INTEGER
 
@@ -395,7 +397,8 @@ class Call:
 
         Args:
             points: packed rows of examples (N,) of copies (N,) of the batch; None where it runs once.
-            most: rows of a pass, as asked, of which captum takes whole batches, one at least.
+            most: rows of a pass, as asked, of which captum takes whole batches, one at least. No pass has fewer than make the
+                bytes of a photo: smaller ones save nothing, and take as long.
         """
         if self.whole:  # what one number answers for is then a matter of what runs together, as the caller asks
             return self.examples * (self.copies if most is None else min(self.copies, max(1, most // self.examples)))
@@ -403,9 +406,12 @@ class Call:
             return self.fixed
         if points is None:
             return self.examples
+        if most is not None and most < self.examples:
+            row_bytes = sum(one.numel() * one.element_size() for one in self.inputs) // self.examples
+            most = min(self.examples, max(1, most, PHOTO_BYTES // max(row_bytes, 1)))
         if most is not None and most < self.examples and self._independent(points):
             self._splits = True
-            return max(1, most)
+            return most
         if most is not None and most < self.examples:
             warnings.warn(
                 f"{self.where}: internal_batch_size must be at least the {self.examples} examples of a model whose rows "

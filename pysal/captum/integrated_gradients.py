@@ -74,8 +74,9 @@ class IntegratedGradients(GradientAttribution):
             n_steps: gradients per example.
             method: "gausslegendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
             internal_batch_size: most rows (example, step) of one pass. A pass holds whole batches, as in captum, or parts of
-                one if this is smaller than a batch and rows do not depend on each other. None = all rows in one pass, as in
-                captum; if these are many and do not depend on each other, as many whole batches as are fast.
+                one if this is smaller than a batch, a batch is larger than a photo of 3 x 224 x 224, and rows do not depend on
+                each other. None = all rows in one pass, as in captum; if these are many and do not depend on each other, as many
+                whole batches as are fast.
             return_convergence_delta: whether to return the delta as well.
             create_graph: see `Saliency`; the graph of every step stays in memory.
 
@@ -119,17 +120,26 @@ class IntegratedGradients(GradientAttribution):
             )
             total = plan.zeros()
 
+            last = plan.channels_last
+
             def points(rows: Tensor, places: Tensor) -> Tensor:
-                return ops.path_integral_points(
-                    plan.inputs, packed_starts, rows, nodes[places], channels_last=plan.channels_last
+                if plan.keeps_graph:
+                    return ops.path_integral_points(plan.inputs, packed_starts, rows, nodes[places], channels_last=last)
+                # the op as it is: all of this is made here, and its checks take as long as a layer
+                found: Tensor = torch.ops.pysal.path_integral_points(
+                    plan.inputs, packed_starts, rows.int(), nodes[places], plan.inputs.dtype, last
                 )
+                return found
 
             def body(start: int, stop: int) -> None:
                 nonlocal total
                 items = torch.arange(start, stop, device=plan.device)
                 rows, places = items % plan.images, items // plan.images
                 gradients = plan.gradients(points(rows, places), rows)
-                total = added(plan, total, gradients, None, rows, weights[places])
+                if plan.keeps_graph:
+                    total = added(plan, total, gradients, None, rows, weights[places])
+                else:
+                    torch.ops.pysal.path_integral_accumulate_(total, gradients, None, rows.int(), weights[places])
 
             prepared = call.prepared and not call.whole
             plan.run(plan.images * number, body, batch_size=most if prepared else call.rows(points, most))

@@ -248,18 +248,21 @@ def test_progress(together: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_caps_are_caps(size: int) -> None:
+def test_caps_are_caps(size: int, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+    if not small:  # a batch that is worth cutting
+        monkeypatch.setattr("pysal.captum._call.PHOTO_BYTES", INPUTS[0].nbytes)
 
     def forward(images: Tensor) -> Tensor:
         seen.append(len(images))
         return MODEL(images)
 
     pysal.captum.IntegratedGradients(forward).attribute(INPUTS, target=1, n_steps=7, internal_batch_size=size)
-    # whole batches; parts of them below, where two rows in one pass, without gradients, say the same as each alone
+    # whole batches; parts of those that are worth it, where two rows in one pass, without gradients, say the same as each alone
     assert max(seen) == max(size - size % len(INPUTS), len(INPUTS))
-    assert size > 1 or seen.count(len(INPUTS)) == 1
+    assert size > 1 or seen.count(len(INPUTS)) == (7 if small else 1)
     seen.clear()
     mask = torch.arange(64).reshape(1, 1, 8, 8) // 8
     for given in (mask, mask.expand(1, 3, 8, 8) + torch.tensor([0, 1, 2]).reshape(1, 3, 1, 1)):

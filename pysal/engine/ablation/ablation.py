@@ -38,7 +38,7 @@ class Ablation:
         return tuple(
             self.features.without(number, one, fill, features)
             if number in homes
-            else one.repeat(len(features), *(1,) * (one.ndim - 1))
+            else _copies(one, len(features))
             for number, (one, fill) in enumerate(zip(self.inputs, self.fills, strict=True))
         )
 
@@ -65,9 +65,15 @@ class Permuted(Ablation):
         homes = {number for feature in features for number in self.features.inputs_of(feature)}
         for number, one in enumerate(self.inputs):
             if number not in homes:
-                copies.append(one.repeat(len(features), *(1,) * (one.ndim - 1)))
+                copies.append(_copies(one, len(features)))
                 continue
             # where any of the features is in this input, all are exchanged, some with nothing: so captum draws
             of_elements = self.features.of_elements(number)
-            copies.append(torch.cat([self.exchange(one.clone(), of_elements == feature) for feature in features]))
+            exchanged = [self.exchange(one.clone(), of_elements == feature) for feature in features]
+            copies.append(exchanged[0] if len(exchanged) == 1 else torch.cat(exchanged))
         return tuple(copies)
+
+
+def _copies(input: Tensor, number: int) -> Tensor:
+    """Return copies of an input (R, ...), one after the other."""
+    return input.clone() if number == 1 else input.repeat(number, *(1,) * (input.ndim - 1))

@@ -52,6 +52,7 @@ class Masks:
                 homes.setdefault(label, []).append(number)
         self._labels = list(homes)
         self._homes = [tuple(one) for one in homes.values()]
+        self._of_elements: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         """Return the number of features."""
@@ -74,9 +75,11 @@ class Masks:
 
     def of_elements(self, number: int) -> Tensor:
         """Return which feature each element of input `number` belongs to, in the shape of its mask."""
-        mask = self._masks[number]
-        labels, order = torch.sort(torch.tensor(self._labels, device=mask.device))
-        return order[torch.searchsorted(labels, mask.contiguous())]
+        if number not in self._of_elements:
+            mask = self._masks[number]
+            labels, order = torch.sort(torch.tensor(self._labels, device=mask.device))
+            self._of_elements[number] = order[torch.searchsorted(labels, mask.contiguous())]
+        return self._of_elements[number]
 
     def only(self, number: int, input: Tensor, fill: Tensor, present: Tensor) -> Tensor:
         """Return copies of input `number` (R, ...), one with each choice of features, present (n, F), one after the other."""

@@ -5,6 +5,7 @@ the same functions in the same order, and on the way back each has the slope bet
 Nothing hangs on modules, so one that runs twice, and a function, are as any other; nor on where an activation keeps its batch.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ _UNREACHED = {
 
 # Of the integral along which a softmax has its mean derivative.
 LEAST_NODES, MOST_NODES, NODES_PER_UNIT = 32, 512, 3
+_leggauss = functools.lru_cache(np.polynomial.legendre.leggauss)
 
 
 class RescaleRules:
@@ -199,7 +201,7 @@ def _softmax(grad: Tensor, point: Tensor, reference: Tensor, dim: int, *, log: b
     spread = float((away.amax(dim) - away.amin(dim)).amax()) if away.numel() else 0.0
     number = MOST_NODES if not spread * NODES_PER_UNIT < MOST_NODES else max(LEAST_NODES, math.ceil(spread * NODES_PER_UNIT))
     total = torch.zeros_like(point)
-    for node, weight in zip(*np.polynomial.legendre.leggauss(number), strict=True):
+    for node, weight in zip(*_leggauss(number), strict=True):
         share = torch.softmax(reference + (1 + node) / 2 * away, dim)
         total += weight / 2 * (share if log else share * (grad - (share * grad).sum(dim, keepdim=True)))
     return grad - total * grad.sum(dim, keepdim=True) if log else total

@@ -1,5 +1,6 @@
 """Where the steps of a path integral stand and what they weigh."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -13,6 +14,9 @@ QUADRATURES: tuple[str, ...] = get_args(Quadrature)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 Array: TypeAlias = NDArray[np.float64]
 Map: TypeAlias = Callable[[Array], Array]
+
+# Their nodes are eigenvalues, which take longer than a pass of a small network.
+_leggauss = functools.lru_cache(np.polynomial.legendre.leggauss)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def rule(quadrature: Quadrature, steps: int) -> Rule:
     k = np.arange(steps, dtype=np.float64)
     equal = np.full(steps, 1.0 / steps)
     if quadrature == "gauss_legendre":
-        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        nodes, weights = _leggauss(steps)
         return Rule((nodes + 1) / 2, weights / 2)
     if quadrature == "midpoint":
         return Rule((k + 0.5) / steps, equal)
