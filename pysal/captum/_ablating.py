@@ -145,7 +145,9 @@ class Ablating(PerturbationAttribution):
         if copies > 1:
             lengths = {len(one) for one in inputs}
             further = tuple(
-                one.repeat(copies, *(1,) * (one.ndim - 1)) if isinstance(one, Tensor) and one.ndim and len(one) in lengths else one
+                one.repeat(copies, *(1,) * (one.ndim - 1))
+                if isinstance(one, Tensor) and one.ndim and len(one) in lengths
+                else one
                 for one in further
             )
             rows = rows.repeat(copies)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pysal import ops
-from pysal._checks import refuse
+from pysal._checks import FLOATING, refuse
 from pysal.captum._bases import (
     GradientAttribution,
     LayerAttribution,
@@ -224,5 +224,7 @@ def weighted(activation: Tensor, gradient: Tensor, *, relu: bool, add_up: bool) 
     images = [one.reshape(shape[0], shape[1], 1, -1) for one in (activation, gradient)]
     if not add_up:
         images = [one.flatten(0, 1)[:, None] for one in images]
-    cam = ops.grad_cam(images[0], images[1], 1, images[0].shape[3], relu=relu)
+    # the op as it is, of what can be weighted: a gradient has the shape and the dtype of what it is for
+    op = torch.ops.pysal.grad_cam if images[0].numel() and images[0].dtype in FLOATING else ops.grad_cam
+    cam = op(images[0], images[1], 1, images[0].shape[3], relu)
     return cam.reshape(shape[0], 1 if add_up else shape[1], *shape[2:])

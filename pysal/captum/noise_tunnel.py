@@ -220,7 +220,7 @@ class NoiseTunnel(Attribution):
             if examples > 1:
                 rows = torch.arange(examples, device=device).repeat_interleave(stop - start)
                 draws = draws.repeat(examples)
-            items = rows * samples + draws
+            items = draws if examples == 1 else rows * samples + draws
             baselines = tuple(_rows_of(one, items) for one in drawn)
             take(noisy(rows, draws), rows, baselines if distribution else None, 0, items)
 

@@ -36,9 +36,7 @@ class Ablation:
         """Return each input in copies, one without each of the features, one after the other."""
         homes = {number for feature in features for number in self.features.inputs_of(feature)}
         return tuple(
-            self.features.without(number, one, fill, features)
-            if number in homes
-            else _copies(one, len(features))
+            self.features.without(number, one, fill, features) if number in homes else _copies(one, len(features))
             for number, (one, fill) in enumerate(zip(self.inputs, self.fills, strict=True))
         )
 

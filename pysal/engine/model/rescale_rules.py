@@ -161,7 +161,7 @@ class _Rescaling(FunctionMode):
 class _Rescaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, call: _Called, note: _Note, eps: float) -> Tensor:
-        ctx.leaf, ctx.output = _apart(call, graph=True)
+        ctx.leaf, ctx.output = _apart(call, graph=call.rule == "choice")
         ctx.call, ctx.note, ctx.eps = call, note, eps
         return ctx.output.detach().clone()  # type: ignore[no-any-return]
 
@@ -174,13 +174,17 @@ class _Rescaled(torch.autograd.Function):
             found = _softmax(grad.to(wide), point.to(wide), reference.to(wide), call.dim, log=call.rule == "log_softmax")
             return found.to(grad.dtype), None, None, None
         if call.rule == "slope":
-            shares = grad * (output.detach() - note.output)
+            shares = grad * (output - note.output)
         else:  # what rises above the other's choice belongs to what was chosen here, the rest to what was chosen there
             here, there = output.detach(), note.output.detach()
             top = torch.maximum(here, there)
             shares = _back(output, leaf, grad * (top - there)) + _back(note.output, note.input, grad * (here - top))
         away = point - reference
-        near = (away.abs() < ctx.eps) | (away == 0)
+        near = away.abs() < ctx.eps if ctx.eps > 0 else away == 0
+        if near.device.type == "cpu" and not near.any():  # which a GPU would wait for
+            return shares / away, None, None, None
+        if call.rule == "slope":
+            leaf, output = _apart(call, graph=True, at=leaf)
         return torch.where(near, _back(output, leaf, grad), shares / away), None, None, None
 
 
@@ -207,10 +211,10 @@ def _softmax(grad: Tensor, point: Tensor, reference: Tensor, dim: int, *, log: b
     return grad - total * grad.sum(dim, keepdim=True) if log else total
 
 
-def _apart(call: _Called, *, graph: bool) -> tuple[Tensor, Tensor]:
-    """Return a copy of a call's input and the function's output of that, with the graph between the two if asked."""
+def _apart(call: _Called, *, graph: bool, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return a copy of a call's input, as it is or as it was, and the function's output of that, with the graph if asked."""
     with torch.set_grad_enabled(graph):
-        leaf = call.input.detach().clone().requires_grad_(graph)
+        leaf = (call.input if at is None else at).detach().clone().requires_grad_(graph)
         return leaf, call.run(leaf)
 
 
