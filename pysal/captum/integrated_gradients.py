@@ -75,8 +75,8 @@ class IntegratedGradients(GradientAttribution):
             method: "gausslegendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
             internal_batch_size: most rows (example, step) of one pass. A pass holds whole batches, as in captum, or parts of
                 one if this is smaller than a batch, a batch is larger than a photo of 3 x 224 x 224, and rows do not depend on
-                each other. None = all rows in one pass, as in captum; if these are many and do not depend on each other, as many
-                whole batches as are fast.
+                each other. None = all rows in one pass, as in captum; if these are many and do not depend on each other, as
+                many whole batches as are fast.
             return_convergence_delta: whether to return the delta as well.
             create_graph: see `Saliency`; the graph of every step stays in memory.
 
