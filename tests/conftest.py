@@ -133,6 +133,13 @@ def preparing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "seconds", twice_as_fast)
 
 
+@pytest.fixture(autouse=True)
+def small_regions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have XRAI look for regions in 64 x 64 pixels where the core asks what goes for any regions; tests/pair has all 224 x 224."""
+    if "pysal.methods.xrai" in sys.modules and request.node.get_closest_marker("core"):
+        monkeypatch.setattr("pysal.methods.xrai.SIZE", (64, 64))
+
+
 @pytest.fixture
 def independence_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make no pass to find out whether rows depend on each other or on chance, for tests that count or keep passes."""
