@@ -16,6 +16,7 @@ MAPS = IMAGES.sum(1, keepdim=True)
 MASK = (MAPS[:1] > 1).long()
 MODEL = row_by_row().float()
 OPTIONS = {"leave_one_out": {"segments": pysal.Grid(2, 2)}, "smooth_grad": {"samples": 2}}
+STEPS = {"IntegratedGradients": {"x_steps": 3}, "BlurIG": {"steps": 3}}  # of PAIR's classes
 FACES: dict[str, Callable[[Any, Tensor], Any]] = {
     "Saliency": lambda model, images: captum.Saliency(model).attribute(images, 1),
     "Saliency of two inputs": lambda model, images: captum.Saliency(lambda a, b: model(a + b)).attribute((images, images), 1),
@@ -44,7 +45,7 @@ FACES: dict[str, Callable[[Any, Tensor], Any]] = {
     "FeatureAblation": lambda model, images: captum.FeatureAblation(model).attribute(images, target=1, feature_mask=MASK),
     **{
         f"pair {name}": lambda model, images, name=name: getattr(pair, name)().GetMask(
-            images[0].cpu().movedim(0, -1).numpy().astype(np.float32), pair.torch_model(model, 1)
+            images[0].cpu().movedim(0, -1).numpy().astype(np.float32), pair.torch_model(model, 1), **STEPS.get(name, {})
         )
         for name in ("GradientSaliency", "IntegratedGradients", "BlurIG", "GradCam", "Occlusion")
     },

@@ -1,5 +1,6 @@
 """TF32 settings of the process: what a pass runs in, given back as they were, and shared by threads."""
 
+import functools
 import os
 import sys
 import threading
@@ -114,27 +115,34 @@ def products_and_convolutions() -> list[bool]:
     return [torch._C._get_fp32_precision_getter(*op) == "tf32" for op in OPS]
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "as set"])
-@pytest.mark.parametrize("state", STATES)
-def test_settings_are_used_and_given_back(state: str, precision: Arithmetic) -> None:
-    def set_up() -> None:
-        for change in STATES[state]:
-            change()
+def set_up(state: str) -> None:
+    for change in STATES[state]:
+        change()
 
-    expected: list[list[object]] = []
+
+@functools.cache
+def undisturbed(state: str) -> list[list[object]]:
+    """What a process says now and later of a state that nothing else is done to."""
 
     def without() -> None:
-        set_up()
+        set_up(state)
         os.write(told, repr(now_and_later()).encode())
 
     listening, told = os.pipe()
     in_child(without)
     os.close(told)
     with os.fdopen(listening) as stream:
-        expected = eval(stream.read())
+        found: list[list[object]] = eval(stream.read())
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "as set"])
+@pytest.mark.parametrize("state", STATES)
+def test_settings_are_used_and_given_back(state: str, precision: Arithmetic) -> None:
+    expected = undisturbed(state)
 
     def check() -> None:
-        set_up()
+        set_up(state)
         mine = products_and_convolutions()
         before = read()
 
