@@ -135,7 +135,7 @@ def preparing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def small_regions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have XRAI look for regions in 64 x 64 pixels where the core asks what goes for any regions; tests/pair has all 224 x 224."""
+    """Have XRAI look for regions in 64 x 64 pixels where the core asks what goes for any; tests/pair has all 224 x 224."""
     if "pysal.methods.xrai" in sys.modules and request.node.get_closest_marker("core"):
         monkeypatch.setattr("pysal.methods.xrai.SIZE", (64, 64))
 
