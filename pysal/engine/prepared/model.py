@@ -18,6 +18,7 @@ from pysal.engine.model.training import check_eval
 from pysal.engine.prepared.forwards import Forwards, is_transformed
 from pysal.engine.prepared.gains import AS_IT_IS, Gains
 from pysal.engine.prepared.record import Comparison, Record, fingerprint, processor, write
+from pysal.engine.running.heap import FreedMemory
 from pysal.engine.running.precision import Precision
 from pysal.engine.tape.cuda_graphs import Replays
 from pysal.engine.tape.tape import Program, Recorded
@@ -57,6 +58,7 @@ class PreparedModel:
         self._graph: nn.Module | None = None
         self.program: Program | None = None
         self.gains: Gains | None = None
+        self.memory: FreedMemory | None = None  # which its passes need again
         self.replays: Replays | None = None
         self.way = WAYS[0]
         self.reason: str | None = None

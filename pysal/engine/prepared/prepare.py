@@ -1,6 +1,7 @@
 """Makes a snapshot of a model that runs forward and input gradient as fast as this machine allows, and says what was done."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import InDtype, lower
 from pysal.engine.graph.programs import LayeredProgram, is_graph_of_program
 from pysal.engine.graph.same_function import TRACED, Pass, batches, in_bfloat16, run
-from pysal.engine.graph.shapes import note_shapes
+from pysal.engine.graph.shapes import note_shapes, shapes_of
 from pysal.engine.layers.default_layer import Choice, Look, default_layer
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.model.placement import check_fits
@@ -49,9 +50,9 @@ from pysal.engine.prepared.record import (
     processor,
     read,
 )
-from pysal.engine.prepared.trial import fastest_rows, measure_gains
+from pysal.engine.prepared.trial import fastest_rows, measure_gains, most_rows
 from pysal.engine.prepared.ways import take_fastest, take_known
-from pysal.engine.running.heap import keep_freed_memory
+from pysal.engine.running.heap import FreedMemory
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
@@ -156,12 +157,14 @@ def _prepared(
             if known is not None and known.reason is not None:
                 raise RunsAsItIs(known.reason)
             with precision_mode("float32", example.device, backward=False):
-                _build(prepared, example, None if known is None else known.comparison, budget)
+                _build(prepared, example, None if known is None else known.comparison, budget, batch_size)
             if prepared._forwards is not None and prepared._state is not None:
                 prepared._forwards.state = prepared._state  # one for both
             if example.is_cuda:
                 take_known(prepared, gains.way) if gains is not None else take_fastest(prepared, example, budget)
             _keep_what_gains(prepared, gains or measure_gains(prepared, example, budget))
+            if not prepared.fused and prepared._incremental is None:
+                prepared.memory = None
         except Changed:
             raise
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
@@ -281,7 +284,7 @@ class Changed(Exception):
     """A model does not have the graph that was found before."""
 
 
-def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, budget: Budget) -> None:
+def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, budget: Budget, batch_size: int | None) -> None:
     """Trace, fold and lower the model, and keep the result if it computes the same.
 
     Args:
@@ -289,6 +292,7 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
         example: an image.
         known: what came of the comparison, where it was made before.
         budget: what measures, where that decides.
+        batch_size: images per pass, where that was said.
 
     Raises:
         Changed: the comparison was of another graph.
@@ -325,7 +329,7 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
         raise RunsAsItIs(NOTHING_FUSED)
     program = Program(graph, torch.bfloat16 if mixed else None)
     if example.device.type == "cpu":
-        keep_freed_memory()
+        prepared.memory = FreedMemory(_bytes_of_passes(graph, example, batch_size or 0))
     if known is None:
         difference, gradient_difference = compared(graph, program, images, own, exact)
         float64, whole = (None, None) if exact is None else (exact.apart, exact.not_incremental)
@@ -382,6 +386,12 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
+
+
+def _bytes_of_passes(graph: fx.GraphModule, example: Tensor, rows: int) -> int:
+    """Return the bytes of all values of a graph and of their gradients, in passes of so many rows or the largest tried."""
+    numbers = sum(math.prod(shape[1:]) for shape in shapes_of(graph, example).values())
+    return 2 * max(rows, most_rows(example)) * numbers * example.element_size()
 
 
 def _lower_to_bfloat16(prepared: PreparedModel, narrow: fx.GraphModule, noise: Tensor, budget: Budget) -> None:

@@ -133,6 +133,11 @@ def fastest_rows(prepared: PreparedModel, example: Tensor, budget: Budget) -> in
     return best
 
 
+def most_rows(example: Tensor) -> int:
+    """Return the most images per pass that are tried on a CPU."""
+    return max(_cpu_chunks(example))
+
+
 def _cpu_chunks(example: Tensor) -> list[int]:
     """Return the numbers of images that are tried: the usual ones and, for small images, fourfold steps beyond them."""
     most = _fast_rows(example)
