@@ -472,10 +472,15 @@ def test_folders_and_globs(small, photo, out, tmp_path) -> None:
     assert text.startswith(f"{folder / 'a.png'}\n")  # once, though it was named twice
     (tmp_path / "empty").mkdir()
     sentence = refused(2, "explain", tmp_path / "empty", "--out", out)
-    assert sentence.endswith(f"got {tmp_path / 'empty'} (a folder with 0 files, none of which is a photo by its name)")
+    assert sentence.endswith(f"got {tmp_path / 'empty'} (a folder with no files)")
     np.save(tmp_path / "empty/mask.npy", np.ones((4, 4)))
-    sentence = refused(2, "explain", tmp_path / "empty", "--out", out)
-    assert sentence.endswith("(a folder with 1 files, none of which is a photo by its name: 1 .npy)")
+    why = "a folder with 1 file, none of which is a photo by its name: 1 .npy"
+    assert refused(2, "explain", tmp_path / "empty", "--out", out).endswith(f"({why})")
+    beside = run("explain", photo, tmp_path / "empty", tmp_path / "*.gif", "--out", out, "--method", "gradient")
+    assert beside.exit_code == 1  # among others it is one that cannot be read
+    assert f"not explained: {why}\n" in beside.stdout
+    assert "not explained: which matches no file\n" in beside.stdout
+    assert beside.stderr == "pysal explain: 2 of 3 photos could not be explained\n"
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -489,7 +494,7 @@ def test_a_folder_of_arrays(monkeypatch, out, tmp_path, channels) -> None:
     (folder / "notes.txt").write_text("")
     sentence = refused(2, "explain", folder, "--out", out, "--method", "gradient")
     wanted = "is a photo by its name" if channels == 1 else "ends in .npy or .tif or .tiff"
-    assert sentence.endswith(f"(a folder with 1 files, none of which {wanted}: 1 .txt)")
+    assert sentence.endswith(f"(a folder with 1 file, none of which {wanted}: 1 .txt)")
     for name in ("b", "a"):
         np.save(folder / f"{name}.npy", np.random.default_rng(0).random((7, 8, channels)))
     text = succeeded("explain", folder, "--out", out, "--method", "gradient").stdout

@@ -307,6 +307,48 @@ def caption() -> None:
     save(explained, "caption")
 
 
+def gradio_app() -> None:
+    """Show an app of EfficientNet-Lite0 whose answer is explained."""
+    import shutil
+
+    import gradio
+    from playwright.sync_api import sync_playwright
+
+    model = pysal.models.load()
+
+    def classify(picture: np.ndarray[Any, Any]) -> dict[str, float]:
+        with torch.no_grad():
+            best = model(pysal.read_image(picture, model)).softmax(1)[0].topk(3)
+        return {model.class_names[int(index)]: float(value) for value, index in zip(*best, strict=True)}
+
+    parts = {"inputs": gradio.Image(label="Photo", height=300), "outputs": gradio.Label(label="Answer")}
+    app = gradio.Interface(classify, **parts, title="What is it?", flagging_mode="never")
+    _, address, _ = pysal.gradio.add_explanations(app).launch(prevent_thread_lock=True, quiet=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1000})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+        page.locator("button.pysal-explain").wait_for()
+        page.locator("input[type=file]").first.set_input_files(str(HERE.parents[1] / "examples/photos/coffee.jpg"))
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_text("espresso").first.wait_for()
+        page.locator("button.pysal-explain").click()
+        page.locator(".pysal-picture img").wait_for()
+        page.wait_for_timeout(2000)  # until the picture has been laid out
+        drawn = page.locator(".pysal-picture").bounding_box() or {"y": 0.0, "height": 1000.0}
+        whole = {
+            "x": 0,
+            "y": 0,
+            "width": 1100,
+            "height": drawn["y"] + drawn["height"] + 16,
+        }  # the seconds below are a machine's
+        seen = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=whole))).convert("RGB")
+        browser.close()
+    app.close()
+    seen.resize((960, round(960 * seen.height / seen.width))).save(OUT / "gradio_app.jpg", quality=85, optimize=True)
+
+
 TRAINED = (many_labels, regression, two_inputs, segmentation, transformers_classifier, caption, clip)
 PAGES = ("my_networks_errors", "http_black_box")
 
@@ -315,14 +357,17 @@ if __name__ == "__main__":
     from tests.models import torchvision_ops
 
     torchvision_ops.define()  # beside a torch for the CPU, torchvision cannot be imported, and transformers tries
-    chosen = [name for name in sys.argv[1:] if not name.endswith(".onnx")] or [*PAGES, *(one.__name__ for one in TRAINED)]
+    chosen = [name for name in sys.argv[1:] if not name.endswith(".onnx")] or [
+        *PAGES,
+        *(one.__name__ for one in (*TRAINED, gradio_app)),
+    ]
     for name in chosen:
         torch.manual_seed(0)
         print(name, flush=True)
         if name in PAGES:
             of_a_page(name)
         else:
-            next(one for one in TRAINED if one.__name__ == name)()
+            next(one for one in (*TRAINED, gradio_app) if one.__name__ == name)()
     for file in sys.argv[1:]:
         if file.endswith(".onnx"):
             detection(file)

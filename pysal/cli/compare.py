@@ -96,7 +96,8 @@ def compare(
         loaded = model.load(device_of(device))
         named = find(photos, suffixes_of(loaded.channels), out, "pysal compare")
         if named.missing:
-            raise BadInput(f"pysal compare: PHOTO must be there, got {click.format_filename(min(named.missing))}")
+            first = min(named.missing)
+            raise BadInput(f"pysal compare: PHOTO must be there, got {click.format_filename(first)} ({named.missing[first]})")
         found = run(
             loaded,
             [str(path) for path in named.paths],

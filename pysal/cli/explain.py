@@ -140,7 +140,7 @@ def explain(
             except (ValueError, OSError) as error:
                 if len(named.paths) == 1 or not str(error).startswith("pysal"):
                     raise
-                bad[photo] = "no such file" if photo in named.missing else str(error)
+                bad[photo] = named.missing.get(photo, str(error))
         if image is None:
             raise BadInput(
                 f"pysal explain: none of the {len(named.paths)} photos can be read; the first: {next(iter(bad.values()))}"

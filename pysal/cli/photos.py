@@ -19,12 +19,12 @@ class Photos:
 
     Attributes:
         paths: of the photos, in the order of the arguments; those of a folder or a glob sorted, without what is there already.
-        missing: those of them that are not there.
+        missing: those of them that are not there, and folders and globs without a photo -> why.
         left_out: endings of the files of folders that are no photos by their names -> how many.
     """
 
     paths: list[Path]
-    missing: set[Path] = field(default_factory=set)
+    missing: dict[Path, str] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -47,10 +47,18 @@ def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = 
         command: what errors name.
 
     Raises:
-        BadInput: a folder or a glob without a photo, or a single file that is not there.
+        BadInput: a single file that is not there, or a folder or a glob without a photo.
     """
     endings = frozenset(suffixes)
     found = Photos([])
+
+    def nothing(one: Path, why: str) -> None:
+        """Refuse what is asked for alone; among others it is one that cannot be read."""
+        if len(given) == 1:
+            raise _refused(command, one, why)
+        found.paths.append(one)
+        found.missing[one] = why
+
     for one in given:
         if os.path.isdir(one):
             inside = sorted(_below(one, results))
@@ -61,19 +69,19 @@ def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = 
                 # of bands there are so few kinds of files that they are named
                 wanted = "is a photo by its name" if len(endings) > 5 else f"ends in {' or '.join(sorted(endings))}"
                 kinds = f": {counted(others)}" if others else ""
-                raise _refused(command, one, f"a folder with {len(inside)} files, none of which {wanted}{kinds}")
+                number = f"{len(inside)} file{'s' * (len(inside) > 1)}, none of which {wanted}{kinds}" if inside else "no files"
+                nothing(one, f"a folder with {number}")
             found.paths.extend(path for path in photos if path not in found.paths)
         elif not os.path.lexists(one) and glob.has_magic(os.fspath(one)):
             matches = sorted(Path(match) for match in glob.glob(os.fspath(one), recursive=True) if not os.path.isdir(match))
             if not matches:
-                raise _refused(command, one, "which matches no file")
+                nothing(one, "which matches no file")
             found.paths.extend(path for path in matches if path not in found.paths)
         else:
-            found.paths.append(one)
-            if not os.path.lexists(one):
-                if len(given) == 1:
-                    raise _refused(command, one, "no such file")
-                found.missing.add(one)
+            if os.path.lexists(one):
+                found.paths.append(one)
+            else:
+                nothing(one, "no such file")
     return found
 
 
