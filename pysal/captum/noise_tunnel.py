@@ -1,5 +1,6 @@
 """captum's NoiseTunnel: SmoothGrad and its relatives around any attribution."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -184,7 +185,8 @@ class NoiseTunnel(Attribution):
     ) -> None:
         examples, device = inputs[0].shape[0], inputs[0].device
         seed = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
-        images = [floating(torch.real(one.detach())).flatten(1)[:, None, None] for one in inputs]  # real noise, as captum's
+        reals = [floating(torch.real(one.detach())) for one in inputs]  # real noise, as captum's
+        images = [one.reshape(len(one), 1, 1, math.prod(one.shape[1:])) for one in reals]
         scales = [
             torch.full((examples,), one, dtype=widest(image.device), device=image.device)
             for one, image in zip(deviations, images, strict=True)

@@ -182,6 +182,29 @@ def test_ablation_of_empty_inputs(together: int) -> None:
     both("FeatureAblation", pair, EXACT, inputs, feature_mask=(torch.tensor([[0, 0, 1, 1, 2, 2]]), torch.zeros(1, 0).long()))
 
 
+@pytest.mark.filterwarnings("ignore:.*at least one input tensor with 0th dim less than 2")
+@pytest.mark.parametrize("name", ["FeatureAblation", "FeaturePermutation"])
+def test_an_empty_list_beside_a_table(name: str) -> None:
+    """One number for all, of a table and a list of whole numbers that has no entry for each of its rows."""
+
+    def forward(table: Tensor, entries: Tensor) -> Tensor:
+        return table.prod(0).sum() + entries.sum()
+
+    table = torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 3.0]])
+    both(name, peers(name, forward), SINGLE, (table, torch.tensor([])))
+
+
+@pytest.mark.parametrize("rng", ["philox", "captum"])
+@pytest.mark.parametrize("columns", [None, 0])
+def test_noise_on_rows_without_columns(columns: int | None, rng: str) -> None:
+    """(B,) is a number for each example; (B, 0) is nothing at all beside it."""
+    numbers = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    inputs = numbers if columns is None else (numbers, numbers.new_zeros(3, columns))
+    theirs, ours = peers("Saliency", lambda one, other=None: one.pow(3) + (0 if other is None else other.sum(1)))
+    pair = (peers("NoiseTunnel", theirs)[0], peers("NoiseTunnel", ours, rng=rng)[1])
+    both("NoiseTunnel", pair, EXACT, inputs, nt_samples=4, stdevs=0.0)
+
+
 @pytest.mark.parametrize("together", [1, 3])
 def test_ablation_of_futures(together: int) -> None:
     model, inputs, options = asked("conv", 2)[4]

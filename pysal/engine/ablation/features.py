@@ -89,8 +89,8 @@ class Masks:
     def spread(self, number: int, input: Tensor, drops: Tensor) -> Tensor:
         """See `Features`."""
         mask = self._masks[number]
-        if not drops.shape[1]:  # no rows, so nothing that could be numbered
-            return drops.new_zeros((0, *input.shape[1:]))
+        if not drops.shape[1] or not mask.numel():  # nothing that could be numbered
+            return drops.new_zeros((drops.shape[1], *input.shape[1:]))
         feature = self.of_elements(number)
         if len(mask) == 1:
             found = drops.T[:, feature[0]]
