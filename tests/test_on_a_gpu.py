@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import pysal
 from pysal import captum
 from pysal import pytorch_grad_cam as cams
+from pysal.engine.boxes.run import Run
 from pysal.engine.prepared.gains import Gains
 from pysal.engine.tape.cuda_graphs import Pool
 from tests import every_call
@@ -193,7 +194,7 @@ WAITS = {
 # Of a prepared model: some of its weights are looked at once a call, and pieces of images once for what boxes reach.
 PREPARED = {
     **{"gradient": 3, "guided_backprop": 3, "smooth_grad": 3, "integrated_gradients": 5, "grad_cam": 9},
-    **{"windows": 12, "captum's Occlusion": 19},
+    **{"windows": 12, "superpixels": 16, "captum's Occlusion": 19},
 }
 
 
@@ -211,6 +212,27 @@ def test_no_wait_for_a_chunk(name: str, prepared: bool, place: torch.device, mon
         counts.append(found)
     assert not counts[1] - counts[0]  # four times as many chunks
     assert counts[0].total() <= (PREPARED if prepared else WAITS)[name]
+
+
+@pytest.mark.parametrize("place", ["pretended"], indirect=True)
+def test_superpixels_make_no_groups_that_cost_more_to_launch_than_they_save(
+    place: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = there(monkeypatch, place)
+    prepared = pysal.prepare(model, batch[:1], gains=Gains(2.0, 2.0))
+    runs, whole = [], Run.output
+
+    def noted(self: Run) -> Tensor:
+        runs.append(len(self.patches))
+        return whole(self)
+
+    monkeypatch.setattr(Run, "output", noted)
+    found = pysal.leave_one_out(prepared, batch, 1, segments=pysal.Slic(9))
+    assert len(runs) <= 2  # two images; boxes of a few pixels are not worth another launch of every kernel
+    with torch.utils._python_dispatch._disable_current_modes():
+        on_cpu = images(2, 3, 8, 8).float()
+        expected = pysal.leave_one_out(row_by_row().float(), on_cpu, 1, segments=pysal.Slic(9))
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("place", ["pretended"], indirect=True)

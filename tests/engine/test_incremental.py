@@ -18,6 +18,7 @@ import pysal
 from pysal import Slic, Window
 from pysal.engine.boxes import groups
 from pysal.engine.boxes.clean import NotIncremental
+from pysal.engine.boxes.groups import Groups
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.boxes.reach import Reach
 from pysal.engine.graph.fold import fold
@@ -397,6 +398,28 @@ def test_groups_hold_every_image_once(boxes: list[tuple[int, int, int, int]], ro
     groups = small_engine().groups.split(np.array(boxes), rows)
     assert sorted(int(n) for group in groups for n in group) == list(range(len(boxes)))
     assert max(len(group) for group in groups) <= rows
+
+
+@pytest.mark.parametrize("launch", [0.0, 1e3, 1e5, 1e15])
+def test_a_group_is_split_where_that_saves_more_than_launching_another(launch: float) -> None:
+    graph, image = seeded(GRAPHS["convolutions"], 3, 49, 46)
+    engine = engine_of(graph, image)
+    tops = np.random.default_rng(0).integers(0, 38, (40, 2))
+    boxes = np.concatenate([tops, tops + np.random.default_rng(1).integers(2, 8, (40, 2))], 1)
+    operators, maps = engine.operators, engine._program.maps
+    groups, eager = Groups(operators, maps, launch), Groups(operators, maps, 0.0)
+    found, many = groups.split(boxes, 40), eager.split(boxes, 40)
+    assert sorted(int(n) for group in found for n in group) == list(range(40))
+    assert len(many) > 3
+    assert len(found) == len(many) if launch == 0 else len(found) <= len(many)
+
+    def cost_of(parts: list[np.ndarray]) -> float:
+        return sum(groups.cost(groups.extents(boxes[part])) + groups._launching for part in parts)
+
+    assert cost_of(found) <= cost_of(many)
+    if launch == 1e15:
+        assert len(found) == 1  # the images whole cost less than launching them
+        assert [len(group) for group in groups.split(boxes, 16)] == [10] * 4  # halved as often as the rows ask for
 
 
 def test_a_graph_that_changes_what_others_read_is_refused() -> None:

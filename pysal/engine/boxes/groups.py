@@ -19,6 +19,9 @@ WHOLE_SHARE = 0.85
 CPU_GROUP_ROWS = 32
 GPU_GROUP_ROWS = 256
 WORTH_A_SPLIT = 0.05
+# What each operator of one more group costs on a GPU, in multiplications: its kernels wait some tens of microseconds for the
+# host, in which GPUs between a T4 and an H200 make 1e8 to 5e8. Estimated from data sheets, not measured.
+GPU_LAUNCH = 2e8
 # Numbers in the largest map of a group on a CPU, just below what the system clears anew in every pass: that takes as long as to
 # compute it.
 CPU_GROUP_NUMBERS = (LARGEST_BLOCK - 4096) // 4
@@ -40,6 +43,11 @@ def group_rows(device: torch.device) -> int:
 def group_numbers(device: torch.device) -> float:
     """Return how many numbers at most a map of all images of a group has."""
     return CPU_GROUP_NUMBERS if device.type == "cpu" else math.inf
+
+
+def launch_cost(device: torch.device) -> float:
+    """Return what starting an operator costs, in multiplications."""
+    return 0.0 if device.type == "cpu" else GPU_LAUNCH
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Groups:
     Args:
         operators: the operators of the graph, in order.
         maps: height and width of each map.
+        launch: what starting an operator costs, in multiplications.
         share: most of a map's side that a box grows to; None = no bound.
         faster_whole: how many times as fast whole images run, by other means, as this graph runs them. With a share it says
             nothing: whole images then give something else.
@@ -76,12 +85,14 @@ class Groups:
         self,
         operators: Sequence[BoxOperator],
         maps: Sequence[tuple[int, int]],
+        launch: float,
         share: float | None = None,
         faster_whole: float = 1.0,
     ) -> None:
         self._operators, self._maps, self._share = operators, maps, share
         self._paying = PAYING_SHARE / (faster_whole if share is None else 1.0)
         self._channels = np.array([math.prod(operator.channels) for operator in operators if operator.map >= 0])
+        self._launching = launch * sum(operator.map >= 0 and not operator.skipped for operator in operators)
         self._always = sum(operator.cost for operator in operators if operator.kind == "whole")
 
     def extents(self, boxes: Integers) -> Integers:
@@ -175,13 +186,17 @@ class Groups:
         """Return the images to run together: their indices, at most `rows` at a time, with so many numbers in a map.
 
         A set is halved by the place or the size of its boxes while that saves work, because the boxes of a group are as
-        large as its largest in every map.
+        large as its largest in every map: by more than it takes to launch one more group, if the set pays as it is.
         """
         extents = self.extents(boxes)
         pending, found = [np.arange(len(boxes))], []
         while pending:
             group = pending.pop()
             halves, saved = self._halves(extents, group)
+            if self._launching:
+                cost, whole = self.cost(extents[:, group]), self._whole_cost() * len(group)
+                if saved * cost <= self._launching and (cost < self._paying * whole or whole <= self._launching):
+                    saved = 0.0
             most = min(rows, math.floor(min(numbers / self._numbers(extents[:, group]), len(group))))
             if halves is not None and (len(group) > most or saved > WORTH_A_SPLIT):
                 pending += halves[::-1]

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from pysal.engine.boxes.clean import Nodes, NotIncremental
-from pysal.engine.boxes.groups import Geometry, Groups
+from pysal.engine.boxes.groups import Geometry, Groups, launch_cost
 from pysal.engine.boxes.kinds import MAPPED, Analysis, BoxOperator
 from pysal.engine.boxes.run import CleanMaps, Program, Run
 
@@ -48,7 +48,8 @@ class Incremental:
         self.followed = sum(operator.kind in (*MAPPED, "mean") and operator.kind != "input" for operator in self.operators)
         if not self.followed:
             raise NotIncremental("its first layer is not known to be local")
-        self.groups = Groups(self._program.operators, self._program.maps)
+        self._launch = launch_cost(example.device)
+        self.groups = Groups(self._program.operators, self._program.maps, self._launch)
         self.clean = (self.keep(example) if nodes.writes else self._keep(clean)) if keep else None
 
     @property
@@ -72,7 +73,7 @@ class Incremental:
             faster_whole: see `Groups`.
         """
         limited = copy.copy(self)
-        limited.groups = Groups(self._program.operators, self._program.maps, share, faster_whole)
+        limited.groups = Groups(self._program.operators, self._program.maps, self._launch, share, faster_whole)
         return limited
 
     def takes(self, images: Tensor) -> bool:
