@@ -215,9 +215,7 @@ def test_no_wait_for_a_chunk(name: str, prepared: bool, place: torch.device, mon
 
 
 @pytest.mark.parametrize("place", ["pretended"], indirect=True)
-def test_superpixels_make_no_groups_that_cost_more_to_launch_than_they_save(
-    place: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_superpixels_make_no_groups_that_do_not_pay_their_launch(place: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = there(monkeypatch, place)
     prepared = pysal.prepare(model, batch[:1], gains=Gains(2.0, 2.0))
     runs, whole = [], Run.output
