@@ -271,9 +271,9 @@ def test_op(case: Case, report: Report, benchmark: Any, request: pytest.FixtureR
         sets += [case.build(device) for _ in range(math.ceil(2 * l2_bytes / bytes_moved))]
     with torch.no_grad():
         peaks = {name: peak_memory(lambda call=call: call(*arguments), device) for name, call in candidates.items()}
-        samples, calls = alternate(benchmark, candidates, sets, device)
+        samples, calls, replayed = alternate(benchmark, candidates, sets, device)
     report.rows += as_rows(
-        samples, failed, calls, report.bandwidth, peaks,
+        samples, failed, calls, report.bandwidth, peaks, replayed,
         op=case.op, case=case.shape, dtype=str(case.dtype).removeprefix("torch."), device=str(device),
         bytes_moved=bytes_moved,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Row:
     pct_of_copy_bandwidth: float | None
     peak_mem_bytes: int | None
     failed: str | None = None
+    replayed: bool = False  # on a GPU: from a graph; else small cases are the time of a launch
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def alternate(
     candidates: Mapping[str, Callable[..., object]],
     argument_sets: Sequence[tuple[Any, ...]],
     device: torch.device,
-) -> tuple[dict[str, list[float]], int]:
-    """Time candidates in turn, A B C A B C.
+) -> tuple[dict[str, list[float]], int, set[str]]:
+    """Time candidates in turn, A B C A B C; on a GPU samples that were recorded, so that no call waits for its launch.
 
     Args:
         benchmark: pytest-benchmark's fixture; its table shows the last candidate.
@@ -150,7 +151,7 @@ def alternate(
         device: where the work is done.
 
     Returns:
-        name -> seconds per call, one number per sample, and the calls that each sample is the mean of.
+        name -> seconds per call, one number per sample; the calls that each sample is the mean of; and who was recorded.
     """
     now = clock(device)
     estimates = {name: seconds_per_call(rotating(call, argument_sets, 1), now) for name, call in candidates.items()}
@@ -158,7 +159,11 @@ def alternate(
     calls = max(1, round(1e-3 / min(estimates.values()))) if device.type == "cuda" else 1
     rounds = round(SAMPLING_SECONDS / (calls * sum(estimates.values())))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    runs = {name: rotating(call, argument_sets, calls) for name, call in candidates.items()}
+    runs: dict[str, Callable[[], object]] = {name: rotating(call, argument_sets, calls) for name, call in candidates.items()}
+    recorded = {name: replay for name, run in runs.items() if (replay := recording(run, device)) is not None}
+    runs |= recorded
+    for run in recorded.values():
+        run()  # the first replay uploads the graph
     *others, last = candidates
 
     def time_the_others() -> None:
@@ -174,7 +179,21 @@ def alternate(
         samples[last].append((now() - start) / calls)
 
     benchmark.pedantic(timed_last, setup=time_the_others, rounds=min(max(rounds, MIN_SAMPLES), MAX_SAMPLES))
-    return samples, calls
+    return samples, calls, set(recorded)
+
+
+def recording(run: Callable[[], object], device: torch.device) -> Callable[[], None] | None:
+    """Return what replays a run as a CUDA graph; None on another device, and of what asks a GPU for a number."""
+    if device.type != "cuda":
+        return None
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as reason:
+        print(f"  not recorded: {str(reason).splitlines()[0]}", flush=True)
+        return None
+    return graph.replay
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -348,6 +367,7 @@ def as_rows(
     calls: int,
     bandwidth: float,
     peaks: Mapping[str, int | None],
+    replayed: Collection[str] = (),
     **same: Any,
 ) -> list[Row]:
     """Return one row per candidate; "reference" is what the others are held against.
@@ -358,6 +378,7 @@ def as_rows(
         calls: calls per sample.
         bandwidth: bytes per second of a large copy.
         peaks: name -> bytes at the peak.
+        replayed: names of those timed as graphs.
         **same: the fields that all rows share.
     """
     rows = []
@@ -374,6 +395,7 @@ def as_rows(
                 times_faster_than_reference=round(reference / median, 3),
                 pct_of_copy_bandwidth=round(100 * same["bytes_moved"] / median / bandwidth, 2),
                 peak_mem_bytes=peaks.get(name),
+                replayed=name in replayed,
                 **same,
             )
         )

@@ -1,5 +1,6 @@
 """The tables say what the committed results say, and what is timed by hand is right."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -196,3 +197,36 @@ def test_calls_on_small_inputs_answer_as_captum_does(call: str, monkeypatch: pyt
     # of a path of 50 steps or 10 samples, each of which has a hundred roundings at most
     assert row.difference <= 100 * torch.finfo(torch.float32).eps
     assert row.captum_over_pysal > 0
+
+
+def test_ops_on_a_gpu_are_timed_as_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "SAMPLING_SECONDS", 1e-3)
+    monkeypatch.setattr(common, "WARM_UP_SECONDS", 1e-4)
+    inside: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            inside.append("replay")
+
+    @contextlib.contextmanager
+    def graph(_: Graph) -> Iterator[None]:
+        inside.append("record")
+        yield
+
+    def waiting(_: int) -> None:
+        if inside and inside[-1] == "record":
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    candidates = {"reference": waiting, "pysal": lambda _: None}
+    samples, _, replayed = common.alternate(Pedantic(), candidates, [(1,), (2,)], torch.device("cuda"))
+    assert replayed == {"pysal"}
+    assert inside.count("record") == 2
+    assert inside.count("replay") == 1 + len(samples["pysal"])
+    rows = common.as_rows(
+        samples, {}, 1, 1.0, {}, replayed, op="op", case="", dtype="", device="cuda", bytes_moved=1
+    )  # fmt: skip
+    assert {row.backend: row.replayed for row in rows} == {"reference": False, "pysal": True}
+    assert common.alternate(Pedantic(), candidates, [(1,)], torch.device("cpu"))[2] == set()
