@@ -1,6 +1,7 @@
 """The one way bad input is refused: one sentence that names the argument, the requirement and the value."""
 
 import math
+import numbers
 import os
 import sys
 import warnings
@@ -210,6 +211,26 @@ def check_count(where: str, argument: str, value: object, least: int = 1, most: 
     if most is not None and value > most:
         refuse(where, argument, f"be at most {most}", value)
     return value
+
+
+def check_number(where: str, argument: str, value: object, *, above: bool = False, unit: str = "") -> float:
+    """Return a finite number of at least 0, or above 0.
+
+    Args:
+        where: the public name that was called.
+        argument: the argument's name.
+        value: what was given: a number of Python or NumPy.
+        above: whether 0 is refused.
+        unit: what the number counts, for errors: " of pixels".
+
+    Raises:
+        ValueError: anything else, True and False included.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        found = float(value)
+        if 0 < found < math.inf or (found == 0 and not above):
+            return found
+    refuse(where, argument, f"be a finite number{unit} {'above' if above else 'of at least'} 0", repr(value))
 
 
 def check_path(where: str, argument: str, value: object) -> str | os.PathLike[str]:

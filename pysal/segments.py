@@ -1,8 +1,6 @@
 """Ways to cut an image into segments for leave-one-out."""
 
 import functools
-import math
-import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal._checks import check_count, check_dense, refuse
+from pysal._checks import check_count, check_dense, check_number, refuse
 from pysal._interrupts import held_back
 
 __all__ = ["Grid", "Slic", "Window", "parse"]
@@ -145,10 +143,8 @@ class Slic:
 
     def __post_init__(self) -> None:
         check_count("pysal.segments.Slic", "n_segments", self.n_segments)
-        if not _is_number(self.compactness) or not 0 < self.compactness < math.inf:
-            refuse("pysal.segments.Slic", "compactness", "be a positive number", repr(self.compactness))
-        if not _is_number(self.sigma) or not 0 <= self.sigma < math.inf:
-            refuse("pysal.segments.Slic", "sigma", "be a number of at least 0", repr(self.sigma))
+        check_number("pysal.segments.Slic", "compactness", self.compactness, above=True)
+        check_number("pysal.segments.Slic", "sigma", self.sigma)
 
     def cut(self, images: Tensor) -> Labels:
         """Return the label maps for images (B, C, H, W), whatever their range of values and their number of channels."""
@@ -169,10 +165,6 @@ class Slic:
                 )
             )
         return relabelled("pysal.segments.Slic", maps, images)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 # How far white is from black in Lab, the unit that compactness is said in.

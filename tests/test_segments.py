@@ -135,12 +135,12 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: Window(3, (1,)), "Window: stride must be one number of pixels or two, got (1,)"),
     (lambda: Window("3"), f"Window: size must {WHOLE}, got '3'"),
     (lambda: Slic(0), f"Slic: n_segments must {WHOLE}, got 0"),
-    (lambda: Slic(10, 0.0), "Slic: compactness must be a positive number, got 0.0"),
-    (lambda: Slic(10, float("nan")), "Slic: compactness must be a positive number, got nan"),
-    (lambda: Slic(10, "ten"), "Slic: compactness must be a positive number, got 'ten'"),
-    (lambda: Slic(10, sigma=-1.0), "Slic: sigma must be a number of at least 0, got -1.0"),
-    (lambda: Slic(10, sigma=float("inf")), "Slic: sigma must be a number of at least 0, got inf"),
-    (lambda: Slic(10, sigma=None), "Slic: sigma must be a number of at least 0, got None"),
+    (lambda: Slic(10, 0.0), "Slic: compactness must be a finite number above 0, got 0.0"),
+    (lambda: Slic(10, float("nan")), "Slic: compactness must be a finite number above 0, got nan"),
+    (lambda: Slic(10, "ten"), "Slic: compactness must be a finite number above 0, got 'ten'"),
+    (lambda: Slic(10, sigma=-1.0), "Slic: sigma must be a finite number of at least 0, got -1.0"),
+    (lambda: Slic(10, sigma=float("inf")), "Slic: sigma must be a finite number of at least 0, got inf"),
+    (lambda: Slic(10, sigma=None), "Slic: sigma must be a finite number of at least 0, got None"),
 ]
 
 

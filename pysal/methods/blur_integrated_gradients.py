@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import refuse, refuse_unknown
+from pysal._checks import check_number, refuse_unknown
 from pysal.engine.paths.path import Path, Steps, integrate
 from pysal.engine.paths.quadrature import Array, Placement, Quadrature
 from pysal.engine.request.attribution import Attribution
@@ -129,8 +129,7 @@ def prepare(
     how = Steps.check(
         plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
     )
-    if isinstance(max_sigma, bool) or not isinstance(max_sigma, (int, float)) or not 0 < max_sigma < math.inf:
-        refuse(plan.where, "max_sigma", "be a positive number of pixels", repr(max_sigma))
+    max_sigma = check_number(plan.where, "max_sigma", max_sigma, above=True, unit=" of pixels")
     if boundary not in ("constant", "reflect"):
         refuse_unknown(plan.where, "boundary", "be 'constant' or 'reflect'", boundary, ("constant", "reflect"))
     if derivative not in ("difference", "analytic"):

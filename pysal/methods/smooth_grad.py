@@ -1,6 +1,5 @@
 """SmoothGrad: the mean of another method's maps over noisy copies of the image."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_choice, check_count, check_ids, check_seed, refuse, refuse_unknown
+from pysal._checks import MOST, check_choice, check_count, check_ids, check_number, check_seed, refuse_unknown
 from pysal._library import widened
 from pysal.engine.request.attribution import Attribution, checked_options, with_defaults
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -128,8 +127,7 @@ def prepare(
     """
     where = plan.where
     check_choice(where, "base", base, tuple(BASES))
-    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
-        refuse(where, "noise", "be a number of at least 0", repr(noise))
+    noise = check_number(where, "noise", noise)
     check_count(where, "samples", samples, most=MOST)
     if kind not in ("mean", "squared", "variance"):
         refuse_unknown(where, "kind", "be 'mean', 'squared' or 'variance'", kind, ("mean", "squared", "variance"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import MOST, check_choice, check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._checks import MOST, check_choice, check_count, check_ids, check_number, check_seed, finite_rows, refuse
 from pysal._library import widened, widest
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill, resolve_fill
@@ -134,8 +134,7 @@ def infidelity_of(
         check_choice(where, argument, value, get_args(known))
     if perturbation == "noise" and meaning == "shares":
         refuse(where, "meaning", "be 'slopes' where the perturbation is 'noise'", repr(meaning))
-    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 < noise < math.inf:
-        refuse(where, "noise", "be a number above 0", repr(noise))
+    noise = check_number(where, "noise", noise, above=True)
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)

@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from pysal._checks import check_same_device, check_tensor, finite_rows, refuse
+from pysal._checks import check_number, check_same_device, check_tensor, finite_rows, refuse
 from pysal._library import widest
 from pysal.metrics._maps import Reduction, check_map_batch, per_pixel
 
@@ -44,8 +44,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = TOLERANCE, 
     """
     where = "pysal.metrics.pointing_game"
     found, inside = _checked(where, maps, masks, reduction)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < float("inf"):
-        refuse(where, "tolerance", "be a number of pixels of at least 0", repr(tolerance))
+    tolerance = check_number(where, "tolerance", tolerance, unit=" of pixels")
     near = inside
     if tolerance:
         distances = [distance_transform_edt(~mask) for mask in inside.cpu().numpy()]

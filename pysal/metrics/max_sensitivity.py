@@ -1,13 +1,12 @@
 """Max-sensitivity: how much a method's map can change while the image hardly does."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pysal._checks import MOST, check_count, check_ids, check_seed, finite_rows, refuse
+from pysal._checks import MOST, check_count, check_ids, check_number, check_seed, finite_rows
 from pysal._library import widened, widest
 from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -108,8 +107,7 @@ def max_sensitivity_of(
     """Return the sensitivity of a method on a plan's images, whose maps are made here unless they are given."""
     where = plan.where
     chosen = EVERY[method]
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
-        refuse(where, "radius", "be a number above 0", repr(radius))
+    radius = check_number(where, "radius", radius, above=True)
     check_count(where, "samples", samples, most=MOST)
     check_seed(where, seed)
     own_ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)

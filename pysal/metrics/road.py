@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysal import ops
-from pysal._checks import check_ids, check_seed, finite_rows, refuse
+from pysal._checks import check_ids, check_number, check_seed, finite_rows, refuse
 from pysal._library import widest
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.plan import Model, Plan
@@ -130,8 +130,7 @@ def road_of(
     maps = check_maps(where, maps, images)
     importance = per_pixel(where, maps, reduction)
     removed = check_shares(where, shares)
-    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
-        refuse(where, "noise", "be a number of at least 0", repr(noise))
+    noise = check_number(where, "noise", noise)
     check_seed(where, seed)
     ids = check_ids(where, "image_ids", image_ids, plan.images, plan.device)
     pixels = images.shape[2] * images.shape[3]

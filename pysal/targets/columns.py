@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from pysal._checks import check_choice, check_count, refuse
+from pysal._checks import check_choice, check_count, check_number, refuse
 from pysal._library import widest
 from pysal.engine.request.class_targets import class_indices
 from pysal.engine.request.score import scaled
@@ -167,8 +167,7 @@ class Contrast(CallTarget):
             check_count(where, "number", number)
         if others is not None and (isinstance(others, str) or not isinstance(others, Sequence) or not others):
             refuse(where, "others", "be a list of classes", repr(others), TypeError)
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < float("inf"):
-            refuse(where, "alpha", "be a finite number of at least 0", repr(alpha))
+        alpha = check_number(where, "alpha", alpha)
         self.which, self.others, self.number, self.alpha, self.field = which, others, number, alpha, field
         self.__name__ = "highest class against its like" if which is None else f"{shown(which)} against its like"
 

@@ -257,3 +257,9 @@ def test_more_samples_than_anybody_waits_for() -> None:
         pysal.smooth_grad(lambda x: pytest.fail("the model is not asked"), images(2, 3, 4, 4), 0, samples=10**30)
     with pytest.raises(ValueError, match=rf"^pysal.integrated_gradients: steps must be at most {2**31 - 1}, got {10**30}$"):
         pysal.integrated_gradients(lambda x: pytest.fail("the model is not asked"), images(2, 3, 4, 4), 0, steps=10**30)
+
+
+def test_noise_may_be_a_number_of_numpy() -> None:
+    model, inputs = linear(3, 8, 6), images(2, 3, 8, 6)
+    noise: Any = np.float32(0.1)
+    assert torch.equal(pysal.smooth_grad(model, inputs, 1, noise=noise), pysal.smooth_grad(model, inputs, 1, noise=float(noise)))

@@ -163,7 +163,7 @@ IMAGE, MAP = images(2, 3, 9, 8), images(2, 1, 9, 8, seed=1)
         ({"perturbation": "holes"}, ValueError, "perturbation must be 'squares' or 'noise', got 'holes'"),
         ({"meaning": "truth"}, ValueError, "meaning must be 'shares' or 'slopes', got 'truth'"),
         ({"perturbation": "noise"}, ValueError, "meaning must be 'slopes' where the perturbation is 'noise', got 'shares'"),
-        ({"noise": 0.0}, ValueError, "noise must be a number above 0, got 0.0"),
+        ({"noise": 0.0}, ValueError, "noise must be a finite number above 0, got 0.0"),
         ({"samples": 0}, ValueError, "samples must be a whole number of at least 1, got 0"),
         ({"seed": 2**63}, ValueError, f"seed must be a whole number in [-2^63, 2^63), got {2**63}"),
         ({"image_ids": [1]}, ValueError, "image_ids must have one id for each of the 2 images, got shape (1,)"),

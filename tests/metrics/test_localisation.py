@@ -94,6 +94,6 @@ def test_errors(name: str, maps: Any, masks: Any, error: type[Exception], messag
 def test_tolerance_is_a_distance() -> None:
     for value in (-1, math.nan, math.inf, True, "15"):
         with pytest.raises(
-            ValueError, match=r"^pysal.metrics.pointing_game: tolerance must be a number of pixels of at least 0"
+            ValueError, match=r"^pysal.metrics.pointing_game: tolerance must be a finite number of pixels of at least 0"
         ):
             metrics.pointing_game(MAPS, MASKS, tolerance=value)  # type: ignore[arg-type]

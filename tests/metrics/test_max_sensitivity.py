@@ -116,7 +116,7 @@ def test_errors() -> None:
         return str(caught.value).removeprefix("pysal.metrics.max_sensitivity: ")
 
     assert refused(method="lime").startswith("method must be one of leave_one_out, gradient, ")
-    assert refused(radius=0) == "radius must be a number above 0, got 0"
+    assert refused(radius=0) == "radius must be a finite number above 0, got 0"
     assert refused(samples=True) == "samples must be a whole number of at least 1, got True"
     assert refused(seed="a") == "seed must be a whole number in [-2^63, 2^63), got 'a'"
     assert refused(image_ids=[1, 2, 3]) == "image_ids must have one id for each of the 2 images, got shape (3,)"
