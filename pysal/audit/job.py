@@ -148,8 +148,8 @@ class Job:
         """Try the model out, find the images, and write down what follows from both."""
         named, target = _class_of(options.target, loaded)
         self.manifest = _manifest(options, target, self._model, loaded)
-        if (self.out / "manifest.json").exists():
-            before = manifest.read(WHERE, self.out)  # what no caller says is as it was when the job began
+        before = manifest.read(WHERE, self.out) if (self.out / "manifest.json").exists() else None
+        if before is not None:  # what no caller says is as it was when the job began
             self.manifest |= {name: before[name] for name in ("gains", "images_together")}
         self._worker = Worker(Setup(self.manifest, self._model, Path()), options.device, loaded)
         if isinstance(self._worker.model, PreparedModel) and self._worker.model.gains is not None:
@@ -201,8 +201,8 @@ class Job:
         record = prepared.record() if isinstance(prepared, PreparedModel) else None
         self._setup = Setup(self.manifest, self._model, found.root, record)
         self._worker.setup = self._setup
-        if (self.out / "manifest.json").exists():
-            self._refuse_another_job()
+        if before is not None:
+            self._refuse_another_job(before)
 
     def _with_the_vanished(self, found: data.Data) -> data.Data:
         """Return the images that the folder's table has, where all that are found are among them.
@@ -282,8 +282,7 @@ class Job:
                     self.manifest["boxes"] = found.details["boxes"].tolist()
         return None if table is None else int(table.shape[1])
 
-    def _refuse_another_job(self) -> None:
-        before = manifest.read(WHERE, self.out)
+    def _refuse_another_job(self, before: dict[str, Any]) -> None:
         found = manifest.differences(before, self.manifest)
         if "data.sha256" in found:  # of which the others follow
             for name in ("sha256", "images", "shards", "labelled"):
@@ -345,7 +344,7 @@ class Job:
 
     def _begin(self) -> None:
         if (self.out / "manifest.json").exists():
-            self._refuse_another_job()  # which may have begun since this one was planned
+            self._refuse_another_job(manifest.read(WHERE, self.out))  # which may have begun since this one was planned
             if not (self.out / "plan.parquet").exists():  # lost; the images are those of the manifest, so it is the same
                 self._write_images()
             return

@@ -262,4 +262,5 @@ def test_more_samples_than_anybody_waits_for() -> None:
 def test_noise_may_be_a_number_of_numpy() -> None:
     model, inputs = linear(3, 8, 6), images(2, 3, 8, 6)
     noise: Any = np.float32(0.1)
-    assert torch.equal(pysal.smooth_grad(model, inputs, 1, noise=noise), pysal.smooth_grad(model, inputs, 1, noise=float(noise)))
+    found, expected = (pysal.smooth_grad(model, inputs, 1, noise=one) for one in (noise, float(noise)))
+    assert torch.equal(found, expected)
