@@ -1,5 +1,6 @@
 """Boxes and masks that people have drawn, as masks of what the model sees: PASCAL VOC's XML, COCO's JSON, masks as PNG."""
 
+import hashlib
 import json
 import math
 import os
@@ -83,15 +84,29 @@ class Annotations:
 
     def has(self, photo: str | Path) -> bool:
         """Return whether there is an annotation of a photo of this name."""
+        _check_path("has", photo)
         return self._find(photo) is not None
 
     def holds(self, file: str | Path) -> bool:
         """Return whether a file is one of these annotations, as a mask beside the photos is, and so no photo."""
+        _check_path("holds", file, "file")
         return os.path.realpath(file) in self._files
 
     @cached_property
     def _files(self) -> frozenset[str]:
         return frozenset(os.path.realpath(entry.file) for entry in self._entries.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the files of these annotations hold, so that a changed one is noticed."""
+        digest = hashlib.sha256()
+        for file in sorted({entry.file for entry in self._entries.values()}):
+            try:
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+            except OSError:  # refused where its mask is asked for
+                content = "cannot be read"
+            digest.update(repr((file.name, content)).encode())
+        return digest.hexdigest()
 
     def mask(
         self,
@@ -115,8 +130,12 @@ class Annotations:
             (1, H, W), bool; None where there is no annotation of this photo, or no object in it.
 
         Raises:
+            TypeError: a photo that is no path, or a label that is no text.
             ValueError: the mask cannot be read, or has another size than the photo.
         """
+        _check_path("mask", photo)
+        if label is not None and not isinstance(label, str):
+            refuse(_MASK, "label", "be the name of a class, or None", repr(label), TypeError)
         found = self._find(photo)
         if found is None:
             return None
@@ -187,6 +206,11 @@ def read(source: str | Path) -> Annotations:
     if kinds == [".xml"]:
         return _gathered(path, "voc", ((_name(root, one), _voc(one)) for one in by_ending[".xml"]))
     return _gathered(path, "masks", ((_name(root, one), _Entry(one)) for one in by_ending[".png"]))
+
+
+def _check_path(method: str, given: object, argument: str = "photo") -> None:
+    if not isinstance(given, str | os.PathLike):
+        refuse(f"pysal.annotations.Annotations.{method}", argument, "be a path", repr(given)[:60], TypeError)
 
 
 def _gathered(source: Path, kind: str, found: Iterator[tuple[str, _Entry]] | Sequence[tuple[str, _Entry]]) -> Annotations:

@@ -92,8 +92,8 @@ class Window:
 
     def __post_init__(self) -> None:
         for name, value in (("size", self.size), ("stride", self.stride)):
-            if isinstance(value, tuple) and len(value) != 2:
-                refuse("pysal.segments.Window", name, "be one number of pixels or two", value)
+            if isinstance(value, list) or (isinstance(value, tuple) and len(value) != 2):
+                refuse("pysal.segments.Window", name, "be one number of pixels or a tuple of two", value)
         for size, stride in zip(self.sizes, self.strides, strict=True):
             check_count("pysal.segments.Window", "size", size)
             check_count("pysal.segments.Window", "stride", stride)

@@ -270,3 +270,31 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"hold one kind of annotation, .xml, .png or .json, got .* with 1 .xml and 1 .png$"):
         annotations.read(tmp_path)
+
+
+def test_arguments_of_another_type(photo: Path, tmp_path: Path) -> None:
+    Image.new("L", (WIDTH, HEIGHT), 1).save(tmp_path / "a.png")
+    known = annotations.read(tmp_path)
+    call = "^pysal.annotations.Annotations."
+    with pytest.raises(TypeError, match=call + "mask: label must be the name of a class, or None, got 3$"):
+        known.mask(photo, label=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=call + "mask: photo must be a path, got 3$"):
+        known.mask(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=call + "has: photo must be a path, got None$"):
+        known.has(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=call + "holds: file must be a path, got 3$"):
+        known.holds(3)  # type: ignore[arg-type]
+
+
+def test_the_fingerprint_is_of_what_the_files_hold(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "xyz"]
+    for folder in folders:
+        folder.mkdir()
+        for name in "ab":
+            Image.new("L", (4, 4), 1).save(folder / f"{name}.png")
+    Image.new("L", (4, 4), 0).save(folders[2] / "b.png")
+    first, copied, changed = (annotations.read(folder).fingerprint for folder in folders)
+    assert first == copied
+    assert first != changed
+    (folders[1] / "b.png").rename(folders[1] / "c.png")
+    assert annotations.read(folders[1]).fingerprint != first

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -923,7 +924,14 @@ def test_explain_says_how_much_lies_on_the_object(small, photo, out, tmp_path) -
     Image.new("L", (30, 20), 0).save(tmp_path / "masks/photo.png")
     assert "no object is marked on it" in succeeded(*given).stdout
     (tmp_path / "masks/photo.png").write_bytes(b"x")
+    shutil.rmtree(out)
     assert "mask must be a readable PNG file, got " in refused(2, *given)
+    assert not out.exists(), "it is known before any map is made"
+    shutil.copy(photo, photo.parent / "another.png")
+    ended = run("explain", photo, photo.parent / "another.png", *given[2:])
+    assert ended.exit_code == 1
+    assert "not explained: pysal.annotations.Annotations.mask: mask must be a readable PNG file, got " in ended.stdout
+    assert {file.name.partition("_")[0] for file in out.iterdir()} == {"another"}
 
 
 def test_the_help_of_an_option_names_all_methods_that_have_it() -> None:

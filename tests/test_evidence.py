@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
+
+from pysal.models.spec import imagenet_names
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,15 +22,41 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # which dataclasses ask for
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_tables_are_those_of_the_numbers(script: ModuleType) -> None:
+def test_all_that_states_a_result_is_written_from_the_numbers(script: ModuleType) -> None:
     found = json.loads((ROOT / "docs/evidence.json").read_text())
-    assert script.tables(found) in (ROOT / "docs/evidence.md").read_text()
-    for one in found.values():
+    text = (ROOT / "docs/evidence.md").read_text()
+    written = text.partition("<!-- measured -->\n\n")[2].partition("\n<!-- end of what was measured -->")[0]
+    assert written == script.page(found)
+    for name, one in found["sets"].items():
         assert all(table.keys() == one["agreement"].keys() for table in one["estimates"].values())
+        assert f"\n**{name}** ({one['images']} images): " in written
+        assert len(one["published"]) == len(script.PUBLISHED)
+
+
+def test_a_published_order_is_held_beside_differences_of_images(script: ModuleType) -> None:
+    claim = script.Claim("Somebody, 2020", "https://example.org", "deletion", "rise", "gradient")
+    random = np.random.default_rng(0)
+    ahead, behind = random.normal(0.2, 0.1, 9), random.normal(0.5, 0.1, 9)
+    behind[3] = np.nan
+    found = script.against(claim, {"deletion": {"rise": ahead, "gradient": behind}})
+    gained = np.delete(behind - ahead, 3)  # less is better
+    expected = scipy.stats.ttest_1samp(gained, 0).confidence_interval(0.95)
+    assert found["images"] == 8
+    assert [found["ahead"], found["low"], found["high"]] == pytest.approx([gained.mean(), expected.low, expected.high])
+    assert script.against(claim, {"deletion": {"rise": ahead[:4], "gradient": behind[:4]}}) is None, "of three images"
+    assert script.against(claim, {"deletion": {"rise": ahead}}) is None
+
+
+def test_claims_and_stamps_are_of_what_there_is(script: ModuleType) -> None:
+    assert {claim.figure for claim in script.PUBLISHED} <= script.FIGURES.keys()
+    assert {name for claim in script.PUBLISHED for name in (claim.ahead, claim.behind)} <= set(script.METHODS)
+    assert len(set(script.STAMPS.values())) == len(script.STAMPS), "a grid holds four classes"
+    assert set(script.STAMPS.values()) <= set(imagenet_names()[0])
 
 
 def test_composites_know_their_objects(script: ModuleType, tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ class Job:
         if marked is not None and not any(marked.has(path) for path in found.images["path"].to_pylist()):
             requirement = "be of the images, by name"
             refuse(WHERE, "annotations", requirement, f"{marked.names[0]!r} ... for {found.images['path'][0]} ...")
+        if marked is not None:
+            self.manifest["annotations_sha256"] = marked.fingerprint
         if marked is not None and marked.kind == "masks":
             places = (found.root / path for path in found.images["path"].to_pylist())
             both = next((place for place in places if marked.holds(place)), None)
@@ -442,6 +444,7 @@ def _manifest(options: Options, target: str | int, source: ModelSource, model: n
         },
         "metrics": options.metrics,
         "annotations": options.annotations,
+        "annotations_sha256": None,
         "target": target,
         "maps": options.maps,
         "boxes": None,

@@ -155,8 +155,9 @@ def _fault(manifest: Mapping[str, Any]) -> str | None:
     except ValueError:
         return f"where 'created.time' is {_short(manifest['created']['time'])}"
     least = min(manifest["data"][key] for key in ("images", "shards", "shard_size"))
-    if not isinstance(manifest.get("annotations"), TEXT_OR_NONE):  # which older manifests do not have
-        return f"where 'annotations' is {_short(manifest['annotations'])}"
+    for key in ("annotations", "annotations_sha256"):  # which older manifests do not have
+        if not isinstance(manifest.get(key), TEXT_OR_NONE):
+            return f"where '{key}' is {_short(manifest[key])}"
     sizes, metrics = manifest["model"]["input_size"], manifest["metrics"]
     if not manifest["methods"] or least < 1 or len(sizes) != 2 or not _are(sizes, int) or not _are(metrics, str):
         return "where methods, metrics, sizes or numbers of images cannot be"

@@ -17,6 +17,7 @@ from pysal.cli.options import (
     methods_option,
     more_of_the_model,
     options_of_methods,
+    score_option,
 )
 from pysal.cli.photos import find
 from pysal.cli.terminal import BadInput, columns, errors_as_sentences, say
@@ -51,6 +52,7 @@ from pysal.cli.terminal import BadInput, columns, errors_as_sentences, say
     show_default=True,
     help="Number of photos for what takes long: information curves, max-sensitivity, random weights and grids.",
 )
+@score_option
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of all that is drawn.")
 @click.option(
     "--out",
@@ -73,6 +75,7 @@ def compare(
     metric_list: str,
     limit: int | None,
     few: int,
+    score: Any,
     seed: int,
     out: Path,
     given: dict[str, Any],
@@ -109,6 +112,7 @@ def compare(
             limit=limit,
             few=few,
             seed=seed,
+            score=score,
             progress=_said if sys.stderr.isatty() else None,
         )
         shown = {

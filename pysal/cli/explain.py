@@ -136,7 +136,10 @@ def explain(
         image = None
         for photo in named.paths:  # what cannot be read is known before hours of work on the others
             try:
-                image = models.read_image(photo, classifier)
+                seen = models.read_image(photo, classifier)
+                if marked is not None:  # its mask, too, which must fit it
+                    marked.mask(photo, classifier)
+                image = seen
             except (ValueError, OSError) as error:
                 if len(named.paths) == 1 or not str(error).startswith("pysal"):
                     raise

@@ -1,6 +1,7 @@
 """Every method and every figure on a model's own photos, image by image, so that what was measured is kept."""
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pysal._checks import check_count, check_seed, refuse, refuse_unknown
+from pysal._checks import check_choice, check_count, check_seed, refuse, refuse_unknown
 from pysal._library import version
 from pysal.annotations import Annotations
 from pysal.annotations import read as read_annotations
@@ -26,17 +27,23 @@ from pysal.comparison.statistics import agreement, estimate, recommended, tabula
 from pysal.engine.model.not_applicable import NotApplicable
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.prepared.record import fingerprint
+from pysal.engine.request.attribution import checked_options
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
+from pysal.engine.request.score import SCORE_KINDS, Look, Output, ScoreKind, probabilities, settled, taken_for
 from pysal.engine.running.chunks import fast_rows
 from pysal.explain import explain
 from pysal.methods.registry import EVERY, method_names
-from pysal.metrics import METRICS, grid_pointing_game, parameter_randomisation, per_image
+from pysal.metrics import METRICS, grid_pointing_game
 from pysal.metrics import agreement as agreement_of
+from pysal.metrics.randomisation import likeness, randomised
+from pysal.metrics.registry import check_options, figure_of, usual_score
 from pysal.models import Classifier, load, read_image
 from pysal.models.photos import suffixes_of
 from pysal.viz import overlay, photo, reduce_channels
 
 WHERE = "pysal.comparison.compare"
-FORMAT = 1
+FORMAT = 2
 # What a method is compared by unless told; the other substrates of deletion and insertion are left out.
 USUAL = tuple(name for name in METRICS if name not in ("deletion_blur", "insertion_zero"))
 # Measured on a few images only: each takes as long as all others together.
@@ -58,6 +65,7 @@ def compare(
     limit: int | None = None,
     few: int = 4,
     seed: int = 0,
+    score: ScoreKind | None = None,
     model_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
@@ -79,6 +87,8 @@ def compare(
         limit: most photos, spread evenly over them in the order of their names; None = all.
         few: images on which what takes long is measured: information curves, max-sensitivity, random weights, and grids.
         seed: of all that is drawn: noise, perturbations, random weights and the bootstrap.
+        score: as in `pysal.explain`, for methods and metrics: "sigmoid" for logits of independent labels. None = each method's
+            usual one, and "auto" for metrics. What the output is, is found out once, from all photos together.
         model_options: further arguments of `pysal.models.load`.
         progress: is called as `progress(images done, images in all)`.
 
@@ -100,6 +110,12 @@ def compare(
         if value is not None:
             check_count(WHERE, argument, value, least=least)
     check_seed(WHERE, seed)
+    if score is not None:
+        check_choice(WHERE, "score", score, SCORE_KINDS)
+    for name in names:
+        checked_options(WHERE, f"method_options[{name!r}]", EVERY[name].prepare, (method_options or {}).get(name))
+    for name in asked:
+        check_options(name, (metric_options or {}).get(name), WHERE, f"metric_options[{name!r}]")
     known = annotations if isinstance(annotations, Annotations) or annotations is None else read_annotations(annotations)
     classifier = load(model, **dict(model_options or {})) if isinstance(model, str) else model
     if not isinstance(classifier, Classifier):
@@ -115,17 +131,25 @@ def compare(
         "model": classifier.name,
         "weights_sha256": fingerprint(classifier),
         "photos": [str(file) for file in files],
+        "photos_sha256": _contents(files),
         "annotations": None if known is None else str(known.source),
+        "annotations_sha256": None if known is None else known.fingerprint,
         "methods": names,
         "method_options": {name: dict(own) for name, own in (method_options or {}).items()},
         "metrics": asked,
         "metric_options": {name: dict(own) for name, own in (metric_options or {}).items()},
         "few": few,
         "seed": seed,
+        "score": score,
     }
     settings = plain(json.loads(json.dumps(settings, default=str)))
     log = None if out is None else _Log(Path(out), settings)
     bench = _Bench(classifier, names, asked, known, settings, method_options or {}, metric_options or {}, methods == "all")
+    bench.output = None if log is None else log.output
+    if bench.output is None:
+        bench.output = bench.look(files)
+        if log is not None:
+            log.keep({"output": bench.output})
     rows: list[dict[str, Any]] = []
     unread: dict[str, str] = {}
     for number, file in enumerate(files):
@@ -134,7 +158,7 @@ def compare(
             try:
                 row = bench.measure(file, number, costly=len(rows) < few)
             except (ValueError, OSError) as error:
-                if not str(error).startswith(("pysal.read_image", "pysal.annotations")):
+                if not _of_the_photo(error):
                     raise
                 row = {"photo": str(file), "unread": str(error)}
             if log is not None:
@@ -197,17 +221,47 @@ class _Bench:
         self.method_options, self.metric_options, self.optional = method_options, metric_options, optional
         self.skipped: dict[str, str] = {}
         self.learned = any(True for _ in model.parameters())  # else there are no weights to draw at random
+        self.score: ScoreKind | None = settings["score"]
+        self.output: Output | None = None
         self.shown = 0
         self._runner: Any = None
+        self._random: Any = None
+
+    def look(self, files: Sequence[Path]) -> Output:
+        """Return what the model's output is, from all photos that can be read together; refuse what is no table of classes."""
+        found = Look()
+        found.begin()
+        for file in files:
+            try:
+                image = self.seen(file)
+            except (ValueError, OSError) as error:
+                if not _of_the_photo(error):
+                    raise
+                continue
+            with torch.no_grad():
+                table = self.model(image)
+            if not isinstance(table, Tensor) or table.ndim != 2 or table.shape[1] < 2:
+                shown = tuple(table.shape) if isinstance(table, Tensor) else type(table).__name__
+                refuse(WHERE, "model", "answer with a table of classes", f"{shown}")
+            found.add(table)
+        return found.output or "logits"  # no photo can be read, which is said later
+
+    def kind(self, usual: ScoreKind) -> ScoreKind:
+        """Return a kind of score that means the same for every photo."""
+        assert self.output is not None
+        return settled(self.score or usual, self.output)
 
     def runner(self, image: Tensor) -> Any:
         """Return the model, prepared where that can be done and pays on a processor."""
         if self._runner is None:
-            self._runner = self.model
-            if image.device.type == "cpu":
-                rows = fast_rows(image.device, image[0].numel() * image.element_size())
-                self._runner = prepare(self.model, image, batch_size=rows)
+            self._runner = _ready(self.model, image)
         return self._runner
+
+    def random(self, image: Tensor) -> Any:
+        """Return the model with random weights, the same for every photo and method, prepared as the model is."""
+        if self._random is None:
+            self._random = _ready(randomised(self.model, self.seed), image)
+        return self._random
 
     def seen(self, file: str | Path) -> Tensor:
         """Return a photo as the model takes it, in the precision and on the device of its parameters."""
@@ -217,21 +271,24 @@ class _Bench:
 
     def measure(self, file: Path, number: int, *, costly: bool) -> dict[str, Any]:
         """Return the row of a photo."""
+        began = time.process_time()
         image = self.seen(file)
-        with torch.no_grad():
-            table = self.model(image)
-        if not isinstance(table, Tensor) or table.ndim != 2 or table.shape[1] < 2:
-            shown = tuple(table.shape) if isinstance(table, Tensor) else type(table).__name__
-            refuse(WHERE, "model", "answer with a table of classes", f"{shown}")
-        target = int(table[0].argmax())
+        runner = self.runner(image)
+        # of all figures of this image, so that passes that no map changes are made once
+        request = Plan(WHERE, runner, image, None, Running("logit", (), None, "float32", None), output=self.output)
+        table = request.clean().table
+        assert table is not None
+        target = int(request.score.index[0])
         names = self.model.class_names or ()
         label = names[target] if target < len(names) else f"class {target}"
         mask = None
         if self.annotations is not None:
             mask = self.annotations.mask(file, self.model, label=label)
             mask = None if mask is None or not bool(mask.any()) else mask.to(image.device)
-        runner = self.runner(image)
         row: dict[str, Any] = {"photo": str(file), "target": target, "class": label, "methods": {}}
+        taken = taken_for(self.score or "auto", self.output or "logits")
+        if taken != "numbers":
+            row["probability"] = float(probabilities(table, taken)[0, target])
         maps: dict[str, Tensor] = {}
         for name in self.methods:
             if name in self.skipped:
@@ -241,7 +298,15 @@ class _Bench:
                 own = {"image_ids": [number], **own}
             wall, processor = time.perf_counter(), time.process_time()
             try:
-                found = explain(runner, image, target, methods=[name], method_options={name: own}, seed=self.seed)
+                found = explain(
+                    runner,
+                    image,
+                    target,
+                    methods=[name],
+                    method_options={name: own},
+                    seed=self.seed,
+                    score=self.kind(EVERY[name].score),
+                )
             except NotApplicable as error:
                 if not self.optional:
                     raise
@@ -249,9 +314,7 @@ class _Bench:
                 continue
             spent = {"wall_seconds": time.perf_counter() - wall, "seconds": time.process_time() - processor}
             maps[name] = found.results[name].map
-            row["methods"][name] = spent | self._figures(name, image, maps[name], target, mask, number, own, costly)
-            if found.probabilities is not None:
-                row["probability"] = float(found.probabilities[0])
+            row["methods"][name] = spent | self._figures(name, request, maps[name], mask, number, own, costly)
         row["skipped"] = dict(self.skipped)
         if len(maps) > 1:
             matrix = agreement_of(maps, absolute=True)[0].tolist()
@@ -261,15 +324,15 @@ class _Bench:
             row["pictures"] = [("Photo", _picture(photo(image[0].cpu())))] + [
                 (EVERY[name].title, _drawn(image[0].cpu(), map.cpu(), name)) for name, map in maps.items()
             ]
+        row["seconds"] = time.process_time() - began
         result: dict[str, Any] = plain(row)
         return result
 
     def _figures(
         self,
         name: str,
-        image: Tensor,
+        request: Plan,
         map: Tensor,
-        target: int,
         mask: Tensor | None,
         number: int,
         options: Mapping[str, Any],
@@ -279,12 +342,10 @@ class _Bench:
         for metric in self.metrics:
             if (metric in COSTLY and not costly) or (METRICS[metric].needs == "masks" and mask is None):
                 continue
-            value = per_image(
+            value = figure_of(
                 metric,
-                self._runner,
-                image,
-                map,
-                target,
+                request.renamed(f"pysal.metrics.{metric}", self.kind(usual_score(metric, name))),
+                map.to(request.device),
                 seed=self.seed,
                 image_ids=[number],
                 method=name,
@@ -294,16 +355,11 @@ class _Bench:
             )
             found[metric] = float(value[0])
         if costly and self.learned:
-            like = parameter_randomisation(
-                self.model,
-                image,
-                target,
-                method=name,
-                method_options=dict(options) | ({"seed": self.seed} if EVERY[name].noisy else {}),
-                order="at_once",
-                seed=self.seed,
-            )
-            found["randomisation"] = float(like.correlation_of_sizes[0, 0])
+            own = dict(options) | ({"seed": self.seed} if EVERY[name].noisy else {})
+            random = Running(self.kind(EVERY[name].score), (), None, "float32", None)
+            plan = Plan(WHERE, self.random(request.inputs), request.inputs, request.score.fixed, random, output=self.output)
+            after = EVERY[name].prepare(plan, **checked_options(WHERE, name, EVERY[name].prepare, own)).run(report=False).map
+            found["randomisation"] = float(likeness(name, map, after.cpu())[0])
         return found
 
     def grids(self, rows: Sequence[Mapping[str, Any]], few: int) -> dict[str, dict[str, Any]]:
@@ -326,10 +382,42 @@ class _Bench:
             options = dict(self.method_options.get(name, {}))
             if EVERY[name].noisy:
                 options |= {"seed": self.seed}
-            shares = grid_pointing_game(runner, images, classes, method=name, method_options=options, grid=GRID, cells="shrunk")
+            shares = grid_pointing_game(
+                runner,
+                images,
+                classes,
+                method=name,
+                method_options=options,
+                grid=GRID,
+                cells="shrunk",
+                score=self.kind(EVERY[name].score),
+            )
             for row, share in zip(chosen, shares.tolist(), strict=True):
                 found[row["photo"]][name] = share if math.isfinite(share) else None
         return found
+
+
+def _ready(model: nn.Module, image: Tensor) -> Any:
+    """Return a model as it is run: prepared where that can be done and pays on a processor."""
+    if image.device.type != "cpu":
+        return model
+    return prepare(model, image, batch_size=fast_rows(image.device, image[0].numel() * image.element_size()))
+
+
+def _contents(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of what photos hold, so that one that was changed is not taken for what was measured of it."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError:  # it is told why when it is read
+            digest.update(b"unreadable")
+    return digest.hexdigest()
+
+
+def _of_the_photo(error: Exception) -> bool:
+    """Return whether a photo or its mask is at fault, so that the others can be compared without it."""
+    return str(error).startswith(("pysal.read_image", "pysal.annotations"))
 
 
 class _Log:
@@ -341,6 +429,7 @@ class _Log:
         self.out, self.lines = out, out / "images.jsonl"
         self.rows: dict[str, dict[str, Any]] = {}
         self.grids: dict[str, dict[str, Any]] = {}
+        self.output: Output | None = None
         out.mkdir(parents=True, exist_ok=True)
         if not self.lines.exists():
             if any(out.iterdir()):
@@ -358,7 +447,9 @@ class _Log:
                 was, now = (str(one.get(other))[:60] for one in (before, settings))
                 requirement = "be a new folder, or that of the same comparison"
                 refuse(WHERE, "out", requirement, f"{out}, where {other} was {was}, not {now}")
-            if "grids" in found:
+            if "output" in found:
+                self.output = found["output"]
+            elif "grids" in found:
                 self.grids = found["grids"]
             elif "photo" in found:
                 self.rows[found["photo"]] = found

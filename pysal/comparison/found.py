@@ -16,7 +16,8 @@ class Comparison:
         settings: what was asked for, of which model and photos.
         methods: name -> title of those that were compared.
         skipped: name -> why a method does not apply to the model.
-        rows: one per image: its photo, class, probability, and the figures of each method.
+        rows: one per image: its photo, class, probability, the figures of each method, and the seconds of the processor that
+            all of it took.
         unread: photo -> why it was not compared.
         estimates: figure -> method -> mean and interval.
         votes: what each figure that counts says of the order.

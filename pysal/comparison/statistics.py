@@ -249,22 +249,22 @@ def recommended(
     best.sort(key=lambda name: seconds.get(name, math.inf))
     shown = _listed([titles[name] for name in best])
     if len(best) > 1:
-        said = [f"{shown} are to be preferred, and the evidence does not decide between them."]
+        said = [f"To be preferred: {shown}. The evidence does not decide between them."]
     else:
-        said = [f"{shown} is to be preferred."]
+        said = [f"To be preferred: {shown}."]
     said += against
     for one in decided:
         clear = _listed([titles[name] for name in one.leaders])
-        verb = "leads" if len(one.leaders) == 1 else "lead, and are not told apart"
-        said.append(f"By {FIGURES[one.figure].said} ({counted(one.images, 'image')}) {clear} {verb}.")
+        apart = "" if len(one.leaders) == 1 else ", which are not told apart"
+        said.append(f"By {FIGURES[one.figure].said} ({counted(one.images, 'image')}) the lead is with {clear}{apart}.")
     if fewest:
         for name in best:
             lost = _listed([FIGURES[one.figure].said for one in behind[name]])
-            said.append(f"The figures contradict each other: {titles[name]} is clearly behind by {lost}.")
+            said.append(f"The figures contradict each other: by {lost} others are clearly ahead of {titles[name]}.")
     if len(best) > 1 and all(name in seconds for name in best) and seconds[best[0]] > 0:
         slowest = best[-1]
         said.append(
-            f"{titles[best[0]]} takes the least time, {seconds[best[0]]:.2g} s an image; {titles[slowest]} takes "
+            f"The least time of these: {titles[best[0]]}, {seconds[best[0]]:.2g} s an image. The most: {titles[slowest]}, "
             f"{seconds[slowest]:.2g} s."
         )
     open_ones = [FIGURES[one.figure].said for one in votes if not one.decided]

@@ -132,7 +132,11 @@ def prepare(
     how = Steps.check(
         plan.where, quadrature=quadrature, placement=placement, steps=steps, tolerance=tolerance, max_steps=max_steps
     )
-    baselines = baselines_of(plan, baseline)
+    return from_baselines(plan, baselines_of(plan, baseline), how)
+
+
+def from_baselines(plan: Plan, baselines: Tensor, how: Steps) -> Work:
+    """Return the work that integrates from baselines (B * many, C, H, W), those of an image side by side."""
     return Work(plan, lambda report: _integrated(plan, baselines, how, report))
 
 

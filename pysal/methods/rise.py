@@ -140,8 +140,8 @@ def prepare(
 def _sides(plan: Plan, cells: object) -> tuple[int, int]:
     where, size = plan.where, tuple(plan.inputs.shape[2:])
     sides = cells if isinstance(cells, tuple) else (cells, cells)
-    if len(sides) != 2:
-        refuse(where, "cells", "be one whole number or two", repr(cells))
+    if isinstance(cells, list) or len(sides) != 2:
+        refuse(where, "cells", "be one whole number or a tuple of two", repr(cells))
     for side in sides:
         check_count(where, "cells", side)
     if any(side > most for side, most in zip(sides, size, strict=True)):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pysal import segments as cutting
 from pysal._checks import check_choice, refuse
+from pysal.engine.paths.path import Steps
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
 from pysal.engine.request.fills import Fill
@@ -117,13 +118,15 @@ def prepare(
     check_choice(plan.where, "algorithm", algorithm, ALGORITHMS)
     if isinstance(min_area, bool) or not isinstance(min_area, (int, float)) or not 0 <= min_area <= 1:
         refuse(plan.where, "min_area", "be a number from 0 to 1", repr(min_area))
+    how = Steps.check(plan.where, quadrature=None, placement="squared", steps=steps, tolerance=None, max_steps=1000)
     if baseline is None:
+        # of these images, which in a derived plan are not those that a caller's own baselines are one each of
         flat = plan.inputs.flatten(1)
-        ends = (end[:, None, None, None].expand_as(plan.inputs) for end in (flat.amin(1), flat.amax(1)))
-        baseline = list(ends)
-    paths = integrated_gradients.prepare(
-        plan, baseline=baseline, steps=steps, quadrature=None, placement="squared", tolerance=None, max_steps=1000
-    )
+        ends = [end[:, None, None, None].expand_as(plan.inputs) for end in (flat.amin(1), flat.amax(1))]
+        baselines = torch.stack(ends, 1).flatten(0, 1)
+    else:
+        baselines = integrated_gradients.baselines_of(plan, baseline)
+    paths = integrated_gradients.from_baselines(plan, baselines, how)
     given = None if segments is None else _masks(cutting.cut(plan.where, segments, plan.inputs), plan)
     least = max(1, round(min_area * plan.inputs.shape[2] * plan.inputs.shape[3]))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pysal._checks import check_choice, check_count, finite_rows, refuse
+from pysal._checks import check_choice, check_count, finite_rows, first_line, refuse
 from pysal._library import widened
 from pysal.engine.request.attribution import checked_options
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -120,11 +120,26 @@ def grid_pointing_game(
     side = parts.shape[2:]
     rows = torch.arange(images, device=single.device)
     plan = Plan(where, model, mosaics[rows // together], classes, running, output=single.output)
+    if cells == "whole":
+        _check_size(plan, single)
     map = widened(EVERY[name].prepare(plan, **options).run(report=True).map)
     positive = per_pixel(where, map, reduction_of(name)).clamp(min=0)
     blocks = positive.view(images, grid, side[0], grid, side[1]).sum((2, 4)).flatten(1)
     own = blocks.gather(1, (rows % together)[:, None]).squeeze(1)
     return (own / positive.flatten(1).sum(1)).masked_fill(~finite_rows(map), torch.nan)  # 0 / 0 is NaN
+
+
+def _check_size(plan: Plan, single: Plan) -> None:
+    """Refuse a model that answers for an image and not for several put together, in the size that they have then."""
+    try:
+        plan.clean()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        single.clean()  # a model that fails on any image says so itself
+        height, width = plan.inputs.shape[2:]
+        requirement = f"be 'shrunk' for a model that does not take the {height} x {width} pixels of images put together"
+        refuse(plan.where, "cells", requirement, f"'whole' ({first_line(error)})")
 
 
 def mosaics_of(images: Tensor, grid: int) -> Tensor:

@@ -154,6 +154,20 @@ def parameter_randomisation(
     return Randomisation(tuple(steps), *(torch.from_numpy(np.stack(rows)) for rows in found))
 
 
+def randomised(model: nn.Module, seed: int) -> nn.Module:
+    """Return a copy of a model all of whose layers are random, as order="at_once" has them."""
+    original = model.original if isinstance(model, PreparedModel) else model
+    (found,) = _randomised(original, _layers("pysal.metrics.parameter_randomisation", original, None), "at_once", seed)
+    return found
+
+
+def likeness(method: str, before: Tensor, after: Tensor) -> NDArray[Any]:
+    """Return Spearman's rank correlation (B,) of the magnitudes of a method's maps of two models."""
+    reduction = reduction_of(method)
+    pixels = [per_pixel("pysal.metrics.parameter_randomisation", widened(map), reduction).abs() for map in (before, after)]
+    return correlation(ranks_of(pixels[0]), ranks_of(pixels[1]))
+
+
 def _layers(where: str, model: nn.Module, layers: Sequence[str] | None) -> list[str]:
     """Return the names of the layers to take, in order."""
     own = [name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None]

@@ -259,19 +259,46 @@ def per_image(
     """
     if not isinstance(name, str) or name not in METRICS:
         refuse_unknown(WHERE, "name", f"be one of {', '.join(METRICS)}", name, METRICS)
-    where, needs = f"pysal.metrics.{name}", METRICS[name].needs
     if method is not None:
         check_method(WHERE, method)
-    if needs == "masks" and masks is None:
-        refuse(WHERE, "masks", f"be given for {name}", "None")
-    if needs == "method" and method is None:
-        refuse(WHERE, "method", f"be given for {name}", "None")
-    own = _checked_options(name, options)
-    usual: ScoreKind = "auto"
-    if name == "max_sensitivity" and method is not None:
-        usual = EVERY[method].score
-    kind = usual if score is None else score
-    plan = Plan(where, model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
+    check_figure(name, method, masks is not None, options)
+    kind = usual_score(name, method) if score is None else score
+    plan = Plan(f"pysal.metrics.{name}", model, inputs, target, Running(kind, extra_inputs, batch_size, precision, None))
+    return figure_of(
+        name,
+        plan,
+        maps,
+        seed=seed,
+        image_ids=image_ids,
+        method=method,
+        method_options=method_options,
+        masks=masks,
+        options=options,
+    )
+
+
+def usual_score(name: str, method: str | None) -> ScoreKind:
+    """Return the kind of score that a figure of a method's maps is of unless told."""
+    return EVERY[method].score if name == "max_sensitivity" and method is not None else "auto"
+
+
+def figure_of(
+    name: str,
+    plan: Plan,
+    maps: Tensor,
+    *,
+    seed: int,
+    image_ids: Sequence[int] | Tensor | None,
+    method: str | None,
+    method_options: Mapping[str, Any] | None,
+    masks: Tensor | None,
+    options: Mapping[str, Any] | None,
+) -> Tensor:
+    """Return one figure of each image of a plan and its map; see `per_image`.
+
+    Figures of several maps of one image, of plans renamed after one another, share the passes that no map changes.
+    """
+    own = check_figure(name, method, masks is not None, options)
     if name in _CURVES:
         return _CURVES[name](plan, maps, **{"reduction": reduction_of(method), **_SUBSTRATES.get(name, {}), **own}).auc
     if name in _THROUGH_MAPS:
@@ -286,14 +313,14 @@ def per_image(
         assert method is not None
         return _MAX_SENSITIVITY(
             plan,
-            check_maps(where, maps, plan.inputs),
+            check_maps(plan.where, maps, plan.inputs),
             method=method,
             method_options=method_options,
             seed=seed,
             image_ids=image_ids,
             **own,
         )
-    found = check_maps(where, maps, plan.inputs)
+    found = check_maps(plan.where, maps, plan.inputs)
     assert masks is not None
     return _LOCAL[name](found, masks, **{"reduction": reduction_of(method), **own})
 
@@ -330,12 +357,28 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _checked_options(name: str, options: object) -> dict[str, Any]:
+def check_figure(name: str, method: str | None, has_masks: bool, options: object) -> dict[str, Any]:
+    """Return the options of a figure, once it is known that it has all that it needs."""
+    needs = METRICS[name].needs
+    if needs == "masks" and not has_masks:
+        refuse(WHERE, "masks", f"be given for {name}", "None")
+    if needs == "method" and method is None:
+        refuse(WHERE, "method", f"be given for {name}", "None")
+    return check_options(name, options)
+
+
+def check_options(name: str, options: object, where: str = WHERE, argument: str = "options") -> dict[str, Any]:
+    """Return a figure's own options, {} for None.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: one that the figure does not have.
+    """
     if options is None:
         return {}
     if not isinstance(options, Mapping):
-        refuse(WHERE, "options", "be a mapping of option names to values", repr(options), TypeError)
+        refuse(where, argument, "be a mapping of option names to values", repr(options), TypeError)
     for option in options:
         if option not in _OPTIONS[name]:
-            refuse_unknown(WHERE, "options", f"hold options of {name}: {', '.join(_OPTIONS[name])}", option, _OPTIONS[name])
+            refuse_unknown(where, argument, f"hold options of {name}: {', '.join(_OPTIONS[name])}", option, _OPTIONS[name])
     return dict(options)

@@ -619,6 +619,9 @@ def test_figures_of_masks(job, photos, tmp_path) -> None:
     assert again.manifest["annotations"] == str(masks)
     with pytest.raises(ValueError, match=r"annotations was .*, is null"):
         job(metrics=[], methods=["gradient"], method_options={})
+    Image.new("L", (24, 24), 1).save(masks / "dog/04.png")
+    with pytest.raises(ValueError, match=r"where annotations_sha256 was '?[0-9a-f.]+'?, is '?[0-9a-f.]+'?$"):
+        resume(planned.out, model=None, allow_code=True)
     Image.new("L", (5, 5), 1).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"annotations must be of the images, by name, got 'b' \.\.\. for "):
         job(metrics=["mass_in_mask"], annotations=tmp_path / "b.png", out="other")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_it_goes_on_where_it_stopped(
     half = tmp_path / "half"
     half.mkdir()
     lines = (out / "images.jsonl").read_text().splitlines()
-    (half / "images.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])  # killed while it wrote the fourth
+    (half / "images.jsonl").write_text("\n".join(lines[:5]) + "\n" + lines[5][:50])  # killed while it wrote the fourth
     measured = []
     before = experiment._Bench.measure
 
@@ -270,3 +271,67 @@ def test_a_model_that_says_nan(photos: Path) -> None:
     broken = pysal.models.Classifier(NotANumber(), name="x", class_names=["a", "b", "c"], input_size=model.input_size).eval()
     found = compare(broken, photos / "photos", methods="gradient", metrics=["deletion"], few=0)
     assert len(found.rows) + len(found.unread) == 6
+
+
+class Brightness(torch.nn.Module):
+    """Logits of two classes, which of a dark photo lie in [0, 1]."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        light = images.mean((1, 2, 3))
+        return torch.stack([1.2 * light, 1.2 - 2.4 * light], 1)
+
+
+def test_what_the_output_is_does_not_depend_on_the_photo(tmp_path: Path) -> None:
+    for number, light in enumerate((60, 100, 250)):
+        pixels = np.random.default_rng(number).integers(light - 50, light + 5, (12, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    model = pysal.models.wrap(Brightness().eval(), size=(12, 10), normalize="none")
+    options: dict[str, Any] = {"methods": "gradient", "metrics": ["deletion", "infidelity", "average_drop"], "few": 0}
+    found = compare(model, tmp_path, **options)
+    inside = 0
+    for number, row in enumerate(found.rows):
+        image = read_image(row["photo"], model)
+        table = model(image)
+        inside += bool(((table >= 0) & (table <= 1)).all())
+        assert row["probability"] == pytest.approx(float(table.softmax(1).amax()), abs=1e-6)
+        map = pysal.gradient(model, image, row["target"])
+        for metric in options["metrics"]:
+            given = {"method": "gradient", "image_ids": [number], "score": "softmax"}
+            expected = metrics.per_image(metric, model, image, map, row["target"], **given)
+            assert row["methods"]["gradient"][metric] == pytest.approx(float(expected), abs=2e-5), metric
+    assert 0 < inside < 3, "of some photos alone the output would be taken for probabilities"
+    said = compare(model, tmp_path, **options, score="sigmoid", limit=1)
+    assert said.rows[0]["probability"] == pytest.approx(float(model(read_image(tmp_path / "0.png", model)).sigmoid().amax()))
+    with pytest.raises(ValueError, match=r"^pysal.comparison.compare: score must be one of 'auto', .*, got 'odds'"):
+        compare(model, tmp_path, **options, score="odds")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changed", ["photos", "masks"])
+def test_a_file_that_was_changed_is_noticed(photos: Path, tmp_path: Path, changed: str) -> None:
+    for name in ("photos", "masks"):
+        shutil.copytree(photos / name, tmp_path / name)
+    options: dict[str, Any] = {"methods": "gradient", "metrics": ["mass_in_mask"], "few": 0, "limit": 2}
+
+    def again() -> Comparison:
+        return compare(classifier(), tmp_path / "photos", out=tmp_path / "out", annotations=tmp_path / "masks", **options)
+
+    again()
+    again()
+    file = tmp_path / changed / "5.png"
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    name = {"photos": "photos_sha256", "masks": "annotations_sha256"}[changed]
+    with pytest.raises(ValueError, match=f"out must be a new folder, .* where {name} was "):
+        again()
+
+
+def test_options_are_looked_at_before_any_work(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment._Bench, "look", lambda *_: pytest.fail("it began"))
+    for options, sentence in (
+        (
+            {"metric_options": {"road": {"share": [0.1]}}},
+            r"metric_options\['road'\] must hold options of road: shares, .*, got 'share'",
+        ),
+        ({"method_options": {"gradient": {"steps": 3}}}, r"method_options\['gradient'\] must hold options out of "),
+    ):
+        with pytest.raises(ValueError, match=f"^pysal.comparison.compare: {sentence}"):
+            compare(classifier(), photos / "photos", methods="gradient", metrics=["road"], **options)

@@ -112,7 +112,9 @@ LOW, HIGH = [0.1, 0.11, 0.12, 0.1, 0.13, 0.11], [0.9, 0.91, 0.88, 0.92, 0.9, 0.9
 def test_one_that_leads_everywhere_is_recommended() -> None:
     best, said = advice(a={"road": HIGH, "mass_in_mask": HIGH}, b={"road": LOW, "mass_in_mask": LOW})
     assert best == ["a"]
-    assert said.startswith("A is to be preferred. By ROAD (6 images) A leads. By mass in mask (6 images) A leads.")
+    assert said.startswith(
+        "To be preferred: A. By ROAD (6 images) the lead is with A. By mass in mask (6 images) the lead is with A."
+    )
 
 
 def test_equals_are_both_recommended_the_fastest_first() -> None:
@@ -120,21 +122,21 @@ def test_equals_are_both_recommended_the_fastest_first() -> None:
         a={"road": HIGH, "seconds": [3.0] * 6}, b={"road": HIGH, "seconds": [1.0] * 6}, c={"road": LOW, "seconds": [0.1] * 6}
     )
     assert best == ["b", "a"]
-    assert "B and A are to be preferred, and the evidence does not decide between them." in said
-    assert "B takes the least time, 1 s an image; A takes 3 s." in said
+    assert "To be preferred: B and A. The evidence does not decide between them." in said
+    assert "The least time of these: B, 1 s an image. The most: A, 3 s." in said
 
 
 def test_figures_that_contradict_each_other_are_said() -> None:
     best, said = advice(a={"road": HIGH, "mass_in_mask": LOW}, b={"road": LOW, "mass_in_mask": HIGH})
     assert set(best) == {"a", "b"}
-    assert "The figures contradict each other: A is clearly behind by mass in mask." in said
+    assert "The figures contradict each other: by mass in mask others are clearly ahead of A." in said
 
 
 def test_a_map_of_the_image_is_not_recommended() -> None:
     best, said = advice(a={"road": HIGH, "randomisation": [0.9] * 6}, b={"road": LOW, "randomisation": [0.1] * 6})
     assert best == ["b"]
     against = "Not recommended: A, whose maps of the model with random weights are much the same (rank correlation 0.90 over"
-    assert said.startswith(f"B is to be preferred. {against}"), "what is recommended comes first"
+    assert said.startswith(f"To be preferred: B. {against}"), "what is recommended comes first"
     best, said = advice(a={"road": HIGH, "randomisation": [0.9] * 6})
     assert best == []
     assert said.startswith(f"No method is recommended: all of them show the image more than the model. {against}")

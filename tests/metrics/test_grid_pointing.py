@@ -102,3 +102,17 @@ def test_errors(given: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         metrics.grid_pointing_game(rectified(), images(count, 3, 9, 8), target, **given)
     assert str(caught.value).startswith(f"pysal.metrics.grid_pointing_game: {message}")
+
+
+def test_a_model_of_one_size_is_told_to_shrink() -> None:
+    single = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 8, 4)).eval()
+    given = images(4, 3, 6, 8).float()
+    sentence = (
+        "^pysal.metrics.grid_pointing_game: cells must be 'shrunk' for a model that does not take the 12 x 16 pixels of images "
+        r"put together, got 'whole' \(mat1 and mat2 shapes cannot be multiplied .*\)$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        metrics.grid_pointing_game(single, given, [0, 1, 2, 3])
+    assert metrics.grid_pointing_game(single, given, [0, 1, 2, 3], cells="shrunk").shape == (4,)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # which no size would help
+        metrics.grid_pointing_game(nn.Linear(3, 4).eval(), given, [0, 1, 2, 3])

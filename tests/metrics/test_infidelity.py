@@ -9,6 +9,9 @@ from torch import Tensor
 
 import pysal
 from pysal import metrics, ops
+from pysal.engine.request.plan import Plan
+from pysal.engine.request.running import Running
+from pysal.metrics.registry import figure_of
 from tests.methods.networks import assert_rounding, images, linear, rectified, weights
 
 SAMPLES = 6
@@ -189,3 +192,36 @@ def test_uniform_numbers_are_philoxs_words() -> None:
     assert torch.equal(numbers * 2**32 - 0.5, ops.gaussian_noise_bits(9, ids, draws, 4).double())
     assert (numbers > 0).all()
     assert (numbers < 1).all()
+
+
+def test_maps_of_one_request_share_the_passes() -> None:
+    model, inputs, calls = rectified(), images(2, 3, 9, 8), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    plan = Plan("x", model, inputs, [0, 1], Running("logit", (), None, "float32", None))
+    options: dict[str, Any] = {"seed": 3, "image_ids": [4, 7], "method_options": None, "masks": None, "options": {"samples": 6}}
+    found = []
+    for number, method in enumerate(("integrated_gradients", "gradient")):
+        map = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(number), dtype=inputs.dtype)
+        calls.clear()
+        found.append(figure_of("infidelity", plan.renamed("y", "logit"), map, method=method, **options))
+        assert bool(calls) == (number == 0)
+        alone = metrics.per_image(
+            "infidelity",
+            model,
+            inputs,
+            map,
+            [0, 1],
+            seed=3,
+            image_ids=[4, 7],
+            method=method,
+            options={"samples": 6},
+            score="logit",
+        )
+        assert torch.equal(found[-1], alone)
+    calls.clear()
+    for changed in ({"seed": 4}, {"image_ids": [4, 8]}, {"options": {"samples": 6, "fill": 0.5}}, {"options": {"samples": 7}}):
+        figure_of("infidelity", plan.renamed("y", "logit"), map, method=method, **{**options, **changed})
+        assert calls, "another question takes passes of its own"
+        calls.clear()
+    figure_of("infidelity", plan.renamed("y", "softmax"), map, method=method, **options)
+    assert calls

@@ -40,6 +40,26 @@ METHODS: dict[str, tuple[str, dict[str, Any], Any]] = {
         {"segments": pysal.Grid(3, 2)},
         lambda m, x, t, rows: pysal.leave_one_out(m, x, t, segments=pysal.Grid(3, 2)),
     ),
+    "xrai": (
+        "xrai",
+        {"steps": 3, "segments": pysal.Grid(3, 2)},
+        lambda m, x, t, rows: pysal.xrai(m, x, t, steps=3, segments=pysal.Grid(3, 2)),
+    ),
+    "guided_integrated_gradients": (
+        "guided_integrated_gradients",
+        {"steps": 3},
+        lambda m, x, t, rows: pysal.guided_integrated_gradients(m, x, t, steps=3),
+    ),
+    "shapley": (
+        "shapley",
+        {"segments": pysal.Grid(3, 2)},
+        lambda m, x, t, rows: pysal.shapley(m, x, t, segments=pysal.Grid(3, 2)),
+    ),
+    "rise": (
+        "rise",
+        {"samples": 5, "cells": 3, "seed": 5},
+        lambda m, x, t, rows: pysal.rise(m, x, t, samples=5, cells=3, seed=5, image_ids=torch.tensor([4, 9, 2])[rows]),
+    ),
     "smooth_grad": (
         "smooth_grad",
         {"samples": 3, "seed": 5},
