@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from pysal import captum, pair, plots
+from pysal import captum, pair, plots, pytorch_grad_cam
+from pysal.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tests.methods.calls import VARIANTS, row_by_row
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -47,7 +48,13 @@ FACES: dict[str, Callable[[Any, Tensor], Any]] = {
         f"pair {name}": lambda model, images, name=name: getattr(pair, name)().GetMask(
             images[0].cpu().movedim(0, -1).numpy().astype(np.float32), pair.torch_model(model, 1), **STEPS.get(name, {})
         )
-        for name in ("GradientSaliency", "IntegratedGradients", "BlurIG", "GradCam", "Occlusion")
+        for name in ("GradientSaliency", "IntegratedGradients", "BlurIG", "GradCam", "Occlusion", "GuidedIG", "XRAI")
+    },
+    **{
+        f"pytorch_grad_cam {name}": lambda model, images, name=name: torch.from_numpy(
+            getattr(pytorch_grad_cam, name)(model, [layer(model)])(images, [ClassifierOutputTarget(1)] * len(images))
+        )
+        for name in ("GradCAM", "GradCAMPlusPlus", "EigenCAM", "ScoreCAM", "AblationCAM", "FullGrad")
     },
 }
 FIGURES: dict[str, dict[str, Any]] = {

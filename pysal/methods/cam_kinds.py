@@ -80,8 +80,8 @@ def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Return mean(G_k) A_k: Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2."""
-    return weighted(activations, gradients.mean(SPACE))
+    """Return the weights mean(G_k): Selvaraju et al. 2016, arXiv:1610.02391, equation 1."""
+    return gradients.mean(SPACE)
 
 
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def grad_cam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def grad_cam_plus_plus(activations: Tensor, gradients: Tensor, *, epsilon: float = 0.0) -> Tensor:
-    """Return w_k A_k, w_k = sum of alpha relu(G) over space: Chattopadhyay et al. 2017, arXiv:1710.11063, equations 5 and 19.
+    """Return the weights w_k = sum of alpha relu(G): Chattopadhyay et al. 2017, arXiv:1710.11063, equations 5 and 19.
 
     With the exponential of the score explained, alpha = G^2 / (2 G^2 + (sum A_k) G^3) = 1 / (2 + (sum A_k) G), which is how it
     is computed: the squares of small gradients vanish in float32. Where the denominator is 0, alpha is 0.
@@ -116,12 +116,12 @@ def grad_cam_plus_plus(activations: Tensor, gradients: Tensor, *, epsilon: float
         alpha = torch.where(gradients == 0, 0, square / (2 * square + sums * square * gradients + epsilon))
     else:
         alpha = quotient(torch.ones_like(gradients), 2 + sums * gradients)
-    return weighted(activations, (alpha * gradients.clamp_min(0)).sum(SPACE))
+    return (alpha * gradients.clamp_min(0)).sum(SPACE)
 
 
 def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Return w_k A_k, w_k = sum of G_k A_k / sum of A_k: Fu et al. 2020, arXiv:2008.02312, equation 7."""
-    return weighted(activations, quotient((gradients * activations).sum(SPACE), activations.sum(SPACE)))
+    """Return the weights w_k = sum of G_k A_k / sum of A_k: Fu et al. 2020, arXiv:2008.02312, equation 7."""
+    return quotient((gradients * activations).sum(SPACE), activations.sum(SPACE))
 
 
 def alone(activations: Tensor, _gradients: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pysal.engine.request.plan import Plan
 from pysal.engine.request.running import Running
 from pysal.engine.running.states import restoring
 from pysal.methods import grad_cam
-from pysal.methods.cam_kinds import KINDS, Kind, made, total, unit
+from pysal.methods.cam_kinds import KINDS, Kind, kind_of, made, total, unit
 from pysal.pytorch_grad_cam._request import Targets, evaluating, outputs_of, plan_targets, where
 
 Maps = NDArray[np.float32]
@@ -106,11 +106,16 @@ class BaseCAM:
     def get_cam_weights(
         self, input_tensor: Tensor, target_layer: Any, targets: Targets, activations: Any, grads: Any
     ) -> NDArray[Any]:
-        """Return the weight (N, K) of each channel; for subclasses.
+        """Return the weight (N, K) of each channel; for subclasses, which may say otherwise.
 
         Raises:
-            NotImplementedError: the class says otherwise what is drawn.
+            NotImplementedError: the class has no weights of channels by activations and gradients alone.
         """
+        kind = self._way()
+        if kind is not None and kind.passes == "none" and not kind.curvature:
+            found = kind.terms(*(torch.as_tensor(one, device="cpu") for one in (activations, grads)))
+            if found.ndim == 2:
+                return found.numpy()
         raise NotImplementedError("get_cam_weights must be implemented by subclass")
 
     def get_cam_image(
@@ -122,7 +127,12 @@ class BaseCAM:
         grads: Any,
         eigen_smooth: bool = False,
     ) -> NDArray[Any]:
-        """Return the map (N, h, w) that the weights of `get_cam_weights` make; subclasses may do otherwise."""
+        """Return the map (N, h, w) of the class, or that of a subclass's `get_cam_weights`; subclasses may do otherwise."""
+        kind = self._way() if type(self).get_cam_weights is BaseCAM.get_cam_weights else None
+        if kind is not None and kind.passes == "none" and not kind.curvature:
+            a, g = (torch.as_tensor(one, device="cpu") for one in (activations, activations if grads is None else grads))
+            smooth = eigen_smooth if self.smooth is None else self.smooth
+            return made(kind, where(self), a, g, smooth=smooth, weights=None)[:, 0].numpy()
         weights = self.get_cam_weights(input_tensor, target_layer, targets, activations, grads)
         values = torch.as_tensor(activations, device="cpu")
         kind = Kind("own", where(self), lambda a, _g: torch.as_tensor(weights, device="cpu").to(a), total)
@@ -163,11 +173,16 @@ class BaseCAM:
         mine = type(self)
         return mine.get_cam_image is not BaseCAM.get_cam_image or mine.get_cam_weights is not BaseCAM.get_cam_weights
 
-    def _kind(self, plan: Plan, targets: Targets, eigen_smooth: bool) -> str | Kind:
+    def _way(self) -> Kind | None:
+        """Return how the class draws, None where its subclass must say so."""
+        return None if self.kind is None else kind_of(where(self), self.kind)
+
+    def _kind(self, plan: Plan, targets: Targets, eigen_smooth: bool) -> Kind:
         if not self._own:
-            if self.kind is None:
+            kind = self._way()
+            if kind is None:
                 raise NotImplementedError("get_cam_weights must be implemented by subclass")
-            return self.kind
+            return kind
         layer = self.target_layers[0] if len(self.target_layers) == 1 else None
 
         def terms(activations: Tensor, gradients: Tensor) -> Tensor:

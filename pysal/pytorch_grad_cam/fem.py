@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.plan import Plan
 from pysal.methods.cam_kinds import Kind, fem
-from pysal.pytorch_grad_cam._request import Targets
 from pysal.pytorch_grad_cam.base_cam import BaseCAM, kind_with
 
 
@@ -39,5 +37,5 @@ class FEM(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
         self.k = k
 
-    def _kind(self, plan: Plan, targets: Targets, eigen_smooth: bool) -> str | Kind:
+    def _way(self) -> Kind:
         return kind_with("fem", terms=functools.partial(fem, k=self.k))

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from pysal._checks import check_choice
 from pysal.engine.prepared.model import PreparedModel
-from pysal.engine.request.plan import Plan
 from pysal.methods.cam_kinds import Kernel, Kind, kernel_projection
-from pysal.pytorch_grad_cam._request import Targets, where
+from pysal.pytorch_grad_cam._request import where
 from pysal.pytorch_grad_cam.base_cam import BaseCAM, kind_with
 
 
@@ -42,6 +41,6 @@ class KPCA_CAM(BaseCAM):
         check_choice(where(self), "kernel", kernel, get_args(Kernel))
         self.kernel, self.gamma = kernel, gamma
 
-    def _kind(self, plan: Plan, targets: Targets, eigen_smooth: bool) -> str | Kind:
+    def _way(self) -> Kind:
         collapse = functools.partial(kernel_projection, kernel=self.kernel, gamma=self.gamma)
         return kind_with("kpca_cam", collapse=collapse)

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysal.engine.request.plan import Plan
 from pysal.methods.cam_kinds import Kind, total
-from pysal.pytorch_grad_cam._request import Targets
 from pysal.pytorch_grad_cam.base_cam import BaseCAM
 
 
@@ -17,7 +15,7 @@ class RandomCAM(BaseCAM):
 
     kind: ClassVar[str | Kind | None] = "grad_cam"
 
-    def _kind(self, plan: Plan, targets: Targets, eigen_smooth: bool) -> str | Kind:
+    def _way(self) -> Kind:
         def weights(activations: Tensor, _gradients: Tensor) -> Tensor:
             drawn = np.random.uniform(-1, 1, size=activations.shape[:2])
             return torch.from_numpy(drawn).to(activations)

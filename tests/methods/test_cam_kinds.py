@@ -206,8 +206,8 @@ def test_a_score_ten_times_as_large_has_the_same_map_in_tenfold(name: str) -> No
 def test_grad_cam_plus_plus_holds_for_the_smallest_gradients() -> None:
     # gradients whose squares are no float32 numbers: 1 / (2 + sum A G) is 1/2
     a, g = torch.rand(1, 2, 3, 3), torch.full((1, 2, 3, 3), 1e-30)
-    assert torch.allclose(grad_cam_plus_plus(a, g), a * 9 * 0.5e-30, rtol=1e-6, atol=0)
-    assert not torch.allclose(grad_cam_plus_plus(a, g, epsilon=1e-6), a * 9 * 0.5e-30, rtol=1e-6, atol=0)
+    assert torch.allclose(grad_cam_plus_plus(a, g), torch.tensor(9 * 0.5e-30), rtol=1e-6, atol=0)
+    assert not torch.allclose(grad_cam_plus_plus(a, g, epsilon=1e-6), torch.tensor(9 * 0.5e-30), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["eigen_cam", "eigen_grad_cam", "seg_eigen_cam", "kpca_cam"])

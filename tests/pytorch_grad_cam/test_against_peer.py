@@ -246,6 +246,35 @@ def test_classes_of_ones_own() -> None:
     close(maps[1][1], maps[0][1])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["GradCAM", "XGradCAM", "LayerCAM", "HiResCAM", "GradCAMElementWise", "EigenCAM", "FEM", "KPCA_CAM", "RandomCAM"],
+)
+def test_classes_made_of_the_peers_classes(name: str) -> None:
+    """What such a class says itself is asked for, and what it asks its base for is answered."""
+    net, images = seeded(NETWORKS["resnet"].make), pictures(2)
+    maps: list[list[Any]] = []
+    for library, words in ((peer, peer_targets), (ours, our_targets)):
+        base: Any = getattr(library, name)
+
+        class Cut(base):  # type: ignore[misc]
+            def get_cam_image(self, *args: Any, **kwargs: Any) -> Any:
+                return np.cbrt(super().get_cam_image(*args, **kwargs))
+
+        class Rectified(base):  # type: ignore[misc]
+            def get_cam_weights(self, *args: Any) -> Any:
+                return np.maximum(super().get_cam_weights(*args), 0)
+
+        classes = [Cut, Rectified] if name in ("GradCAM", "XGradCAM", "RandomCAM") else [Cut]
+        np.random.seed(0)
+        targets = [words.ClassifierOutputTarget(1)] * 2
+        maps.append([one(net, [net.layer2])(images, targets) for one in classes])
+        np.random.seed(0)
+        assert not np.allclose(maps[-1][0], base(net, [net.layer2])(images, targets))
+    for theirs, mine in zip(*maps, strict=True):
+        close(mine, theirs)
+
+
 @pytest.mark.parametrize("category", [None, 3])
 def test_guided_backprop(category: int | None) -> None:
     # one ReLU of one module each: the peer replaces modules
