@@ -28,10 +28,24 @@ void pack(const float* from, int64_t step, int64_t rows, int64_t width, float* t
       for (int64_t j = 0; j < kPanel; j += kLanes) store(to + row * kPanel + j, load(from + row * step + first + j));
 }
 
+// Both halve a vector again and again: one lane after the other would wait for the last one each time.
 PYSAL_INLINE float sum_of(vfloat v) {
-  float sum = 0.0f;
-  for (int64_t k = 0; k < kLanes; ++k) sum += v[k];
-  return sum;
+  float lanes[kLanes];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+PYSAL_INLINE float largest_of(vfloat v) {  // NaN may be lost: it comes through the sum
+  float lanes[kLanes];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < half; ++k) lanes[k] = lanes[k + half] > lanes[k] ? lanes[k + half] : lanes[k];
+  return lanes[0];
 }
 
 struct Onto {  // sums added to what is there
@@ -44,44 +58,60 @@ struct Onto {  // sums added to what is there
   }
 };
 
-// The weights of some queries: softmax(scale Q K^T) by rows, `pitch` numbers apart, zero beyond the keys.
+// The weights of some queries: softmax(scale Q K^T + bias) by rows, `pitch` numbers apart, zero beyond the keys.
 void weigh(const Attention& a, int64_t first, int64_t count, const float* keys, float* weights, int64_t pitch) {
   multiply(a.query + first * a.query_step, a.query_step, count, a.width, keys, a.keys, Keep{weights, pitch});
+  const float factor = a.bias ? 1.0f : a.scale;  // left for after the subtraction of the largest
+  float peaks[kQueries], inverses[kQueries];
+  // one step for all rows after the other: a row's steps wait for each other
   for (int64_t i = 0; i < count; ++i) {
     float* const row = weights + i * pitch;
-    for (int64_t j = a.keys; j < pitch; ++j) row[j] = -__builtin_inff();
-    vfloat most = load(row);
-    for (int64_t j = kLanes; j < pitch; j += kLanes) {
-      const vfloat x = load(row + j);
+    for (int64_t j = a.keys; j < pitch; ++j) row[j] = a.bias ? 0.0f : -__builtin_inff();
+    const float* const bias = a.bias ? a.bias + (first + i) * pitch : nullptr;
+    vfloat most = broadcast(-__builtin_inff());
+    for (int64_t j = 0; j < pitch; j += kLanes) {
+      vfloat x = load(row + j);
+      if (bias) {
+        x = x * a.scale + load(bias + j);
+        store(row + j, x);
+      }
       most = x > most ? x : most;
     }
-    float peak = most[0];
-    for (int64_t k = 1; k < kLanes; ++k) peak = most[k] > peak ? most[k] : peak;
+    peaks[i] = largest_of(most);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    float* const row = weights + i * pitch;
+    const float peak = peaks[i];
     vfloat total = {};
     for (int64_t j = 0; j < pitch; j += kLanes) {
-      const vfloat e = exponential((load(row + j) - peak) * a.scale);
+      const vfloat e = exponential((load(row + j) - peak) * factor);
       store(row + j, e);
       total += e;
     }
-    const float inverse = 1.0f / sum_of(total);
+    inverses[i] = 1.0f / sum_of(total);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    float* const row = weights + i * pitch;
+    const float inverse = inverses[i];
     for (int64_t j = 0; j < pitch; j += kLanes) store(row + j, load(row + j) * inverse);
   }
 }
 
 int64_t scratch_floats(const Attention& a, bool forward) {
-  const int64_t rows = in_panels(a.keys) * a.width, block = kQueries * in_panels(a.keys);
-  return forward ? 2 * rows + block : 3 * rows + 2 * block + 2 * kQueries * a.width;
+  const int64_t pitch = in_panels(a.keys), both = a.width + a.value_width, block = kQueries * pitch;
+  return forward ? pitch * both + block : pitch * (both + a.width) + 2 * block + kQueries * both;
 }
 
 void forward(const Attention& a, float* scratch) {
-  const int64_t pitch = in_panels(a.keys), rows = pitch * a.width;
-  float *const keys = scratch, *const values = keys + rows, *const weights = values + rows;
+  const int64_t pitch = in_panels(a.keys);
+  float *const keys = scratch, *const values = keys + pitch * a.width, *const weights = values + pitch * a.value_width;
   pack_transposed(a.key, a.key_step, a.keys, a.width, keys);
-  pack(a.value, a.value_step, a.keys, a.width, values);
+  pack(a.value, a.value_step, a.keys, a.value_width, values);
   for (int64_t first = 0; first < a.queries; first += kQueries) {
     const int64_t count = least(kQueries, a.queries - first);
     weigh(a, first, count, keys, weights, pitch);
-    multiply(weights, pitch, count, a.keys, values, a.width, Keep{a.output + first * a.output_step, a.output_step});
+    multiply(weights, pitch, count, a.keys, values, a.value_width,
+             Keep{a.output + first * a.output_step, a.output_step});
   }
 }
 
@@ -89,20 +119,20 @@ void forward(const Attention& a, float* scratch) {
 // dQ = scale dS K, dK = scale dS^T Q.
 void backward(const Attention& a, float* scratch) {
   const int64_t pitch = in_panels(a.keys), rows = pitch * a.width;
-  float *const keys = scratch, *const values = keys + rows, *const key_columns = values + rows;
+  float *const keys = scratch, *const values = keys + rows, *const key_columns = values + pitch * a.value_width;
   float *const weights = key_columns + rows, *const grads = weights + kQueries * pitch;
   float *const query_columns = grads + kQueries * pitch, *const grad_columns = query_columns + kQueries * a.width;
   pack_transposed(a.key, a.key_step, a.keys, a.width, keys);
-  pack_transposed(a.value, a.value_step, a.keys, a.width, values);
+  pack_transposed(a.value, a.value_step, a.keys, a.value_width, values);
   pack(a.key, a.key_step, a.keys, a.width, key_columns);
   for (int64_t first = 0; first < a.queries; first += kQueries) {
     const int64_t count = least(kQueries, a.queries - first);
     const float* const grad = a.grad + first * a.grad_step;
     weigh(a, first, count, keys, weights, pitch);
-    pack(grad, a.grad_step, count, a.width, grad_columns);
+    pack(grad, a.grad_step, count, a.value_width, grad_columns);
     pack(a.query + first * a.query_step, a.query_step, count, a.width, query_columns);
-    multiply<true>(weights, pitch, a.keys, count, grad_columns, a.width, Onto{a.value_grad, a.value_grad_step});
-    multiply(grad, a.grad_step, count, a.width, values, a.keys, Keep{grads, pitch});
+    multiply<true>(weights, pitch, a.keys, count, grad_columns, a.value_width, Onto{a.value_grad, a.value_grad_step});
+    multiply(grad, a.grad_step, count, a.value_width, values, a.keys, Keep{grads, pitch});
     for (int64_t i = 0; i < count; ++i) {
       const float* const p = weights + i * pitch;
       float* const g = grads + i * pitch;

@@ -3,11 +3,13 @@
 #include <stdint.h>
 
 namespace pysal::cpu {
-// One head of one image: softmax(scale Q K^T) V. Rows of the matrices lie apart as they do in memory; what is written
-// lies together or apart likewise. There are at least 16 keys; `width`, the numbers of a row, is a multiple of 16.
+// One head of one image: softmax(scale Q K^T + bias) V. Rows of the matrices lie apart as they do in memory; what is
+// written lies together or apart likewise. There are at least 16 keys; `width`, the numbers of a query or key, and
+// `value_width` are multiples of 16.
 struct Attention {
-  int64_t queries, keys, width;
-  float scale;
+  int64_t queries, keys, width, value_width;
+  float scale;        // above 0 where there is no bias
+  const float* bias;  // (queries, keys up to a multiple of 16), minus infinity beyond the keys; may be null
   const float *query, *key, *value;
   int64_t query_step, key_step, value_step;  // from one row to the next
   float* output;                             // forward

@@ -60,7 +60,10 @@ def _opened(graph: fx.Graph, path: str, module: nn.MultiheadAttention, source: f
     heads = graph.call_method("unflatten", (parts, -1, (3, module.num_heads, channels // module.num_heads)))
     heads = graph.call_method("permute", (heads, 2, 0, 3, 1, 4))
     query, key, value = (graph.call_method("select", (heads, 0, index)) for index in range(3))
+    for part in (query, key, value):
+        part.meta[SHAPE] = (images, module.num_heads, tokens, channels // module.num_heads)
     attended = graph.call_function(F.scaled_dot_product_attention, (query, key, value))
+    attended.meta[SHAPE] = query.meta[SHAPE]
     joined = graph.call_method("flatten", (graph.call_method("transpose", (attended, 1, 2)), 2))
     joined.meta[SHAPE] = (images, tokens, channels)
     weight, bias = parameter("out_proj.weight", module.out_proj), parameter("out_proj.bias", module.out_proj)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pysal._checks import first_line
 from pysal.engine.graph.aten import normalise
 from pysal.engine.graph.attention import open_attention
+from pysal.engine.graph.constants import fold_constants
 from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
@@ -95,6 +96,7 @@ def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     _remove_checks_of_rank(graph)
     open_attention(graph)
     _remove_identities(graph)
+    fold_constants(graph)
     _reshape_for_view(graph)
     _unify_convolutions(graph)
     _fold_padding(graph)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from pysal._library import without_autocast
 from pysal.engine.graph.fold import Convolution, constant, fold_division, module_of, replace_by_module
+from pysal.engine.graph.fused_attention import fuse_attention
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import LEAST_TOKENS, FusedLinear
 from pysal.engine.graph.shapes import shapes_of
@@ -83,6 +84,7 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
             new = replace_by_module(graph, node, FusedLinear(weight, bias, backward_dtype), source)
             shapes[new] = shapes[node]
             lowered += 1
+    lowered += fuse_attention(graph, shapes, example)
     for node in graph.graph.nodes:
         if is_addition(node):
             first, second = (shapes.get(arg) for arg in node.args)

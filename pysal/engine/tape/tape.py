@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, fx
 
 from pysal._library import without_autocast
-from pysal.engine.graph.fold import detached
+from pysal.engine.graph.constants import writes
+from pysal.engine.graph.fold import detached, module_of
+from pysal.engine.graph.fused_attention import FusedAttention
 from pysal.engine.graph.inverted_residual import InvertedResidual
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules
-from pysal.engine.tape.attention import attention_operator
+from pysal.engine.tape.attention import AttentionOperator
 from pysal.engine.tape.gradients import Gates, Gradients
-from pysal.engine.tape.operators import BlockOperator, FusedOperator, Operator, operator_of
+from pysal.engine.tape.operators import AutogradOperator, BlockOperator, FusedOperator, Operator, operator_of
 from pysal.engine.tape.smooth import SqueezeOperator, smooth_operator, squeeze_operator
+from pysal.engine.tape.views import is_about_shapes, view_operator
 
 _WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 
@@ -59,13 +62,15 @@ class Program:
         (self.output,) = next(node for node in graph.graph.nodes if node.op == "output").args
         self.needed = {self.input}
         for node in self.nodes:
-            if any(source in self.needed for source in node.all_input_nodes) and node.target not in _WITHOUT_GRADIENT:
+            followed = node.target not in _WITHOUT_GRADIENT and not is_about_shapes(node)
+            if followed and any(source in self.needed for source in node.all_input_nodes):
                 self.needed.add(node)
+        self._sharing = not any(map(writes, self.nodes))
         interpreter = fx.Interpreter(graph)  # one for all: to make one looks at every node
         self.operators: dict[fx.Node, Operator] = {
             node: smooth_operator(graph, interpreter, node)
-            or attention_operator(interpreter, node)
-            or operator_of(graph, interpreter, node)
+            or _attention(graph, interpreter, node)
+            or self._operator(graph, interpreter, node)
             for node in self.nodes
             if node.op != "placeholder"
         }
@@ -94,6 +99,12 @@ class Program:
             for name, run, part in node.meta.get("inner_layers", ()):
                 self._layers.setdefault(name, {}).setdefault(run, Place(node, part))
         self._runs = graph.meta.get("runs", {})
+
+    def _operator(self, graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Node) -> Operator:
+        operator = operator_of(graph, interpreter, node)
+        if type(operator) is not AutogradOperator:
+            return operator
+        return view_operator(graph, interpreter, node, self.needed, sharing=self._sharing) or operator
 
     def layer(self, layer: Layer) -> Place | None:
         """Return the value that a layer of the original model returned.
@@ -269,6 +280,11 @@ class Recorded(torch.autograd.Function):
         """Sweep under the rule in force."""
         rule = "plain" if ctx.rules is None else ctx.rules.rule
         return ctx.tape.sweep(grads[0], rule)[0], None
+
+
+def _attention(graph: fx.GraphModule, interpreter: fx.Interpreter, node: fx.Node) -> AttentionOperator | None:
+    module = module_of(graph, node)
+    return AttentionOperator(interpreter, node, module) if isinstance(module, FusedAttention) else None
 
 
 def _blocks(program: Program) -> dict[fx.Node, BlockOperator]:
