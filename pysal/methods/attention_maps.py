@@ -229,7 +229,7 @@ class _Frame:
     module: nn.Module
     run: int
     attention: int = 0
-    given: object = None
+    given: Sequence[object] = ()
     more_given: Sequence[object] = ()
     returned: object = None
     more_returned: Sequence[object] = ()
@@ -263,7 +263,8 @@ def _looked(where: str, plan: Plan, model: nn.Module) -> Stack:
     hooks = Hooks()
 
     def begin(name: str, module: nn.Module, given: Any, named: Any) -> None:
-        frame = _Frame(name, module, runs.get(name, 0), given=_first(given), more_given=(*given[1:], *named.values()))
+        taken = (_first(given),) if given else tuple(named.values())  # by keyword alone, whatever its name is
+        frame = _Frame(name, module, runs.get(name, 0), given=taken, more_given=(*given[1:], *named.values()))
         runs[name] = frame.run + 1
         running.append(frame)
         ran.append(frame)
@@ -296,7 +297,7 @@ def _looked(where: str, plan: Plan, model: nn.Module) -> Stack:
     if any(one is None for one in blocks):
         _refuse(where, "attention that no module of its own has")
     stack = [one for one in blocks if one is not None]
-    if any(one.given is None or one.given is not before.returned for before, one in itertools.pairwise(stack)):
+    if not all(any(part is before.returned for part in one.given) for before, one in itertools.pairwise(stack)):
         _refuse(where, f"{len(stack)} blocks that do not follow each other")
     beside = any(_handed_on(before, one) for before, one in itertools.pairwise(stack))
     for frame in (*found[-1][0], *reversed(ran)):  # the largest that returns the row, or any
@@ -505,9 +506,11 @@ def _head(
         if (module, run) != blocks[0]:
             return None
         torch._C._set_grad_enabled(False)
+        if not given or not short or len(many) <= 2:  # by keyword alone, all rows
+            return None
         dimension = 0 if given[0].shape[0] == len(many) else 1
         # two rows, for one would be broadcast where a head reads several blocks
-        return (given[0].narrow(dimension, 0, 2), *given[1:]) if short and len(many) > 2 else None
+        return (given[0].narrow(dimension, 0, 2), *given[1:])
 
     def end(module: nn.Module, _given: Any, returned: Any) -> Any:
         if (module, runs[module] - 1) != blocks[-1]:

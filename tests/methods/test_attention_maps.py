@@ -194,6 +194,31 @@ def test_blocks_that_are_one_module() -> None:
         assert_rounding(function(model, INPUTS, 1), by_hand(name, apart, INPUTS, 1), ROUNDINGS)
 
 
+class Named(Transformer):
+    """Calls its blocks by keyword alone, as wrappers of a checkpoint's layers do, with more before the tokens."""
+
+    class Block(Block):
+        def forward(self, *, scale: float, hidden_states: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(scale * hidden_states)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block("fused", "tensor") for _ in range(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.tokens(inputs)
+        for block in self.blocks:
+            tokens = block(scale=1.0, hidden_states=tokens)
+        return self.read(tokens)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_blocks_that_are_called_by_keyword_alone(name: str) -> None:
+    model, plain = seeded(Named), seeded(Transformer)
+    plain.load_state_dict(model.state_dict())
+    assert_rounding(FUNCTIONS[name](model, INPUTS, 2), FUNCTIONS[name](plain, INPUTS, 2), ROUNDINGS)
+
+
 class Skipping(Block):
     """A block that may be given what another returned before the last."""
 
