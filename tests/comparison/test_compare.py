@@ -165,12 +165,14 @@ def test_names_are_text_in_the_report(photos: Path, tmp_path: Path) -> None:
     folder.mkdir()
     Image.open(photos / "photos/0.png").save(folder / "<script>alert(1)<script>.png")
     (folder / "broken.png").write_bytes(b"<i>")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     compare(classifier(), folder, out=tmp_path / "out", methods="gradient", metrics=["road"], few=0)
     page = (tmp_path / "out/report.html").read_text()
     assert "<script" not in page
     assert "<b>photos" not in page
     assert problems_of_html(page) == []
     assert "broken.png was not read: " in page
+    assert "gone.png was not read: " in page, "a link to nothing is one of a folder's photos"
 
 
 def test_limit_spreads_over_the_photos(photos: Path) -> None:
