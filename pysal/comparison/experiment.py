@@ -497,7 +497,7 @@ def _photos(photos: object, suffixes: frozenset[str], annotations: Annotations |
     if not files:
         refuse(WHERE, "photos", "hold at least one photo", str(photos))
     for file in files:
-        if not file.exists() and not file.is_symlink():  # a link to nothing in a folder is one of its photos that cannot be read
+        if not file.exists() and not file.is_symlink():  # a link to nothing cannot be read, which is said
             refuse(WHERE, "photos", "be there", f"{file} (no such file or folder)", FileNotFoundError)
     files = list(dict.fromkeys(files))  # one that is given twice is one image
     if limit is not None and len(files) > limit:
