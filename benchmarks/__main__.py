@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, ON_A_CPU
 
 ROOT = Path(__file__).resolve().parents[1]
 # Under the C library's defaults every large tensor is mapped and cleared anew; see "The C library" in README.md.
@@ -49,7 +49,7 @@ def main() -> int:
     if options.suite != "ops":
         files = ["benchmarks/bench_methods.py", "benchmarks/bench_claims.py", "benchmarks/bench_faces.py"]
         files += ["--method", options.method] if options.method else []
-        networks = [options.network] if options.network else list(NETWORKS)
+        networks = [options.network] if options.network else list(ON_A_CPU)
         side_by_side = options.threads == 1 and len(networks) <= (os.cpu_count() or 1)
         running = []
         for network in networks:

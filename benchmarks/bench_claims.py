@@ -13,7 +13,7 @@ import pysal
 from benchmarks.bench_methods import MAX_SIGMA, NOISE, Subject, subject_of
 from benchmarks.common import first_run, memory_now, return_free_memory, seconds_of
 from benchmarks.conftest import MethodReport
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, ON_A_CPU
 
 STEPS, ROUNDS = 50, 2
 HELD = 8  # images in the batch whose backward pass is waited for
@@ -37,7 +37,7 @@ def bare_pass(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("method", PATHS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ON_A_CPU)
 def test_time_outside_the_model(method: str, network: str, benchmark: Any, method_report: MethodReport) -> None:
     subject = subject_of(network)
     chunks = -(-STEPS // (subject.fast.rows or 1))
@@ -71,7 +71,7 @@ def held_bytes(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
 
 
 @pytest.mark.parametrize("method", ["held_for_backward"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ON_A_CPU)
 def test_bytes_held_for_the_backward_pass(method: str, network: str, benchmark: Any, method_report: MethodReport) -> None:
     subject = subject_of(network)
     images = subject.image.repeat(HELD, 1, 1, 1)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pysal
+from benchmarks import bench_methods, by_hand
 from benchmarks.bench_methods import BLUR_STEPS, METHODS, OURS, SAMPLES, STEPS, Candidate, Settings, Subject, ends, relative
 from benchmarks.common import DeviceRow, clock, git, median_and_iqr, peak_memory, seconds_of
 from benchmarks.conftest import DeviceReport
@@ -43,6 +44,14 @@ PASSES = {
     "smooth_grad": (SAMPLES, True),
     "blur_integrated_gradients": (BLUR_STEPS, False),
     "gradient": (1, False),
+}
+# By hand with the model compiled, which takes from half a minute to minutes: with --with-compile only.
+COMPILED = "by hand, torch.compile"
+BY_HAND: dict[str, Callable[[nn.Module, "DeviceSubject"], Tensor]] = {
+    "gradient": lambda model, subject: by_hand.gradient(model, subject.image, subject.target),
+    "integrated_gradients": lambda model, subject: subject.each(
+        lambda one: by_hand.integrated_gradients(model, one, subject.target, bench_methods.STEPS)
+    ),
 }
 Key = tuple[str, str]  # candidate and precision
 
@@ -157,7 +166,7 @@ def setting_of(candidate: Candidate, subject: DeviceSubject, precision: str) -> 
     return f"prepared, {fast.rows} images a pass{graphs}"
 
 
-def measure(method: str, subject: DeviceSubject, report: DeviceReport, benchmark: Any) -> None:
+def measure(method: str, subject: DeviceSubject, report: DeviceReport, benchmark: Any, *, compiled: bool = False) -> None:
     """Hold every candidate's maps against ours in float64, time the candidates in turn, and report both.
 
     Raises:
@@ -171,6 +180,10 @@ def measure(method: str, subject: DeviceSubject, report: DeviceReport, benchmark
             fast.replays.clear()  # of earlier cases: four models' graphs and a peer's largest batch fill a GPU
     with subject.arithmetic("float32"):
         comparison = METHODS[method](subject)
+    if compiled and method in BY_HAND:
+        model = torch.compile(subject.model, dynamic=False)
+        run = partial(BY_HAND[method], model, subject)
+        comparison.candidates.append(Candidate(COMPILED, run, "torch.compile(model)"))
     distance = comparison.distance or relative
     assert comparison.method is not None
     expected = ends(comparison.method(subject.double, ends(subject.image).double()))
@@ -328,4 +341,10 @@ def test_method_on_device(
     if until is not None and time.time() > until:
         pytest.skip(f"out of time: python -m benchmarks --device cuda --network {network} --images {images} --method {method}")
     print(f"\n{network}, {images} images, {method}", flush=True)
-    measure(method, device_subject(network, device_report.device).of(images), device_report, benchmark)
+    measure(
+        method,
+        device_subject(network, device_report.device).of(images),
+        device_report,
+        benchmark,
+        compiled=request.config.getoption("--with-compile"),
+    )

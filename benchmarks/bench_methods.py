@@ -16,7 +16,7 @@ import pysal
 from benchmarks import by_hand, peers
 from benchmarks.common import MethodRow, alternate_methods, first_run, git, host_clock, median_and_iqr, seconds_of
 from benchmarks.conftest import MethodReport
-from benchmarks.networks import LAYERS, NETWORKS, photo
+from benchmarks.networks import LAYERS, NETWORKS, ON_A_CPU, photo
 
 OURS = "pysal"
 STEPS = SAMPLES = 50
@@ -530,7 +530,7 @@ METHODS: dict[str, Callable[[Subject], Comparison]] = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ON_A_CPU)
 @pytest.mark.filterwarnings("ignore")  # the peers'
 def test_method(method: str, network: str, benchmark: Any, method_report: MethodReport, request: pytest.FixtureRequest) -> None:
     comparison = METHODS[method](subject_of(network))

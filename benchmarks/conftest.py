@@ -70,7 +70,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", type=int, default=None, help="bench_gpu.py: batches of so many images only")
     parser.addoption("--until", type=float, default=None, help="bench_gpu.py: begin no case after this time of time.time()")
     parser.addoption("--rounds", type=int, default=None, help="rounds of each method")
-    parser.addoption("--with-compile", action="store_true", help="also time torch.compile of the references (slow)")
+    parser.addoption(
+        "--with-compile",
+        action="store_true",
+        help="also time torch.compile of the references, and on a GPU of the networks (slow)",
+    )
 
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -87,10 +87,56 @@ def resnet50() -> nn.Module:
     return model.eval()
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"efficientnet_lite0": efficientnet_lite0, "resnet50": resnet50}
-TITLES = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet50": "ResNet-50"}
+class Encoder(nn.Module):
+    """Attention and a perceptron, each after its norm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + self.projection(mixed)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class VisionTransformer(nn.Module):
+    """Dosovitskiy et al. 2021, arXiv:2010.11929, with the mean of the tokens in place of a class token."""
+
+    def __init__(self, width: int = 384, heads: int = 6, depth: int = 12, side: int = 14, classes: int = 1000) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.position = nn.Parameter(torch.randn(1, side * side, width) / 50)
+        self.blocks = nn.Sequential(*(Encoder(width, heads) for _ in range(depth)))
+        self.norm, self.map, self.head = nn.LayerNorm(width, 1e-6), nn.Identity(), nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images)
+        tokens = self.norm(self.blocks(patches.flatten(2).transpose(1, 2) + self.position))
+        return self.head(self.map(tokens.transpose(1, 2).unflatten(2, patches.shape[2:])).mean((2, 3)))
+
+
+def vit_small() -> nn.Module:
+    """ViT-S/16 with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(pysal.Normalized(VisionTransformer(), MEAN, STD)).eval()
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "efficientnet_lite0": efficientnet_lite0,
+    "resnet50": resnet50,
+    "vit_small": vit_small,
+}
+TITLES = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet50": "ResNet-50", "vit_small": "ViT-S"}
+# Those that are timed on a CPU; all of them are on a GPU.
+ON_A_CPU = ("efficientnet_lite0", "resnet50")
 # Grad-CAM's layer: the last map before pooling that every peer can be told by a module that runs once.
-LAYERS = {"efficientnet_lite0": "network.model._bn1", "resnet50": "0.model.layer4"}
+LAYERS = {"efficientnet_lite0": "network.model._bn1", "resnet50": "0.model.layer4", "vit_small": "0.model.map"}
 
 
 def photo(name: str) -> Tensor:

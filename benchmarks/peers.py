@@ -168,4 +168,6 @@ def why_no_pytorch_grad_cam() -> str:
         importlib.import_module("pytorch_grad_cam")
     except ImportError as error:
         return f"{error}; it wants torchvision, opencv, ttach and scikit-learn, which this repository does without"
+    except Exception as error:  # of a torchvision that does not fit torch, say
+        return f"it cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
     return "installed, but its maps are scaled to [0, 1] image by image and have no unit to be compared in"

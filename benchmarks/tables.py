@@ -8,7 +8,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- speed: written by benchmarks/tables.py -->", "<!-- /speed -->"
-NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet50": "ResNet-50"}
+NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet50": "ResNet-50", "vit_small": "ViT-S"}
 METHODS = {
     "leave_one_out_windows": "leave-one-out, 196 windows of 16",
     "leave_one_out_segments": "leave-one-out, about 100 superpixels",

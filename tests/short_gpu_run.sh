@@ -117,10 +117,10 @@ if "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-n "$(($(nproc) < 6 ? 
 # bench_gpu.py as benchmarks/__main__.py runs it
 benchmark=("$python" -m pytest -o addopts=--import-mode=importlib -o python_files=bench_*.py -p no:cacheprovider -q --benchmark-only
   --benchmark-columns=median,iqr,rounds -s -rs --results "$OUT")
-network() { # images seconds: no case begins after so many
-  local until=$(($(date +%s) + $2))
+network() { # stage network images seconds options...: no case begins after so many
+  local until=$(($(date +%s) + $4))
   [[ $DEVICE != cpu ]] || until=1 # which tries the options alone: tests/test_gpu_benchmarks.py runs the rest
-  stage "resnet$1" $(($2 + 20)) "${benchmark[@]}" benchmarks/bench_gpu.py --device "$DEVICE" --network resnet50 --images "$1" --until $until
+  stage "$1" $(($4 + 20)) "${benchmark[@]}" benchmarks/bench_gpu.py --device "$DEVICE" --network "$2" --images "$3" --until $until "${@:5}"
 }
 
 stage load 60 "$python" -c "$load" || { echo "the compiled kernels do not load: nothing else would say anything of them"; exit 1; }
@@ -133,14 +133,17 @@ else
 fi
 unset PYSAL_REQUIRE
 stage methods 90 "$python" tests/on_gpu.py methods --device "$DEVICE" --results "$OUT" "${small[@]}"
-network 32 90
-network 1 50
+network resnet50-32 resnet50 32 80
+network resnet50-1 resnet50 1 40
+network vit-32 vit_small 32 50
 if [[ $DEVICE == cpu ]]; then
   stage bench 60 "${benchmark[@]}" benchmarks/bench_ops.py --collect-only
 else
   stage bench 50 "${benchmark[@]}" benchmarks/bench_ops.py -k cuda
 fi
 stage audit 60 "$python" tests/on_gpu.py audit --device "$DEVICE" --results "$OUT" "${small[@]}"
+# the peer that takes a minute until it starts
+network compile resnet50 1 50 --method integrated_gradients --with-compile
 printf '\n===== summary, %d s\n' $SECONDS
 cat "$OUT/summary.txt"
 ! grep -q FAILED "$OUT/summary.txt"

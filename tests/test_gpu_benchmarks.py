@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pysal
-from benchmarks import __main__, bench_gpu, bench_methods, by_hand, peers, tables
+from benchmarks import __main__, bench_gpu, bench_methods, by_hand, networks, peers, tables
 from benchmarks.bench_gpu import DeviceSubject
 from benchmarks.bench_methods import Candidate, Comparison, TooLong, tried
 from benchmarks.conftest import DeviceReport
@@ -106,6 +106,48 @@ def test_every_case_runs_and_is_written_down(method: str, images: int, subject: 
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("gpu-resnet50--cpu-")
     assert len(json.loads(path.read_text())["rows"]) == len(report.rows)
+
+
+def test_a_compiled_peer_is_timed_where_asked_for(subject: DeviceSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+
+    def standing_for(model: nn.Module, *, dynamic: bool) -> nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", standing_for)
+    for method, asked in (("gradient", False), ("grad_cam", True), ("gradient", True), ("integrated_gradients", True)):
+        report = DeviceReport("resnet50", CPU, None)
+        compiled.clear()
+        bench_gpu.measure(method, subject.of(3), report, Rounds(), compiled=asked)
+        there = asked and method in bench_gpu.BY_HAND
+        assert compiled == ([subject.model] if there else [])
+        rows = rows_in(report)
+        for precision in ("float32", "tf32"):
+            assert ((bench_gpu.COMPILED, precision) in rows) == there
+        if there:
+            assert rows[bench_gpu.COMPILED, "float32"]["agrees"]
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "integrated_gradients", "leave_one_out_windows"])
+def test_a_transformer_is_a_network_like_others(
+    method: str, subject: DeviceSubject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def small_transformer() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            tiny = networks.VisionTransformer(width=12, heads=2, depth=2, side=2, classes=120)
+            return nn.Sequential(pysal.Normalized(tiny, networks.MEAN, networks.STD)).eval()
+
+    monkeypatch.setitem(networks.NETWORKS, "vit_small", small_transformer)
+    own = DeviceSubject("vit_small", CPU)
+    own.now = Ticks()
+    report = DeviceReport("vit_small", CPU, tmp_path)
+    bench_gpu.measure(method, own.of(2), report, Rounds())
+    rows = rows_in(report)
+    assert rows["pysal", "float32"]["agrees"]
+    assert rows["by hand", "float32"]["failed"] is None
+    assert rows["by hand", "float32"]["agrees"]
 
 
 def test_what_else_was_measured_stays(subject: DeviceSubject, tmp_path: Path) -> None:

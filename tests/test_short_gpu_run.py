@@ -24,13 +24,13 @@ def run(*stages: str, out: Path, **environment: str) -> subprocess.CompletedProc
 
 
 def test_stages_leave_their_results_at_once(tmp_path: Path) -> None:
-    done = run("load", "device", "resnet1", out=tmp_path)
+    done = run("load", "device", "resnet50-1", out=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of time: python -m benchmarks --device cuda --network resnet50 --images 1" in done.stdout
     summary = [line.split() for line in (tmp_path / "summary.txt").read_text().splitlines()]
-    assert [(line[0], line[-1]) for line in summary] == [("load", "ok"), ("device", "ok"), ("resnet1", "ok")]
+    assert [(line[0], line[-1]) for line in summary] == [("load", "ok"), ("device", "ok"), ("resnet50-1", "ok")]
     heads = re.findall(r"^===== (\w+),", (tmp_path / "log.txt").read_text(), flags=re.MULTILINE)
-    assert heads == ["load", "device", "resnet1", "summary"]
+    assert heads == ["load", "device", "resnet50-1", "summary"]
 
 
 def test_a_stage_that_fails_or_has_no_time_left_is_told_and_the_others_run(tmp_path: Path) -> None:
