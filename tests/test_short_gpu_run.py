@@ -29,7 +29,7 @@ def test_stages_leave_their_results_at_once(tmp_path: Path) -> None:
     assert "out of time: python -m benchmarks --device cuda --network resnet50 --images 1" in done.stdout
     summary = [line.split() for line in (tmp_path / "summary.txt").read_text().splitlines()]
     assert [(line[0], line[-1]) for line in summary] == [("load", "ok"), ("device", "ok"), ("resnet50-1", "ok")]
-    heads = re.findall(r"^===== (\w+),", (tmp_path / "log.txt").read_text(), flags=re.MULTILINE)
+    heads = re.findall(r"^===== ([\w-]+),", (tmp_path / "log.txt").read_text(), flags=re.MULTILINE)
     assert heads == ["load", "device", "resnet50-1", "summary"]
 
 
