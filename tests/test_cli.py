@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def small_classifier() -> models.Classifier:
 @pytest.fixture
 def small(monkeypatch) -> models.Classifier:
     """A classifier of three classes instead of the ones that `load` knows."""
+    import_module("pysal.comparison")  # which takes `load` when it is first imported: not this one, for all tests after it
     model = small_classifier()
     monkeypatch.setattr(models, "load", lambda _source, *, device, **_: model.to(device))
     return model

@@ -141,6 +141,7 @@ def build(workspace: Workspace, keep: Callable[[Explanation], str]) -> gr.Blocks
                             [(method.title, method.name) for method in EVERY.values()],
                             value=list(COMPARED),
                             label="Methods",
+                            elem_id="compared",
                         )
                         pairs = gr.HTML(elem_id="pairs")
                     with gr.Tab("Eight steps", id=EIGHT_STEPS) as third:

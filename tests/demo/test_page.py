@@ -244,10 +244,18 @@ def test_a_second_photo_goes_the_same_way_as_the_first(seen, tmp_path) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 800)])
 def test_what_was_found_is_seen_without_scrolling(look, width, height) -> None:
-    page = look(width, height).page
-    top = page.locator("#shown .picture").first.bounding_box()["y"]
-    assert top < 0.75 * height
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    seen = look(width, height)
+    page = seen.page
+
+    def top(where: str) -> float:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        return page.locator(f"{where} .picture").first.bounding_box()["y"]
+
+    assert top("#shown") < 0.75 * height
+    assert tab(seen, "Two classes").startswith("Done.")
+    assert top("#pairs") < 0.9 * height  # below the names of two classes
+    assert tab(seen, "Eight steps").startswith("Done.")
+    assert top("#walked") < 0.9 * height
 
 
 def test_values_and_segments_by_keyboard(seen) -> None:
