@@ -63,12 +63,27 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
     "pair.IntegratedGradients": lambda faces, model, s: as_map(
         faces.IntegratedGradients().GetMask(last_channels(s.image)[0], model, x_steps=STEPS)
     ),
+    "pair.XRAI": lambda faces, model, s: as_map(
+        faces.XRAI().GetMask(last_channels(s.image)[0], model, batch_size=20, extra_parameters=faces.XRAIParameters(steps=10))[
+            ..., None
+        ]
+    ),
     "pair.BlurIG": lambda faces, model, s: as_map(faces.BlurIG().GetMask(last_channels(s.image)[0], model)),
     **{
         f"pytorch_grad_cam.{name}": lambda faces, model, s, name=name: torch.from_numpy(
             getattr(faces, name)(model, [s.layer])(s.image, [lambda output: output[s.target]])
         )[:, None]
-        for name in ("GradCAM", "XGradCAM", "LayerCAM")
+        for name in (
+            "GradCAM",
+            "XGradCAM",
+            "LayerCAM",
+            "HiResCAM",
+            "GradCAMElementWise",
+            "EigenCAM",
+            "ShapleyCAM",
+            "FEM",
+            "ScoreCAM",
+        )
     },
     "pair.GradCam": lambda faces, model, s: as_map(
         faces.GradCam().GetMask(last_channels(s.image)[0], model, should_resize=False, three_dims=False)[..., None]
