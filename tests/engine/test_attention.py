@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import pysal
+from pysal.engine.graph.exported import capture
 from pysal.engine.graph.fold import fold_graph, trace
 from pysal.engine.graph.fused_attention import FusedAttention, available, fits
 from pysal.engine.graph.lowered import lower
+from pysal.engine.graph.shapes import shapes_of
 from pysal.engine.prepared.gains import Gains
 from pysal.engine.tape.attention import AttentionOperator
 from pysal.engine.tape.tape import Program
@@ -274,13 +276,44 @@ def test_attention_spelt_out(way: str) -> None:
     assert_gradient(Spelt(way), int(way != "an image's own"))
 
 
-def assert_gradient(model: nn.Module, operators: int) -> None:
+class MaskedForAll(Attending):
+    """Attention whose mask is made in the pass, and expanded to as many images as there are."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(16)
+        self.way = way
+        self.register_buffer("bias", sample(1, 2, 64, 64, seed=3))
+
+    def mask(self, images: int) -> Tensor:
+        numbers = torch.arange(64)
+        shown = (numbers[:, None] >= numbers[None] - (64 if self.way == "all" else 0)).expand(images, 1, 64, 64)
+        return self.bias + shown if self.way == "sum" else shown
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).unflatten(1, (3, 2, self.width)).transpose(3, 4)
+        query, key, value = tokens.unbind(1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask(x.shape[0])).mean(2).flatten(1)
+
+
+@compiled
+@pytest.mark.parametrize("way", ["all", "causal", "sum"])
+def test_a_mask_that_is_the_same_for_all_images(way: str) -> None:
+    model = MaskedForAll(way).eval()
+    graph, _ = capture(model, sample(2, 3, 10, 10), any_number=True)
+    operator = assert_gradient(model, 1, graph)
+    assert (operator.module.bias is None) == (way == "all")
+
+
+def assert_gradient(model: nn.Module, operators: int, graph: fx.GraphModule | None = None) -> Any:
     torch.manual_seed(0)
-    graph = fold_graph(trace(model.eval())[0])
     x = sample(2, 3, 10, 10)
+    graph = trace(model.eval())[0] if graph is None else graph
+    shapes_of(graph, x)
+    fold_graph(graph)
     lower(graph, x[:1])
     program = Program(graph)
-    assert sum(isinstance(each, AttentionOperator) for each in program.operators.values()) == operators
+    attentions = [each for each in program.operators.values() if isinstance(each, AttentionOperator)]
+    assert len(attentions) == operators
     leaf = x.clone().requires_grad_()
     output = model(leaf)
     grad = sample(*output.shape, seed=1)
@@ -291,6 +324,7 @@ def assert_gradient(model: nn.Module, operators: int) -> None:
         found, _ = tape.sweep(torch.cat([grad] * times))
         assert found is not None
         torch.testing.assert_close(found, torch.cat([expected] * times), rtol=1e-4, atol=1e-6)
+    return attentions[0] if attentions else None
 
 
 @compiled

@@ -19,6 +19,9 @@ _MODULES = (nn.Linear, nn.LayerNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.T
 _RANDOM = ("rand", "dropout", "rrelu", "bernoulli", "multinomial", "poisson")
 _NOT_KEPT = ("normal", "empty", "empty_like", "empty_strided", "new_empty", "set_", "setattr")
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+# What makes a tensor of nothing but numbers.
+_MADE = tuple(f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "scalar_tensor", "eye"))
+_MOST_MADE = 1 << 20
 # Numbers that a value may have for each that it is made of: more would rather be computed than kept.
 MOST_PER_NUMBER = 64
 
@@ -26,12 +29,15 @@ MOST_PER_NUMBER = 64
 def fold_constants(graph: fx.GraphModule) -> None:
     """Put the values of nodes that depend on weights alone in their place, in place; nothing where a node writes into one."""
     values: dict[fx.Node, Any] = {}
+    written = any(map(writes, graph.graph.nodes))  # perhaps what was made for it
     interpreter = fx.Interpreter(graph)
     with torch.no_grad(), without_autocast("cpu"):
         for node in graph.graph.nodes:
             if node.op == "get_attr":
                 values[node] = interpreter.get_attr(node.target, (), {})
-            elif node.op in ("call_function", "call_method", "call_module") and node.all_input_nodes:
+            elif _is_made(node) if not node.all_input_nodes else node.op in ("call_function", "call_method", "call_module"):
+                if written and not node.all_input_nodes:
+                    continue
                 if not all(source in values for source in node.all_input_nodes):
                     if writes(node) and node.args[0] in values:
                         return
@@ -69,11 +75,14 @@ def _is_worth_keeping(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
             if source not in sources:
                 sources.add(source)
                 pending.append(source)
-    weights = sum(
-        values[source].numel() for source in sources if source.op == "get_attr" and isinstance(values[source], Tensor)
-    )
+    fetched = [values[source] for source in sources if source.op == "get_attr"]
+    weights = sum(value.numel() for value in fetched if isinstance(value, Tensor))
     numbers: int = values[node].untyped_storage().nbytes() // values[node].element_size()  # of what is expanded, once
-    return bool(numbers <= MOST_PER_NUMBER * weights)
+    return bool(numbers <= max(MOST_PER_NUMBER * weights, 0 if fetched else _MOST_MADE))
+
+
+def _is_made(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.name in _MADE
 
 
 def writes(node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ _PRODUCTS = (torch.matmul, operator.matmul, "matmul", "__matmul__")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FACTORS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+_EXPANSIONS = (torch.ops.aten.expand.default, "expand")
 _RESHAPES = (torch.reshape, "reshape", "view")
 _TRANSPOSITIONS = (torch.transpose, "transpose")
 _MASKS = (torch.masked_fill, "masked_fill", "masked_fill_")
@@ -129,19 +130,44 @@ def _called(graph: fx.GraphModule, node: fx.Node, shapes: dict[Any, tuple[int, .
     if scale is None:
         scale = 1 / math.sqrt(query[3])
     if mask is not None:
-        mask = constant(graph, mask)
-        if mask is None or mask.ndim > 4:
+        mask = _of_all_images(graph, mask)
+        if mask is None:
             return None
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, device=mask.device, dtype=torch.float32).masked_fill_(~mask, -math.inf)
-        bias = _by_window(mask.detach(), 1, query, key)
-        if bias is None:
-            return None
+        if mask.any():  # others hide nothing
+            windows = mask.shape[0] if mask.ndim == 4 else 1
+            bias = _by_window(mask[None] if windows > 1 else mask, windows, query, key)
+            if bias is None:
+                return None
     if given["is_causal"]:
         after = torch.ones(query[2], key[2], dtype=torch.bool, device="cpu").triu_(1)
         causal = torch.zeros(1, 1, query[2], key[2], device="cpu").masked_fill_(after, -math.inf)
         bias = causal if bias is None else bias + causal
     return (inputs, float(scale), bias) if isinstance(scale, (int, float)) else None  # type: ignore[return-value]
+
+
+def _of_all_images(graph: fx.GraphModule, node: object) -> Tensor | None:
+    """Return a mask that is the same for all images, (windows, ...) or broadcast to it; None for another.
+
+    It may be a constant, one that is expanded to as many images as there are, or a sum of such.
+    """
+    value = constant(graph, node)
+    if value is not None or not isinstance(node, fx.Node) or not node.args:
+        return None if value is None or value.ndim > 4 else value.detach()
+    first = node.args[0]
+    if _is(node, _EXPANSIONS):
+        value = constant(graph, first)
+        return None if value is None or value.ndim > 4 or (value.ndim == 4 and len(value) != 1) else value.detach()
+    if _is(node, _SUMS) and len(node.args) == 2 and not node.kwargs:
+        parts = [_of_all_images(graph, each) for each in node.args]
+        return None if parts[0] is None or parts[1] is None else parts[0] + parts[1]
+    if _is(node, _RESHAPES) and isinstance(first, fx.Node) and _is(first, _EXPANSIONS):  # (N, windows, ...) as (N windows, ...)
+        value = constant(graph, first.args[0])
+        shape: Any = node.args[1] if len(node.args) == 2 else node.args[1:]
+        if value is not None and value.ndim == 5 and len(value) == 1 and list(shape) == [-1, *value.shape[2:]]:
+            return value[0].detach()
+    return None
 
 
 def _spelt_out(graph: fx.GraphModule, node: fx.Node, shapes: dict[Any, tuple[int, ...]]) -> _Found | None:

@@ -21,7 +21,7 @@ from pysal.engine.tape.operators import AutogradOperator
 
 _RESHAPES = (
     *(torch.reshape, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze),
-    *("reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze"),
+    *("reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", torch.ops.aten.unflatten.int),
 )
 _COPIES = ("contiguous", "clone", torch.clone, torch.ops.aten.contiguous.default, torch.ops.aten.clone.default)
 _TRANSPOSITIONS = (torch.transpose, torch.swapaxes, "transpose", "swapaxes")
