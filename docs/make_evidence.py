@@ -393,7 +393,9 @@ def published(sets: Mapping[str, Any]) -> list[str]:
         "",
         f"Of {sum(counts.values())} comparisons that could be made {counts['agrees']} agree, {counts['disagrees']} disagree "
         f"and {counts['open']} are open. The published tables are of other networks, images and sizes, so a different order is "
-        "no contradiction, and the same order is weak support. Rao et al. enlarge images to grids; here they are shrunk. Where "
+        "no contradiction, and the same order is weak support. Rao et al. enlarge images to grids; here they are shrunk.",
+        "",
+        "Where "
         "nearly all methods reach 1 in the pointing game, because one large object is easy to hit, an open cell says nothing. "
         "The sliding window of RISE's table is leave-one-out here. A map of RISE is a mean score, above 0 all over the "
         "image, so that mass in mask says little of it.",
