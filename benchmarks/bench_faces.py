@@ -77,7 +77,6 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
             "GradCAM",
             "XGradCAM",
             "LayerCAM",
-            "HiResCAM",
             "GradCAMElementWise",
             "EigenCAM",
             "ShapleyCAM",
