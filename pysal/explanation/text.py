@@ -41,8 +41,9 @@ def notes(found: Findings, result: MethodResult, image: int, number: Callable[[f
     if (samples := value_of(details.get("samples"), image)) is not None:
         said["samples"] = counted(round(samples), "sample")
     if "exact" in details and (shares := of_image(details.get("values"), image)) is not None:
-        exact = bool(value_of(details.get("exact"), image))
-        said["values"] = counted(len(shares), "segment") + (", exact" if exact else ", estimated")
+        orders = round(value_of(details.get("order_pairs"), image) or 0)
+        how = f"estimated by {counted(orders, 'pair')} of orders" if orders else "exact"
+        said["values"] = f"{counted(len(shares), 'segment')}, {how}"
     if (pairs := of_image(details.get("pairs"), image)) is not None:
         several = of_image(details.get("single_drops"), image)
         of = "" if several is None else f" of {counted(len(several), 'segment')}"

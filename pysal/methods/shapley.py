@@ -116,7 +116,8 @@ def prepare(
     """Return the work that shares the change of the score out over the segments of a plan's images.
 
     Details: "values" and "standard_errors", lists of B tensors (S_b,), float64; "standard_error" of the map's shape, 0 where
-    values are exact; "exact" (B,); "fill_scores" (B,), the score with every segment filled; "labels" (B, H, W).
+    values are exact; "exact" (B,); "order_pairs" (B,), of how many pairs of orders values are the mean, 0 where they are exact;
+    "fill_scores" (B,), the score with every segment filled; "labels" (B, H, W).
     """
     where = plan.where
     check_count(where, "passes", passes)
@@ -150,6 +151,7 @@ def _share(plan: Plan, coalitions: Coalitions, gains: Sequence[owen.Gains]) -> A
         "standard_errors": [torch.from_numpy(one) for one in errors],
         "standard_error": coalitions.on_pixels(errors),
         "exact": torch.tensor([one.samples == 0 for one in gains], dtype=torch.bool, device="cpu"),
+        "order_pairs": torch.tensor([one.samples for one in gains], dtype=torch.int64, device="cpu"),
         "fill_scores": torch.from_numpy(np.array([own[one.sets.index(0)] for one, own in zip(gains, worth, strict=True)])),
         "labels": coalitions.labels,
     }

@@ -198,11 +198,11 @@ def test_a_run_on_another_image_is_no_layer_of_this_one() -> None:
 
 
 class TwoHeads(nn.Module):
-    """Two branches, whose classes are one table or two."""
+    """Two branches of 3 and 4 classes, which are one table or two."""
 
     def __init__(self, joined: bool) -> None:
         super().__init__()
-        self.body, self.first, self.second = step(3, 6), step(6, 3), step(6, 3)
+        self.body, self.first, self.second = step(3, 6), step(6, 3), step(6, 4)
         self.joined = joined
 
     def forward(self, inputs: Tensor) -> Any:

@@ -183,6 +183,7 @@ def test_the_seed_picks_the_orders() -> None:
     assert not torch.equal(first, other)
     found = run(model, inputs, **{name: value for name, value in options.items() if name != "score"})
     assert not found.details["exact"].any()
+    assert found.details["order_pairs"].tolist() == [2]  # 78 passes beside none and all, 19 for each of two orders
     assert found.details["standard_error"].shape == (1, 1, 8, 10)
     assert (found.details["standard_errors"][0] > 0).any()
 
@@ -210,7 +211,7 @@ def test_explain_runs_it_where_it_is_named() -> None:
     estimated = pysal.explain(
         model, inputs, 1, methods="shapley", method_options={"shapley": {"segments": Grid(3, 4), "passes": 46, "tree": "flat"}}
     )
-    assert "12 segments, estimated; mean standard error" in estimated.table()
+    assert "12 segments, estimated by 2 pairs of orders; mean standard error" in estimated.table()
     expected = pysal.shapley(model, inputs, 1, segments=Grid(2, 2))
     assert_rounding(found.maps["shapley"], expected, 16, scale=1.0)
 
