@@ -149,7 +149,7 @@ def test_class_names(files) -> None:
         "pysal.models.load: class_names must have one name for each of the model's 5 classes, got 2 names"
     )
     for names in ("a", [1, 2], 3):
-        with pytest.raises(TypeError, match="class_names must be 'imagenet' or a list of names"):
+        with pytest.raises(TypeError, match="class_names must be 'imagenet', a list of names, or a name for each index"):
             load(files / "script.pt", **ABOUT, class_names=names)
 
 

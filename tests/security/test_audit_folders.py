@@ -312,7 +312,7 @@ def test_a_manifest_with_anything_missing_or_of_another_kind_is_a_sentence(audit
             said = "pysal"
             try:
                 ask(audited)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, FileNotFoundError) as error:
                 said = str(error)
             assert said.startswith("pysal"), (path, last)
             assert "\n" not in said

@@ -521,13 +521,16 @@ NETWORKS: dict[str, Network] = {
         wrapped(lambda made: made.forward), twin=Net, layer="", refuses=("captum.Guided", "captum.Deconv")
     ),
     # outputs
-    "two heads": Network(net(outside=lambda net, y: (y, y.square())), pick=lambda output: output[0][:, 1], refuses=("captum",)),
-    "a list": Network(net(outside=lambda net, y: [y, y]), pick=lambda output: output[0][:, 1], refuses=("captum",)),
+    "two heads": Network(
+        net(outside=lambda net, y: (y, y[:, :2].square())), pick=lambda output: output[0][:, 1], refuses=("captum",)
+    ),
+    "two heads alike": Network(net(outside=lambda net, y: (y, y.square())), pick=lambda output: output[0][:, 1], refuses=EVERY),
+    "a list": Network(net(outside=lambda net, y: [y, y[:, :2]]), pick=lambda output: output[0][:, 1], refuses=("captum",)),
     "named outputs": Network(
         net(outside=lambda net, y: {"logits": y, "other": -y}), pick=lambda output: output["logits"][:, 1], refuses=("captum",)
     ),
     "a named tuple": Network(
-        net(outside=lambda net, y: Pair(y, y)), pick=lambda output: output.scores[:, 1], refuses=("captum",)
+        net(outside=lambda net, y: Pair(y, y[:, :2])), pick=lambda output: output.scores[:, 1], refuses=("captum",)
     ),
     "a model's output object": Network(
         net(outside=lambda net, y: Output(logits=y, features=y)),

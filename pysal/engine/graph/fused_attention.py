@@ -142,7 +142,7 @@ def _called(graph: fx.GraphModule, node: fx.Node, shapes: dict[Any, tuple[int, .
                 return None
     if given["is_causal"]:
         after = torch.ones(query[2], key[2], dtype=torch.bool, device="cpu").triu_(1)
-        causal = torch.zeros(1, 1, query[2], key[2], device="cpu").masked_fill_(after, -math.inf)
+        causal = torch.zeros(1, 1, query[2], key[2], dtype=torch.float32, device="cpu").masked_fill_(after, -math.inf)
         bias = causal if bias is None else bias + causal
     return (inputs, float(scale), bias) if isinstance(scale, (int, float)) else None  # type: ignore[return-value]
 
