@@ -339,7 +339,7 @@ def summary(sets: Mapping[str, Any]) -> list[str]:
         for vote in decided:
             behind = [method for method in vote["order"] if method not in vote["leaders"]]
             lines.append(
-                f"- By {FIGURES[vote['figure']].said} {titles(vote['order'][:1])} has the best mean. Clearly behind the best: "
+                f"- By {FIGURES[vote['figure']].said} the best mean is that of {titles(vote['order'][:1])}. Clearly behind it: "
                 f"{titles(behind)}."
             )
         lines += [
