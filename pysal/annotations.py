@@ -19,6 +19,7 @@ from skimage.draw import polygon
 from torch import Tensor
 
 from pysal._checks import first_line, refuse
+from pysal._folders import files_below
 from pysal.models.classifier import Classifier
 from pysal.models.photos import Source, read_image, size_of_photo
 
@@ -191,7 +192,7 @@ def read(source: str | Path) -> Annotations:
     path = Path(source)
     if not path.exists():
         refuse(_READ, "source", "be there", f"{path} (no such file or folder)", FileNotFoundError)
-    files = sorted(_below(path)) if path.is_dir() else [path]
+    files = sorted(files_below(path)) if path.is_dir() else [path]
     root = path if path.is_dir() else path.parent
     by_ending = {ending: [one for one in files if one.suffix.lower() == ending] for ending in (".xml", ".png", ".json")}
     kinds = [ending for ending, some in by_ending.items() if some]
@@ -222,12 +223,6 @@ def _gathered(source: Path, kind: str, found: Iterator[tuple[str, _Entry]] | Seq
         entries[name] = entry
         stems.setdefault(name.rpartition("/")[2], []).append(name)
     return Annotations(source, kind, entries, stems)
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def _name(root: Path, file: Path) -> str:

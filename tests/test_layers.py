@@ -11,6 +11,7 @@ PACKAGE = ROOT / "pysal"
 # First component below `pysal` -> height. Equal heights are strangers to each other; modules of one package are not.
 LAYERS = {
     "_C": 0,
+    "_folders": 0,
     "_gpus": 0,
     "_interrupts": 0,
     "_names": 0,

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from pysal._checks import first_line, refuse
+from pysal._folders import files_below
 from pysal._spelling import counted
 from pysal.models import Classifier, read_image
 from pysal.models.photos import suffixes_of
@@ -203,7 +204,7 @@ def _look(where: str, source: str, labels: Labels, suffixes: frozenset[str]) -> 
 
 def _photos(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     """Yield the photos of a folder and of those below, by the ends of their names; hidden ones are left out."""
-    for path in _below(folder):
+    for path in files_below(folder):
         if path.suffix.lower() in suffixes:
             yield path
 
@@ -213,31 +214,9 @@ def left_out(source: str, channels: int = 3) -> Counter[str]:
     path = Path(source)
     if not path.is_dir():
         return Counter()
-    endings = Counter(file.suffix.lower() for file in _below(path))
+    endings = Counter(file.suffix.lower() for file in files_below(path))
     read = {".tar"} if endings[".tar"] else suffixes_of(channels)
     return Counter({ending: count for ending, count in endings.items() if ending not in read})
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and of those below, each folder once, however many links lead to it."""
-    seen = {_identity(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        entered = []
-        for name in sorted(folders):
-            identity = _identity(Path(place, name))
-            if not name.startswith(".") and identity not in seen:
-                seen.add(identity)
-                entered.append(name)
-        folders[:] = entered
-        yield from (Path(place, name) for name in names if not name.startswith("."))
-
-
-def _identity(folder: Path) -> tuple[int, int] | Path:
-    try:
-        found = folder.stat()
-    except OSError:
-        return folder
-    return found.st_dev, found.st_ino
 
 
 def _matches(root: Path, parts: Sequence[str]) -> Iterator[Path]:
@@ -245,7 +224,7 @@ def _matches(root: Path, parts: Sequence[str]) -> Iterator[Path]:
     if "**" not in parts:
         yield from (Path(match) for match in glob.iglob(str(Path(root, *parts))))
         return
-    yield from (path for path in _below(root) if _fits(path.relative_to(root).parts, parts))
+    yield from (path for path in files_below(root) if _fits(path.relative_to(root).parts, parts))
 
 
 def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:

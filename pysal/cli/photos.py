@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from pysal._folders import files_below
 from pysal._spelling import counted
 from pysal.cli.terminal import BadInput
 
@@ -86,15 +87,12 @@ def find(given: Sequence[Path], suffixes: Iterable[str], results: Path | None = 
 
 
 def _below(folder: Path, results: Path | None) -> Iterator[Path]:
-    """Yield the files of a folder and of those below; hidden ones and results are left out."""
-    written = None if results is None else os.path.realpath(results)
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) != written]
-        numbers = {Path(name).stem for name in names if name.endswith(".npz")}
-        for name in names:
-            path = Path(place, name)
-            if not name.startswith(".") and path.suffix != ".npz" and not (path.suffix == ".png" and path.stem in numbers):
-                yield path
+    """Yield the files of a folder and of those below that are no results."""
+    files = list(files_below(folder, skipped=results))
+    numbers = {path.with_suffix("") for path in files if path.suffix == ".npz"}
+    for path in files:
+        if path.suffix != ".npz" and not (path.suffix == ".png" and path.with_suffix("") in numbers):
+            yield path
 
 
 def _refused(command: str, photo: Path, why: str) -> BadInput:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pysal._checks import check_choice, check_count, check_seed, refuse, refuse_unknown
+from pysal._folders import files_below
 from pysal._library import version
 from pysal.annotations import Annotations
 from pysal.annotations import read as read_annotations
@@ -25,6 +26,7 @@ from pysal.comparison.found import Comparison, plain
 from pysal.comparison.report import page
 from pysal.comparison.statistics import agreement, estimate, recommended, tabulated
 from pysal.engine.model.not_applicable import NotApplicable
+from pysal.engine.prepared.payback import OnceItPays
 from pysal.engine.prepared.prepare import prepare
 from pysal.engine.prepared.record import fingerprint
 from pysal.engine.request.attribution import checked_options
@@ -50,6 +52,8 @@ USUAL = tuple(name for name in METRICS if name not in ("deletion_blur", "inserti
 COSTLY = ("pic", "max_sensitivity")
 SHOWN, THUMBNAIL, QUALITY = 3, 160, 80
 GRID = 2
+# What a metric asks of the model for one map, about: some tens of forward passes, in gradients.
+METRIC_GRADIENTS = 10
 
 
 def compare(
@@ -218,6 +222,8 @@ class _Bench:
     ) -> None:
         self.model, self.methods, self.metrics, self.annotations = model, methods, metrics, annotations
         self.seed: int = settings["seed"]
+        self.few: int = settings["few"]
+        self.photos = len(settings["photos"])
         self.method_options, self.metric_options, self.optional = method_options, metric_options, optional
         self.skipped: dict[str, str] = {}
         self.learned = any(True for _ in model.parameters())  # else there are no weights to draw at random
@@ -254,14 +260,19 @@ class _Bench:
     def runner(self, image: Tensor) -> Any:
         """Return the model, prepared where that can be done and pays on a processor."""
         if self._runner is None:
-            self._runner = _ready(self.model, image)
+            each = sum(self._gradients(name) + METRIC_GRADIENTS * len(self.metrics) for name in self.methods)
+            self._runner = _ready(self.model, image, self.photos * each)
         return self._runner
 
     def random(self, image: Tensor) -> Any:
         """Return the model with random weights, the same for every photo and method, prepared as the model is."""
         if self._random is None:
-            self._random = _ready(randomised(self.model, self.seed), image)
+            each = sum(self._gradients(name) for name in self.methods)
+            self._random = _ready(randomised(self.model, self.seed), image, min(self.few, self.photos) * each)
         return self._random
+
+    def _gradients(self, name: str) -> float:
+        return EVERY[name].gradients(self.method_options.get(name, {}))
 
     def seen(self, file: str | Path) -> Tensor:
         """Return a photo as the model takes it, in the precision and on the device of its parameters."""
@@ -397,11 +408,12 @@ class _Bench:
         return found
 
 
-def _ready(model: nn.Module, image: Tensor) -> Any:
-    """Return a model as it is run: prepared where that can be done and pays on a processor."""
+def _ready(model: nn.Module, image: Tensor, gradients: float) -> Any:
+    """Return a model as it is run for so many gradients: prepared where that can be done and pays on a processor."""
     if image.device.type != "cpu":
         return model
-    return prepare(model, image, batch_size=fast_rows(image.device, image[0].numel() * image.element_size()))
+    rows = fast_rows(image.device, image[0].numel() * image.element_size())
+    return OnceItPays(model, lambda: prepare(model, image, batch_size=rows)).for_work(gradients)
 
 
 def _contents(files: Sequence[Path]) -> str:
@@ -484,8 +496,7 @@ def _photos(photos: object, suffixes: frozenset[str], annotations: Annotations |
     if isinstance(photos, str | os.PathLike):
         root = Path(photos)
         if root.is_dir():
-            below = (Path(place, name) for place, _, names in os.walk(root) for name in names if not name.startswith("."))
-            files = sorted(file for file in below if file.suffix.lower() in suffixes)
+            files = sorted(file for file in files_below(root) if file.suffix.lower() in suffixes)
         else:
             files = [root]
     elif isinstance(photos, Sequence) and all(isinstance(one, str | os.PathLike) for one in photos):

@@ -337,3 +337,23 @@ def test_options_are_looked_at_before_any_work(photos: Path, monkeypatch: pytest
     ):
         with pytest.raises(ValueError, match=f"^pysal.comparison.compare: {sentence}"):
             compare(classifier(), photos / "photos", methods="gradient", metrics=["road"], **options)
+
+
+@pytest.mark.parametrize(
+    ("methods", "metrics", "number", "pays"), [(["gradient"], ["deletion"], 1, False), (None, None, 6, True)]
+)
+def test_preparing_has_to_pay(
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    methods: list[str] | None,
+    metrics: list[str] | None,
+    number: int,
+    pays: bool,
+) -> None:
+    seen = []
+    prepare = experiment.prepare
+    monkeypatch.setattr(experiment, "prepare", lambda *given, **options: seen.append(given) or prepare(*given, **options))
+    options = OPTIONS if methods is None else {"methods": methods, "metrics": metrics, "few": 0}
+    found = compare(classifier(), photos / "photos", limit=number, **options)
+    assert len(found.rows) == number
+    assert bool(seen) == pays
