@@ -48,7 +48,7 @@ clang() {
       "$python" setup.py --quiet build_ext --inplace --build-temp "$work/clang/objects"
     export PYSAL_REQUIRE=cpu,emulated PYTHONPATH=$tree
     "$python" -c 'import pysal; info = pysal.build_info(); print(info["compiler"]); assert "Clang" in info["compiler"]'
-    "$python" -m pytest -q -p no:cacheprovider tests/ops tests/engine/test_inverted_residual.py -m "not slow"
+    "$python" -m pytest -q -p no:cacheprovider tests/ops tests/engine/test_inverted_residual.py tests/engine/test_smooth_residual.py -m "not slow"
   )
 }
 

@@ -21,5 +21,5 @@ export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYSAL_REQUIRE=cpu PYTHONPATH=$tree
 "$python" -c 'import pysal; info = pysal.build_info(); print(info["sanitizer"], info["simd"]); assert info["sanitizer"]'
 # what ASan writes before it ends the process is not for pytest to hold back
-"$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops tests/engine/test_matrix_unit.py tests/engine/test_inverted_residual.py tests/engine/test_activations.py tests/engine/test_attention.py \
-  -k "cpu or determinism or matrix_unit or inverted_residual or activations or attention" -m "not slow" "$@"
+"$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops tests/engine/test_matrix_unit.py tests/engine/test_inverted_residual.py tests/engine/test_smooth_residual.py tests/engine/test_activations.py tests/engine/test_attention.py \
+  -k "cpu or determinism or matrix_unit or inverted_residual or smooth_residual or activations or attention" -m "not slow" "$@"

@@ -90,36 +90,14 @@ void sums_of(const Function& f, const Activated& a, const float* grad, float* pa
   }
 }
 
-template <class Run>
-PYSAL_INLINE void with_function(const Activated& a, const Run& run) {
-  switch (a.activation) {
-    case Activation::identity:
-      return run(Identity{});
-    case Activation::silu:
-      return run(Silu{});
-    case Activation::hardswish:
-      return run(Hardswish{});
-    case Activation::gelu:
-      return run(Gelu{});
-    case Activation::gelu_tanh:
-      return run(GeluTanh{});
-    case Activation::sigmoid:
-      return run(Sigmoid{});
-    case Activation::hardsigmoid:
-      return run(Hardsigmoid{});
-    case Activation::leaky_relu:
-      return run(LeakyRelu{a.slope});
-  }
-}
-
 void forward(const Activated& a, float* output) {
-  with_function(a, [&](const auto& f) { forward_of(f, a, output); });
+  with_function(a.activation, a.slope, [&](const auto& f) { forward_of(f, a, output); });
 }
 void backward(const Activated& a, float* grad) {
-  with_function(a, [&](const auto& f) { backward_of(f, a, grad); });
+  with_function(a.activation, a.slope, [&](const auto& f) { backward_of(f, a, grad); });
 }
 void sums(const Activated& a, const float* grad, float* partial, float* sums) {
-  with_function(a, [&](const auto& f) { sums_of(f, a, grad, partial, sums); });
+  with_function(a.activation, a.slope, [&](const auto& f) { sums_of(f, a, grad, partial, sums); });
 }
 }  // namespace
 

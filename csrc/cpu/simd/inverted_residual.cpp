@@ -6,13 +6,11 @@
 // tasks need are computed by both, and the gates of each row are written by one.
 #include "inverted_residual_kernels.h"
 
+#include "depthwise.h"
 #include "gates.h"
-#include "multiply.h"
 
 namespace pysal::cpu {
 namespace {
-PYSAL_INLINE int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
 // What becomes of sums, as multiply.h says.
 struct Gate {  // forward: min(max(sum + bias, 0), upper), and its gates
   const float* bias;
@@ -49,84 +47,6 @@ struct Mask {  // backward: what the rule lets pass
   }
 };
 
-struct Add {  // the output: sum + bias + added
-  const float* bias;
-  const float* added;
-  float* out;
-  int64_t pitch;
-
-  template <int kCount>
-  PYSAL_INLINE void finish(const vfloat* sums, int64_t at, int64_t column, int64_t next) const {
-    for (int v = 0; v < kCount; ++v) {
-      vfloat x = sums[v];
-      if (bias) x += load(bias + column + v * next);
-      if (added) x += load(added + at + v * next);
-      store(out + at + v * next, x);
-    }
-  }
-};
-
-struct Tap {
-  const float* source;  // what it reads for pixel 0
-  const float* weight;
-};
-
-template <int kRows, class Finish>
-__attribute__((noinline)) void combine_tile(const Tap* taps, int64_t count, int64_t channels, int64_t step,
-                                            int64_t first, const Finish& given) {
-  const Finish finish = given;
-  for (int64_t c = 0; c < channels; c += kTogether * kLanes) {
-    vfloat sums[kRows][kTogether] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const Bases<kRows> bases(taps[i].source + first * step + c, step);
-      vfloat w[kTogether];
-#pragma GCC unroll 2
-      for (int v = 0; v < kTogether; ++v) w[v] = load(taps[i].weight + c + v * kLanes);
-#pragma GCC unroll 16
-      for (int p = 0; p < kRows; ++p)
-#pragma GCC unroll 2
-        for (int v = 0; v < kTogether; ++v) sums[p][v] += load(bases.of[p / 4] + p % 4 * step + v * kLanes) * w[v];
-    }
-    int64_t at = first * finish.pitch + c;
-#pragma GCC unroll 16
-    for (int p = 0; p < kRows; ++p, at += finish.pitch) finish.template finish<kTogether>(sums[p], at, c, kLanes);
-  }
-}
-
-// The sum over taps at each of some pixels, whose sources lie `step` apart.
-template <class Finish>
-PYSAL_INLINE void combine(const Tap* taps, int64_t count, int64_t channels, int64_t step, int64_t pixels,
-                          const Finish& finish) {
-  int64_t p = 0;
-  for (; p + kPixels <= pixels; p += kPixels) combine_tile<kPixels>(taps, count, channels, step, p, finish);
-  if (kPixels > 7 && pixels - p >= 7) {
-    combine_tile<7>(taps, count, channels, step, p, finish);
-    p += 7;
-  }
-  if (pixels - p >= 4) {
-    combine_tile<4>(taps, count, channels, step, p, finish);
-    p += 4;
-  }
-  if (pixels - p >= 2) {
-    combine_tile<2>(taps, count, channels, step, p, finish);
-    p += 2;
-  }
-  if (p < pixels) combine_tile<1>(taps, count, channels, step, p, finish);
-}
-
-// Columns of zeros before and after a row of the ring: what the windows see beyond its edges.
-struct Margins {
-  int64_t before, after;
-
-  Margins(const InvertedResidual& b, bool forward) {
-    const int64_t low = forward ? -b.left : floor_divided(b.left - b.kernel_width + 1, b.column_stride);
-    const int64_t high = forward ? (b.out_width - 1) * b.column_stride - b.left + b.kernel_width - 1
-                                 : floor_divided(b.out_width - 1 + b.left, b.column_stride);
-    before = most(0, -low);
-    after = most(0, high - b.in_width + 1);
-  }
-};
-
 int64_t scratch_floats(const InvertedResidual& b, bool forward) {
   const Margins margins(b, forward);
   const int64_t ring = b.kernel_height * (margins.before + b.in_width + margins.after);
@@ -136,7 +56,7 @@ int64_t scratch_floats(const InvertedResidual& b, bool forward) {
 template <bool kForward>
 void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t end, float* scratch) {
   const Margins margins(b, kForward);
-  const int64_t channels = b.channels, taps_down = b.kernel_height, stride = b.row_stride;
+  const int64_t channels = b.channels, taps_down = b.kernel_height;
   const int64_t slot = (margins.before + b.in_width + margins.after) * channels;
   float* const row_buffer = scratch + taps_down * slot;
   uint8_t* const unwanted = reinterpret_cast<uint8_t*>(row_buffer + b.out_width * channels);
@@ -147,16 +67,9 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
   }
   const int64_t gates_image = image % b.images;
   const int any_gate = b.rule == 2 ? -1 : 0, any_sign = b.rule == 0 ? -1 : 0;
-  // the first and the last row of the ring that an output row sees
-  const auto first_row = [&](int64_t y) {
-    return most(0, kForward ? y * stride - b.top : floor_divided(y + b.top - taps_down + stride, stride));
-  };
-  const auto last_row = [&](int64_t y) {
-    return kForward ? y * stride - b.top + taps_down - 1 : floor_divided(y + b.top, stride);
-  };
   // whose gates are written here: up to what the next task begins with
-  const int64_t own_begin = begin == 0 ? 0 : first_row(begin);
-  const int64_t own_end = end == b.out_height ? b.in_height : least(first_row(end), b.in_height);
+  const int64_t own_begin = begin == 0 ? 0 : first_row<kForward>(b, begin);
+  const int64_t own_end = end == b.out_height ? b.in_height : least(first_row<kForward>(b, end), b.in_height);
   const auto enter = [&](int64_t row) {
     const float* const source = b.input + (image * b.in_height + row) * b.in_width * b.in_channels;
     float* const target = ring(row) + margins.before * channels;
@@ -174,27 +87,16 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
     }
   };
   Tap taps[kMostTaps];
-  int64_t next = first_row(begin);
+  int64_t next = first_row<kForward>(b, begin);
   for (int64_t y = begin; y < end; ++y) {
-    for (const int64_t last = least(last_row(y), b.in_height - 1); next <= last; ++next) enter(next);
+    for (const int64_t last = least(last_row<kForward>(b, y), b.in_height - 1); next <= last; ++next) enter(next);
     const int64_t out_row = (image * b.out_height + y) * b.out_width * b.out_channels;
     const float* const added = b.added ? b.added + out_row : nullptr;
     const int64_t at = (gates_image * b.out_height + y) * b.out_width * channels / 8;
     // a phase: the columns that see the same taps
     const int64_t phases = kForward ? 1 : least(b.column_stride, b.out_width);
     for (int64_t phase = 0; phase < phases; ++phase) {
-      const int64_t first_tap = kForward ? 0 : (phase + b.left) % b.column_stride;
-      const int64_t shift = kForward ? 0 : margins.before + (phase + b.left - first_tap) / b.column_stride;
-      int64_t count = 0;
-      for (int64_t ky = 0; ky < taps_down; ++ky) {
-        const int64_t up = kForward ? y * stride - b.top + ky : y + b.top - ky;
-        const int64_t row = kForward ? up : up / stride;
-        if (up < 0 || row >= b.in_height || (!kForward && up % stride)) continue;
-        for (int64_t kx = first_tap, j = 0; kx < b.kernel_width; kx += kForward ? 1 : b.column_stride, ++j) {
-          const int64_t column = kForward ? margins.before - b.left + kx : shift - j;
-          taps[count++] = {ring(row) + column * channels, b.depthwise + (ky * b.kernel_width + kx) * channels};
-        }
-      }
+      const int64_t count = taps_of<kForward>(b, margins, y, phase, ring, channels, taps);
       if (kForward) {
         const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), broadcast(gate_bound(b.depthwise_upper)),
                         row_buffer,       b.depthwise_gates + at,       channels};

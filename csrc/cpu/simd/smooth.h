@@ -1,5 +1,6 @@
 // Smooth activations and their derivatives, vector by vector. For the per-ISA kernels alone, like isa.h.
 #pragma once
+#include "activation_kernels.h"
 #include "isa.h"
 
 #if PYSAL_VECTOR_BYTES == 64
@@ -136,5 +137,39 @@ struct LeakyRelu {  // x above zero, slope x below
   PYSAL_INLINE vfloat value(vfloat x) const { return x > vfloat{} ? x : x * slope; }
   PYSAL_INLINE vfloat derivative(vfloat x) const { return x > vfloat{} ? broadcast(1.0f) : broadcast(slope); }
 };
+
+// Value and derivative at once.
+template <class Function>
+PYSAL_INLINE vfloat with_derivative(const Function& f, vfloat x, vfloat& derivative) {
+  derivative = f.derivative(x);
+  return f.value(x);
+}
+[[maybe_unused]] PYSAL_INLINE vfloat with_derivative(const Silu&, vfloat x, vfloat& derivative) {  // one division
+  const vfloat s = logistic(x), value = x * s;
+  derivative = s * (1.0f + x * (1.0f - s));
+  return value;
+}
+
+template <class Run>
+PYSAL_INLINE void with_function(Activation activation, float slope, const Run& run) {
+  switch (activation) {
+    case Activation::identity:
+      return run(Identity{});
+    case Activation::silu:
+      return run(Silu{});
+    case Activation::hardswish:
+      return run(Hardswish{});
+    case Activation::gelu:
+      return run(Gelu{});
+    case Activation::gelu_tanh:
+      return run(GeluTanh{});
+    case Activation::sigmoid:
+      return run(Sigmoid{});
+    case Activation::hardsigmoid:
+      return run(Hardsigmoid{});
+    case Activation::leaky_relu:
+      return run(LeakyRelu{slope});
+  }
+}
 }  // namespace
 }  // namespace pysal::cpu

@@ -52,7 +52,7 @@ class Activation:
             input: of any shape; (N, C, H, W) where there is a gate, with which the result is channels_last.
             gate: (N, C).
         """
-        result: Tensor = torch.ops.pysal_activations.activation(input, gate, *self._kind)
+        result: Tensor = torch.ops.pysal_activations.activation(input, gate, *self.kind)
         return result
 
     def pull_back(self, grad: Tensor, input: Tensor, gate: Tensor | None = None, added: Tensor | None = None) -> Tensor:
@@ -68,16 +68,17 @@ class Activation:
         if input.ndim == 4 and (gate is not None or added is not None or not input.is_contiguous()):
             order = torch.channels_last
         grad, input = grad.contiguous(memory_format=order), input.contiguous(memory_format=order)
-        torch.ops.pysal_activations.activation_backward_(grad, input, gate, added, *self._kind)
+        torch.ops.pysal_activations.activation_backward_(grad, input, gate, added, *self.kind)
         return grad
 
     def sums(self, input: Tensor, grad: Tensor | None = None) -> Tensor:
         """Return the sum over each map of the activation (N, C), or of its product with gradients (T N, C, H, W), (T N, C)."""
-        result: Tensor = torch.ops.pysal_activations.activation_sums(input, grad, *self._kind)
+        result: Tensor = torch.ops.pysal_activations.activation_sums(input, grad, *self.kind)
         return result
 
     @property
-    def _kind(self) -> tuple[int, float]:
+    def kind(self) -> tuple[int, float]:
+        """Its number and its slope, as the kernels take them."""
         return KINDS.index(self.name), self.slope
 
 

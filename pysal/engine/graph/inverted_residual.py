@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.matrix_unit import work
 from pysal.engine.model.relu_rules import ReluRule
@@ -19,8 +20,8 @@ from pysal.ops.guided_relu import RULES
 LEAST_PIXELS = 100
 # Multiplications per number that its first 1 x 1 convolution moves, from which the matrix unit is faster, one by one.
 MOST_WORK = 100
-_PANEL = 16  # columns of a matrix that lie together
-_MOST_TAPS = 128  # of a depthwise kernel
+PANEL = 16  # columns of a matrix that lie together
+MOST_TAPS = 128  # of a depthwise kernel
 
 
 class InvertedResidual:
@@ -39,12 +40,12 @@ class InvertedResidual:
         self._depthwise = middle.weight[:, 0].permute(1, 2, 0).contiguous()
         self._stride, (left, right, top, bottom) = middle.stride, middle.padding
         self._padding = (top, bottom, left, right)
-        self._project, self._project_transposed = panels(_matrix(project).t()), panels(_matrix(project))
-        self._biases = (_bias(middle.bias, middle.weight), _bias(last.bias, last.weight))
+        self._project, self._project_transposed = panels(matrix_of(project).t()), panels(matrix_of(project))
+        self._biases = (bias_of(middle.bias, middle.weight), bias_of(last.bias, last.weight))
         self._expand = self._expand_bias = self._expand_transposed = None
         if expand is not None:
-            self._expand, self._expand_transposed = panels(_matrix(expand).t()), panels(_matrix(expand))
-            self._expand_bias = _bias(expand.convolution.bias, expand.convolution.weight)
+            self._expand, self._expand_transposed = panels(matrix_of(expand).t()), panels(matrix_of(expand))
+            self._expand_bias = bias_of(expand.convolution.bias, expand.convolution.weight)
 
     @classmethod
     def suited(cls, expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
@@ -52,9 +53,7 @@ class InvertedResidual:
         if not available() or not cls.fits(expand, depthwise, project):
             return False
         height, width = depthwise.input_shape[1:]
-        first = expand or project
-        faster_alone = first.matrix is not None and work(first.convolution.weight) >= MOST_WORK
-        return height * width >= LEAST_PIXELS and not faster_alone
+        return height * width >= LEAST_PIXELS and not faster_alone(expand or project)
 
     @staticmethod
     def fits(expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
@@ -123,6 +122,11 @@ class InvertedResidual:
         return result
 
 
+def faster_alone(first: FusedConvolution) -> bool:
+    """Say whether a block's first 1 x 1 convolution is one that the matrix unit makes faster, node by node."""
+    return first.matrix is not None and work(first.convolution.weight) >= MOST_WORK
+
+
 def available() -> bool:
     """Say whether the kernel is compiled."""
     return hasattr(torch.ops.pysal_blocks, "inverted_residual")
@@ -138,19 +142,22 @@ def panels(matrix: Tensor) -> Tensor:
         (panels, depth, 16).
     """
     columns = matrix.shape[1]
-    starts = [min(start, columns - _PANEL) for start in range(0, columns, _PANEL)]
-    return torch.stack([matrix[:, start : start + _PANEL] for start in starts]).contiguous()
+    starts = [min(start, columns - PANEL) for start in range(0, columns, PANEL)]
+    return torch.stack([matrix[:, start : start + PANEL] for start in starts]).contiguous()
 
 
-def _matrix(module: FusedConvolution) -> Tensor:
+def matrix_of(module: FusedConvolution) -> Tensor:
+    """Return the weights of a 1 x 1 convolution, (K, C)."""
     return module.convolution.weight[:, :, 0, 0]
 
 
-def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
+def bias_of(bias: Tensor | None, weight: Tensor) -> Tensor:
+    """Return the bias of weights, zeros where there is none."""
     return weight.new_zeros(len(weight)) if bias is None else bias.contiguous()
 
 
-def _is_float(module: FusedConvolution) -> bool:
+def is_float(module: FusedConvolution) -> bool:
+    """Say whether a convolution and its gradient are of float32 on a CPU."""
     weight = module.convolution.weight
     return weight.dtype == module.backward_dtype == torch.float32 and weight.device.type == "cpu"
 
@@ -159,15 +166,20 @@ def _is_pointwise(module: FusedConvolution) -> bool:
     convolution = module.convolution
     outputs, inputs, *kernel = convolution.weight.shape
     plain = convolution.groups == 1 and convolution.stride == (1, 1) and not any(convolution.padding)
-    return plain and kernel == [1, 1] and _is_float(module) and min(outputs, inputs) >= _PANEL and not outputs % 8 + inputs % 8
+    return plain and kernel == [1, 1] and is_float(module) and min(outputs, inputs) >= PANEL and not outputs % 8 + inputs % 8
 
 
 def _is_depthwise(module: FusedConvolution) -> bool:
     convolution = module.convolution
     channels, inputs, height, width = convolution.weight.shape
-    left, right, top, bottom = convolution.padding
-    if not channels == convolution.groups or inputs != 1 or channels % _PANEL or convolution.dilation != (1, 1):
+    if not channels == convolution.groups or inputs != 1 or channels % PANEL or convolution.dilation != (1, 1):
         return False
-    covers = convolution.stride[0] <= height and convolution.stride[1] <= width
-    inside = max(left, right) < width and max(top, bottom) < height and min(convolution.padding) >= 0
-    return covers and inside and height * width <= _MOST_TAPS and _is_float(module)
+    return covers(convolution) and height * width <= MOST_TAPS and is_float(module)
+
+
+def covers(convolution: Convolution) -> bool:
+    """Say whether strides leave out nothing between windows, and every window sees some of the map's side it lies on."""
+    height, width = convolution.weight.shape[2:]
+    left, right, top, bottom = convolution.padding
+    steps = convolution.stride[0] <= height and convolution.stride[1] <= width
+    return steps and max(left, right) < width and max(top, bottom) < height and min(convolution.padding) >= 0

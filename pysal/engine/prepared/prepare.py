@@ -57,6 +57,7 @@ from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
 from pysal.engine.tape.operators import BlockOperator
+from pysal.engine.tape.smooth import SmoothBlockOperator, SqueezeOperator
 from pysal.engine.tape.tape import Program
 
 # A gradient this far from that of float32, in l2, is correlated with it by less than .999.
@@ -363,7 +364,12 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
         notes["blocks"] = (
             f"{blocks} inverted residual {word} in one pass over memory, what lies between their convolutions in a cache"
         )
-    if squeezes := len(program.blocks) - blocks:
+    if smooth := sum(isinstance(block, SmoothBlockOperator) for block in program.blocks.values()):
+        word = "block runs" if smooth == 1 else "blocks run"
+        notes["smooth blocks"] = (
+            f"{smooth} inverted residual {word} in two passes over memory, what lies between their convolutions in a cache"
+        )
+    if squeezes := sum(isinstance(block, SqueezeOperator) for block in program.blocks.values()):
         notes["gates"] = (
             f"{squeezes} squeeze-and-excitation run with the activation before them, whose result is never written down"
         )

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -24,8 +24,10 @@ from pysal.engine.model.relu_rules import ReluRule, current_rules
 from pysal.engine.tape.attention import AttentionOperator
 from pysal.engine.tape.gradients import Gates, Gradients
 from pysal.engine.tape.operators import AutogradOperator, BlockOperator, FusedOperator, Operator, operator_of
-from pysal.engine.tape.smooth import SqueezeOperator, smooth_operator, squeeze_operator
+from pysal.engine.tape.smooth import SmoothBlockOperator, SqueezeOperator, smooth_block, smooth_operator, squeeze_operator
 from pysal.engine.tape.views import is_about_shapes, view_operator
+
+Block: TypeAlias = BlockOperator | SqueezeOperator | SmoothBlockOperator
 
 _WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 
@@ -80,13 +82,17 @@ class Program:
             if isinstance(operator, FusedOperator):
                 operator.comes_last = operator.inputs[0] not in met and operator.inputs[0] not in operator.inputs[1:]
             met.update(source for source in node.all_input_nodes if node in self.needed)
-        self.blocks: dict[fx.Node, BlockOperator | SqueezeOperator] = {}
+        self.blocks: dict[fx.Node, Block] = {}
         if backward_dtype in (None, torch.float32):
             self.blocks |= _blocks(self)
             for position, node in enumerate(self.nodes):
                 squeeze = squeeze_operator(graph, self.operators, self.nodes, position)
                 if squeeze is not None and self.output not in squeeze.members[:-1]:
                     self.blocks[node] = squeeze
+            for position, node in enumerate(self.nodes):
+                smooth = smooth_block(self.operators, self.blocks, self.nodes, position, self.output)
+                if smooth is not None:
+                    self.blocks[node] = smooth
         last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.spent: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
@@ -116,18 +122,24 @@ class Program:
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
-    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, BlockOperator | SqueezeOperator]:
+    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, Block]:
         """Return the blocks whose inner values nobody asks for, by their last node.
 
         While rules are being recorded, what they do not define has to be met node by node.
         """
-        asked = {place.node for place in layers if place.part != "output" or place.node not in self.blocks}
-        single = SqueezeOperator if current_rules() is not None else ()
-        return {
+        single = (SqueezeOperator, SmoothBlockOperator) if current_rules() is not None else ()
+
+        def hides(last: fx.Node, operator: Block) -> bool:
+            inside = (place for place in layers if place.node in operator.members)
+            return any(place.part != "output" or place.node is not last for place in inside)
+
+        free = {
             last: operator
             for last, operator in self.blocks.items()
-            if asked.isdisjoint(operator.members) and not isinstance(operator, single)
+            if not hides(last, operator) and not isinstance(operator, single)
         }
+        inner = {member for last, operator in free.items() for member in operator.members if member is not last}
+        return {last: operator for last, operator in free.items() if last not in inner}  # but those inside of others
 
     def record(self, images: Tensor, layers: Sequence[Place] = ()) -> "Tape":
         """Run the graph and keep what sweeps need, and some values."""
