@@ -203,9 +203,7 @@ def test_no_box_exceeds_the_share_but_by_its_footprint(share: float) -> None:
     maps = np.array(engine._program.maps)
     assert (sizes <= np.maximum(np.floor(share * maps), [3, 3])).all()
     assert (sizes < engine.groups.geometry(boxes, torch.device("cpu")).sizes).any()
-    assert engine.limited(share).groups.cost(engine.limited(share).groups.extents(boxes)) < engine.groups.cost(
-        engine.groups.extents(boxes)
-    )
+    assert engine.limited(share).groups.cost(boxes) < engine.groups.cost(boxes)
 
 
 def test_large_boxes_on_limited_maps_do_not_become_whole_maps() -> None:

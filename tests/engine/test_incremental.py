@@ -414,7 +414,7 @@ def test_a_group_is_split_where_that_saves_more_than_launching_another(launch: f
     assert len(found) == len(many) if launch == 0 else len(found) <= len(many)
 
     def cost_of(parts: list[np.ndarray]) -> float:
-        return sum(groups.cost(groups.extents(boxes[part])) + groups._launching for part in parts)
+        return sum(groups.cost(boxes[part]) + groups._launching for part in parts)
 
     assert cost_of(found) <= cost_of(many)
     if launch == 1e15:

@@ -1,5 +1,6 @@
 """Where the boxes of images lie in every map, what computing them costs, and which images run together."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pysal.engine.boxes.kinds import BoxOperator
-from pysal.engine.boxes.reach import Integers, Reals, Truths
+from pysal.engine.boxes.reach import IDENTITY, Integers, Reach, Reals, Truths, reached
 from pysal.engine.running.chunks import to_device
 from pysal.engine.running.heap import LARGEST_BLOCK
 
@@ -69,16 +70,60 @@ class Geometry:
     unchanged: dict[int, Tensor]
 
 
+@dataclass
+class _Step:
+    """Maps whose boxes are the same, whatever the boxes of the image.
+
+    What works pixel by pixel keeps the box of its source: the 311 maps of DenseNet-121 have 122 steps.
+
+    Attributes:
+        first: the map that it was made for; the others take its box as it is.
+        sources: numbers of other steps, the one that windows slide over first; none of the image.
+        reach: of windows, down and across.
+        size: (2,), of the maps.
+        cost: multiplications per pixel of all of them.
+        channels: of the map that has most.
+    """
+
+    first: int
+    sources: list[int]
+    reach: tuple[Reach, Reach]
+    size: Integers
+    cost: float = 0.0
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        self.stride, self.before, self.span = (
+            np.array([getattr(one, name) for one in self.reach], dtype=np.int64) for name in ("stride", "before", "span")
+        )
+
+
+def _steps(boxed: Sequence[BoxOperator], maps: Sequence[tuple[int, int]]) -> tuple[list[_Step], Integers]:
+    """Return the steps of operators that have boxes, in order, and the number of each map's step."""
+    steps: list[_Step] = []
+    step_of = np.zeros(len(maps), dtype=np.int64)
+    for operator in boxed:
+        first, *others = [int(step_of[source]) for source in operator.sources] or [-1]
+        sources = [first, *dict.fromkeys(others)] if operator.sources else []
+        at, size = first, maps[operator.map]
+        # the image's own box is never limited, so what is made of it has another
+        kept = first >= 0 and bool(steps[first].sources) and operator.reach == IDENTITY
+        if not (kept and {*others} <= {first} and tuple(steps[first].size) == size):
+            at = len(steps)
+            steps.append(_Step(operator.map, sources, operator.reach, np.array(size, dtype=np.int64)))
+        steps[at].cost += operator.cost
+        steps[at].channels = max(steps[at].channels, math.prod(operator.channels))
+        step_of[operator.map] = at
+    return steps, step_of
+
+
 class Groups:
-    """Boxes of the image followed through all maps, as far as `share` of each map's side: see `Incremental.limited`.
+    """Boxes of the image followed through all maps.
 
     Args:
         operators: the operators of the graph, in order.
         maps: height and width of each map.
         launch: what starting an operator costs, in multiplications.
-        share: most of a map's side that a box grows to; None = no bound.
-        faster_whole: how many times as fast whole images run, by other means, as this graph runs them. With a share it says
-            nothing: whole images then give something else.
     """
 
     def __init__(
@@ -86,14 +131,37 @@ class Groups:
         operators: Sequence[BoxOperator],
         maps: Sequence[tuple[int, int]],
         launch: float,
-        share: float | None = None,
-        faster_whole: float = 1.0,
     ) -> None:
-        self._operators, self._maps, self._share = operators, maps, share
-        self._paying = PAYING_SHARE / (faster_whole if share is None else 1.0)
-        self._channels = np.array([math.prod(operator.channels) for operator in operators if operator.map >= 0])
-        self._launching = launch * sum(operator.map >= 0 and not operator.skipped for operator in operators)
+        boxed = [operator for operator in operators if operator.map >= 0]
+        self._steps, self._step_of = _steps(boxed, maps)
+        self._maps = np.array(maps, dtype=np.int64).reshape(-1, 2)
+        self._sides = np.array([step.size for step in self._steps], dtype=np.int64).reshape(-1, 2)
+        self._stride = np.array([[one.stride for one in operator.reach] for operator in boxed], dtype=np.int64)[:, None]
+        self._before = np.array([[one.before for one in operator.reach] for operator in boxed], dtype=np.int64)[:, None]
+        self._costs = np.array([step.cost for step in self._steps])
+        self._weights = np.bincount(self._step_of, minlength=len(self._steps))[:, None]
+        self._channels = np.array([step.channels for step in self._steps])
+        self._limits = np.array(
+            [operator.map == self._steps[at].first for operator, at in zip(boxed, self._step_of, strict=True)]
+        )
+        self._launching = launch * sum(not operator.skipped for operator in boxed)
         self._always = sum(operator.cost for operator in operators if operator.kind == "whole")
+        self._whole_cost = float((self._sides.prod(1) * self._costs).sum() + self._always)
+        self._share: float | None = None
+        self._paying = PAYING_SHARE
+
+    def limited(self, share: float | None, faster_whole: float = 1.0) -> "Groups":
+        """Return these with boxes that grow to a share of each map's side at most, or without bounds for None.
+
+        Args:
+            share: see `Incremental.limited`.
+            faster_whole: how many times as fast whole images run, by other means, as the graph runs them. With a share it says
+                nothing: whole images then give something else.
+        """
+        limited = copy.copy(self)
+        limited._share = share
+        limited._paying = PAYING_SHARE / (faster_whole if share is None else 1.0)
+        return limited
 
     def extents(self, boxes: Integers) -> Integers:
         """Return what boxes (n, 4) of the image can change of every map: (maps, n, 4) top, left, bottom, right."""
@@ -101,44 +169,50 @@ class Groups:
 
     def follow(self, boxes: Integers) -> tuple[Integers, Truths]:
         """Return the extents (maps, n, 4) of boxes (n, 4), and which of them are limited (maps, n)."""
-        found = np.zeros((len(self._maps), len(boxes), 4), dtype=np.int64)
+        found, limited = self._follow(boxes)
+        return found[self._step_of], limited[self._step_of] & self._limits[:, None]
+
+    def _follow(self, boxes: Integers) -> tuple[Integers, Truths]:
+        """Return the same of the steps."""
+        found = np.empty((len(self._steps), len(boxes), 4), dtype=np.int64)
         limited = np.zeros(found.shape[:2], dtype=bool)
-        footprints = np.zeros(found.shape)
-        for operator in self._operators:
-            if operator.kind == "input":
-                footprints[operator.map] = found[operator.map] = boxes
-            elif operator.map >= 0:
-                own = found[operator.map]
-                source = found[operator.sources[0]]
-                for axis in range(2):
-                    low, high = operator.reach[axis].outputs(
-                        source[:, axis], source[:, axis + 2], self._maps[operator.map][axis]
-                    )
-                    own[:, axis], own[:, axis + 2] = low, high
-                for other in operator.sources[1:]:
-                    np.minimum(own[:, :2], found[other][:, :2], out=own[:, :2])
-                    np.maximum(own[:, 2:], found[other][:, 2:], out=own[:, 2:])
+        footprints = np.empty(found.shape if self._share is not None else (0,))
+        for number, step in enumerate(self._steps):
+            own = found[number]
+            if not step.sources:
+                own[:] = boxes
                 if self._share is not None:
-                    for axis in range(2):
-                        sides = slice(axis, None, 2)
-                        footprint = operator.reach[axis].places(footprints[operator.sources[0]][:, sides])
-                        footprints[operator.map][:, sides] = footprint
-                        limited[operator.map] |= _limit(own[:, sides], footprint, self._share, self._maps[operator.map][axis])
+                    footprints[number] = boxes
+                continue
+            source, *others = step.sources
+            own[:, :2], own[:, 2:] = reached(
+                found[source, :, :2], found[source, :, 2:], step.stride, step.before, step.span, step.size
+            )
+            if others:
+                np.minimum(own[:, :2], found[others, :, :2].min(0), out=own[:, :2])
+                np.maximum(own[:, 2:], found[others, :, 2:].max(0), out=own[:, 2:])
+            if self._share is not None:
+                for axis in range(2):
+                    sides = slice(axis, None, 2)
+                    footprint = step.reach[axis].places(footprints[source][:, sides])
+                    footprints[number][:, sides] = footprint
+                    limited[number] |= _limit(own[:, sides], footprint, self._share, int(step.size[axis]))
         return found, limited
 
     def _sizes(self, extents: Integers) -> Integers:
-        """Return the size (maps, 2) of boxes that hold the extents (maps, n, 4) of every image."""
-        maps = np.array(self._maps)
+        """Return the size (steps, 2) of boxes that hold the extents (steps, n, 4) of every image."""
         sizes = np.maximum((extents[..., 2:] - extents[..., :2]).max(1), 1)
-        whole: Truths = sizes.prod(1) >= WHOLE_SHARE * maps.prod(1)
+        whole: Truths = sizes.prod(1) >= WHOLE_SHARE * self._sides.prod(1)
         if self._share is not None:  # of limited maps no more is computed than the limit allows
-            whole &= [all(_most(self._share, side) == side for side in map) for map in self._maps]
-        return np.where(whole[:, None], maps, sizes)
+            whole &= [all(_most(self._share, side) == side for side in sides) for sides in self._sides.tolist()]
+        return np.where(whole[:, None], self._sides, sizes)
 
-    def cost(self, extents: Integers) -> float:
+    def cost(self, boxes: Integers) -> float:
         """Return what running a group of images costs, in multiplications."""
-        costs = np.array([operator.cost for operator in self._operators if operator.map >= 0])
-        return float(((self._sizes(extents).prod(1) * costs).sum() + self._always) * extents.shape[1])
+        return self._cost(self._follow(boxes)[0])
+
+    def _cost(self, extents: Integers) -> float:
+        return float(((self._sizes(extents).prod(1) * self._costs).sum() + self._always) * extents.shape[1])
 
     def _numbers(self, extents: Integers) -> int:
         """Return how many numbers the largest map of an image of a group has."""
@@ -146,18 +220,17 @@ class Groups:
 
     def pays(self, boxes: Integers) -> bool:
         """Say whether a group of images costs clearly less than running them whole."""
-        return self.cost(self.extents(boxes)) < self._paying * self._whole_cost() * len(boxes)
+        return self.cost(boxes) < self._paying * self._whole_cost * len(boxes)
 
     def clearly_pays(self, boxes: Integers) -> bool:
         """Say whether a few of these images, each alone, would still pay if whole ones ran twice as fast."""
         some = boxes[:: max(1, len(boxes) // FEW)]
-        costs = [self.cost(self.extents(some[n : n + 1])) for n in range(len(some))]
-        return sum(costs) < CLEARLY_PAYING_SHARE * self._whole_cost() * len(some)
+        return sum(self._costs_alone(some)) < CLEARLY_PAYING_SHARE * self._whole_cost * len(some)
 
-    def _whole_cost(self) -> float:
-        """Return what running an image whole costs, in multiplications."""
-        boxed = (operator for operator in self._operators if operator.map >= 0)
-        return sum(operator.cost * math.prod(self._maps[operator.map]) for operator in boxed) + self._always
+    def _costs_alone(self, boxes: Integers) -> list[float]:
+        """Return what each image costs as a group of its own."""
+        extents = self._follow(boxes)[0]
+        return [self._cost(extents[:, n : n + 1]) for n in range(len(boxes))]
 
     def batches(self, boxes: Integers, rows: int, numbers: float = math.inf) -> list[tuple[Integers, bool]]:
         """Return the images to run together, at most `rows` in boxes at a time, and whether in boxes: else they run whole.
@@ -174,8 +247,8 @@ class Groups:
         return found + ([(outside, False)] if len(outside) else [])
 
     def _pays_alone(self, boxes: Integers) -> Truths:
-        extents, most = self.extents(boxes), PAYING_SHARE * self._whole_cost()
-        return np.array([self.cost(extents[:, n : n + 1]) < most for n in range(len(boxes))])
+        most = PAYING_SHARE * self._whole_cost
+        return np.array([cost < most for cost in self._costs_alone(boxes)])
 
     def approximates(self, boxes: Integers) -> Truths:
         """Say of each image whether its outputs are approximate: (n,)."""
@@ -188,13 +261,13 @@ class Groups:
         A set is halved by the place or the size of its boxes while that saves work, because the boxes of a group are as
         large as its largest in every map: by more than it takes to launch one more group, if the set pays as it is.
         """
-        extents = self.extents(boxes)
+        extents = self._follow(boxes)[0]
         pending, found = [np.arange(len(boxes))], []
         while pending:
             group = pending.pop()
             halves, saved = self._halves(extents, group)
             if self._launching:
-                cost, whole = self.cost(extents[:, group]), self._whole_cost() * len(group)
+                cost, whole = self._cost(extents[:, group]), self._whole_cost * len(group)
                 if saved * cost <= self._launching and (cost < self._paying * whole or whole <= self._launching):
                     saved = 0.0
             most = min(rows, math.floor(min(numbers / self._numbers(extents[:, group]), len(group))))
@@ -209,36 +282,29 @@ class Groups:
         if len(group) < 2:
             return None, 0.0
         own = extents[:, group]
-        before = self.cost(own)
+        before = self._cost(own)
         best: tuple[list[Integers] | None, float] = (None, -math.inf)
-        maps = np.array(self._maps)
         for axis in range(2):
-            share = (own[..., axis + 2] - own[..., axis]) / maps[:, axis, None]
+            share = self._weights * (own[..., axis + 2] - own[..., axis]) / self._sides[:, axis, None]
             for key in (own[0, :, axis] + own[0, :, axis + 2], share.sum(0)):
                 order = np.argsort(key, kind="stable")
                 half = (len(group) + 1) // 2
                 parts = [np.sort(order[:half]), np.sort(order[half:])]
-                saved = 1 - sum(self.cost(own[:, part]) for part in parts) / before
+                saved = 1 - sum(self._cost(own[:, part]) for part in parts) / before
                 if saved > best[1]:
                     best = [group[part] for part in parts], saved
         return best
 
     def geometry(self, boxes: Integers, device: torch.device) -> Geometry:
         """Return where the boxes of a group lie in every map."""
-        extents, limited = self.follow(boxes)
-        sizes = self._sizes(extents)
-        maps = np.array(self._maps)
-        origins = np.clip(extents[..., :2], 0, (maps - sizes)[:, None])
-        stride, before = np.ones((2, len(maps), 1, 2), dtype=np.int64)
-        before[:] = 0
-        for operator in self._operators:
-            if operator.map >= 0:
-                for axis in range(2):
-                    stride[operator.map, 0, axis] = operator.reach[axis].stride
-                    before[operator.map, 0, axis] = operator.reach[axis].before
-        corners = origins * stride - before
+        found, of_steps = self._follow(boxes)
+        own_sizes = self._sizes(found)
+        own_origins = np.clip(found[..., :2], 0, (self._sides - own_sizes)[:, None])
+        sizes, origins = own_sizes[self._step_of], own_origins[self._step_of]
+        corners = origins * self._stride - self._before
         on_device = to_device(np.stack([origins, corners]).astype(np.int32), device)
         unchanged: dict[int, Tensor] = {}
+        extents, limited = found[self._step_of], of_steps[self._step_of] & self._limits[:, None]
         for map in np.flatnonzero(limited.any(1)).tolist():
             if (extents[map, :, 2:] - extents[map, :, :2] < sizes[map]).any():
                 inside = [

@@ -48,8 +48,7 @@ class Incremental:
         self.followed = sum(operator.kind in (*MAPPED, "mean") and operator.kind != "input" for operator in self.operators)
         if not self.followed:
             raise NotIncremental("its first layer is not known to be local")
-        self._launch = launch_cost(example.device)
-        self.groups = Groups(self._program.operators, self._program.maps, self._launch)
+        self.groups = Groups(self._program.operators, self._program.maps, launch_cost(example.device))
         self.clean = (self.keep(example) if nodes.writes else self._keep(clean)) if keep else None
 
     @property
@@ -70,10 +69,10 @@ class Incremental:
 
         Args:
             share: of each map's side.
-            faster_whole: see `Groups`.
+            faster_whole: see `Groups.limited`.
         """
         limited = copy.copy(self)
-        limited.groups = Groups(self._program.operators, self._program.maps, self._launch, share, faster_whole)
+        limited.groups = self.groups.limited(share, faster_whole)
         return limited
 
     def takes(self, images: Tensor) -> bool:

@@ -26,10 +26,7 @@ class Reach:
 
     def outputs(self, low: Integers, high: Integers, size: int) -> tuple[Integers, Integers]:
         """Return the outputs [low, high) of `size` that the inputs [low, high) can reach."""
-        first = -((self.span - 1 - self.before - low) // self.stride)
-        last = (high - 1 + self.before) // self.stride + 1
-        first = np.minimum(np.maximum(first, 0), size)  # np.clip takes four times as long on so few numbers
-        return first, np.maximum(np.minimum(last, size), first)
+        return reached(low, high, self.stride, self.before, self.span, size)
 
     def inputs(self, outputs: int) -> int:
         """Return how many inputs in a row `outputs` of them read."""
@@ -42,6 +39,16 @@ class Reach:
         """
         places: Reals = (points + self.before - self.span / 2) / self.stride + 0.5
         return places
+
+
+def reached(
+    low: Integers, high: Integers, stride: int | Integers, before: int | Integers, span: int | Integers, size: int | Integers
+) -> tuple[Integers, Integers]:
+    """Return the outputs [low, high) of `size` that the inputs [low, high) can reach, for one axis or for several at once."""
+    first = -((span - 1 - before - low) // stride)
+    last = (high - 1 + before) // stride + 1
+    first = np.minimum(np.maximum(first, 0), size)  # np.clip takes four times as long on so few numbers
+    return first, np.maximum(np.minimum(last, size), first)
 
 
 IDENTITY = (Reach(1, 1, 0, 1), Reach(1, 1, 0, 1))
