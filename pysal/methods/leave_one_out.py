@@ -9,7 +9,9 @@ from torch import Tensor
 from pysal import ops
 from pysal._checks import check_choice, refuse
 from pysal.engine.boxes.groups import group_rows
-from pysal.engine.boxes.queue import BoxQueue
+from pysal.engine.boxes.incremental import Incremental
+from pysal.engine.boxes.queue import BoxQueue, Keeping
+from pysal.engine.boxes.run import CleanMaps
 from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.extra_inputs import ExtraInputs
@@ -202,13 +204,16 @@ def _seeing(
 
 def _leave_out(plan: Plan, fills: Tensor, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> Attribution:
     _expect_forwards(plan, regions, mode, approximate)
+    keeping = _keeping(plan, regions)
+    if mode != "in":
+        plan.clean(model=keeping)
     clean, clean_classes = plan.clean_scores_without_gradients()
     drops = gains = fill_scores = None
     if mode != "in":
-        drops = _replaced(plan, plan.inputs, fills, regions, clean, clean_classes, approximate)
+        drops = _replaced(plan, plan.inputs, fills, regions, clean, clean_classes, approximate, keeping)
     if mode != "out":
-        fill_scores, fill_classes = plan.scores_of(fills)
-        gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None).negative()
+        fill_scores, fill_classes = plan.scores_of(fills, keeping)
+        gains = _replaced(plan, fills, plan.inputs, regions, fill_scores, fill_classes, None, keeping).negative()
     return _of_mode(plan, regions, mode, drops, gains, fill_scores)
 
 
@@ -290,14 +295,17 @@ def _replaced(
     before: Tensor,
     classes_before: Tensor | None,
     approximate: float | None,
+    keeping: Keeping | None,
 ) -> _Replaced:
-    """Replace each segment of `images`, whose scores are `before`, by that of `others`."""
+    """Replace each segment of `images`, whose scores are `before`, by that of `others`; they may have been kept."""
     affected = _affected(images, others, regions)
     queue = affected.nonzero()  # (N, 2): image and segment; a segment that is equal in both has change 0 and needs no pass
 
     changes, class_changes = _no_changes(affected.shape, before, classes_before)
 
-    in_boxes = _box_queue(plan, images, others, regions, required=approximate is not None)
+    kept = None if keeping is None else keeping.take()
+    in_boxes = _box_queue(plan, images, others, regions, kept, required=approximate is not None)
+    del kept
     if in_boxes is not None and isinstance(plan.model, PreparedModel):
         queue = in_boxes.sort(queue, plan.rows_at_once, approximate, plan.model.faster_whole)
     elif plan.company == "whole" and plan.images > 1:  # the whole batch without one segment, then without the next
@@ -383,15 +391,29 @@ def _sample(drops: Tensor, queue: Tensor) -> Tensor:
     return torch.cat(found).to(queue.device) if found else queue
 
 
-def _box_queue(plan: Plan, images: Tensor, others: Tensor, regions: Boxes | Labels, *, required: bool) -> BoxQueue | None:
+def _engine(plan: Plan) -> Incremental | None:
+    """Return what runs a plan's images in boxes, None where the model runs whole images."""
+    return plan.model.incremental(plan.inputs) if isinstance(plan.model, PreparedModel) and not plan.extra_inputs else None
+
+
+def _keeping(plan: Plan, regions: Boxes | Labels) -> Keeping | None:
+    """Return what runs the unchanged image and keeps its activations, None where there are several or boxes may not pay."""
+    engine = _engine(plan)
+    if engine is None or plan.images > 1 or not isinstance(plan.model, PreparedModel):
+        return None
+    groups = engine.groups.limited(None, plan.model.faster_whole)
+    return Keeping(engine) if groups.seem_to_pay(boxes_of(regions, 0)) else None
+
+
+def _box_queue(
+    plan: Plan, images: Tensor, others: Tensor, regions: Boxes | Labels, kept: CleanMaps | None, *, required: bool
+) -> BoxQueue | None:
     """Return the queue of a model that recomputes only what a segment reaches, None where the model runs whole images.
 
     Raises:
         ValueError: images depend on each other, and neither may they run as whole batches nor is None an answer.
     """
-    if not isinstance(plan.model, PreparedModel) or plan.extra_inputs:
-        return None
-    engine = plan.model.incremental(plan.inputs)
+    engine = _engine(plan)
     if engine is None:
         return None
     try:
@@ -409,12 +431,12 @@ def _box_queue(plan: Plan, images: Tensor, others: Tensor, regions: Boxes | Labe
 
     boxes = [boxes_of(regions, image) for image in range(plan.images)]
     most_rows = plan.asked_batch_size or group_rows(plan.device)
-    return BoxQueue(engine, images, others, boxes, hidden, most_rows)
+    return BoxQueue(engine, images, others, boxes, hidden, most_rows, kept)
 
 
 def _expect_forwards(plan: Plan, regions: Boxes | Labels, mode: Mode, approximate: float | None) -> None:
     """Announce the passes of whole images, and those in parts that would be faster as whole images, were these faster."""
-    engine = plan.model.incremental(plan.inputs) if isinstance(plan.model, PreparedModel) and not plan.extra_inputs else None
+    engine = _engine(plan)
     if engine is None or (approximate is None and not engine.groups.clearly_pays(boxes_of(regions, 0))):
         plan.expect_forwards(sum(counts_of(regions, plan.images)) * (2 if mode == "both" else 1))
 

@@ -524,6 +524,25 @@ def test_boxes_are_used_where_they_pay(whole_passes: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("independence_is_known")
+@pytest.mark.parametrize("mode", ["out", "in", "both"])
+def test_the_pass_of_a_single_image_is_kept_for_its_boxes(
+    monkeypatch: pytest.MonkeyPatch, whole_passes: list[int], mode: Any
+) -> None:
+    model, prepared, images = prepared_network()
+    kept: list[Tensor] = []
+    keep = Incremental.keep
+    monkeypatch.setattr(Incremental, "keep", lambda self, image: kept.append(image) or keep(self, image))
+    options: dict[str, Any] = {"segments": Window(4), "fill": 0.3, "mode": mode, "score": "logit"}
+    got = pysal.leave_one_out(prepared, images[:1], None, **options)
+    bases = {"out": [images[:1]], "in": [torch.full_like(images[:1], 0.3)]}
+    expected = bases.get(mode, bases["out"] + bases["in"])
+    assert len(kept) == len(expected)
+    assert all(map(torch.equal, kept, expected))
+    assert sum(whole_passes) == (mode == "in")  # which class is explained, the image itself tells
+    torch.testing.assert_close(got, pysal.leave_one_out(model, images[:1], None, **options), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.usefixtures("independence_is_known")
 def test_whole_images_run_where_boxes_cannot(whole_passes: list[int]) -> None:
     model, prepared, images = prepared_network()
     larger = F.interpolate(images, size=(40, 40))

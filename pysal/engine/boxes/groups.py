@@ -224,8 +224,16 @@ class Groups:
 
     def clearly_pays(self, boxes: Integers) -> bool:
         """Say whether a few of these images, each alone, would still pay if whole ones ran twice as fast."""
+        return self._costs_of_few(boxes) < CLEARLY_PAYING_SHARE * self._whole_cost
+
+    def seem_to_pay(self, boxes: Integers) -> bool:
+        """Say whether a few of these images, each alone, pay."""
+        return self._costs_of_few(boxes) < self._paying * self._whole_cost
+
+    def _costs_of_few(self, boxes: Integers) -> float:
+        """Return what one of these images costs alone, the mean of about `FEW` of them; infinity without any."""
         some = boxes[:: max(1, len(boxes) // FEW)]
-        return sum(self._costs_alone(some)) < CLEARLY_PAYING_SHARE * self._whole_cost * len(some)
+        return sum(self._costs_alone(some)) / len(some) if len(some) else math.inf
 
     def _costs_alone(self, boxes: Integers) -> list[float]:
         """Return what each image costs as a group of its own."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,29 @@ from pysal.engine.boxes.run import CleanMaps
 from pysal.engine.running.chunks import to_device
 
 
+class Keeping:
+    """Runs an image whole, and keeps its activations for the queue of what changes it.
+
+    Args:
+        engine: runs images that differ from one image inside boxes.
+    """
+
+    def __init__(self, engine: Incremental) -> None:
+        self._engine = engine
+        self._kept: CleanMaps | None = None
+
+    def __call__(self, image: Tensor) -> Any:
+        """Return the model's output for an image (1, C, H, W)."""
+        self._kept = None  # before the next, so that two are never held
+        self._kept = self._engine.keep(image)
+        return self._kept.output
+
+    def take(self) -> CleanMaps | None:
+        """Return the activations of the last image, None where there was none, and hold them no longer."""
+        kept, self._kept = self._kept, None
+        return kept
+
+
 class BoxQueue:
     """Segments of images, each of which is replaced by its fill, in groups that run together.
 
@@ -26,6 +50,7 @@ class BoxQueue:
         boxes: for each image (S, 4), the boxes that hold its segments.
         hidden: says of pixels whether they are in their segment: (image, ids (n,), y (n, h, 1), x (n, 1, w)) -> (n, h, w).
         most_rows: most rows in one group.
+        kept: the activations of the first image, where somebody has them.
 
     Attributes:
         ends: where the groups of the sorted queue begin.
@@ -41,6 +66,7 @@ class BoxQueue:
         boxes: Sequence[Integers],
         hidden: Callable[[int, Tensor, Tensor, Tensor], Tensor],
         most_rows: int,
+        kept: CleanMaps | None = None,
     ) -> None:
         self._engine, self._images, self._fills, self._boxes, self._hidden = engine, images, fills, boxes, hidden
         self.most_rows = most_rows
@@ -49,8 +75,8 @@ class BoxQueue:
         self.images_run = 0
         self._sorted = np.empty((0, 2), dtype=np.int64)
         self._whole: set[int] = set()  # groups that run as whole images, by where they begin
-        self._image = -1
-        self._clean: CleanMaps | None = None
+        self._clean = kept
+        self._image = -1 if kept is None else 0
 
     def sort(self, queue: Tensor, whole_rows: int, share: float | None = None, faster_whole: float = 1.0) -> Tensor:
         """Return the queue in groups that run together, image after image.

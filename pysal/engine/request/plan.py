@@ -59,11 +59,12 @@ class Plan(Passes):
         derived.keeps_graph = True
         return derived
 
-    def clean(self, announced: Sequence[tuple[ScoreKind, Sweep]] = ()) -> Clean:
+    def clean(self, announced: Sequence[tuple[ScoreKind, Sweep]] = (), model: Model | None = None) -> Clean:
         """Return the scores of the unchanged images; the first call runs the model once per image and fixes the target.
 
         Args:
             announced: sweeps that methods will ask for under a kind of score. Those of the first kind are made of that pass.
+            model: answers as the plan's own, and runs instead of it if nothing else is made of that pass.
         """
         if "clean" not in self._shared and announced:
             kind = announced[0][0]
@@ -71,7 +72,7 @@ class Plan(Passes):
             with contextlib.suppress(NotApplicable):  # the method that asked raises this later, under its own name
                 self.renamed(self.where, kind)._sweep_images(wanted, required=False)
         if "clean" not in self._shared:
-            self._shared["clean"] = self._look()
+            self._shared["clean"] = self._look(self.model if model is None else model)
         clean: Clean = self._shared["clean"]
         self.score.close()
         if self.score.undecided:
@@ -96,8 +97,8 @@ class Plan(Passes):
             self.score.look_at(table)
         return self.score.look.output
 
-    def _look(self) -> Clean:
-        """Run the model once per image."""
+    def _look(self, model: Model) -> Clean:
+        """Run a model once per image."""
         tables: list[Tensor] = []
         scores: list[Tensor] = []
 
@@ -106,7 +107,7 @@ class Plan(Passes):
             self.modes(grad=False).set()  # a callable target is a part of the pass
             rows = torch.arange(start, stop, device=self.device)
             # a copy: a model that works in place must change neither the caller's images nor ours
-            output = self.forward(self.model, ordinary(self.inputs[start:stop].clone()), rows)
+            output = self.forward(model, ordinary(self.inputs[start:stop].clone()), rows)
             table = self.score.table(output, rows)
             self.score.resolve(output, table, self.origin_of(rows))
             if table is None:
