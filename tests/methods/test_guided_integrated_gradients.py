@@ -10,41 +10,23 @@ import torch
 from torch import Tensor
 
 import pysal
+from tests.methods.guided_path import guided_path
 from tests.methods.networks import images, linear, rectified, smooth, weights
 
 EXACT = 1e-9  # of the largest value, float64: distances of a step are summed in another order
 
 
-def oracle(gradient: Callable[[np.ndarray], np.ndarray], start: np.ndarray, end: np.ndarray, **given: Any) -> np.ndarray:
-    """The authors' algorithm, value by value: sorted gradients in place of quantiles, one wave of values after the other."""
-    steps, fraction, max_distance = given["steps"], given["fraction"], given["max_distance"]
-    place, total, way = start.copy(), np.zeros(start.shape), end - start
-    whole = math.fsum(np.abs(way).ravel())
-    for step in range(1, steps + 1):
-        found, before = gradient(place), place.copy()
-        least, most = (start + way * min(max(step / steps + d, 0), 1) for d in (-max_distance, max_distance))
-        behind = np.abs(end - place) > np.abs(end - least)
-        place[behind] = least[behind]
-        size = np.abs(found)
-        while (missing := math.fsum(np.abs(end - place).ravel()) - whole * (1 - step / steps)) > 1e-9 * whole:
-            size[place == most] = math.inf
-            limit = np.sort(size, axis=None)[int(fraction * (size.size - 1))]
-            chosen = (size <= limit) & (place != most)
-            reach = math.fsum(np.abs(most - place)[chosen])
-            share = min(1.0, missing / reach)
-            place[chosen] = most[chosen] if share == 1 else (place + share * (most - place))[chosen]
-        total += (place - before) * found
-    return total
-
-
 def by_hand(model: Any, inputs: Tensor, target: int, baseline: float, **given: Any) -> Tensor:
-    def gradient(place: np.ndarray) -> np.ndarray:
-        leaf = torch.from_numpy(place)[None].requires_grad_()
-        return torch.autograd.grad(model(leaf)[0, target], leaf)[0][0].numpy()
-
-    return torch.stack(
-        [torch.from_numpy(oracle(gradient, np.full(one.shape, baseline), one.numpy(), **given)) for one in inputs]
-    )
+    """The map of each image, alone."""
+    maps = []
+    for one in inputs:
+        path = guided_path(np.full(one.shape, baseline), one.numpy(), **given)
+        place = next(path)
+        for _ in range(given["steps"]):
+            leaf = torch.from_numpy(place)[None].requires_grad_()
+            place = path.send(torch.autograd.grad(model(leaf)[0, target], leaf)[0][0].numpy())
+        maps.append(torch.from_numpy(place))
+    return torch.stack(maps)
 
 
 @pytest.mark.parametrize("baseline", [0.0, 0.7])

@@ -380,8 +380,10 @@ def first_tokens(output: Any) -> Tensor:
 
 # parts of the names of faces
 EVERY = ("",)
-RULED = ("uided", "econv")  # those that follow a rule of ReLUs
+RULED = ("uided_backprop", "uidedBackprop", "uided_grad_cam", "uidedGradCam", "econv")  # those that follow a rule of ReLUs
 SLOPES = (
+    "xrai",
+    "GuidedIG",
     "radient",
     "moothGrad",
     "smooth_grad",
@@ -513,6 +515,7 @@ NETWORKS: dict[str, Network] = {
         coupled=True,
         exact=torch.float32,
         refuses=SLOPES,
+        unlike=("pair.GuidedIG",),  # which hands on float64 as the original does: torch's own error
     ),
     "a function": Network(
         wrapped(lambda made: lambda images: made(images)), twin=Net, layer="", refuses=("captum.Guided", "captum.Deconv")

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
@@ -12,10 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from pysal import ops
 from pysal.metrics._maps import uniform
+from tests.methods.guided_path import guided_path
 from tests.methods.networks import images
 from tests.zoo.networks import Network, plain
 
 STEPS, SAMPLES, SIGMA, STEP, DEVIATION, RADIUS = 3, 2, 1.0, 0.01, 0.1, 0.02
+FRACTION, DISTANCE = 0.25, 0.5  # of guided paths
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
 
@@ -199,6 +202,31 @@ class Oracle:
             level = self.blurred(k * width)
             total -= width * (self.blurred(k * width + STEP) - level) / STEP * self.gradient(level)
         return total
+
+    def guided_integrated_gradients(self) -> Tensor:
+        """The authors' algorithm in NumPy, a step of all images at a time."""
+        given = {"steps": STEPS, "fraction": FRACTION, "max_distance": DISTANCE}
+        paths = [guided_path(np.zeros(one.shape), one.double().numpy(), **given) for one in self.images]
+        places = [next(path) for path in paths]
+        for _ in range(STEPS):
+            gradients = self.gradient(torch.from_numpy(np.stack(places)).to(self.dtype)).double().numpy()
+            places = [path.send(one) for path, one in zip(paths, gradients, strict=True)]
+        return torch.from_numpy(np.stack(places)).to(self.dtype)
+
+    def xrai(self) -> Tensor:
+        """Each half of the images with the mean of its pixels, whose largest channel of Integrated Gradients counts.
+
+        They are the mean from two baselines, an image of the least and one of the largest value.
+        """
+        total = torch.zeros_like(self.images)
+        for baseline in (self.images.amin((1, 2, 3), keepdim=True), self.images.amax((1, 2, 3), keepdim=True)):
+            way = self.images - baseline
+            for middle in [(k + 0.5) / STEPS for k in range(STEPS)]:  # at its square, where a step is 2 t / n long
+                total += way * self.gradient(baseline + middle**2 * way) * 2 * middle / STEPS / 2
+        found = torch.zeros_like(total[:, :1])
+        for box in self.halves():
+            found[(..., *box)] = total.amax(1, keepdim=True)[(..., *box)].mean((2, 3), keepdim=True)
+        return found
 
     def without(self, box: tuple[slice, slice]) -> Tensor:
         """The images with a box of them black."""
