@@ -1,5 +1,6 @@
 """LeGrad and gradient x attention beside loops written by hand, and in models that call attention in every way."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import pysal
 from pysal.engine.model.not_applicable import NotApplicable
 from tests.methods.networks import assert_rounding, images, seeded, smooth
+from tests.methods.test_no_side_effects import MODES, assert_same, snapshot
 
 # Of a gradient at the attention of three small blocks, in one chain.
 ROUNDINGS = 2000
@@ -444,3 +446,106 @@ def test_a_function_has_no_blocks() -> None:
         NotApplicable, match=r"pysal\.legrad: model must be an nn\.Module, whose layers can be captured, got function"
     ):
         pysal.legrad(lambda batch: batch.mean((2, 3)), INPUTS, 1)
+
+
+# What every method promises
+
+
+class Marked(nn.Module):
+    """A transformer with hooks, gradients and frozen weights of its own, which says when a pass reaches its last block."""
+
+    def __init__(self, call: str, reached: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.net = transformer(call=call)
+        self.net.blocks[0].requires_grad_(False)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 0.5)
+        self.net.blocks[1].register_forward_hook(lambda *_: None)
+        self.net.blocks[2].register_forward_pre_hook(lambda *_: reached())
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("call", ["softmax", "fused", "module"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_everything_is_as_before(name: str, call: str, mode: str) -> None:
+    model, inputs = Marked(call), INPUTS.clone()
+    expected = FUNCTIONS[name](model, inputs, 1)
+    with MODES[mode]():
+        before = snapshot(model, inputs)
+        found = FUNCTIONS[name](model, inputs, 1)
+        assert_same(before, snapshot(model, inputs))
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("call", ["softmax", "fused", "module"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_everything_is_as_before_a_call_that_ended_early(name: str, call: str, error: type[BaseException]) -> None:
+    passes, fatal = [0], [0]
+
+    def reached() -> None:
+        passes[0] += 1
+        if passes[0] == fatal[0]:
+            raise error
+
+    model, inputs = Marked(call, reached), INPUTS.clone()
+    expected = FUNCTIONS[name](model, inputs, 1, batch_size=1)
+    asked = passes[0]  # by a first call, which also looks at how the model works
+    for number in range(1, asked + 1):
+        model = Marked(call, reached)
+        passes[0], fatal[0] = 0, number
+        before = snapshot(model, inputs)
+        try:
+            found = FUNCTIONS[name](model, inputs, 1, batch_size=1)
+        except error:
+            found = None
+        assert_same(before, snapshot(model, inputs))
+        if found is not None:  # a shortcut failed, and the long way was gone
+            assert error is not KeyboardInterrupt
+            assert_rounding(found, expected, ROUNDINGS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_batch_size_any_company_and_any_layout_give_the_same(name: str) -> None:
+    model, inputs, classes = transformer(call="fused"), images(5, 3, 16, 12), [0, 3, 1, 4, 2]
+    expected = torch.cat([FUNCTIONS[name](model, inputs[[row]], classes[row]) for row in range(5)])
+    assert float(expected.abs().max()) > 0
+    for batch_size in (1, 2, 3, 1000, None):
+        assert_rounding(FUNCTIONS[name](model, inputs, classes, batch_size=batch_size), expected, ROUNDINGS)
+    rows = [4, 2, 0]
+    assert_rounding(FUNCTIONS[name](model, inputs[rows], [classes[row] for row in rows]), expected[rows], ROUNDINGS)
+    channels_last = inputs.contiguous(memory_format=torch.channels_last)
+    assert_rounding(FUNCTIONS[name](model, channels_last, classes), expected, ROUNDINGS)
+    wide = torch.cat([inputs, inputs], 3)
+    assert_rounding(FUNCTIONS[name](model, wide[..., :12], classes), expected, ROUNDINGS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_two_threads_explain_the_same_model(name: str) -> None:
+    model, failed = Marked("fused"), []
+    work = [(INPUTS, 1), (INPUTS.flip(0), [0, 1, 2])]
+    expected = [FUNCTIONS[name](model, inputs, target) for inputs, target in work]
+    before = snapshot(model, INPUTS)
+    start = threading.Barrier(2)
+
+    def repeat(index: int) -> None:
+        try:
+            start.wait(600)
+            for _ in range(3):
+                assert torch.equal(FUNCTIONS[name](model, *work[index]), expected[index])
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert_same(before, snapshot(model, INPUTS))
