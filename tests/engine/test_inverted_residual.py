@@ -1,8 +1,9 @@
 """An inverted residual block in one pass is its convolutions one by one, forward and backward, and keeps the same gates."""
 
 import copy
+import math
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 import pysal
 from pysal import ops
+from pysal.engine.boxes import groups
 from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.inverted_residual import InvertedResidual, available, panels
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule
+from pysal.engine.prepared.gains import Gains
 from pysal.engine.tape.tape import Program
 from pysal.testing import assert_no_worse, required, sample
 
@@ -282,6 +285,25 @@ def test_methods_on_a_model_of_such_blocks() -> None:
     drops = pysal.leave_one_out(model, x, 1, segments=pysal.Window(14), score="logit")
     found = pysal.leave_one_out(prepared, x, 1, segments=pysal.Window(14), score="logit")
     assert (found - drops).abs().max() <= 1e-4 * drops.abs().max()
+
+
+@compiled
+@pytest.mark.parametrize("size", [14, 40, 56])
+def test_leave_one_out_runs_blocks_whose_maps_are_whole(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Small windows leave every map a box, larger ones reach all of the last maps, those of the image all of each."""
+    model, x = network()
+    prepared = pysal.prepare(model, x, batch_size=2, gains=Gains(2.0, 2.0, 2.0))
+    whole: list[int] = []
+    run = InvertedResidual.run
+    monkeypatch.setattr(InvertedResidual, "run", lambda self, *args: whole.append(len(args[0])) or run(self, *args))
+    monkeypatch.setattr(groups, "PAYING_SHARE", math.inf)  # all in boxes, whatever they cost
+    options: dict[str, Any] = {"segments": pysal.Window(size, 14), "score": "logit"}
+    found = pysal.leave_one_out(prepared, x[:1], 1, **options)
+    assert bool(whole) == (size > 14)
+    double = copy.deepcopy(model).double()
+    assert_no_worse(
+        found, pysal.leave_one_out(double, x[:1].double(), 1, **options), pysal.leave_one_out(model, x[:1], 1, **options)
+    )
 
 
 @compiled

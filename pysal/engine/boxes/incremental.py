@@ -11,6 +11,7 @@ each map's side, and what lies beyond keeps the activations of the unchanged ima
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
@@ -19,6 +20,7 @@ from pysal.engine.boxes.clean import Nodes, NotIncremental
 from pysal.engine.boxes.groups import Geometry, Groups, launch_cost
 from pysal.engine.boxes.kinds import MAPPED, Analysis, BoxOperator
 from pysal.engine.boxes.run import CleanMaps, Program, Run
+from pysal.engine.graph.inverted_residual import Block
 
 
 class Incremental:
@@ -28,6 +30,7 @@ class Incremental:
         graph: a lowered graph; it is not changed.
         example: (1, C, H, W), an image of the shape that all will have.
         keep: whether to keep its activations, too.
+        blocks: inverted residual blocks of the graph.
 
     Attributes:
         clean: what `keep` returns for the example, where that was asked for.
@@ -36,14 +39,14 @@ class Incremental:
         NotIncremental: the graph changes its activations in place where others read them, or has several inputs.
     """
 
-    def __init__(self, graph: fx.GraphModule, example: Tensor, *, keep: bool = False) -> None:
+    def __init__(self, graph: fx.GraphModule, example: Tensor, *, keep: bool = False, blocks: Iterable[Block] = ()) -> None:
         if sum(node.op == "placeholder" for node in graph.graph.nodes) > 1:
             raise NotIncremental("the graph has several inputs")
         self.graph, self.shape = graph, tuple(example.shape)
         self._dtype, self._device = example.dtype, example.device
         nodes = Nodes(graph)
         clean = nodes.run(example, check=True)
-        self._program = _analysed(graph, nodes, clean)
+        self._program = _analysed(graph, nodes, clean, blocks)
         self._needed = _needed_of(self._program)
         self.followed = sum(operator.kind in (*MAPPED, "mean") and operator.kind != "input" for operator in self.operators)
         if not self.followed:
@@ -101,10 +104,13 @@ class Incremental:
         return Run(self._program, clean, patches, geometry).output()
 
 
-def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any]) -> Program:
+def _analysed(graph: fx.GraphModule, nodes: Nodes, clean: dict[fx.Node, Any], blocks: Iterable[Block]) -> Program:
     """Decide once how each node runs, from the values of one image."""
     found = Analysis(graph, nodes, clean)
-    return Program(nodes, found.operators, found.boxed, found.maps)
+    local = {
+        block.members[0]: block for block in blocks if all(node in found.boxed for node in (*block.inputs, *block.members))
+    }
+    return Program(nodes, found.operators, found.boxed, found.maps, local)
 
 
 def _needed_of(program: Program) -> set[fx.Node]:

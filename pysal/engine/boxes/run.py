@@ -17,6 +17,7 @@ from pysal.engine.boxes.kinds import BoxOperator
 from pysal.engine.boxes.reach import Integers
 from pysal.engine.graph import onednn
 from pysal.engine.graph.fused_convolution import FusedConvolution, convolved_by_torch
+from pysal.engine.graph.inverted_residual import Block
 from pysal.engine.graph.winograd import WinogradConvolution
 
 
@@ -38,6 +39,7 @@ class Program:
         operators: the nodes in order, and how each runs.
         boxed: the nodes that have boxes, and how they run.
         maps: height and width of each map.
+        blocks: inverted residual blocks, which run at once where their maps are whole, by their first node.
         packed: weights arranged for oneDNN, as they are first needed.
         winograd: the same for Winograd's algorithm.
     """
@@ -46,6 +48,7 @@ class Program:
     operators: list[BoxOperator]
     boxed: dict[fx.Node, BoxOperator]
     maps: list[tuple[int, int]]
+    blocks: dict[fx.Node, Block] = field(default_factory=dict)
     packed: dict[Any, Tensor] = field(default_factory=dict)
     winograd: dict[fx.Node, WinogradConvolution | None] = field(default_factory=dict)
 
@@ -78,8 +81,15 @@ class Run:
 
     def output(self) -> Tensor:
         """Run every operator."""
+        inside: set[fx.Node] = set()  # of blocks that have run
         for operator in self.program.operators:
-            if operator.kind == "constant":
+            block = self.program.blocks.get(operator.node)
+            if block is not None and self._is_whole(block):
+                self.boxes[block.members[-1]] = self._block(block)
+                inside.update(block.members)
+            if operator.node in inside:
+                pass
+            elif operator.kind == "constant":
                 self.values[operator.node] = self.clean.get(operator.node)
             elif operator.skipped:
                 pass  # by who reads it
@@ -101,6 +111,20 @@ class Run:
                 self.boxes.pop(node, None)
                 self.values.pop(node, None)
         raise AssertionError("a graph ends with its output")
+
+    def _is_whole(self, block: Block) -> bool:
+        """Say whether all maps of a block are computed whole."""
+        maps = [self.program.boxed[node].map for node in (block.inputs[0], *block.members)]
+        sizes = self.geometry.sizes
+        return all((sizes[map] == self.program.maps[map]).all() and map not in self.geometry.unchanged for map in maps)
+
+    def _block(self, block: Block) -> Tensor:
+        """Return what an inverted residual block makes of whole maps."""
+        map = self.program.boxed[block.members[-1]].map
+        corners, on_device = self.geometry.origins[map], self.geometry.on_device[0, map]
+        input, *shortcuts = block.inputs
+        added = self._region(shortcuts[0], corners, self.program.maps[map], on_device) if shortcuts else None
+        return block.kernel.run(self.boxes[input], added)[0]
 
     def _size(self, node: fx.Node) -> Any:
         clean = self.clean[node.args[0]]  # type: ignore[index]

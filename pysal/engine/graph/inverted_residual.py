@@ -6,9 +6,10 @@ gates only.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_convolution import FusedConvolution
@@ -120,6 +121,21 @@ class InvertedResidual:
             RULES[rule],
         )
         return result
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a graph.
+
+    Attributes:
+        kernel: its weights.
+        inputs: the block's input, and the shortcut if there is one.
+        members: its two or three convolutions, in order.
+    """
+
+    kernel: InvertedResidual
+    inputs: Sequence[fx.Node]
+    members: Sequence[fx.Node]
 
 
 def faster_alone(first: FusedConvolution) -> bool:

@@ -383,7 +383,8 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
     try:
         if known.whole is not None:
             raise NotIncremental(known.whole)
-        prepared._incremental = Incremental(graph, example)
+        at_once = [operator.block for operator in program.blocks.values() if isinstance(operator, BlockOperator)]
+        prepared._incremental = Incremental(graph, example, blocks=at_once)
         notes["boxes"] = (
             f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes"
         )

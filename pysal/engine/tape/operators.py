@@ -16,7 +16,7 @@ from pysal import ops
 from pysal.engine.graph.fold import module_of
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
-from pysal.engine.graph.inverted_residual import InvertedResidual
+from pysal.engine.graph.inverted_residual import Block
 from pysal.engine.graph.lowered import is_addition, relu_upper
 from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.relu_rules import ReluRule
@@ -139,13 +139,13 @@ class FusedOperator(Operator):
 class BlockOperator(Operator):
     """An inverted residual block: the operators of two or three nodes in one."""
 
-    def __init__(self, block: InvertedResidual, inputs: Sequence[fx.Node], members: Sequence[fx.Node]) -> None:
-        super().__init__(inputs)
-        self.block, self.members = block, members
+    def __init__(self, block: Block) -> None:
+        super().__init__(block.inputs)
+        self.block, self.members = block, block.members
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Any]:
         """See `Operator`."""
-        output, gates = self.block.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
+        output, gates = self.block.kernel.run(inputs[0], inputs[1] if len(inputs) > 1 else None)
         return output, (inputs[0].shape, *(Gates(bits, len(output), channels_last=True) for bits in gates))
 
     def backward(self, gradients: Gradients, saved: Any, grad: Tensor, rule: ReluRule, *, owned: bool) -> None:
@@ -153,7 +153,7 @@ class BlockOperator(Operator):
         shape, *gates = saved
         source, *shortcuts = self.inputs
         added = grad if source in shortcuts else gradients.pop_owned(source)
-        result = self.block.input_gradient(grad, [one.bits for one in gates], shape, rule, added)
+        result = self.block.kernel.input_gradient(grad, [one.bits for one in gates], shape, rule, added)
         gradients.add(source, result, owned=True)
         for shortcut in shortcuts:
             if shortcut is not source:

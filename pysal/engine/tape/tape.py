@@ -18,7 +18,7 @@ from pysal._library import without_autocast
 from pysal.engine.graph.constants import writes
 from pysal.engine.graph.fold import detached, module_of
 from pysal.engine.graph.fused_attention import FusedAttention
-from pysal.engine.graph.inverted_residual import InvertedResidual
+from pysal.engine.graph.inverted_residual import Block, InvertedResidual
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules
 from pysal.engine.tape.attention import AttentionOperator
@@ -27,7 +27,7 @@ from pysal.engine.tape.operators import AutogradOperator, BlockOperator, FusedOp
 from pysal.engine.tape.smooth import SmoothBlockOperator, SqueezeOperator, smooth_block, smooth_operator, squeeze_operator
 from pysal.engine.tape.views import is_about_shapes, view_operator
 
-Block: TypeAlias = BlockOperator | SqueezeOperator | SmoothBlockOperator
+AnyBlock: TypeAlias = BlockOperator | SqueezeOperator | SmoothBlockOperator
 
 _WITHOUT_GRADIENT = (detached, torch.detach, "detach")
 
@@ -82,7 +82,7 @@ class Program:
             if isinstance(operator, FusedOperator):
                 operator.comes_last = operator.inputs[0] not in met and operator.inputs[0] not in operator.inputs[1:]
             met.update(source for source in node.all_input_nodes if node in self.needed)
-        self.blocks: dict[fx.Node, Block] = {}
+        self.blocks: dict[fx.Node, AnyBlock] = {}
         if backward_dtype in (None, torch.float32):
             self.blocks |= _blocks(self)
             for position, node in enumerate(self.nodes):
@@ -122,14 +122,14 @@ class Program:
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
-    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, Block]:
+    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, AnyBlock]:
         """Return the blocks whose inner values nobody asks for, by their last node.
 
         While rules are being recorded, what they do not define has to be met node by node.
         """
         single = (SqueezeOperator, SmoothBlockOperator) if current_rules() is not None else ()
 
-        def hides(last: fx.Node, operator: Block) -> bool:
+        def hides(last: fx.Node, operator: AnyBlock) -> bool:
             inside = (place for place in layers if place.node in operator.members)
             return any(place.part != "output" or place.node is not last for place in inside)
 
@@ -320,6 +320,6 @@ def _blocks(program: Program) -> dict[fx.Node, BlockOperator]:
             expand = first[0] if first else None
             if InvertedResidual.suited(expand, depthwise, project):
                 inputs = [operators[0].inputs[0], *operators[-1].inputs[1:]]
-                found[node] = BlockOperator(InvertedResidual(expand, depthwise, project), inputs, members)
+                found[node] = BlockOperator(Block(InvertedResidual(expand, depthwise, project), inputs, members))
                 break
     return found
