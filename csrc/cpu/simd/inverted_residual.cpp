@@ -86,7 +86,7 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
       __builtin_memcpy(target, source, sizeof(float) * b.in_width * channels);
     }
   };
-  Tap taps[kMostTaps];
+  Windows seen;
   int64_t next = first_row<kForward>(b, begin);
   for (int64_t y = begin; y < end; ++y) {
     for (const int64_t last = least(last_row<kForward>(b, y), b.in_height - 1); next <= last; ++next) enter(next);
@@ -96,21 +96,21 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
     // a phase: the columns that see the same taps
     const int64_t phases = kForward ? 1 : least(b.column_stride, b.out_width);
     for (int64_t phase = 0; phase < phases; ++phase) {
-      const int64_t count = taps_of<kForward>(b, margins, y, phase, ring, channels, taps);
+      look<kForward>(b, margins, y, phase, ring, channels, seen);
       if (kForward) {
         const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), broadcast(gate_bound(b.depthwise_upper)),
                         row_buffer,       b.depthwise_gates + at,       channels};
-        combine(taps, count, channels, b.column_stride * channels, b.out_width, gate);
+        combine(seen, channels, b.column_stride * channels, b.out_width, gate);
         continue;
       }
       const int64_t pitch = b.column_stride * channels, pixels = (b.out_width - phase - 1) / b.column_stride + 1;
       const int64_t from = phase * channels;
       if (b.expands) {
         const Mask mask{b.enter_gates + at + from / 8, row_buffer + from, pitch, any_gate, any_sign};
-        combine(taps, count, channels, channels, pixels, mask);
+        combine(seen, channels, channels, pixels, mask);
       } else {
         const Add add{nullptr, added ? added + from : nullptr, b.output + out_row + from, pitch};
-        combine(taps, count, channels, channels, pixels, add);
+        combine(seen, channels, channels, pixels, add);
       }
     }
     if (!kForward && !b.expands) continue;

@@ -17,23 +17,14 @@
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kTapsAtMost = 128;     // of a depthwise kernel, as the caller checks
 constexpr int64_t kPixelsTogether = 56;  // that are multiplied at once, where rows are shorter
-
-// What becomes of sums, as multiply.h says: they are multiplied.
-struct Times {
-  const float* factors;
-  float* out;
-  int64_t pitch;
-
-  template <int kCount>
-  PYSAL_INLINE void finish(const vfloat* sums, int64_t at, int64_t /*column*/, int64_t next) const {
-    for (int v = 0; v < kCount; ++v) store(out + at + v * next, sums[v] * load(factors + at + v * next));
-  }
-};
 
 void zero(float* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;  // no memset, which takes no null pointer for nothing
+}
+
+void times(const float* factors, int64_t count, float* numbers) {
+  for (int64_t i = 0; i < count; i += kLanes) store(numbers + i, load(numbers + i) * load(factors + i));
 }
 
 // Stores what is next read in another pass; the address is a multiple of the vector's size.
@@ -122,13 +113,14 @@ void clear(const SmoothResidual& b, const Margins& margins, float* scratch, int6
 
 int64_t scratch_floats(const SmoothResidual& b, bool forward) {
   const int64_t ring = slots(b) * slot_of(b, Margins(b, forward)), stage = together(b.in_width) * b.in_width * b.pitch;
-  return ring + stage + (forward ? 0 : together(b.out_width) * b.out_width * b.pitch);
+  return ring + stage + (forward ? 1 : together(b.out_width)) * b.out_width * b.pitch;
 }
 
 void enter(const SmoothResidual& b, int64_t image, int64_t begin, int64_t end, float* scratch) {
   const Margins margins(b, true);
   const int64_t pitch = b.pitch, slot = slot_of(b, margins), wide = b.in_width * pitch, out_wide = b.out_width * pitch;
   float* const stage = scratch + slots(b) * slot;
+  float* const combined = stage + together(b.in_width) * wide;
   clear(b, margins, scratch, scratch_floats(b, true));
   const auto ring = [&](int64_t row) { return scratch + row % slots(b) * slot; };
   // the rows whose derivatives are written here: up to what the next task begins with
@@ -152,15 +144,16 @@ void enter(const SmoothResidual& b, int64_t image, int64_t begin, int64_t end, f
         __builtin_memcpy(target, b.input + (at + i) * wide, sizeof(float) * wide);
     }
   };
-  Tap taps[kTapsAtMost];
+  Windows seen;
   for (int64_t y = begin; y < end; ++y) {
     const int64_t last = least(last_row<true>(b, y), b.in_height - 1), out = image * b.out_height + y;
     while (next <= last) fill();
-    const int64_t count = taps_of<true>(b, margins, y, 0, ring, pitch, taps);
-    float* const row = b.middle + out * out_wide;
-    const Add add{b.depthwise_bias, nullptr, row, pitch};
-    combine(taps, count, pitch, b.column_stride * pitch, b.out_width, add);
-    if (b.sums) sums_of(b.second, b.second_slope, row, nullptr, b.out_width, pitch, b.sums + out * pitch);
+    look<true>(b, margins, y, 0, ring, pitch, seen);
+    const Add add{b.depthwise_bias, nullptr, combined, pitch};
+    combine(seen, pitch, b.column_stride * pitch, b.out_width, add);
+    // in the order of memory, which tiles do not keep
+    __builtin_memcpy(b.middle + out * out_wide, combined, sizeof(float) * out_wide);
+    if (b.sums) sums_of(b.second, b.second_slope, combined, nullptr, b.out_width, pitch, b.sums + out * pitch);
   }
   // rows that no window reaches have derivatives, too
   while (b.expand && next < own_end) fill();
@@ -210,7 +203,7 @@ void backward(const SmoothResidual& b, int64_t row, int64_t begin, int64_t end, 
                 b.gate ? b.gate + image * pitch : nullptr, b.added ? b.added + row * pitch : nullptr, passed + i * wide,
                 b.in_width, pitch, ring(next) + margins.before * pitch);
   };
-  Tap taps[kTapsAtMost];
+  Windows seen;
   for (int64_t top = begin; top < end; top += at_once) {
     const int64_t count = least(at_once, end - top), out = (row * b.out_height + top) * b.out_width * b.first_channels;
     const float* const onto = b.onto ? b.onto + out : nullptr;
@@ -219,19 +212,18 @@ void backward(const SmoothResidual& b, int64_t row, int64_t begin, int64_t end, 
       while (next <= last) fill();
       const int64_t phases = least(b.column_stride, b.out_width);  // the columns that see the same taps
       for (int64_t phase = 0; phase < phases; ++phase) {
-        const int64_t seen = taps_of<false>(b, margins, y, phase, ring, pitch, taps);
+        look<false>(b, margins, y, phase, ring, pitch, seen);
         const int64_t from = i * out_wide + phase * pitch, apart = b.column_stride * pitch;
         const int64_t pixels = (b.out_width - phase - 1) / b.column_stride + 1;
         if (b.first_slopes) {
-          const float* const slopes = b.first_slopes + (image * b.out_height + top) * out_wide;
-          combine(taps, seen, pitch, pitch, pixels, Times{slopes + from, combined + from, apart});
+          combine(seen, pitch, pitch, pixels, Keep{combined + from, apart});
         } else {
-          combine(taps, seen, pitch, pitch, pixels,
-                  Add{nullptr, onto ? onto + from : nullptr, b.output + out + from, apart});
+          combine(seen, pitch, pitch, pixels, Add{nullptr, onto ? onto + from : nullptr, b.output + out + from, apart});
         }
       }
     }
     if (!b.first_slopes) continue;
+    times(b.first_slopes + (image * b.out_height + top) * out_wide, count * out_wide, combined);
     const Add add{nullptr, onto, b.output + out, b.first_channels};
     multiply(combined, pitch, count * b.out_width, b.channels, b.expand_transposed, b.first_channels, add);
   }
