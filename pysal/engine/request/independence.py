@@ -16,6 +16,7 @@ left, or rounding: that is told by how much a change of the row in its last digi
 
 import math
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -42,6 +43,10 @@ REPEATS = 4
 MANY_ROWS = 100
 
 _TF32_ROUNDOFF = 2.0**-11
+
+# What most attributes of modules are: plain values, and containers without anything in them.
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
 _remembered: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
 
@@ -238,14 +243,17 @@ def state_of(model: object, circumstances: object) -> int | None:
             return None
         marks.append(type(module))
         for name, value in module.__dict__.items():
-            if isinstance(value, (bool, int, float, str, type(None))):
+            kind = type(value)
+            if kind in _PLAIN or (kind in _CONTAINERS and not value):
+                marks += (name, value or kind)
+            elif isinstance(value, (bool, int, float, str, type(None))):
                 marks.append((name, value))
             elif isinstance(value, Tensor) or name in ("_parameters", "_buffers"):
                 tensors = [value] if isinstance(value, Tensor) else [one for one in value.values() if one is not None]
                 marks.extend((id(one), 0 if one.is_inference() else one._version) for one in tensors)
             elif isinstance(value, (dict, list, set)):
                 held = [one for one in (value.values() if isinstance(value, dict) else value) if not is_own_hook(one)]
-                marks.append((name, len(held), *map(id, held)))
+                marks += (name, (len(held), *map(id, held)) if held else kind)
             else:
                 marks.append((name, id(value)))
         for child in module._modules.values():
