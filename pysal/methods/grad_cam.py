@@ -382,13 +382,15 @@ def _without_gradient(
         layer, cam = choice.layer, cam_of(choice.layer, choice.reading)
     else:
         layer, cam = asked, cam_of(asked, _reading_of(plan, asked, tokens))
-    kind, parts = cam.drawn.kind, list[Tensor]()
+    kind, parts, returned = cam.drawn.kind, list[Tensor](), list[Tensor]()
     run = [layer]
 
     def body(start: int, stop: int) -> None:
         rows = torch.arange(start, stop, device=plan.device)
         found, run[0] = activations(plan, plan.inputs[start:stop], rows, layer)
         parts.append(cam.spatial(found))
+        if kind.passes == "ablated":
+            returned.append(found)
 
     plan.run(plan.images, body)
     activation = torch.cat(parts)
@@ -400,7 +402,7 @@ def _without_gradient(
         if kind.passes == "masked":
             weights = masked_weights(plan, activation, align_corners=kind.align_corners)
         else:
-            weights = ablated_weights(plan, activation.shape[1], run[0], cam.spatial)
+            weights = ablated_weights(plan, torch.cat(returned), activation.shape[1], run[0], cam.spatial)
     # a chunk at a time: what is made of the activations is larger than they are
     pieces: list[tuple[Tensor, Tensor]] = []
 

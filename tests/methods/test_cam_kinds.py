@@ -381,6 +381,50 @@ def test_ablation_of_one_run_of_a_module(label: str, run: int) -> None:
     assert_rounding(explained(model, inputs, 2, layer=label, kind="ablation_cam").details["native"], native, 4000)
 
 
+class Onward(nn.Module):
+    """A layer, and what reads it, alone or with something from before it."""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        self.reads, self.stem, self.conv = reads, nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
+        self.head = nn.Linear(24 * 9 if reads == "the first size" else 24, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        before = self.stem(inputs).relu()
+        return self.read(self.conv(before).relu(), before)
+
+    def read(self, value: Tensor, before: Tensor) -> Tensor:
+        if self.reads == "the first size":
+            return self.head(F.adaptive_avg_pool2d(value, 3).view(len(before), -1))
+        if self.reads == "what was before":
+            value = value + before
+        elif self.reads == "a gate of the images":
+            value = value * before.mean((1, 2, 3), keepdim=True)
+        return self.head(value.mean((2, 3)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("reads", ["it alone", "the first size", "what was before", "a gate of the images"])
+def test_ablation_runs_what_comes_before_the_layer_where_it_must(reads: str, count: int, batch_size: int | None) -> None:
+    model, inputs = seeded(lambda: Onward(reads)), images(count, 3, 7, 6)
+    before = model.stem(inputs).relu().detach()
+    a = model.conv(before).detach()
+    weights = torch.zeros(count, 24, dtype=torch.float64)
+    for k in range(24):
+        without = a.clone()
+        without[:, k] = 0
+        weights[:, k] = (model.read(a.relu(), before) - model.read(without.relu(), before))[:, 1].detach()
+    native = (weights[:, :, None, None] * a).sum(1, keepdim=True).clamp_min(0)
+    rows = []
+    model.stem.register_forward_hook(lambda _module, given, _output: rows.append(len(given[0])))
+    options = {"grad_cam": {"layer": "conv", "kind": "ablation_cam"}}
+    found = pysal.explain(model, inputs, 1, methods=["grad_cam"], method_options=options, batch_size=batch_size)
+    assert_rounding(found["grad_cam"].details["native"], native, 4000)
+    if batch_size is None and count == 3:
+        assert (sum(rows) < 3 * 24) == (reads == "it alone")
+
+
 @pytest.mark.parametrize("name", list(KINDS))
 def test_no_trace_is_left(name: str) -> None:
     model, inputs = rectified(), images(2, 3, *SIZE)
