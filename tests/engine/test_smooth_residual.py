@@ -460,3 +460,22 @@ def test_blocks_of_which_others_see_a_part_run_node_by_node(seen: str) -> None:
     # what is seen before the depthwise convolution leaves a block that begins with it
     assert len(blocks) == (1 if seen in ("expanded", "first activation") else 0)
     assert_no_worse(pysal.gradient(prepared, x, 1), pysal.gradient(exact, x.double(), 1), pysal.gradient(model, x, 1))
+
+
+@compiled
+def test_blocks_that_follow_each_other_share_no_layer() -> None:
+    def separable(inputs: int, outputs: int) -> list[nn.Module]:
+        depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
+        return [depthwise, nn.Hardswish(), nn.Conv2d(inputs, outputs, 1), nn.Hardswish()]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = [nn.Conv2d(3, 16, 3, 2), nn.Hardswish(), *separable(16, 32), *separable(32, 32), *separable(32, 16)]
+        model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = sample(2, 3, 21, 19)
+    prepared, exact = pysal.prepare(model, x, batch_size=2), copy.deepcopy(model).double()
+    program = prepared.program
+    assert program is not None
+    blocks = [operator for _, operator, _ in program.record(x)._saved if isinstance(operator, SmoothBlockOperator)]
+    assert len(blocks) == 3  # each begins with its depthwise convolution: the layer before is the last of another
+    assert_no_worse(pysal.gradient(prepared, x, 1), pysal.gradient(exact, x.double(), 1), pysal.gradient(model, x, 1))

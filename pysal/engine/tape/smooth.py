@@ -279,7 +279,7 @@ def smooth_block(
     squeezes: Mapping[fx.Node, Operator],
     nodes: Sequence[fx.Node],
     position: int,
-    output: fx.Node,
+    taken: set[fx.Node],
 ) -> SmoothBlockOperator | None:
     """Return the inverted residual block that ends with a node; None where it does not, or where it would not gain.
 
@@ -288,7 +288,7 @@ def smooth_block(
         squeezes: squeeze-and-excitations, by their last nodes.
         nodes: of the graph in order.
         position: of the node.
-        output: the graph's.
+        taken: those of blocks found before, which share no node; and the graph's output.
     """
     project = operators.get(nodes[position])
     if not isinstance(project, FusedOperator):
@@ -310,17 +310,15 @@ def smooth_block(
         ways.append(([first.inputs[0], begun, *shorter], expand.inputs[0], first.activation, expand.module))
     ways.append((shorter, begun, Activation("identity"), None))
     for members, source, activation, module in ways:
-        alone = _alone(members, nodes[: position + 1], output) and not set(project.inputs[1:]) & set(members)
-        if alone and SmoothResidual.suited(module, depthwise.module, project.module):
+        alone = _alone(members, nodes[: position + 1]) and not set(project.inputs[1:]) & set(members)
+        if alone and taken.isdisjoint(members[:-1]) and SmoothResidual.suited(module, depthwise.module, project.module):
             block = SmoothResidual(module, activation, depthwise.module, second.activation, project.module)
             gates = second if isinstance(second, SqueezeOperator) else None
             return SmoothBlockOperator(block, [source, *project.inputs[1:]], members, gates)
     return None
 
 
-def _alone(members: Sequence[fx.Node], nodes: Sequence[fx.Node], output: fx.Node) -> bool:
+def _alone(members: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> bool:
     """Say whether nodes are the last of a graph's so far, and nothing but they see any but the last."""
     inside = set(members)
-    if list(nodes[-len(members) :]) != list(members) or output in members[:-1]:
-        return False
-    return all(inside.issuperset(node.users) for node in members[:-1])
+    return list(nodes[-len(members) :]) == list(members) and all(inside.issuperset(node.users) for node in members[:-1])

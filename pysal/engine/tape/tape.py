@@ -89,10 +89,12 @@ class Program:
                 squeeze = squeeze_operator(graph, self.operators, self.nodes, position)
                 if squeeze is not None and self.output not in squeeze.members[:-1]:
                     self.blocks[node] = squeeze
+            taken = {self.output}
             for position, node in enumerate(self.nodes):
-                smooth = smooth_block(self.operators, self.blocks, self.nodes, position, self.output)
+                smooth = smooth_block(self.operators, self.blocks, self.nodes, position, taken)
                 if smooth is not None:
                     self.blocks[node] = smooth
+                    taken.update(smooth.members)
         last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
         self.spent: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
