@@ -20,6 +20,7 @@ from pysal.engine.graph.inverted_residual import InvertedResidual, available, pa
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.engine.prepared.gains import Gains
+from pysal.engine.tape.forward import AtOnce
 from pysal.engine.tape.tape import Program
 from pysal.testing import assert_no_worse, required, sample
 
@@ -293,17 +294,32 @@ def test_leave_one_out_runs_blocks_whose_maps_are_whole(monkeypatch: pytest.Monk
     """Small windows leave every map a box, larger ones reach all of the last maps, those of the image all of each."""
     model, x = network()
     prepared = pysal.prepare(model, x, batch_size=2, gains=Gains(2.0, 2.0, 2.0))
+    options: dict[str, Any] = {"segments": pysal.Window(size, 14), "score": "logit"}
+    pysal.leave_one_out(prepared, x[:1], 1, **options)  # also looks whether rows depend on each other, on whole images
     whole: list[int] = []
     run = InvertedResidual.run
     monkeypatch.setattr(InvertedResidual, "run", lambda self, *args: whole.append(len(args[0])) or run(self, *args))
     monkeypatch.setattr(groups, "PAYING_SHARE", math.inf)  # all in boxes, whatever they cost
-    options: dict[str, Any] = {"segments": pysal.Window(size, 14), "score": "logit"}
     found = pysal.leave_one_out(prepared, x[:1], 1, **options)
     assert bool(whole) == (size > 14)
     double = copy.deepcopy(model).double()
     assert_no_worse(
         found, pysal.leave_one_out(double, x[:1].double(), 1, **options), pysal.leave_one_out(model, x[:1], 1, **options)
     )
+
+
+@compiled
+def test_passes_without_gradients_run_blocks_at_once() -> None:
+    model, x = network()
+    prepared = pysal.prepare(model, x, batch_size=2, gains=Gains(2.0, 2.0))
+    assert sum(isinstance(part, AtOnce) for part in prepared._graph.modules()) == 4
+    double = copy.deepcopy(model).double()
+    for images in (x, x[:1], x[:1].contiguous(memory_format=torch.channels_last)):
+        before = images.clone()
+        with torch.no_grad():
+            assert_no_worse(prepared(images), double(images.double()), model(images))
+        assert torch.equal(images, before)
+    assert not prepared(x).requires_grad
 
 
 @compiled

@@ -19,6 +19,8 @@ from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.smooth_residual import SmoothResidual, available
 from pysal.engine.layers.features import Layer
+from pysal.engine.prepared.gains import Gains
+from pysal.engine.tape.forward import AtOnce
 from pysal.engine.tape.smooth import SmoothBlockOperator
 from pysal.engine.tape.tape import Program
 from pysal.testing import assert_no_worse, required, sample
@@ -345,6 +347,20 @@ def test_methods_on_a_model_of_such_blocks() -> None:
     drops = pysal.leave_one_out(model, x, 1, segments=pysal.Window(11), score="logit")
     found = pysal.leave_one_out(prepared, x, 1, segments=pysal.Window(11), score="logit")
     assert (found - drops).abs().max() <= 1e-4 * drops.abs().max()
+
+
+@compiled
+def test_passes_without_gradients_run_blocks_at_once() -> None:
+    model, x = network()
+    prepared = pysal.prepare(model, x, batch_size=2, gains=Gains(2.0, 2.0))
+    assert sum(isinstance(part, AtOnce) for part in prepared._graph.modules()) == 4
+    double = copy.deepcopy(model).double()
+    for images in (x, x[:1], x[:1].contiguous(memory_format=torch.channels_last)):
+        before = images.clone()
+        with torch.no_grad():
+            assert_no_worse(prepared(images), double(images.double()), model(images))
+        assert torch.equal(images, before)
+    assert not prepared(x).requires_grad
 
 
 @compiled

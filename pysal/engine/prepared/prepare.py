@@ -56,6 +56,7 @@ from pysal.engine.running.heap import FreedMemory
 from pysal.engine.running.precision import PRECISIONS, Precision, precision_mode
 from pysal.engine.running.states import keep_random_numbers, leave_inference_mode, restoring
 from pysal.engine.tape.cuda_graphs import Replays
+from pysal.engine.tape.forward import forward_graph
 from pysal.engine.tape.operators import BlockOperator
 from pysal.engine.tape.smooth import SmoothBlockOperator, SqueezeOperator
 from pysal.engine.tape.tape import Program
@@ -341,6 +342,8 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
     prepared._state, prepared._graph, prepared.program = state, graph, program
     if narrow is not None:
         _lower_to_bfloat16(prepared, narrow, images[0], budget)
+    else:
+        prepared._graph = forward_graph(graph, program)
     prepared.replays = Replays(prepared.program) if example.is_cuda else None
     prepared.default_layer = _default_layer(model, example)
     fused = [module for module in graph.modules() if isinstance(module, FusedConvolution)]

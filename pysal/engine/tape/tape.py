@@ -124,7 +124,7 @@ class Program:
             return None
         return self._layers.get(layer.name, {}).get(layer.run if isinstance(layer.run, int) else runs - 1)
 
-    def _blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, AnyBlock]:
+    def blocks_around(self, layers: Sequence[Place]) -> dict[fx.Node, AnyBlock]:
         """Return the blocks whose inner values nobody asks for, by their last node.
 
         While rules are being recorded, what they do not define has to be met node by node.
@@ -150,7 +150,7 @@ class Program:
         given = images.detach() if self.dtype is None else images.detach().to(self.dtype)
         values: dict[fx.Node, Any] = {self.input: given}
         saved: list[tuple[fx.Node, Operator, Any]] = []
-        blocks = self._blocks_around(layers) if given.dtype == torch.float32 else {}
+        blocks = self.blocks_around(layers) if given.dtype == torch.float32 else {}
         inside = {member for operator in blocks.values() for member in operator.members}
         with torch.no_grad(), self._own_arithmetic(images):
             for node in self.nodes:
