@@ -46,7 +46,7 @@ class Nodes:
                     if values[other]._version != version:
                         # earlier readers saw the value we keep; later ones would see the modified one
                         if other.op == "get_attr" or any(order[user] > order[node] for user in other.users):
-                            raise NotIncremental(f"{node.name} changes in place what others read")
+                            raise NotIncremental("one of its operations changes in place what others read")
                         versions[other] = values[other]._version
                         self._in_place.add(node)
                 if isinstance(values[node], Tensor) and not values[node].is_inference():

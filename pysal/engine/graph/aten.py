@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import fx
 from torch._ops import OpOverload
 
+from pysal.engine.graph.graph_module import remove_unread
+
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 _aten = torch.ops.aten
 
@@ -104,7 +106,7 @@ def normalise(graph: fx.GraphModule) -> None:
         call = _call(name, node, given)
         if call is not None:
             _replace_by_call(graph, node, call, like=node)
-    graph.graph.eliminate_dead_code()
+    remove_unread(graph)
     graph.recompile()
 
 

@@ -4,7 +4,6 @@ Biases of relative positions, position embeddings that are brought to the images
 What is computed so lies among the weights then, where folding and lowering find it.
 """
 
-import operator
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from pysal._library import without_autocast
+from pysal.engine.graph.graph_module import remove_unread, writes
 
 # Modules that a constant may pass through; others may hold a state.
 _MODULES = (nn.Linear, nn.LayerNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softmax, nn.Identity)
 _RANDOM = ("rand", "dropout", "rrelu", "bernoulli", "multinomial", "poisson")
 _NOT_KEPT = ("normal", "empty", "empty_like", "empty_strided", "new_empty", "set_", "setattr")
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
 # What makes a tensor of nothing but numbers.
 _MADE = tuple(f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "scalar_tensor", "eye"))
 _MOST_MADE = 1 << 20
@@ -64,7 +63,7 @@ def fold_constants(graph: fx.GraphModule) -> None:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
+    remove_unread(graph)
 
 
 def _is_worth_keeping(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
@@ -83,16 +82,6 @@ def _is_worth_keeping(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
 
 def _is_made(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.name in _MADE
-
-
-def writes(node: fx.Node) -> bool:
-    """Say whether a node may write into its first argument."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    if isinstance(node.target, OpOverload):
-        return node.target._schema.is_mutable
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
 
 
 def _is_pure(graph: fx.GraphModule, node: fx.Node) -> bool:

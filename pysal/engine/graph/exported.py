@@ -4,16 +4,12 @@ torch.export runs the model's own Python on tensors without values and writes do
 of any length. Code that decides by sizes, dictionaries and classes, which torch.fx refuses, is no hindrance to it.
 """
 
-import contextlib
 import functools
-import logging
+import importlib
 import operator
 import threading
-import traceback
 import types
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from pysal._interrupts import import_whole
 from pysal.engine.graph.aten import normalise
 from pysal.engine.graph.fold import NotTraceable, copied, detached, names_of_written
+from pysal.engine.graph.graph_module import Graph, line_of, quiet
 from pysal.engine.graph.programs import LayeredProgram, is_program, returned_by
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import Hooks, restoring, undo_later
@@ -37,9 +34,6 @@ _RETURNED = torch.ops.pysal_capture.returned.default
 fx.node.has_side_effect(_RETURNED)
 # torch.export notes for all threads what it is at, and `len` stands for another thing in modules that all threads share.
 _CAPTURING = threading.RLock()
-_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.recording")
-# Code of these is not the model's own.
-_NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 
 
 def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
@@ -62,7 +56,7 @@ def capture(model: nn.Module, images: Tensor, *, any_number: bool = True) -> tup
 
 @restoring
 def _captured(model: nn.Module, images: Tensor, any_number: bool) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
-    with _quiet():
+    with quiet():
         # programs, which hold tensors without values, are not copied: their forward passes write nothing
         snapshot = copied(model, [module for module in model.modules() if is_program(module)])
     state, hooks, runs, written = ModelState(snapshot), Hooks(), dict[str, int](), list[tuple[str, str]]()
@@ -72,8 +66,11 @@ def _captured(model: nn.Module, images: Tensor, any_number: bool) -> tuple[fx.Gr
     shapes = ({0: Dim("images")},) if any_number else None
     globals_of_code = _globals_of(snapshot)
     undo_later(functools.partial(_forget_length, globals_of_code))
-    with torch.enable_grad(), _quiet():
+    exporter = vars(importlib.import_module("torch.export._trace"))
+    undo_later(functools.partial(exporter.pop, "print", None))
+    with torch.enable_grad(), quiet():
         try:
+            exporter["print"] = lambda *_, **__: None  # which writes the graph so far to standard error
             for names in globals_of_code:
                 names.setdefault("len", _length)
             alone = _Alone(snapshot, lambda: written.extend(names_of_written(state)))
@@ -84,6 +81,7 @@ def _captured(model: nn.Module, images: Tensor, any_number: bool) -> tuple[fx.Gr
             raise NotTraceable(_reason(error)) from error
         finally:
             hooks.close()
+            exporter.pop("print", None)
             _forget_length(globals_of_code)
     return graph_of(program, runs), written
 
@@ -142,7 +140,7 @@ def graph_of(program: ExportedProgram, runs: Mapping[str, int] | None = None) ->
     written = list(program.graph_signature.buffers_to_mutate.values())
     if written:
         raise NotTraceable(f"its forward pass writes its own tensor {written[0]!r} each time")
-    with _quiet():
+    with quiet():
         return graph_of_module(program.module(), runs)
 
 
@@ -160,7 +158,7 @@ def graph_of_module(module: fx.GraphModule, runs: Mapping[str, int] | None = Non
     if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
         raise NotTraceable(f"it returns {len(outputs)} values, not one tensor")
     copy.graph.output(outputs[0])
-    graph = fx.GraphModule(copy.root, copy.graph)
+    graph = Graph(copy.root, copy.graph)
     graph.meta["runs"] = copy.runs
     normalise(graph)
     return graph
@@ -264,25 +262,10 @@ def _noting(name: str, runs: dict[str, int]) -> Callable[..., None]:
     return hook
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.export from writing what becomes a sentence of the report."""
-    loggers = {logger: logger.disabled for logger in map(logging.getLogger, _LOGGERS)}
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, before in loggers.items():
-            logger.disabled = before
-
-
 def _reason(error: Exception) -> str:
     """Return in a user's words why torch.export gave up."""
     kind, text = type(error).__name__, str(error)
-    at = _line_of(error)
+    at = line_of(error)
     if "DataDependent" in kind or "data-dependent" in text or "Unbacked" in text:
         return f"its forward pass decides by values that it computes from the images{at}"
     if "onstraint" in text and "images" in text:
@@ -290,11 +273,3 @@ def _reason(error: Exception) -> str:
     if "attribute" in text and ("assign" in text or "mutat" in text):
         return "its forward pass changes its own attributes"
     return f"its forward pass does more than to call torch's operations{at}"
-
-
-def _line_of(error: Exception) -> str:
-    """Return where in the model's own code an error came up, for the end of a sentence."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*_NOT_THE_MODEL, "<")):
-            return f" ({Path(frame.filename).name}, line {frame.lineno})"
-    return ""

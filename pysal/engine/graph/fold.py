@@ -22,6 +22,7 @@ from pysal._checks import first_line
 from pysal.engine.graph.aten import normalise
 from pysal.engine.graph.attention import open_attention
 from pysal.engine.graph.constants import fold_constants
+from pysal.engine.graph.graph_module import Graph, line_of, quiet, remove_unread
 from pysal.engine.graph.shapes import SHAPE
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
@@ -102,7 +103,7 @@ def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     _fold_padding(graph)
     _unify_batch_norms(graph)
     _fold_batch_norm(graph)
-    graph.graph.eliminate_dead_code()
+    remove_unread(graph)
     graph.delete_all_unused_submodules()
     graph.graph.lint()
     graph.recompile()
@@ -122,8 +123,8 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
         tracer = _Tracer()
         undo_later(functools.partial(_unpatch, getattr(_symbolic_trace, "_is_fx_tracing_flag", False)))
         try:
-            with tracer.custom_functions():
-                graph = fx.GraphModule(snapshot, tracer.trace(snapshot))
+            with tracer.custom_functions(), quiet():
+                graph: fx.GraphModule = Graph(snapshot, tracer.trace(snapshot))
         except Exception as error:  # tracing runs the model's own code, which may fail in any way
             raise NotTraceable(_reason(error)) from error
     written = names_of_written(state)
@@ -175,7 +176,7 @@ def _reason(error: Exception) -> str:
         return "its forward pass decides by values or sizes that it computes from the images"
     if "cannot be iterated" in text:
         return "its forward pass takes a tensor apart, as many pieces as it turns out to have"
-    return f"it cannot be traced: {text}"
+    return f"its forward pass does more than to call torch's operations{line_of(error)}"
 
 
 def detached(value: Any) -> Any:

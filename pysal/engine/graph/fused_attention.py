@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from pysal import ops  # noqa: F401  loads the kernels
 from pysal.engine.graph.fold import constant, module_of, replace_by_module
+from pysal.engine.graph.graph_module import remove_unread
 
 # Width of a head and number of keys that fill vectors.
 _LANES = 16
@@ -59,7 +60,7 @@ class FusedAttention(nn.Module):
             return result.transpose(1, 2)
         scores = query @ key.transpose(2, 3) * self.scale
         if self.bias is not None:
-            bias = self.bias[..., : key.shape[2]]
+            bias = self.bias[..., : key.shape[2]].to(scores.dtype)
             scores = (scores.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
         return torch.softmax(scores, -1) @ value
 
@@ -97,7 +98,7 @@ def fuse_attention(graph: fx.GraphModule, shapes: dict[Any, tuple[int, ...]], ex
                 new = replace_by_module(graph, node, FusedAttention(scale, bias), *inputs)
                 shapes[new] = shapes[node]
                 count += 1
-    graph.graph.eliminate_dead_code()
+    remove_unread(graph)
     return count
 
 

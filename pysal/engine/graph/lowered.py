@@ -13,6 +13,7 @@ from pysal.engine.graph.fold import Convolution, constant, fold_division, module
 from pysal.engine.graph.fused_attention import fuse_attention
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import LEAST_TOKENS, FusedLinear
+from pysal.engine.graph.graph_module import remove_unread
 from pysal.engine.graph.shapes import shapes_of
 
 _ADDITIONS = (operator.add, torch.add)
@@ -89,7 +90,7 @@ def lower(graph: fx.GraphModule, example: Tensor, backward_dtype: torch.dtype = 
         if is_addition(node):
             first, second = (shapes.get(arg) for arg in node.args)
             node.meta["same_shapes"] = first is not None and first == second
-    graph.graph.eliminate_dead_code()
+    remove_unread(graph)
     graph.delete_all_unused_submodules()
     graph.graph.lint()
     graph.recompile()

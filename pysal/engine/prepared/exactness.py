@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from pysal._checks import first_line
+from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.graph.depthwise import DepthwiseByTaps
 from pysal.engine.graph.distance import distance
-from pysal.engine.graph.fold import fold_graph
+from pysal.engine.graph.fold import NotTraceable, fold_graph
+from pysal.engine.graph.graph_module import line_of
 from pysal.engine.graph.lowered import lower
 from pysal.engine.graph.same_function import EXACT, TRACED, Pass, in_float64, run, seed_of
 from pysal.engine.model.model_state import HOOKS, ModelState, global_hooks, own_hooks_apart, unusual
+from pysal.engine.running.chunks import is_out_of_memory
 from pysal.engine.tape.tape import Program
 
 # Folding changes the rounding of every layer, and rounding moves gates, of which each changes the gradient: by .01 in a random
@@ -52,6 +55,21 @@ def check_ordinary(model: nn.Module) -> None:
             raise RunsAsItIs(f"{name} has a forward method of its own, in the place of that of its class")
     if any(own_hooks_apart(hooks) for hooks in global_hooks().values()):
         raise RunsAsItIs("there are hooks on every module, which fused layers would not run")
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a user's words why a model is not prepared: what torch says of a graph is about one that nobody has seen."""
+    if isinstance(error, (RunsAsItIs, NotTraceable)):
+        return str(error)
+    if is_out_of_memory(error):
+        return "there is too little memory to prepare it"
+    at = line_of(error)
+    return f"its own code does not run as a part of what is prepared{at}" if at else "a part of it cannot be prepared"
+
+
+def why_whole(error: Exception) -> str:
+    """Return in a user's words why leave-one-out runs whole images."""
+    return str(error) if isinstance(error, NotIncremental) else "a layer of it cannot run on a part of an image"
 
 
 def _checks_of_program(prefix: str, module: nn.Module) -> bool:
@@ -151,7 +169,7 @@ def _not_incremental(graph: fx.GraphModule, example: Tensor, noise: Tensor, expe
             patch = noise[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
             difference = distance(engine.run(engine.clean, patch, geometry), expected, float("inf"))
     except Exception as error:
-        return first_line(error)
+        return why_whole(error)
     return None if difference <= EXACT else f"its parts would be {difference:.1e} away from the whole"
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from pysal import _library
-from pysal._checks import FLOATING, check_tensor, first_line, refuse, refuse_unknown
+from pysal._checks import FLOATING, check_tensor, refuse, refuse_unknown
 from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.graph.distance import distance
 from pysal.engine.graph.exported import capture
-from pysal.engine.graph.fold import NotTraceable, fold_graph, trace
+from pysal.engine.graph.fold import fold_graph, trace
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.lowered import InDtype, lower
@@ -37,7 +37,9 @@ from pysal.engine.prepared.exactness import (
     compared,
     exact_pass,
     own_pass,
+    reason_of,
     recorded,
+    why_whole,
 )
 from pysal.engine.prepared.forwards import Forwards
 from pysal.engine.prepared.gains import Budget, Gains, Way, least_seconds, pays
@@ -170,7 +172,7 @@ def _prepared(
         except Changed:
             raise
         except Exception as error:  # of the model's own code, or of an op, that meets what its author did not foresee
-            reason = str(error) if isinstance(error, RunsAsItIs) else first_line(error)
+            reason = reason_of(error)
             forwards = prepared._forwards  # of a graph that was captured, and could not be fused
             prepared = PreparedModel(model, example, precision, _again)
             prepared.reason, prepared._forwards = reason, forwards
@@ -392,7 +394,7 @@ def _build(prepared: PreparedModel, example: Tensor, known: Comparison | None, b
             f"leave-one-out recomputes what a segment reaches: {prepared._incremental.followed} layers follow boxes"
         )
     except Exception as reason:  # of NotIncremental, or of an op that cannot be run in parts
-        notes["boxes"] = f"leave-one-out runs whole images: {first_line(reason)}"
+        notes["boxes"] = f"leave-one-out runs whole images: {why_whole(reason)}"
     if mixed:
         forward = "TF32" if example.is_cuda else "float32"
         notes["mixed"] = f"the backward pass runs in bf16; ReLU gates are those of the {forward} forward pass"
@@ -438,7 +440,7 @@ def _lower_to_bfloat16(prepared: PreparedModel, narrow: fx.GraphModule, noise: T
                 if least["bf16"] > least["float32"]:
                     reason = "in bf16 it would be slower on this processor"
     except Exception as error:  # of the model's own code, which may want another dtype
-        reason = first_line(error)
+        reason = reason_of(error)
     if not reason:
         prepared._graph, prepared.program = forward, candidate
         more = ": precision='mixed' keeps the gates of ReLUs" if found[1] > GATES_MOVED else ""
@@ -481,11 +483,11 @@ def _captured(
             traced, written = make()
             own += [own_pass(model, batch, without_gradients=False) for batch in images[len(own) :]]
             _check_same(traced, images, own)
-        except (NotTraceable, RunsAsItIs) as found:
-            reason = found
+        except Exception as found:  # of what was captured, too, when it is run
+            reason = reason_of(found)
         else:
             return way, traced, written
-    raise RunsAsItIs(str(reason)) from reason
+    raise RunsAsItIs(reason)
 
 
 def _check_same(traced: fx.GraphModule, images: Sequence[Tensor], own: Sequence[Pass]) -> None:

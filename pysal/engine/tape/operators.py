@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pysal import ops
-from pysal.engine.graph.fold import module_of
+from pysal.engine.graph.fold import NotTraceable, module_of
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.fused_linear import FusedLinear
 from pysal.engine.graph.inverted_residual import Block
@@ -346,6 +346,8 @@ class AutogradOperator(Operator):
             args, kwargs = (fx.node.map_arg(part, fetch) for part in (self.node.args, self.node.kwargs))
             result = getattr(self._interpreter, self.node.op)(self.node.target, args, kwargs)
         outputs = [leaf if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in tree_leaves(result)]
+        if any(output is not None and output.ndim == 0 for output in outputs):
+            raise NotTraceable("it makes one number of a whole batch, by which its images depend on each other")
         value = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
         return value, (outputs, leaves) if any(output is not None for output in outputs) else None
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from pysal._library import without_autocast
-from pysal.engine.graph.constants import writes
 from pysal.engine.graph.fold import detached, module_of
 from pysal.engine.graph.fused_attention import FusedAttention
+from pysal.engine.graph.graph_module import writes
 from pysal.engine.graph.inverted_residual import Block, InvertedResidual
 from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule, current_rules

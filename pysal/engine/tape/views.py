@@ -414,9 +414,9 @@ def view_operator(
     if node.target is operator.getitem and first.target in (*_SEVERAL, *_ATEN_SEVERAL) and isinstance(node.args[1], int):
         is_tensor = len(first.args[0].meta.get(SHAPE, ())) > 0
         return OneOfSeveralOperator(interpreter, node) if is_tensor and node.args[1] >= 0 else None
-    if node.target in (*_SUMS, *_PRODUCTS) and len(node.args) == 2 and not node.kwargs and SHAPE in node.meta:
+    if node.target in (*_SUMS, *_PRODUCTS) and len(node.args) == 2 and not node.kwargs and node.meta.get(SHAPE):
         for source, other in (node.args, node.args[::-1]):
-            if source in needed and SHAPE in source.meta and (other not in needed if isinstance(other, fx.Node) else True):  # type: ignore[union-attr]
+            if source in needed and source.meta.get(SHAPE) and (other not in needed if isinstance(other, fx.Node) else True):  # type: ignore[union-attr]
                 return WithConstantOperator(interpreter, node, source, other, node.target in _PRODUCTS)  # type: ignore[arg-type]
         return None
     if not isinstance(first, fx.Node) or first not in needed:
