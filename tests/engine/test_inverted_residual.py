@@ -385,7 +385,7 @@ def test_what_is_no_such_block_is_left_alone() -> None:
     relus = 6.0, torch.inf, None
     assert InvertedResidual.fits(*parts_of(fitting, relus))
     assert InvertedResidual.suited(*parts_of(fitting, relus)) == available()
-    assert not InvertedResidual.suited(*parts_of((*fitting[:4], (9, 11), *fitting[5:]), relus))  # 99 pixels
+    assert not InvertedResidual.suited(*parts_of((*fitting[:4], (2, 4), *fitting[5:]), relus))  # 8 pixels
     for uppers in ((None, 6.0, None), (6.0, None, None), (6.0, 6.0, 6.0)):
         assert not InvertedResidual.fits(*parts_of(fitting, uppers))
     for wrong in (

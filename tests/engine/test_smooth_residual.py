@@ -431,6 +431,8 @@ def test_what_is_no_such_block_does_not_fit() -> None:
     fitting = (1, 16, 24, 16, (9, 9), (3, 3), (1, 1), (1, 1, 1, 1))
     expand, depthwise, project = parts_of(fitting)
     assert SmoothResidual.fits(expand, depthwise, project)
+    assert SmoothResidual.suited(expand, depthwise, project) == available()
+    assert not SmoothResidual.suited(*parts_of((*fitting[:4], (2, 4), *fitting[5:])))  # 8 pixels
     assert not SmoothResidual.fits(None, depthwise, project)  # 24 channels are no whole panels
     assert not SmoothResidual.fits(depthwise, depthwise, project)
     assert not SmoothResidual.fits(expand, expand, project)

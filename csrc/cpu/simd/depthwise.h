@@ -13,6 +13,17 @@ constexpr int64_t kMostRows = 128;  // of a depthwise kernel: as many as its tap
   return a >= 0 ? a / b : -((b - 1 - a) / b);
 }
 
+constexpr int64_t kPixelsTogether = 56;  // that are multiplied at once, where rows are shorter
+
+// Rows of a map of that width that are multiplied at once: large matrices come from beyond the second-level cache.
+[[maybe_unused]] PYSAL_INLINE int64_t together(int64_t width) { return most(1, kPixelsTogether / most(width, 1)); }
+
+// Rows of the ring: those that an output row sees, and what came with the last of them.
+template <class Block>
+PYSAL_INLINE int64_t slots(const Block& b) {
+  return b.kernel_height + together(b.in_width) - 1;
+}
+
 // What becomes of sums, as multiply.h says: they are added to.
 struct Add {  // the output: sum + bias + added
   const float* bias;

@@ -49,19 +49,21 @@ struct Mask {  // backward: what the rule lets pass
 
 int64_t scratch_floats(const InvertedResidual& b, bool forward) {
   const Margins margins(b, forward);
-  const int64_t ring = b.kernel_height * (margins.before + b.in_width + margins.after);
-  return (ring + b.out_width + ceil_div(b.in_width, 32)) * b.channels;
+  const int64_t ring = slots(b) * (margins.before + b.in_width + margins.after);
+  const int64_t entering = together(b.in_width) * b.in_width, leaving = together(b.out_width) * b.out_width;
+  return (ring + entering + leaving + ceil_div(entering, 32)) * b.channels;
 }
 
 template <bool kForward>
 void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t end, float* scratch) {
   const Margins margins(b, kForward);
-  const int64_t channels = b.channels, taps_down = b.kernel_height;
-  const int64_t slot = (margins.before + b.in_width + margins.after) * channels;
-  float* const row_buffer = scratch + taps_down * slot;
-  uint8_t* const unwanted = reinterpret_cast<uint8_t*>(row_buffer + b.out_width * channels);
-  const auto ring = [&](int64_t row) { return scratch + row % taps_down * slot; };
-  for (int64_t i = 0; i < taps_down; ++i) {
+  const int64_t channels = b.channels, in_wide = b.in_width * channels, out_wide = b.out_width * channels;
+  const int64_t slot = margins.before * channels + in_wide + margins.after * channels;
+  float* const stage = scratch + slots(b) * slot;
+  float* const combined = stage + together(b.in_width) * in_wide;
+  uint8_t* const apart = reinterpret_cast<uint8_t*>(combined + together(b.out_width) * out_wide);  // gates
+  const auto ring = [&](int64_t row) { return scratch + row % slots(b) * slot; };
+  for (int64_t i = 0; i < slots(b); ++i) {
     __builtin_memset(ring(i), 0, sizeof(float) * margins.before * channels);
     __builtin_memset(ring(i) + slot - margins.after * channels, 0, sizeof(float) * margins.after * channels);
   }
@@ -70,55 +72,72 @@ void run_rows(const InvertedResidual& b, int64_t image, int64_t begin, int64_t e
   // whose gates are written here: up to what the next task begins with
   const int64_t own_begin = begin == 0 ? 0 : first_row<kForward>(b, begin);
   const int64_t own_end = end == b.out_height ? b.in_height : least(first_row<kForward>(b, end), b.in_height);
-  const auto enter = [&](int64_t row) {
-    const float* const source = b.input + (image * b.in_height + row) * b.in_width * b.in_channels;
-    float* const target = ring(row) + margins.before * channels;
-    const int64_t at = (gates_image * b.in_height + row) * b.in_width * channels / 8;
+  int64_t next = first_row<kForward>(b, begin);
+  const auto enter = [&] {
+    const int64_t count = least(together(b.in_width), b.in_height - next), pixels = count * b.in_width;
+    const float* const source = b.input + (image * b.in_height + next) * b.in_width * b.in_channels;
+    // a single row goes where it belongs
+    float* const target = count == 1 ? ring(next) + margins.before * channels : stage;
+    const float* made = target;
+    const int64_t at = (gates_image * b.in_height + next) * in_wide / 8;
     if (!kForward) {
       const Mask mask{b.depthwise_gates + at, target, channels, any_gate, any_sign};
-      multiply(source, b.in_channels, b.in_width, b.in_channels, b.enter, channels, mask);
+      multiply(source, b.in_channels, pixels, b.in_channels, b.enter, channels, mask);
     } else if (b.expands) {
-      uint8_t* const gates = row >= own_begin && row < own_end ? b.enter_gates + at : unwanted;
+      const int64_t from = most(own_begin - next, 0), to = least(own_end - next, count);  // of these rows
+      uint8_t* const gates = from == 0 && to == count ? b.enter_gates + at : apart;
       const Gate gate{b.enter_bias, broadcast(b.enter_upper), broadcast(gate_bound(b.enter_upper)), target, gates,
                       channels};
-      multiply(source, b.in_channels, b.in_width, b.in_channels, b.enter, channels, gate);
+      multiply(source, b.in_channels, pixels, b.in_channels, b.enter, channels, gate);
+      if (gates == apart && from < to)
+        __builtin_memcpy(b.enter_gates + at + from * in_wide / 8, apart + from * in_wide / 8,
+                         (to - from) * in_wide / 8);
     } else {
-      __builtin_memcpy(target, source, sizeof(float) * b.in_width * channels);
+      made = source;
     }
+    for (int64_t i = 0; i < count; ++i, ++next)
+      if (made != ring(next) + margins.before * channels)
+        __builtin_memcpy(ring(next) + margins.before * channels, made + i * in_wide, sizeof(float) * in_wide);
   };
   Windows seen;
-  int64_t next = first_row<kForward>(b, begin);
-  for (int64_t y = begin; y < end; ++y) {
-    for (const int64_t last = least(last_row<kForward>(b, y), b.in_height - 1); next <= last; ++next) enter(next);
-    const int64_t out_row = (image * b.out_height + y) * b.out_width * b.out_channels;
-    const float* const added = b.added ? b.added + out_row : nullptr;
-    const int64_t at = (gates_image * b.out_height + y) * b.out_width * channels / 8;
-    // a phase: the columns that see the same taps
-    const int64_t phases = kForward ? 1 : least(b.column_stride, b.out_width);
-    for (int64_t phase = 0; phase < phases; ++phase) {
-      look<kForward>(b, margins, y, phase, ring, channels, seen);
-      if (kForward) {
-        const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), broadcast(gate_bound(b.depthwise_upper)),
-                        row_buffer,       b.depthwise_gates + at,       channels};
-        combine(seen, channels, b.column_stride * channels, b.out_width, gate);
-        continue;
-      }
-      const int64_t pitch = b.column_stride * channels, pixels = (b.out_width - phase - 1) / b.column_stride + 1;
-      const int64_t from = phase * channels;
-      if (b.expands) {
-        const Mask mask{b.enter_gates + at + from / 8, row_buffer + from, pitch, any_gate, any_sign};
-        combine(seen, channels, channels, pixels, mask);
-      } else {
-        const Add add{nullptr, added ? added + from : nullptr, b.output + out_row + from, pitch};
-        combine(seen, channels, channels, pixels, add);
+  const int64_t at_once = together(b.out_width);
+  for (int64_t top = begin; top < end; top += at_once) {
+    const int64_t count = least(at_once, end - top);
+    const int64_t out = (image * b.out_height + top) * b.out_width * b.out_channels;
+    const float* const added = b.added ? b.added + out : nullptr;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t y = top + i, last = least(last_row<kForward>(b, y), b.in_height - 1);
+      while (next <= last) enter();
+      float* const row_buffer = combined + i * out_wide;
+      const int64_t at = (gates_image * b.out_height + y) * out_wide / 8;
+      // a phase: the columns that see the same taps
+      const int64_t phases = kForward ? 1 : least(b.column_stride, b.out_width);
+      for (int64_t phase = 0; phase < phases; ++phase) {
+        look<kForward>(b, margins, y, phase, ring, channels, seen);
+        if (kForward) {
+          const Gate gate{b.depthwise_bias, broadcast(b.depthwise_upper), broadcast(gate_bound(b.depthwise_upper)),
+                          row_buffer,       b.depthwise_gates + at,       channels};
+          combine(seen, channels, b.column_stride * channels, b.out_width, gate);
+          continue;
+        }
+        const int64_t pitch = b.column_stride * channels, pixels = (b.out_width - phase - 1) / b.column_stride + 1;
+        const int64_t from = phase * channels;
+        if (b.expands) {
+          const Mask mask{b.enter_gates + at + from / 8, row_buffer + from, pitch, any_gate, any_sign};
+          combine(seen, channels, channels, pixels, mask);
+        } else {
+          const int64_t here = i * out_wide + from;
+          const Add add{nullptr, added ? added + here : nullptr, b.output + out + here, pitch};
+          combine(seen, channels, channels, pixels, add);
+        }
       }
     }
     if (!kForward && !b.expands) continue;
-    const Add add{b.leave_bias, added, b.output + out_row, b.out_channels};
-    multiply(row_buffer, channels, b.out_width, channels, b.leave, b.out_channels, add);
+    const Add add{b.leave_bias, added, b.output + out, b.out_channels};
+    multiply(combined, channels, count * b.out_width, channels, b.leave, b.out_channels, add);
   }
   // rows that no window reaches have gates, too
-  for (; kForward && b.expands && next < own_end; ++next) enter(next);
+  while (kForward && b.expands && next < own_end) enter();
 }
 }  // namespace
 

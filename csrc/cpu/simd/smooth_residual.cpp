@@ -17,8 +17,6 @@
 
 namespace pysal::cpu {
 namespace {
-constexpr int64_t kPixelsTogether = 56;  // that are multiplied at once, where rows are shorter
-
 void zero(float* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;  // no memset, which takes no null pointer for nothing
 }
@@ -94,12 +92,6 @@ __attribute__((noinline)) void sums_of(Activation kind, float slope, const float
 int64_t slot_of(const SmoothResidual& b, const Margins& margins) {
   return (margins.before + b.in_width + margins.after) * b.pitch;
 }
-
-// Rows of a map of that width that are multiplied at once.
-int64_t together(int64_t width) { return most(1, kPixelsTogether / most(width, 1)); }
-
-// The ring, and rows that wait for their multiplication or come from one.
-int64_t slots(const SmoothResidual& b) { return b.kernel_height + together(b.in_width) - 1; }
 
 // Zeros where nothing is written but the windows read: the columns beside each row, and what is beyond the channels.
 void clear(const SmoothResidual& b, const Margins& margins, float* scratch, int64_t floats) {

@@ -17,8 +17,8 @@ from pysal.engine.graph.matrix_unit import work
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.ops.guided_relu import RULES
 
-# Pixels of the map in between from which it gains: smaller ones stay in the caches anyway.
-LEAST_PIXELS = 100
+# Pixels of the block's input from which it gains: on smaller maps, images one by one read the weights too often.
+LEAST_PIXELS = 9
 # Multiplications per number that its first 1 x 1 convolution moves, from which the matrix unit is faster, one by one.
 MOST_WORK = 100
 PANEL = 16  # columns of a matrix that lie together
@@ -53,8 +53,7 @@ class InvertedResidual:
         """Say whether two or three convolutions are such a block, and gain by it (docs/inside/inverted_residual.md)."""
         if not available() or not cls.fits(expand, depthwise, project):
             return False
-        height, width = depthwise.input_shape[1:]
-        return height * width >= LEAST_PIXELS and not faster_alone(expand or project)
+        return large_enough(depthwise) and not faster_alone(expand or project)
 
     @staticmethod
     def fits(expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
@@ -136,6 +135,12 @@ class Block:
     kernel: InvertedResidual
     inputs: Sequence[fx.Node]
     members: Sequence[fx.Node]
+
+
+def large_enough(depthwise: FusedConvolution) -> bool:
+    """Say whether a depthwise convolution's input has as many pixels as a block needs to gain."""
+    height, width = depthwise.input_shape[1:]
+    return height * width >= LEAST_PIXELS
 
 
 def faster_alone(first: FusedConvolution) -> bool:

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from pysal.engine.graph.activations import Activation
 from pysal.engine.graph.fused_convolution import FusedConvolution
-from pysal.engine.graph.inverted_residual import MOST_TAPS, PANEL, bias_of, covers, faster_alone, is_float, matrix_of, panels
+from pysal.engine.graph.inverted_residual import (
+    MOST_TAPS,
+    PANEL,
+    bias_of,
+    covers,
+    faster_alone,
+    is_float,
+    large_enough,
+    matrix_of,
+    panels,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,12 @@ class SmoothResidual:
     @classmethod
     def suited(cls, expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
         """Say whether two or three convolutions are such a block, and gain by it (docs/inside/inverted_residual.md)."""
-        return available() and cls.fits(expand, depthwise, project) and not faster_alone(expand or project)
+        return (
+            available()
+            and cls.fits(expand, depthwise, project)
+            and large_enough(depthwise)
+            and not faster_alone(expand or project)
+        )
 
     @staticmethod
     def fits(expand: FusedConvolution | None, depthwise: FusedConvolution, project: FusedConvolution) -> bool:
