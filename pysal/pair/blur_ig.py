@@ -65,7 +65,7 @@ class BlurIG(CoreSaliency):
             rows = torch.zeros(stop - first, dtype=torch.int64, device=device)
             image = model.image.expand(stop - first, -1, -1, -1)
             points, slopes = ops.gaussian_scale_space_derivative(image, sigmas[first:stop], step=grad_step, boundary="constant")
-            ops.path_integral_accumulate_(total, model.gradients(points), slopes, rows, widths[first:stop])
+            ops.path_integral_accumulate_(total, model.gradients(points).to(points.dtype), slopes, rows, widths[first:stop])
 
         model.run(steps, body, batch_size)
         return model.as_value(-total.to(torch.promote_types(model.image.dtype, torch.float32)))

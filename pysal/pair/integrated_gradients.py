@@ -62,7 +62,7 @@ class IntegratedGradients(CoreSaliency):
         def body(first: int, stop: int) -> None:
             rows = torch.zeros(stop - first, dtype=torch.int64, device=alphas.device)
             points = ops.path_integral_points(model.image, start, rows, alphas[first:stop])
-            ops.path_integral_accumulate_(total, model.gradients(points), None, rows, weights[first:stop])
+            ops.path_integral_accumulate_(total, model.gradients(points).to(points.dtype), None, rows, weights[first:stop])
 
         model.run(x_steps, body, batch_size)
         found = ops.path_integral_product(model.image, start, total)

@@ -161,7 +161,7 @@ class Source(ABC):
 
     @abstractmethod
     def gradients(self, batch: Tensor) -> Tensor:
-        """Return the gradient at each of the images (n, C, H, W)."""
+        """Return the gradient at each of the images (n, C, H, W), in the dtype of the model's answer."""
 
     @abstractmethod
     def scores(self, batch: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class _Called(Source):
 
     def gradients(self, batch: Tensor) -> Tensor:
         found = np.asarray(self.ask(self._batch(batch))[INPUT_OUTPUT_GRADIENTS])
-        return torch.cat([self.as_image(one) for one in found]).to(batch.dtype)
+        return torch.cat([self.as_image(one) for one in found])
 
     def scores(self, batch: Tensor) -> Tensor:
         return torch.from_numpy(np.array(self.ask(self._batch(batch))[OUTPUT_LAYER_VALUES]))

@@ -11,6 +11,7 @@ import pytest
 import saliency.core as theirs
 
 import pysal.pair as ours
+from tests.pair.test_against_pair import quantile_of_older_numpy  # noqa: F401, used by every test
 
 # What PAIR's modules imported from elsewhere, and `import *` of them handed on.
 OF_OTHERS = {
@@ -98,6 +99,22 @@ def test_dtype_of_integrated_gradients_is_pairs(value: type, baseline: type | No
     assert found[0].dtype == found[1].dtype == np.result_type(value, baseline or value)
     assert asked[1][0] == found[1].dtype
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=8 * np.finfo(np.float32).eps * np.abs(found[0]).max())
+
+
+@pytest.mark.parametrize("answer", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["GradientSaliency", "GuidedIG", "BlurIG", "IntegratedGradients"])
+def test_dtype_of_a_float64_image_is_pairs(name: str, answer: type) -> None:
+    """A picture divided by 255 is float64, and most models answer in float32."""
+
+    def squares(batch: np.ndarray, call_model_args: Any = None, expected_keys: Any = ()) -> dict[str, Any]:
+        found = {ours.INPUT_OUTPUT_GRADIENTS: (2 * batch).astype(answer), ours.OUTPUT_LAYER_VALUES: (batch**2).sum((1, 2, 3))}
+        return {key: found[key] for key in expected_keys}
+
+    image = RANDOM.random((6, 6, 3))
+    options = {"GuidedIG": {"x_steps": 5}, "BlurIG": {"steps": 5, "max_sigma": 3}}.get(name, {})
+    expected, found = (getattr(one, name)().GetMask(image, squares, **options) for one in (theirs, ours))
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * np.finfo(np.float32).eps * np.abs(expected).max())
 
 
 def test_a_float64_baseline_keeps_its_digits_on_the_device() -> None:
