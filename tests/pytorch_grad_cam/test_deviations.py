@@ -178,6 +178,15 @@ def test_the_class_of_augmented_copies() -> None:
     assert off(theirs[:, :, 4:], np.full((1, 8, 4), 1 / 3)) < 1e-6
 
 
+def test_outputs_after_augmented_copies() -> None:
+    net, images = seeded(ResNet), pictures(2)
+    found, theirs = (library.GradCAM(net, [net.layer2]) for library in (ours, peer))
+    for cam in (found, theirs):
+        cam(images, None, aug_smooth=True)
+    torch.testing.assert_close(found.outputs, net(images).detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs.outputs, net(images.flip(3) * 1.1), rtol=0, atol=1e-2)
+
+
 def test_functional_relus_under_the_guided_rule() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
