@@ -21,8 +21,10 @@ from pysal.engine.boxes.clean import NotIncremental
 from pysal.engine.boxes.groups import Groups
 from pysal.engine.boxes.incremental import Incremental
 from pysal.engine.boxes.reach import Reach
+from pysal.engine.boxes.run import Run
 from pysal.engine.graph.fold import fold
 from pysal.engine.graph.lowered import lower
+from pysal.engine.prepared.gains import Gains
 
 PROPERTY = settings(
     derandomize=True,
@@ -582,7 +584,14 @@ def test_batch_size_changes_chunks_and_not_the_result() -> None:
 def test_groups_halve_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     _, prepared, images = prepared_network()
     expected, _, _ = found(prepared, images, segments=Window(4))
-    original, sizes = Incremental.run, []
+    original, together, sizes = Incremental.run, Incremental.run_groups, []
+
+    def small_memory_together(self: Incremental, kept: Any, groups: Any) -> Tensor:
+        groups = list(groups)
+        if sum(len(patches) for patches, _ in groups) > 3:
+            raise torch.OutOfMemoryError("no")
+        sizes.extend(len(patches) for patches, _ in groups)
+        return together(self, kept, groups)
 
     def small_memory(self: Incremental, kept: Any, patches: Tensor, geometry: Any) -> Tensor:
         if len(patches) > 3:
@@ -591,9 +600,37 @@ def test_groups_halve_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> N
         return original(self, kept, patches, geometry)
 
     monkeypatch.setattr(Incremental, "run", small_memory)
+    monkeypatch.setattr(Incremental, "run_groups", small_memory_together)
     got, _, _ = found(prepared, images, segments=Window(4))
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
     assert sum(sizes) == 3 * 56
+
+
+@pytest.mark.usefixtures("independence_is_known")
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_follows_the_last_map_runs_once_for_many_groups(monkeypatch: pytest.MonkeyPatch, pooled: bool) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1), nn.ReLU())
+            self.head = nn.Sequential(nn.Linear(4 if pooled else 4 * 64, 16), nn.ReLU(), nn.Linear(16, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.features(x)
+            return self.head(x.mean((2, 3)) if pooled else x.view(x.size(0), -1))
+
+    model, image = seeded(Small, 3, 32, 32)
+    monkeypatch.setattr(groups, "PAYING_SHARE", np.inf)  # all in boxes, whatever they cost
+    prepared = pysal.prepare(model, image, batch_size=2, gains=Gains(2.0, 2.0, 2.0))
+    numbers: list[int] = []
+    after = Run.after
+    monkeypatch.setattr(Run, "after", lambda self, tail, value: numbers.append(len(value)) or after(self, tail, value))
+    monkeypatch.setattr(groups, "CPU_GROUP_NUMBERS", 2000)  # small groups
+    got = pysal.leave_one_out(prepared, image, 1, segments=Window(4), score="logit", batch_size=48)
+    assert sum(numbers) == 64
+    assert len(numbers) <= 3
+    expected = pysal.leave_one_out(model, image, 1, segments=Window(4), score="logit")
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_nothing_is_left_changed() -> None:

@@ -53,7 +53,7 @@ class BoxQueue:
         kept: the activations of the first image, where somebody has them.
 
     Attributes:
-        ends: where the groups of the sorted queue begin.
+        ends: where what runs together in the sorted queue begins: a group, or several whose last layers run together.
         approximate: (N,), which rows of the sorted queue get approximate scores.
         images_run: how many images have been run for their activations.
     """
@@ -73,6 +73,7 @@ class BoxQueue:
         self.ends: list[int] = []
         self.approximate = torch.empty(0, dtype=torch.bool, device="cpu")
         self.images_run = 0
+        self._starts: list[int] = []  # of groups
         self._sorted = np.empty((0, 2), dtype=np.int64)
         self._whole: set[int] = set()  # groups that run as whole images, by where they begin
         self._clean = kept
@@ -90,7 +91,8 @@ class BoxQueue:
             faster_whole: how many times as fast whole images run as this graph does.
         """
         self._engine = self._engine.limited(share, faster_whole)
-        self.ends, self._whole = [], set()
+        self.ends, self._starts, self._whole = [], [], set()
+        together = min(self.most_rows, self._engine.most_together)
         on_host = queue.cpu().numpy()
         sorted_rows: list[NDArray[np.int64]] = []
         approximate: list[Truths] = []
@@ -108,10 +110,14 @@ class BoxQueue:
                     key: (groups.batches(boxes, self.most_rows, group_numbers(self._images.device)), groups.approximates(boxes))
                 }
             batches, limited = known[key]
+            open_until = -1  # up to where more groups join the one before
             for group, pays in batches:
                 pieces = [group] if pays else np.array_split(group, math.ceil(len(group) / whole_rows))
                 for piece in pieces:
-                    self.ends.append(done)
+                    self._starts.append(done)
+                    if not pays or done + len(piece) > open_until:
+                        self.ends.append(done)
+                        open_until = done + together if pays else -1
                     if not pays:
                         self._whole.add(done)
                     sorted_rows.append(own[piece])
@@ -133,13 +139,28 @@ class BoxQueue:
 
         Args:
             start: the first row, of a group that runs in boxes.
-            ids: (n,), the segments of the rows, all of one image.
+            ids: (n,), the segments of the rows, all of one image, up to the next of `ends` at most.
 
         Returns:
-            The image, the patches (n, C, h, w) and the model, which takes patches for the images they are of.
+            The image, the patches (n, C, h, w) and the model, which takes patches for the images they are of. Where several
+            groups run together, the model has their patches, and what it is given only stands for them.
         """
         rows = self._sorted[start : start + len(ids)]  # on the host, where nobody has to wait for a GPU
         image = int(rows[0, 0])
+        inner = [at - start for at in self._starts if start < at < start + len(ids)]
+        parts = list(zip(np.split(rows, inner), ids.tensor_split(inner), strict=True))
+        if len(parts) == 1:
+            patches, geometry = self._group(image, *parts[0])
+            return image, patches, lambda batch: self._engine.run(self._clean_of(image), batch, geometry)
+        stand_ins = self._images[image : image + 1].expand(len(ids), -1, -1, -1)  # each group has patches of its own size
+
+        def run(_batch: Tensor) -> Tensor:
+            return self._engine.run_groups(self._clean_of(image), (self._group(image, *part) for part in parts))
+
+        return image, stand_ins, run
+
+    def _group(self, image: int, rows: Integers, ids: Tensor) -> tuple[Tensor, Geometry]:
+        """Return the patches of a group, and where they lie."""
         geometry = self._engine.groups.geometry(self._boxes[image][rows[:, 1]], self._images.device)
         origins = geometry.on_device[0, 0]
         height, width = (int(size) for size in geometry.sizes[0])
@@ -151,12 +172,11 @@ class BoxQueue:
         y = origins[:, :1].long()[:, :, None] + torch.arange(height, device=ids.device)[:, None]
         x = origins[:, 1:].long()[:, :, None] + torch.arange(width, device=ids.device)
         hidden = self._hidden(image, ids, y, x)
-        patches = torch.where(hidden[:, None], fill, clean).contiguous(memory_format=torch.channels_last)
-        return image, patches, lambda batch: self._run(image, batch, geometry)
+        return torch.where(hidden[:, None], fill, clean).contiguous(memory_format=torch.channels_last), geometry
 
-    def _run(self, image: int, patches: Tensor, geometry: Geometry) -> Tensor:
+    def _clean_of(self, image: int) -> CleanMaps:
         if self._image != image or self._clean is None:
             self._clean = None  # before the next, so that two are never held
             self._clean, self._image = self._engine.keep(self._images[image : image + 1]), image
             self.images_run += 1
-        return self._engine.run(self._clean, patches, geometry)
+        return self._clean

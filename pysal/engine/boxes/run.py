@@ -31,6 +31,23 @@ class CleanMaps:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """What follows the last map of a graph, and reads one value of what is before.
+
+    Attributes:
+        start: the place of its first operator.
+        source: the node whose value it reads.
+        constants: nodes before it that it reads, which do not depend on the image.
+        most_rows: of how many images its values are small.
+    """
+
+    start: int
+    source: fx.Node
+    constants: tuple[fx.Node, ...]
+    most_rows: int
+
+
+@dataclass(frozen=True)
 class Program:
     """A graph as it runs on boxes.
 
@@ -40,6 +57,7 @@ class Program:
         boxed: the nodes that have boxes, and how they run.
         maps: height and width of each map.
         blocks: inverted residual blocks, which run at once where their maps are whole, by their first node.
+        tail: what can run for several groups of images together; None where nothing can.
         packed: weights arranged for oneDNN, as they are first needed.
         winograd: the same for Winograd's algorithm.
     """
@@ -49,6 +67,7 @@ class Program:
     boxed: dict[fx.Node, BoxOperator]
     maps: list[tuple[int, int]]
     blocks: dict[fx.Node, Block] = field(default_factory=dict)
+    tail: Tail | None = None
     packed: dict[Any, Tensor] = field(default_factory=dict)
     winograd: dict[fx.Node, WinogradConvolution | None] = field(default_factory=dict)
 
@@ -81,8 +100,30 @@ class Run:
 
     def output(self) -> Tensor:
         """Run every operator."""
+        return self._output_of(self.program.operators)
+
+    def before(self, tail: Tail) -> Tensor:
+        """Return the value that a tail reads, of the images of this group."""
+        self._run(self.program.operators[: tail.start])
+        value: Tensor = self._whole(tail.source)
+        return value
+
+    def after(self, tail: Tail, value: Tensor) -> Tensor:
+        """Return the output from the value that a tail reads, of any images."""
+        self.values = {node: self.clean.get(node) for node in tail.constants} | {tail.source: value}
+        return self._output_of(self.program.operators[tail.start :])
+
+    def _output_of(self, operators: Sequence[BoxOperator]) -> Tensor:
+        """Run operators to the graph's end."""
+        *before, last = operators
+        self._run(before)
+        result: Tensor = self._whole(last.node.args[0])
+        return result
+
+    def _run(self, operators: Sequence[BoxOperator]) -> None:
+        """Run operators in order."""
         inside: set[fx.Node] = set()  # of blocks that have run
-        for operator in self.program.operators:
+        for operator in operators:
             block = self.program.blocks.get(operator.node)
             if block is not None and self._is_whole(block):
                 self.boxes[block.members[-1]] = self._block(block)
@@ -101,16 +142,12 @@ class Run:
                 self.values[operator.node] = self._size(operator.node)
             elif operator.kind == "part":
                 pass  # who reads it has it made of the boxes that it needs
-            elif operator.node.op == "output":
-                result: Tensor = self._whole(operator.node.args[0])
-                return result
             else:
                 args, kwargs = fx.node.map_arg((operator.node.args, operator.node.kwargs), self._whole)
                 self.values[operator.node] = self.program.nodes.call(operator.node, args, kwargs, owned=operator.owns)
             for node in operator.release:
                 self.boxes.pop(node, None)
                 self.values.pop(node, None)
-        raise AssertionError("a graph ends with its output")
 
     def _is_whole(self, block: Block) -> bool:
         """Say whether all maps of a block are computed whole."""
