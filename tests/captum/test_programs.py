@@ -263,6 +263,40 @@ kernel = KernelShap(of_each_class).attribute(image, target=2, feature_mask=large
 result = [cam, ablated, shapley, kernel]
 """
 
+CLICKS = """
+import torch
+from torch import nn
+from captum.attr import FeatureAblation, IntegratedGradients, LayerIntegratedGradients
+
+torch.manual_seed(0)
+
+
+class Clicks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tables = nn.ModuleList([nn.EmbeddingBag(20, 4, mode="sum") for _ in range(3)])
+        self.below = nn.Sequential(nn.Linear(5, 4), nn.ReLU())
+        self.above = nn.Sequential(nn.Linear(4 + 6, 6), nn.ReLU(), nn.Linear(6, 1), nn.Sigmoid())
+
+    def forward(self, dense, *sparse):
+        rows = [self.below(dense), *(table(one) for table, one in zip(self.tables, sparse))]
+        pairs = torch.bmm(torch.stack(rows, 1), torch.stack(rows, 2))
+        upper = [pairs[:, i, j] for i in range(4) for j in range(i)]
+        return self.above(torch.cat([rows[0], torch.stack(upper, 1)], 1)).squeeze(1)
+
+
+model = Clicks().eval()
+dense, sparse = torch.rand(6, 5), tuple(torch.randint(0, 20, (6, 3)) for _ in range(3))
+ablated = FeatureAblation(model).attribute((dense, *sparse), perturbations_per_eval=2)
+groups = (torch.arange(5)[None] // 2, *(torch.full((1, 3), 3 + n) for n in range(3)))
+fields = FeatureAblation(model).attribute((dense, *sparse), feature_mask=groups)
+ig, delta = IntegratedGradients(model).attribute(dense, additional_forward_args=sparse, return_convergence_delta=True)
+layers = LayerIntegratedGradients(model, [model.tables[0], model.tables[2]])
+bags = layers.attribute((dense, *sparse), baselines=(dense * 0, *(one * 0 for one in sparse)), n_steps=20)
+assert delta.abs().max() < 0.01
+result = [*ablated, *fields, ig, *bags]
+"""
+
 PROGRAMS = {
     "a table": TABLE,
     "photos": PHOTOS,
@@ -271,6 +305,7 @@ PROGRAMS = {
     "questions about pictures": PICTURES_AND_QUESTIONS,
     "metrics": METRICS,
     "classes of pixels": PIXELS,
+    "clicks": CLICKS,
 }
 # sensitivity is a difference of two maps divided by their size; the fit of KernelShap is float32 with weights of up to 1e6
 LOOSE = {"metrics": 1000 * SINGLE, "classes of pixels": 1000 * SINGLE}

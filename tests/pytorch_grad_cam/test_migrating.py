@@ -161,6 +161,53 @@ def test_a_list_of_a_program_of_ones_own() -> None:
         assert 0 <= float(found.min()) <= float(found.max()) == pytest.approx(1, abs=1e-6)
 
 
+DETECTION = """
+import numpy as np, torch
+from LIBRARY import AblationCAM, EigenCAM, GradCAM
+from LIBRARY.utils.image import scale_cam_image, show_cam_on_image
+from LIBRARY.utils.model_targets import FasterRCNNBoxScoreTarget
+
+tensor = torch.from_numpy(np.random.default_rng(0).random((1, 3, 32, 32)))
+found = model(tensor)[0]
+boxes, labels = found["boxes"].detach().numpy(), found["labels"].numpy()
+targets = [FasterRCNNBoxScoreTarget(labels=labels, bounding_boxes=boxes)]
+eigen = EigenCAM(model, [model.body[2]])(tensor, targets=targets)[0]
+gradient = GradCAM(model, [model.body[2]])(tensor, targets=targets)[0]
+inside = np.zeros_like(gradient)
+for left, top, right, bottom in boxes.astype(int):
+    inside[top:bottom, left:right] = scale_cam_image(gradient[None, top:bottom, left:right].copy())[0]
+cam = AblationCAM(model, [model.body[2]])
+cam.batch_size = 1
+ablated = cam(tensor, targets=targets)[0]
+"""
+
+
+class Boxes(nn.Module):
+    """Answers with a list of dictionaries, as torchvision's detectors do: boxes that stay, scores that differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.score = nn.Linear(8, 2)
+
+    def forward(self, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        boxes = torch.tensor([[2.0, 3.0, 20.0, 18.0], [8.0, 10.0, 30.0, 28.0]], dtype=images.dtype)
+        scores = self.score(self.body(images).mean((2, 3))).sigmoid()
+        return [{"boxes": boxes, "labels": torch.tensor([1, 7]), "scores": one} for one in scores]
+
+
+def test_the_program_of_a_detector_with_both() -> None:
+    found = []
+    for library in ("pytorch_grad_cam", "pysal.pytorch_grad_cam"):
+        space: dict[str, Any] = {"model": seeded(Boxes, 20)}
+        exec(DETECTION.replace("LIBRARY", library), space)
+        found.append(space)
+    for name in ("gradient", "inside", "ablated"):
+        assert found[0][name].max() > 0.5, name
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=0, atol=1e-4, err_msg=name)
+    assert found[1]["eigen"].shape == found[0]["eigen"].shape == (32, 32)
+
+
 class Detector(nn.Module):
     """Answers with what no class is told from: boxes, scales, names."""
 
