@@ -327,6 +327,42 @@ def test_deep_lift_does_not_depend_on_the_batch() -> None:
         assert least <= difference(together, alone) <= most
 
 
+def test_deep_lift_of_a_softmax_is_off_by_the_rounding_of_its_logits() -> None:
+    """Large logits that move together: what they share goes, its rounding stays. In float64 next to nothing does."""
+    torch.manual_seed(0)
+    weights = 1e4 * torch.rand(40) + 0.01 * torch.randn(10, 40)
+    inputs = torch.rand(3, 40)
+    errors = []
+    for dtype in (torch.float32, torch.float64):
+        linear = nn.Linear(40, 10)
+        linear.weight.data, linear.bias.data = weights.clone(), torch.zeros(10)
+        model = nn.Sequential(linear, nn.Softmax(1)).to(dtype)
+        _, delta = pysal.captum.DeepLift(model).attribute(inputs.to(dtype), 0, 2, return_convergence_delta=True)
+        errors.append(float(delta.detach().abs().max()))
+        # Sums of 40 products and of 10 multipliers, which are at most 1/4 in sum of either sign, forward and back.
+        size = float((inputs.double() @ weights.double().abs().T).max())
+        assert errors[-1] <= (40 + 10) * 4 * torch.finfo(dtype).eps * size
+    assert errors[1] < 1e-4 * errors[0]
+
+
+def test_draws_of_gradient_shap() -> None:
+    """torch's seed decides all draws, and an example has its own; captum needs NumPy's seed, and has none of a batch's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    inputs, starts = (torch.randn(number, 6, dtype=torch.float64) for number in (2, 3))
+    theirs, ours = peers("GradientShap", model)
+
+    def maps(of: Any, rows: int) -> Tensor:
+        torch.manual_seed(1)
+        found: Tensor = of.attribute(inputs[:rows], starts, n_samples=4, stdevs=0.1, target=1)
+        return found.detach()
+
+    assert torch.equal(maps(ours, 2), maps(ours, 2))
+    assert difference(maps(ours, 2)[:1], maps(ours, 1)) < 1e-12
+    assert difference(maps(theirs, 2), maps(theirs, 2)) > 0.001
+    assert difference(maps(theirs, 2)[:1], maps(theirs, 1)) > 0.001
+
+
 def test_layers_that_captum_cannot_integrate_to() -> None:
     """One whose output a ReLU overwrites in place; and one whose first dimension is time."""
     torch.manual_seed(0)
