@@ -14,6 +14,7 @@ from pysal.engine.graph.fold import trace
 from pysal.engine.graph.fused_attention import FusedAttention
 from pysal.engine.prepared import prepare as preparing
 from pysal.engine.prepared.exactness import reason_of, why_whole
+from pysal.engine.prepared.gains import Gains
 
 # Of torch.fx, torch.export, Python's interpreter and this package's own graphs.
 INNER_WORDS = ("proxy", "symbolic", "traced variable", "fx", "node", "0-d", "len()", "graphmodule", "fake", "symint", "getitem")
@@ -123,7 +124,7 @@ def zeroed(_: Net, maps: Tensor) -> Tensor:
 
 def activated(_: Net, maps: Tensor) -> Tensor:
     maps = maps + 1
-    F.relu(maps[:, :4], True)
+    F.silu(maps[:, :4], True)
     maps.transpose(1, 2)[:, 3:].add_(2)
     return maps
 
@@ -133,3 +134,34 @@ def test_what_is_written_through_a_view_is_in_the_graph(between: Callable[[Net, 
     model, images = net(between), torch.rand(2, 3, 12, 12)
     graph, _ = trace(model)
     assert torch.equal(graph(images), model(images))
+
+
+def indexed(_: Net, maps: Tensor) -> Tensor:
+    maps = F.silu(maps)
+    maps[:, 0] = 0.5
+    maps[:, 3:5] = maps[:, 5:7] * 2
+    return maps
+
+
+def in_rows(_: Net, maps: Tensor) -> Tensor:
+    before = maps[:, 1]
+    maps.view(len(maps), -1).add_(6)
+    for channel in range(4):
+        maps[:, channel] += maps[:, channel + 1]
+    return maps + before[:, None]
+
+
+def in_chunks(_: Net, maps: Tensor) -> Tensor:
+    maps = maps * 1
+    maps.narrow(1, 2, 3).add_(1).mul_(2)
+    return maps.sigmoid()
+
+
+@pytest.mark.parametrize("between", [zeroed, activated, indexed, in_rows, in_chunks], ids=lambda one: one.__name__)
+def test_what_is_written_through_a_view_is_prepared(between: Callable[[Net, Tensor], Tensor]) -> None:
+    model, images = net(between), torch.rand(1, 3, 12, 12)
+    prepared = pysal.prepare(model, images, batch_size=2, gains=Gains(2.0, 2.0, 2.0))
+    assert prepared.program is not None, prepared.report()
+    found, expected = (torch.autograd.functional.jacobian(each, images) for each in (prepared, model))
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert (prepared(images) - model(images)).abs().max() <= 1e-5 * model(images).abs().max()

@@ -24,6 +24,7 @@ from pysal.engine.graph.attention import open_attention
 from pysal.engine.graph.constants import fold_constants
 from pysal.engine.graph.graph_module import Graph, line_of, quiet, remove_unread
 from pysal.engine.graph.shapes import SHAPE
+from pysal.engine.graph.written_part import return_what_is_written
 from pysal.engine.model.model_state import ModelState
 from pysal.engine.running.states import restoring, undo_later
 
@@ -94,6 +95,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
 
 def fold_graph(graph: fx.GraphModule) -> fx.GraphModule:
     """Fold what `trace` returned, in place, and return it."""
+    return_what_is_written(graph)
     _remove_checks_of_rank(graph)
     open_attention(graph)
     _remove_identities(graph)

@@ -59,15 +59,19 @@ def writes(node: fx.Node) -> bool:
     return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
 
 
+def is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node may write into its first argument, modules and functions of torch with `inplace` among them."""
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    functional = getattr(node.target, "__module__", "") == F.__name__  # whose last argument may be `inplace`
+    return writes(node) or (functional and any(argument is True for argument in node.args[1:]))
+
+
 def remove_unread(graph: fx.GraphModule) -> None:
     """Take away nodes whose values nobody reads, in place, but for those that write, into a view of what others read."""
 
     def stays(node: fx.Node) -> bool:
-        if node.op == "call_module" and getattr(graph.get_submodule(str(node.target)), "inplace", False):
-            return True
-        functional = getattr(node.target, "__module__", "") == F.__name__  # whose last argument may be `inplace`
-        in_place = functional and any(argument is True for argument in node.args[1:])
-        return writes(node) or isinstance(node.kwargs.get("out"), fx.Node) or in_place or node.is_impure()
+        return is_in_place(graph, node) or isinstance(node.kwargs.get("out"), fx.Node) or node.is_impure()
 
     graph.graph.eliminate_dead_code(stays)
 
