@@ -75,13 +75,18 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
         )[:, None]
         for name in (
             "GradCAM",
+            "HiResCAM",
+            "GradCAMPlusPlus",
             "XGradCAM",
             "LayerCAM",
             "GradCAMElementWise",
             "EigenCAM",
+            "EigenGradCAM",
             "ShapleyCAM",
             "FEM",
+            "FullGrad",
             "ScoreCAM",
+            "AblationCAM",
         )
     },
     "pair.GradCam": lambda faces, model, s: as_map(
