@@ -39,7 +39,7 @@ def bias_of(module: nn.Module) -> Tensor:
 
 @dataclass(frozen=True)
 class _BiasTerm:
-    """Makes the map of a layer's biases: every channel |bias G|, scaled to [0, 1] and enlarged; the channels added up."""
+    """Makes the map of a layer's biases: every channel |bias G|, scaled to [0, 1]; the channels added up and enlarged."""
 
     height: int
     width: int
@@ -48,13 +48,14 @@ class _BiasTerm:
     def __call__(self, _activation: Tensor, gradient: Tensor) -> tuple[Tensor]:
         with without_autocast(gradient.device.type):
             wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            return (enlarged(wide * self.bias.to(wide)[:, None, None], self.height, self.width).sum(1, keepdim=True),)
+            found = scaled(wide * self.bias.to(wide)[:, None, None]).sum(1, keepdim=True)
+            # the sum of enlarged maps is the sum enlarged, which takes a channel's time
+            return (resized(found, (self.height, self.width)),)
 
 
-def enlarged(terms: Tensor, height: int, width: int) -> Tensor:
-    """Return the absolute values of terms (N, K, h, w), each channel scaled to [0, 1] and resized."""
-    scaled = unit(terms.abs().flatten(0, 1)[:, None])
-    return resized(scaled, (height, width)).reshape(*terms.shape[:2], height, width)
+def scaled(terms: Tensor) -> Tensor:
+    """Return the absolute values of terms (N, K, h, w), each channel scaled to [0, 1]."""
+    return unit(terms.abs().flatten(0, 1)[:, None]).reshape(terms.shape)
 
 
 def prepare(plan: Plan, *, eigen_smooth: bool, augment: Augment) -> Work:
@@ -94,12 +95,12 @@ def prepare(plan: Plan, *, eigen_smooth: bool, augment: Augment) -> Work:
         (gradient,), *terms = plan.sweeps(Sweep(), *sweeps)
         with without_autocast(plan.device.type):
             wide = gradient.to(plan.accumulator_dtype)
-            maps = [enlarged(wide * plan.inputs.to(wide), height, width), *(one.to(wide) for (one,) in terms)]
+            maps = [scaled(wide * plan.inputs.to(wide)), *(one.to(wide) for (one,) in terms)]
             whole = torch.cat(maps, 1)
             if not eigen_smooth:
                 found = whole.sum(1, keepdim=True)
             else:
-                small = enlarged(whole, max(1, height // SMOOTHED_AT), max(1, width // SMOOTHED_AT))
+                small = resized(scaled(whole), (max(1, height // SMOOTHED_AT), max(1, width // SMOOTHED_AT)))
                 found = resized(unit(projection(small)), (height, width))
         return Attribution(unit(found).to(plan.dtype), passes=1, details={"layer": ", ".join(names)})
 
