@@ -148,7 +148,8 @@ def test_a_failure_while_measuring_leaves_the_model_as_it_is(monkeypatch: pytest
     monkeypatch.setattr(Budget, "seconds", seconds)
     model, x = network(), torch.rand(1, 3, 16, 16)
     fast = pysal.prepare(model, x, batch_size=2)
-    assert fast.report().splitlines()[0] == "runs as it is: no batch of so many"
+    reason = "runs as it is: its own code does not run as a part of what is prepared (test_gains.py, line "
+    assert fast.report().splitlines()[0].startswith(reason)
     assert not fast.fused
     assert torch.equal(fast(x), model(x))
 

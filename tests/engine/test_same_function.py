@@ -190,8 +190,14 @@ def test_a_model_of_low_precision_is_prepared_and_no_worse(dtype: torch.dtype) -
 
 
 OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "tuple": (lambda y: (y, y), "its output is not one tensor, but of class tuple"),
-    "dict": (lambda y: {"logits": y}, "its output is not one tensor, but of class dict"),
+    "tuple": (
+        lambda y: (y, y),
+        "its output is not one tensor, but of class tuple; a module that returns its scores alone can be prepared",
+    ),
+    "dict": (
+        lambda y: {"logits": y},
+        "its output is not one tensor, but of class dict; a module that returns its scores alone can be prepared",
+    ),
     "classes": (lambda y: y.argmax(1), "its output is not a tensor of floating-point numbers with a row for each image"),
     "a number": (lambda y: y.sum(), "its output is not a tensor of floating-point numbers with a row for each image"),
 }

@@ -89,7 +89,8 @@ def own_pass(model: nn.Module, images: Tensor, *, without_gradients: bool = True
         raise RunsAsItIs(f"it does not run on a batch of {len(images)} like the example ({first_line(error)})") from error
     output = found.output
     if not isinstance(output, Tensor):
-        raise RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}")
+        advice = "a module that returns its scores alone can be prepared"
+        raise RunsAsItIs(f"its output is not one tensor, but of class {type(output).__name__}; {advice}")
     if not output.is_floating_point() or output.ndim == 0:
         raise RunsAsItIs("its output is not a tensor of floating-point numbers with a row for each image")
     if not without_gradients:
