@@ -93,8 +93,11 @@ FACES: dict[str, Callable[[ModuleType, Any, Subject], Tensor]] = {
         faces.GradCam().GetMask(last_channels(s.image)[0], model, should_resize=False, three_dims=False)[..., None]
     ),
 }
-# What captum gets wrong on this network (docs/migrating.md): not compared with the peer.
-APART = {"captum.GuidedBackprop", "captum.Deconvolution", "captum.GuidedGradCam"}
+# What peers get wrong, or leave to chance, on this network (docs/migrating.md): not compared with them.
+APART = {
+    *("captum.GuidedBackprop", "captum.Deconvolution", "captum.GuidedGradCam"),
+    *("pytorch_grad_cam.GradCAMPlusPlus", "pytorch_grad_cam.EigenGradCAM", "pytorch_grad_cam.AblationCAM"),
+}
 
 
 def comparison(name: str, subject: Subject) -> Comparison:

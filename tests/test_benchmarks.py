@@ -168,9 +168,10 @@ def small_subject() -> Iterator[bench_methods.Subject]:
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         torch.manual_seed(0)
         layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU()]
-        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)).eval()
+        network[-1].weight.data.abs_()  # all channels speak for the class, so that no map is empty
         patch.setitem(bench_methods.NETWORKS, "resnet50", lambda: network)
-        patch.setitem(bench_methods.LAYERS, "resnet50", "2")
+        patch.setitem(bench_methods.LAYERS, "resnet50", "3")
         patch.setattr(bench_methods, "photo", lambda name: torch.rand(1, 3, 32, 32))
         yield bench_methods.Subject("resnet50")
 
@@ -182,6 +183,8 @@ def test_every_face_gives_the_map_it_is_timed_for(name: str, small_subject: benc
     assert comparison.reference is not None
     expected = comparison.reference()
     for candidate in comparison.candidates:
+        if name in bench_faces.APART and not candidate.name.startswith(bench_methods.OURS):
+            continue
         found = candidate.run()
         assert found.shape == expected.shape
         assert (comparison.distance or bench_methods.relative)(found, expected) <= comparison.bound

@@ -44,7 +44,7 @@ def masked_weights(plan: Plan, activations: Tensor, *, align_corners: bool) -> T
         return plan.scores(plan.laid_out(batch), rows)[0]
 
     plan.expect_forwards(plan.images * number)
-    return _of_each(plan, number, score).softmax(1)
+    return _of_each(plan, number, score, batch_size=None).softmax(1)
 
 
 def ablated_weights(plan: Plan, activation: Tensor, number: int, layer: Layer, spatial: Callable[[Tensor], Tensor]) -> Tensor:
@@ -79,7 +79,7 @@ def ablated_weights(plan: Plan, activation: Tensor, number: int, layer: Layer, s
             row_bytes = activation[0].numel() * activation.element_size()
             some = plan.batch_size or fast_rows(plan.device, row_bytes)
             return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, from_layer, batch_size=some)
-    return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, score)
+    return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, score, batch_size=None)
 
 
 def _agree(
@@ -106,7 +106,7 @@ def without_channels(value: Tensor, channels: Tensor, spatial: Callable[[Tensor]
     return value.detach().masked_fill(reached != 0, 0)
 
 
-def _of_each(plan: Plan, number: int, score: Callable[[Tensor, Tensor], Tensor], *, batch_size: int | None = None) -> Tensor:
+def _of_each(plan: Plan, number: int, score: Callable[[Tensor, Tensor], Tensor], *, batch_size: int | None) -> Tensor:
     """Return the scores (B, K) of passes for each channel of each image: score(rows, channels) -> (N,)."""
     found = torch.zeros((plan.images, number), dtype=plan.accumulator_dtype, device=plan.device)
 
