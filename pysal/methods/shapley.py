@@ -82,7 +82,7 @@ def shapley(
 
     Returns:
         (B, 1, H, W), signed, in units of the score; 0 where no segment is. `explain(methods="shapley")` gives the value of each
-        segment with its standard error, too.
+        segment with its standard error and half of its 95 % interval, too.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -115,8 +115,9 @@ def prepare(
 ) -> Work:
     """Return the work that shares the change of the score out over the segments of a plan's images.
 
-    Details: "values" and "standard_errors", lists of B tensors (S_b,), float64; "standard_error" of the map's shape, 0 where
-    values are exact; "exact" (B,); "order_pairs" (B,), of how many pairs of orders values are the mean, 0 where they are exact;
+    Details: "values", "standard_errors" and "half_widths" (of 95 % intervals), lists of B tensors (S_b,), float64; errors and
+    widths are 0 where values are exact, widths infinite with less than four pairs of orders; "standard_error" of the map's
+    shape; "exact" (B,); "order_pairs" (B,), of how many pairs of orders values are the mean, 0 where they are exact;
     "fill_scores" (B,), the score with every segment filled; "labels" (B, H, W).
     """
     where = plan.where
@@ -149,6 +150,7 @@ def _share(plan: Plan, coalitions: Coalitions, gains: Sequence[owen.Gains]) -> A
     details: dict[str, Any] = {
         "values": [torch.from_numpy(one) for one in values],
         "standard_errors": [torch.from_numpy(one) for one in errors],
+        "half_widths": [torch.from_numpy(owen.half_widths(own, one.samples)) for one, own in zip(gains, errors, strict=True)],
         "standard_error": coalitions.on_pixels(errors),
         "exact": torch.tensor([one.samples == 0 for one in gains], dtype=torch.bool, device="cpu"),
         "order_pairs": torch.tensor([one.samples for one in gains], dtype=torch.int64, device="cpu"),

@@ -91,6 +91,50 @@ def test_estimates_have_no_bias_and_the_error_they_say(tree: Any) -> None:
     assert (np.abs(squares.mean(0) - spread**2) <= bound).all()
 
 
+def games(features: int) -> dict[str, np.ndarray]:
+    """The worth of all sets in games of several kinds, in which some features change nothing or all."""
+    members = (np.arange(1 << features)[:, None] >> np.arange(features) & 1).astype(float)
+    generator = np.random.default_rng(5)
+    weights, hidden = generator.normal(size=features), generator.normal(size=(features, 16))
+    return {
+        "additive": members @ weights,
+        "pairwise": np.einsum("si,ij,sj->s", members, generator.normal(size=(features, features)), members),
+        "and": members[:, :3].prod(1),
+        "or": members[:, 1::2].max(1),
+        "threshold": (members.sum(1) > features / 2).astype(float),
+        "network": np.maximum(members @ hidden + generator.normal(size=16), 0) @ generator.normal(size=16),
+        "probability": 1 / (1 + np.exp(-2 * members @ weights)),
+    }
+
+
+@pytest.mark.parametrize("tree", [tuple(range(8)), (((0, 1), (2, 3)), ((4, 5), (6, 7)))], ids=["flat", "halves"])
+@pytest.mark.parametrize("kind", list(games(8)))
+def test_intervals_hold_the_exact_values(kind: str, tree: Any) -> None:
+    """At least 9 of 10 of the segments that matter, as the method's page says of its 95 % intervals, from four pairs on."""
+    game = games(8)[kind]
+    exact = (gains := owen.exact_gains(tree)).values(game[gains.sets])[0]
+    matters = np.abs(exact) > EXACT
+    for pairs in (4, 5, 8):
+        held = []
+        for run in range(150):
+            gains = owen.sampled_gains(tree, pairs, np.random.default_rng([run, pairs]))
+            values, errors = gains.values(game[gains.sets])
+            held.append(np.abs(values - exact) <= owen.half_widths(errors, pairs) + EXACT)
+        assert np.mean(np.array(held)[:, matters]) >= 0.9
+
+
+def test_half_widths() -> None:
+    assert owen.half_widths(np.zeros(3), 0).tolist() == [0, 0, 0]  # exact
+    assert owen.half_widths(np.array([0.0, 1.0]), 3).tolist() == [np.inf, np.inf]
+    assert owen.half_widths(np.zeros(2), 5).tolist() == [0, 0]
+    # Student's t of 4 degrees at 97.5 % is 2.7764; one of three features varies, so all have its error; scale does not matter
+    for scale in (1.0, 1e-300, 1e200):
+        found = owen.half_widths(np.array([0.0, scale, 0.0]), 5)
+        assert found / scale == pytest.approx([2.7764] * 3, abs=1e-4)
+    # sqrt((1^4 + 3^4) / (1^2 + 3^2)) = 2.8636 for the first, its own error for the second; 1.96 at last
+    assert owen.half_widths(np.array([1.0, 3.0]), 10**9) == pytest.approx([1.95996 * 8.2**0.5, 1.95996 * 3], abs=1e-4)
+
+
 def filled(inputs: Tensor, labels: Tensor, fill: float, kept: int) -> Tensor:
     """An image (C, H, W) with the segments that are no bit of `kept` filled."""
     shown = torch.tensor([[label < 0 or bool(kept >> label & 1) for label in row] for row in labels.tolist()])
@@ -186,6 +230,10 @@ def test_the_seed_picks_the_orders() -> None:
     assert found.details["order_pairs"].tolist() == [2]  # 78 passes beside none and all, 19 for each of two orders
     assert found.details["standard_error"].shape == (1, 1, 8, 10)
     assert (found.details["standard_errors"][0] > 0).any()
+    assert found.details["half_widths"][0].isinf().all()  # of two pairs
+    more = run(model, inputs, segments=Grid(4, 5), passes=160)
+    assert more.details["order_pairs"].tolist() == [4]
+    assert (more.details["half_widths"][0] > more.details["standard_errors"][0]).all()
 
 
 def test_whole_batches_for_a_model_whose_rows_depend_on_each_other() -> None:

@@ -7,9 +7,13 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 # A feature, or nodes that come and go together.
 Tree: TypeAlias = "int | tuple[Tree, ...]"
+CONFIDENCE = 0.95
+# How many pairs of orders tell an interval: of three, all agree too often although others would not.
+LEAST_FOR_INTERVALS = 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,28 @@ class Gains:
         if self.samples < 2:
             return values, np.zeros_like(values)
         return values, found.std(0, ddof=1) / math.sqrt(self.samples)
+
+
+def half_widths(errors: NDArray[np.float64], samples: int) -> NDArray[np.float64]:
+    """Return half the width of each value's 95 % interval: 0 where values are exact, infinite where samples are too few.
+
+    The few samples of a feature may agree by chance, and its error is then too small or 0, while that of others is not. So no
+    feature's error counts for less than the root mean square of all, each weighted by its own square: features that never
+    change anything do not lower that. Student's t makes up for the few samples that errors are found from.
+
+    Args:
+        errors: standard errors (F,).
+        samples: how many they are found from, each independent of the others; 0 = values are exact.
+    """
+    if not samples:
+        return np.zeros_like(errors)
+    if samples < LEAST_FOR_INTERVALS:
+        return np.full_like(errors, math.inf)
+    scale = errors.max()
+    shares = errors / scale if scale > 0 else errors  # whose fourth powers are no less than float64 can tell
+    pooled = math.sqrt((shares**4).sum() / (shares**2).sum()) if scale > 0 else 0.0
+    found: NDArray[np.float64] = float(stdtrit(samples - 1, (1 + CONFIDENCE) / 2)) * scale * np.maximum(shares, pooled)
+    return found
 
 
 def leaves(tree: Tree) -> list[int]:
