@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pysal.comparison.statistics import Estimate, Vote
@@ -45,7 +45,7 @@ class Comparison:
         found["estimates"] = {
             figure: {name: vars(one) for name, one in table.items()} for figure, table in self.estimates.items()
         }
-        found["votes"] = [vars(one) for one in self.votes]
+        found["votes"] = [asdict(one) for one in self.votes]
         result: dict[str, Any] = plain(found)
         return result
 

@@ -138,7 +138,8 @@ def _left_out(found: Comparison) -> list[str]:
         *(f"{name} was not read: {why}" for name, why in found.unread.items()),
     ]
     limits = (
-        f"A method of which the maps' rank correlation with those of random weights is above {BLIND} is not recommended. "
+        "A method is not recommended if its maps' rank correlation with those of random weights is above "
+        f"{BLIND} with all of its interval. "
         f"Fewer than {FEWEST} images decide nothing."
     )
     listed = f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>" if said else ""

@@ -4,7 +4,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,8 @@ class Vote:
         leaders: those that are not clearly behind the best.
         images: how many images all of them have the figure of.
         decided: whether there are enough images, and some method is clearly behind.
+        ahead: how far the best is ahead of the nearest that is clearly behind, in the figure's unit, with the interval that
+            decides; None where none is.
     """
 
     figure: str
@@ -126,6 +128,7 @@ class Vote:
     leaders: list[str]
     images: int
     decided: bool
+    ahead: Estimate | None = None
 
 
 def estimate(values: Numbers, seed: int) -> Estimate:
@@ -160,13 +163,20 @@ def vote(figure: Figure, table: Mapping[str, Numbers]) -> Vote:
     pairs = len(order) * (len(order) - 1) / 2
     reach = float(stdtrit(images - 1, 1 - (1 - CONFIDENCE) / pairs / 2))
     best = order[0]
-    leaders = [best]
+    leaders, ahead = [best], None
     for name in order[1:]:
-        differences = known[best] - known[name]
-        error = float(differences.std(ddof=1)) / math.sqrt(images)
-        if float(differences.mean()) <= reach * error:
+        distance = _student(known[best] - known[name], reach)
+        if distance.low <= 0:
             leaders.append(name)
-    return Vote(figure.name, order, leaders, images, len(leaders) < len(order))
+        elif ahead is None:
+            ahead = distance
+    return Vote(figure.name, order, leaders, images, ahead is not None, ahead)
+
+
+def _student(values: Numbers, reach: float) -> Estimate:
+    """Return the mean of two values or more with the interval of so many standard errors."""
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, mean - reach * error, mean + reach * error, len(values))
 
 
 def _means(values: Numbers, seed: int) -> Numbers:
@@ -211,20 +221,33 @@ def recommended(
 ) -> tuple[list[str], list[str], list[Vote]]:
     """Return the methods to prefer, the sentences that say why, and what each figure says.
 
-    A method whose maps hardly change with random weights is not recommended. Of the others those are that are clearly behind
-    by no figure that decides anything; where there is none, those that are by the fewest. Time decides nothing, it is told.
+    A method whose maps hardly change with random weights is not recommended, if Student's interval of their likeness lies above
+    `BLIND`. Of the others those are that are clearly behind by no figure that decides anything; where there is none, those that
+    are by the fewest. Time decides nothing, it is told.
     """
     votes = [vote(FIGURES[name], table) for name, table in tables.items() if FIGURES[name].votes]
     decided = [one for one in votes if one.decided]
     blind, against = [], []
     for name, values in tables.get("randomisation", {}).items():
         known = values[np.isfinite(values)]
-        if len(known) and float(known.mean()) > BLIND:
+        if not len(known) or float(known.mean()) <= BLIND:
+            continue
+        likeness = Estimate(float(known[0]), math.nan, math.nan, 1)
+        if len(known) > 1:
+            wide = _student(known, float(stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2)))
+            likeness = replace(wide, low=max(wide.low, -1.0), high=min(wide.high, 1.0))  # as a correlation is
+        measured = f"rank correlation {_with_interval(likeness)} over {counted(len(known), 'image')}"
+        if likeness.low > BLIND:
             blind.append(name)
             against.append(
-                f"Not recommended: {titles[name]}, whose maps of the model with random weights are much the same (rank "
-                f"correlation {known.mean():.2f} over {counted(len(known), 'image')}), so they show the image more than the "
-                "model."
+                f"Not recommended: {titles[name]}, whose maps of the model with random weights are much the same ({measured}), "
+                "so they show the image more than the model."
+            )
+        else:
+            why = "the interval does not decide" if len(known) > 1 else "one image decides nothing"
+            against.append(
+                f"Open: whether {titles[name]} shows the image more than the model. Its maps of the model with random weights "
+                f"are alike ({measured}), and {why}."
             )
     candidates = [name for name in methods if name not in blind]
     if not candidates:
@@ -256,7 +279,11 @@ def recommended(
     for one in decided:
         clear = _listed([titles[name] for name in one.leaders])
         apart = "" if len(one.leaders) == 1 else ", which are not told apart"
-        said.append(f"By {FIGURES[one.figure].said} ({counted(one.images, 'image')}) the lead is with {clear}{apart}.")
+        assert one.ahead is not None  # as it decided
+        said.append(
+            f"By {FIGURES[one.figure].said} ({counted(one.images, 'image')}) the lead is with {clear}{apart}; the best is "
+            f"{_with_interval(one.ahead)} ahead of the nearest that is behind."
+        )
     if fewest:
         for name in best:
             lost = _listed([FIGURES[one.figure].said for one in behind[name]])
@@ -273,6 +300,11 @@ def recommended(
             f"Nothing is decided by {_listed(open_ones)}: no method is clearly behind, or fewer than {FEWEST} images have it."
         )
     return best, said, votes
+
+
+def _with_interval(one: Estimate) -> str:
+    """Return a mean with its interval; without where one image has none."""
+    return f"{one.mean:.2g}" if math.isnan(one.low) else f"{one.mean:.2g} ({one.low:.2g} to {one.high:.2g})"
 
 
 def _listed(names: Sequence[str]) -> str:
