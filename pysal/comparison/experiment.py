@@ -50,6 +50,8 @@ FORMAT = 2
 USUAL = tuple(name for name in METRICS if name not in ("deletion_blur", "insertion_zero"))
 # Measured on a few images only: each takes as long as all others together.
 COSTLY = ("pic", "max_sensitivity")
+# What asks how sure the model is of a class; of a number that may be negative such shares mean nothing.
+OF_CONFIDENCE = ("pic", "average_drop", "increase_in_confidence")
 SHOWN, THUMBNAIL, QUALITY = 3, 160, 80
 GRID = 2
 # What a metric asks of the model for one map, about: some tens of forward passes, in gradients.
@@ -75,8 +77,9 @@ def compare(
 ) -> Comparison:
     """Return which methods explain a model best on photos of its own, measured in several ways, with intervals over images.
 
-    Each image's predicted class is explained. What was measured of an image is written to `out` at once, so that the same call
-    goes on where it was stopped, and is done at once where it was not.
+    Each image's predicted class is explained, or the number of a model that answers with one for each image. What was measured
+    of an image is written to `out` at once, so that the same call goes on where it was stopped, and is done at once where it
+    was not.
 
     Args:
         model: what `pysal.models.load` loads, or a classifier in eval mode of it or of `pysal.models.wrap`.
@@ -199,6 +202,7 @@ def compare(
         agreement=agreement(rows, compared),
         recommended=best,
         reasons=reasons,
+        explained="The model's number" if bench.output == "numbers" else "Each photo's predicted class",
         pictures=[(Path(row["photo"]).name, row["pictures"]) for row in rows if row.get("pictures")][:SHOWN],
     )
     if log is not None:
@@ -234,7 +238,11 @@ class _Bench:
         self._random: Any = None
 
     def look(self, files: Sequence[Path]) -> Output:
-        """Return what the model's output is, from all photos that can be read together; refuse what is no table of classes."""
+        """Return what the model's output is, from all photos that can be read together.
+
+        Raises:
+            ValueError: it is neither a table of classes nor a number for each image.
+        """
         found = Look()
         found.begin()
         for file in files:
@@ -246,10 +254,11 @@ class _Bench:
                 continue
             with torch.no_grad():
                 table = self.model(image)
-            if not isinstance(table, Tensor) or table.ndim != 2 or table.shape[1] < 2:
+            whole = isinstance(table, Tensor) and table.ndim in (1, 2) and len(table) == len(image) and table.numel() > 0
+            if not whole:
                 shown = tuple(table.shape) if isinstance(table, Tensor) else type(table).__name__
-                refuse(WHERE, "model", "answer with a table of classes", f"{shown}")
-            found.add(table)
+                refuse(WHERE, "model", "answer with a table of classes or a number for each image", f"{shown}")
+            found.add(table.reshape(len(image), -1))
         return found.output or "logits"  # no photo can be read, which is said later
 
     def kind(self, usual: ScoreKind) -> ScoreKind:
@@ -291,13 +300,17 @@ class _Bench:
         assert table is not None
         target = int(request.score.index[0])
         names = self.model.class_names or ()
-        label = names[target] if target < len(names) else f"class {target}"
+        taken = taken_for(self.score or "auto", self.output or "logits")
+        single = self.output == "numbers"
+        if single and taken == "numbers":
+            why = "the model answers with a number, and this asks how sure it is of a class"
+            self.skipped |= {name: why for name in OF_CONFIDENCE if name in self.metrics}
+        label = names[target] if target < len(names) else "output" if single else f"class {target}"
         mask = None
         if self.annotations is not None:
             mask = self.annotations.mask(file, self.model, label=label)
             mask = None if mask is None or not bool(mask.any()) else mask.to(image.device)
         row: dict[str, Any] = {"photo": str(file), "target": target, "class": label, "methods": {}}
-        taken = taken_for(self.score or "auto", self.output or "logits")
         if taken != "numbers":
             row["probability"] = float(probabilities(table, taken)[0, target])
         maps: dict[str, Tensor] = {}
@@ -351,7 +364,11 @@ class _Bench:
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for metric in self.metrics:
-            if (metric in COSTLY and not costly) or (METRICS[metric].needs == "masks" and mask is None):
+            if (
+                metric in self.skipped
+                or (metric in COSTLY and not costly)
+                or (METRICS[metric].needs == "masks" and mask is None)
+            ):
                 continue
             value = figure_of(
                 metric,

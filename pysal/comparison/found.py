@@ -15,7 +15,7 @@ class Comparison:
     Attributes:
         settings: what was asked for, of which model and photos.
         methods: name -> title of those that were compared.
-        skipped: name -> why a method does not apply to the model.
+        skipped: name -> why a method or metric does not apply to the model.
         rows: one per image: its photo, class, probability, the figures of each method, and the seconds of the processor that
             all of it took.
         unread: photo -> why it was not compared.
@@ -24,6 +24,7 @@ class Comparison:
         agreement: method -> method -> mean rank correlation of |map|.
         recommended: the methods to prefer, the fastest first; none where the evidence does not decide.
         reasons: the sentences that say why.
+        explained: what is, at the start of a sentence.
         pictures: for the report: a photo's name and its pictures, (title, data URI) each.
     """
 
@@ -37,6 +38,7 @@ class Comparison:
     agreement: dict[str, dict[str, float]]
     recommended: list[str]
     reasons: list[str]
+    explained: str
     pictures: list[tuple[str, list[tuple[str, str]]]]
 
     def json(self) -> dict[str, Any]:

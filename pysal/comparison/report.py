@@ -22,7 +22,7 @@ def page(found: Comparison) -> str:
         f"<h1>{escape(title)}</h1>",
         f"<p class='muted'>{len(found.methods)} methods on {counted(len(found.rows), 'photo')}"
         + (f", {marked} with boxes or masks" if marked else ", none with boxes or masks")
-        + f"; pysal {escape(found.settings['version'])}. Each photo's predicted class is explained.</p>",
+        + f"; pysal {escape(found.settings['version'])}. {escape(found.explained)} is explained.</p>",
         "<section class='verdict'>" + "".join(f"<p>{escape(one)}</p>" for one in found.reasons) + "</section>",
         "<h2>What was measured</h2>",
         f"<p>A mark is the mean over images, the bar its {CONFIDENCE:.0%} interval (bootstrap). In colour: the best, and those "

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import pysal
 from pysal import annotations, metrics
 from pysal.comparison import Comparison, compare, experiment
-from pysal.models import read_image
+from pysal.comparison.report import page
+from pysal.models import Classifier, read_image
 from tests.audit.tiny import NotANumber, classifier
 
 
@@ -192,6 +194,37 @@ def test_what_does_not_apply_is_left_out_of_all(photos: Path, monkeypatch: pytes
     assert "grad_cam" in found.methods
     with pytest.raises(pysal.NotApplicable):
         compare(model, photos / "photos", methods=["guided_backprop"], metrics=["deletion"], few=0, limit=1)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["(N, 1)", "(N,)"])
+def test_a_number_for_each_photo(photos: Path, flat: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 1)]
+    model = Classifier(nn.Sequential(*layers, *[nn.Flatten(0)] * flat), name="age", class_names=(), input_size=(12, 10)).eval()
+    options: dict[str, Any] = {"methods": ["gradient", "leave_one_out"], "metrics": ["deletion", "pic", "average_drop"]}
+    found = compare(model, photos / "photos", few=1, **options)
+    assert found.skipped.keys() == {"pic", "average_drop"}
+    assert {"class": "output", "target": 0}.items() <= found.rows[0].items()
+    assert "probability" not in found.rows[0]
+    image = read_image(found.rows[0]["photo"], model)
+    map = pysal.gradient(model, image, score="raw")
+    expected = metrics.per_image("deletion", model, image, map, method="gradient", score="raw")
+    figures = found.rows[0]["methods"]["gradient"]
+    assert figures["deletion"] == pytest.approx(float(expected[0]), rel=1e-5)
+    assert figures.keys() == {"wall_seconds", "seconds", "deletion", "randomisation"}
+    assert "The model&#x27;s number is explained." in page(found)
+    # the binary logit of a class: how sure the model is has a meaning
+    sure = compare(model, photos / "photos", few=1, limit=1, score="sigmoid", **options)
+    assert not sure.skipped
+    with torch.no_grad():
+        assert sure.rows[0]["probability"] == pytest.approx(float(model(image).sigmoid()), rel=1e-5)
+
+
+def test_an_output_without_classes_is_refused(photos: Path) -> None:
+    maps = Classifier(nn.Conv2d(3, 4, 1), name="maps", class_names=(), input_size=(12, 10)).eval()
+    message = r"model must answer with a table of classes or a number for each image, got \(1, 4, 12, 10\)"
+    with pytest.raises(ValueError, match=message):
+        compare(maps, photos / "photos", limit=1)
 
 
 @pytest.mark.parametrize(
