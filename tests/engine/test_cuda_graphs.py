@@ -6,7 +6,7 @@ graph, what is copied when and what is kept, is the same. With one, the same tes
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -382,25 +382,111 @@ def test_graphs_in_use_are_not_given_back() -> None:
         assert replays._held == held != {}
 
 
+class Capturing:
+    """Stands for torch.cuda, with two devices: what it is asked for, and the stream that is current on each device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.device, self.under_way, self.breaks = 0, 0, False
+        self.current = {device: SimpleNamespace(device=device, wait_stream=lambda _: None) for device in range(2)}
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device, wait_stream=lambda _: None))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.device)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: self.current[self.device])
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    @contextlib.contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        before = self.device, self.current[stream.device]
+        self.device, self.current[stream.device] = stream.device, stream
+        try:
+            yield
+        finally:
+            self.device, self.current[stream.device] = before
+
+    @contextlib.contextmanager
+    def graph(self, _: Any, **options: Any) -> Iterator[None]:
+        """As torch's: where the capture fails, the stream stays."""
+        self.asked.append(options)
+        stream = options["stream"]
+        before, self.current[stream.device] = self.current[stream.device], stream
+        self.under_way += 1
+        assert self.under_way == 1, "torch allows one capture at a time"
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+        self.current[stream.device] = before
+
+
 def test_a_graph_is_recorded_in_the_pool_of_its_model_and_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: what torch is asked for."""
-    asked: list[Any] = []
-    nothing = contextlib.nullcontext()
-    stream = SimpleNamespace(wait_stream=lambda _: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nothing)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _, **options: (asked.append(options), nothing)[1])
+    torch_cuda = Capturing(monkeypatch)
     pool = Pool()
     pool.capture(lambda: None)
     pool.capture(lambda: None)
     pool.renew()
     pool.capture(lambda: None)
-    assert {options["capture_error_mode"] for options in asked} == {"thread_local"}
-    first, second, third = (options["pool"] for options in asked)
+    assert {options["capture_error_mode"] for options in torch_cuda.asked} == {"thread_local"}
+    first, second, third = (options["pool"] for options in torch_cuda.asked)
     assert first is second is not third
+
+
+def test_a_graph_is_recorded_on_the_current_device_whichever_recorded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_cuda = Capturing(monkeypatch)
+    ran: list[Any] = []
+    pools = Pool(), Pool()
+    for device in (0, 1, 0, 1):
+        torch_cuda.device = device
+        pools[device].capture(lambda: ran.append(torch_cuda.current[torch_cuda.device]))
+        assert ran[-1] is ran[-2] is torch_cuda.asked[-1]["stream"], "what is made for a stream is made before its graph"
+        assert ran[-1].device == device == torch_cuda.device
+    streams = [options["stream"] for options in torch_cuda.asked]
+    assert streams[0] is streams[2]
+    assert streams[1] is streams[3]  # memory of a pool is shared within one stream
+
+
+def test_a_capture_that_fails_leaves_the_stream_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_cuda = Capturing(monkeypatch)
+    before = torch_cuda.current[0]
+    runs: list[None] = []
+
+    def fails_in_the_graph() -> None:
+        runs.append(None)
+        if len(runs) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    pool = Pool()
+    with pytest.raises(RuntimeError, match="not permitted"):
+        pool.capture(fails_in_the_graph)
+    assert torch_cuda.current[0] is before
+    pool.capture(lambda: None)  # another can begin
+
+
+def test_one_capture_at_a_time_whatever_threads_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_cuda = Capturing(monkeypatch)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    order: list[str] = []
+    first = threading.Thread(target=lambda: (Pool().capture(slow), order.append("first")))
+    second = threading.Thread(target=lambda: (Pool().capture(lambda: order.append("within second")), order.append("second")))
+    first.start()
+    assert inside.wait(30)
+    second.start()
+    second.join(0.1)
+    assert order == []
+    go_on.set()
+    first.join(30)
+    second.join(30)
+    assert order.count("within second") == 2
+    assert {"first", "second"} <= set(order)
+    assert len(torch_cuda.asked) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() and "cuda" not in required(), reason="no CUDA device: graphs run on one only")

@@ -32,6 +32,8 @@ PASSES_BEFORE_ANOTHER_TRY = 64
 # A replay runs the kernels it was recorded from. Adding in another order, in bf16 too, moves a result by less than this; one
 # that left a tensor unwritten moves it by its own size.
 AGREEMENT = 3e-2
+# torch allows one capture at a time in a process.
+_capturing = threading.Lock()
 
 
 class Pool:
@@ -42,24 +44,32 @@ class Pool:
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._streams: dict[int, torch.cuda.Stream] = {}  # by the device
 
     def renew(self) -> None:
         """Begin anew once no graph is left: torch frees the memory of a pool that none uses, and does not take it up again."""
         self._handle = None
 
     def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record a function as a CUDA graph; see `Capture`."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function()  # what is made at a kernel's first launch, handles and plans, must not be made inside a graph
-        torch.cuda.current_stream().wait_stream(side)
-        if self._handle is None:
-            self._handle = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # what other threads allocate meanwhile is none of the graph's business, nor may it end it
-        with torch.cuda.graph(graph, pool=self._handle, capture_error_mode="thread_local"):
-            found = function()
+        """Record a function as a CUDA graph on the current device; see `Capture`."""
+        current = torch.cuda.current_stream()
+        device = torch.cuda.current_device()
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        # torch's own stream for captures is of the device that captured first: what runs on another is not in the graph
+        side = self._streams[device]
+        # a capture that fails leaves its stream as the current one: the outer context puts the caller's back
+        with _capturing, torch.cuda.stream(current):
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                function()  # what is made at a kernel's first launch, handles and plans, must not be made inside a graph
+            current.wait_stream(side)
+            if self._handle is None:
+                self._handle = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # what other threads allocate meanwhile is none of the graph's business, nor may it end it
+            with torch.cuda.graph(graph, pool=self._handle, stream=side, capture_error_mode="thread_local"):
+                found = function()
         return found, graph.replay
 
 
