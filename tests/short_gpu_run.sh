@@ -117,8 +117,9 @@ if "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-n "$(($(nproc) < 6 ? 
 # bench_gpu.py as benchmarks/__main__.py runs it
 benchmark=("$python" -m pytest -o addopts=--import-mode=importlib -o python_files=bench_*.py -p no:cacheprovider -q --benchmark-only
   --benchmark-columns=median,iqr,rounds -s -rs --results "$OUT")
-network() { # stage network images seconds options...: no case begins after so many
-  local until=$(($(date +%s) + $4))
+network() { # stage network images seconds options...: no case begins after so many, or too late to be done within the budget
+  local left=$((BUDGET - SECONDS - 20)) until
+  until=$(($(date +%s) + ($4 < left ? $4 : left)))
   [[ $DEVICE != cpu ]] || until=1 # which tries the options alone: tests/test_gpu_benchmarks.py runs the rest
   stage "$1" $(($4 + 20)) "${benchmark[@]}" benchmarks/bench_gpu.py --device "$DEVICE" --network "$2" --images "$3" --until $until "${@:5}"
 }
