@@ -259,7 +259,7 @@ def recommended(
         elif not votes:
             why = "none of the figures that were measured has a vote"
         elif enough < FEWEST:
-            why = f"there are {counted(enough, 'image')}, and {FEWEST} are the fewest that can"
+            why = f"there {'is' if enough == 1 else 'are'} {counted(enough, 'image')}, and {FEWEST} are the fewest that can"
         else:
             why = "no figure separates the methods on these images"
         return [], [f"The evidence decides nothing: {why}.", *against], votes

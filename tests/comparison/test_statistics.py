@@ -167,6 +167,7 @@ def test_a_map_of_the_image_is_open_where_its_interval_does_not_decide() -> None
 def test_nothing_is_recommended_where_nothing_is_known() -> None:
     best, said = advice(a={"road": HIGH[:3]}, b={"road": LOW[:3]})
     assert (best, said) == ([], "The evidence decides nothing: there are 3 images, and 5 are the fewest that can.")
+    assert "there is 1 image, and 5 are" in advice(a={"road": HIGH[:1]}, b={"road": LOW[:1]})[1]
     best, said = advice(a={"road": HIGH}, b={"road": HIGH})
     assert (best, said) == ([], "The evidence decides nothing: no figure separates the methods on these images.")
     # what favours maps that are bright all over has no vote
