@@ -1,5 +1,6 @@
 """What a report says of a model that runs as it is: words of its user's world, and nothing of the tracer's anywhere else."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable
@@ -165,3 +166,36 @@ def test_what_is_written_through_a_view_is_prepared(between: Callable[[Net, Tens
     found, expected = (torch.autograd.functional.jacobian(each, images) for each in (prepared, model))
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert (prepared(images) - model(images)).abs().max() <= 1e-5 * model(images).abs().max()
+
+
+class Written(nn.Module):
+    """A layer that writes into a part of the map it returns, which is what it was given or a copy."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (N, C, H, W)."""
+        maps = maps.clone() if self.copies else maps
+        maps[:, :4] += maps[:, 4:]
+        maps[:, 2:, ::2].mul_(-2)
+        return maps
+
+
+@pytest.mark.parametrize("copies", [True, False], ids=["copy", "same tensor"])
+def test_a_layer_returns_its_map_as_it_is_after_the_writes(copies: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = [nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), Written(copies)]
+        tail = [nn.Conv2d(8, 4, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+        model, images = nn.Sequential(*head, *tail).eval(), torch.rand(2, 3, 9, 13)
+    prepared = pysal.prepare(model, images[:1], batch_size=2, gains=Gains(2.0, 2.0, 2.0))
+    assert prepared.program is not None, prepared.report()
+    exact = copy.deepcopy(model).double()
+    activation = exact[:3](images.double()).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(exact[3:](activation)[:, 1].sum(), activation)
+    expected = (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu().detach()
+    assert expected.amax((1, 2, 3)).min() > 0
+    found = pysal.grad_cam(prepared, images, 1, layer="2")
+    assert (found - expected).norm() <= 1e-5 * expected.norm()

@@ -69,6 +69,8 @@ class WrittenPart(nn.Module):
 def return_what_is_written(graph: fx.GraphModule) -> None:
     """Give every write into what is read later, under another name or the same, a node that returns the result, in place.
 
+    Layers that returned what is written are not among the graph's any more.
+
     A graph whose shapes were not noted, or that shares memory in ways not known here, is left to do as it does.
     """
     order: dict[fx.Node, float] = {node: position for position, node in enumerate(graph.graph.nodes)}
@@ -119,6 +121,8 @@ def _return(
         target = copy.deepcopy(graph.get_submodule(str(step.target))) if step.op == "call_module" else step.target
         return _Call(step.op, target, args, dict(kwargs))
 
+    for member in later:
+        member.meta.pop("layers", None)  # a module may have returned it before the write or after: only the model knows
     name = f"written_{node.name}"
     graph.add_submodule(name, WrittenPart([call(step) for step in chain], call(node)))
     with graph.graph.inserting_before(node):
