@@ -22,6 +22,23 @@ def where(cam: object) -> str:
     return f"pysal.pytorch_grad_cam.{type(cam).__name__}"
 
 
+class PartOfHooks:
+    """A name of the peer that means something only where its hooks are in the model: whoever asks for it is told so."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Keep the name."""
+        self.name = name
+
+    def __get__(self, cam: object, owner: type) -> Any:
+        """Raise.
+
+        Raises:
+            AttributeError: always, so that `hasattr` says no.
+        """
+        place = f"pysal.pytorch_grad_cam.{owner.__name__}.{self.name}"
+        raise AttributeError(f"{place}: belongs to the peer's hooks, which are not here; call the object for its maps")
+
+
 def evaluating(model: nn.Module | PreparedModel) -> None:
     """Have all of a model in eval mode until the state is put back, in a `restoring` function."""
     if isinstance(model, PreparedModel):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pysal._checks import refuse
 from pysal.engine.prepared.model import PreparedModel
 from pysal.methods.cam_kinds import Kind
-from pysal.pytorch_grad_cam._request import where
+from pysal.pytorch_grad_cam._request import PartOfHooks, where
 from pysal.pytorch_grad_cam.ablation_layer import AblationLayer
 from pysal.pytorch_grad_cam.base_cam import BaseCAM
 
@@ -46,3 +46,7 @@ class AblationCAM(BaseCAM):
         if ratio_channels_to_ablate != 1.0:
             refuse(where(self), "ratio_channels_to_ablate", "be 1.0", ratio_channels_to_ablate, NotImplementedError)
         self.batch_size, self.ablation_layer = batch_size, ablation_layer
+        self.ratio_channels_to_ablate = ratio_channels_to_ablate
+
+    save_activation = PartOfHooks()
+    assemble_ablation_scores = PartOfHooks()

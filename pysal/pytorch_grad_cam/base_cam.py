@@ -1,5 +1,6 @@
 """What all classes have: the model, its layers, and the call that returns NumPy maps."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -16,13 +17,23 @@ from pysal.engine.request.running import Running
 from pysal.engine.running.states import restoring
 from pysal.methods import grad_cam
 from pysal.methods.cam_kinds import KINDS, Kind, kind_of, made, total, unit
-from pysal.pytorch_grad_cam._request import Targets, evaluating, outputs_of, plan_targets, where
+from pysal.pytorch_grad_cam._request import PartOfHooks, Targets, evaluating, outputs_of, plan_targets, where
+from pysal.pytorch_grad_cam.utils.image import scale_cam_image
 
 Maps = NDArray[np.float32]
 
 
 class ActivationsAndGradients:
     """Stands where the peer keeps its hooks: there are none outside of a call."""
+
+    activations = PartOfHooks()
+    gradients = PartOfHooks()
+    handles = PartOfHooks()
+    save_activation = PartOfHooks()
+    save_gradient = PartOfHooks()
+
+    def clear(self) -> None:
+        """Do nothing."""
 
     def release(self) -> None:
         """Do nothing."""
@@ -97,11 +108,38 @@ class BaseCAM:
             TypeError: an argument of the wrong type or dtype.
             ValueError: a wrong shape, not one target for each image, a target that is no number, no such layer.
         """
-        return self._maps(input_tensor, targets, aug_smooth=bool(aug_smooth), eigen_smooth=bool(eigen_smooth))
+        call = self.forward_augmentation_smoothing if aug_smooth else self.forward
+        return call(input_tensor, targets, eigen_smooth)
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Maps:
         """Return what a call without `aug_smooth` does."""
-        return self(input_tensor, targets, eigen_smooth=eigen_smooth)
+        return self._maps(input_tensor, targets, aug_smooth=False, eigen_smooth=bool(eigen_smooth))
+
+    def forward_augmentation_smoothing(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Maps:
+        """Return what a call with `aug_smooth` does.
+
+        Raises:
+            NotImplementedError: a subclass has a `forward` of its own, which the copies would not see.
+        """
+        if type(self).forward is not BaseCAM.forward:
+            refuse(where(self), "aug_smooth", "be False for a class with its own forward", True, NotImplementedError)
+        return self._maps(input_tensor, targets, aug_smooth=True, eigen_smooth=bool(eigen_smooth))
+
+    def get_target_width_height(self, input_tensor: Tensor) -> tuple[int, int]:
+        """Return the width and the height of images (B, C, H, W).
+
+        Raises:
+            ValueError: another shape; volumes, too.
+        """
+        if input_tensor.ndim != 4:
+            refuse(where(self), "inputs", "be a batch of images (B, C, H, W)", f"shape {tuple(input_tensor.shape)}")
+        return input_tensor.shape[3], input_tensor.shape[2]
+
+    def aggregate_multi_layers(self, cam_per_target_layer: Sequence[NDArray[Any]]) -> Maps:
+        """Return the maps (B, H, W) of the maps (B, 1, H, W) of each layer: their mean."""
+        return scale_cam_image(np.maximum(np.concatenate(list(cam_per_target_layer), axis=1), 0).mean(axis=1))
+
+    compute_cam_per_layer = PartOfHooks()
 
     def get_cam_weights(
         self, input_tensor: Tensor, target_layer: Any, targets: Targets, activations: Any, grads: Any
@@ -116,7 +154,9 @@ class BaseCAM:
             found = kind.terms(*(torch.as_tensor(one, device="cpu") for one in (activations, grads)))
             if found.ndim == 2:
                 return found.numpy()
-        raise NotImplementedError("get_cam_weights must be implemented by subclass")
+        if self.kind is None:
+            raise NotImplementedError("get_cam_weights must be implemented by subclass")
+        raise NotImplementedError(f"{where(self)}.get_cam_weights: channels have no weights without the model; call the object")
 
     def get_cam_image(
         self,
@@ -147,6 +187,9 @@ class BaseCAM:
 
     @restoring
     def _maps(self, input_tensor: Tensor, targets: Targets, *, aug_smooth: bool, eigen_smooth: bool) -> Maps:
+        for name in ("compute_cam_per_layer", "aggregate_multi_layers"):
+            if inspect.getattr_static(type(self), name) is not vars(BaseCAM)[name]:
+                refuse(where(self), "cam", f"be of a class without its own {name}", type(self).__name__, NotImplementedError)
         evaluating(self.model)
         plan = self._plan(input_tensor, targets)
         self._asked, self._outputs = plan.inputs, None

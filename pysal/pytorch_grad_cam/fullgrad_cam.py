@@ -9,7 +9,7 @@ from pysal.engine.prepared.model import PreparedModel
 from pysal.engine.request.attribution import Attribution
 from pysal.engine.request.plan import Plan
 from pysal.methods import full_grad
-from pysal.pytorch_grad_cam._request import Targets
+from pysal.pytorch_grad_cam._request import PartOfHooks, Targets
 from pysal.pytorch_grad_cam.base_cam import BaseCAM
 
 
@@ -32,6 +32,9 @@ class FullGrad(BaseCAM):
         reshape_transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
         super().__init__(model, target_layers, reshape_transform, compute_input_gradient=True)
+
+    bias_data = PartOfHooks()
+    get_bias_data = PartOfHooks()
 
     def _attribution(self, plan: Plan, targets: Targets, *, augment: Any, eigen_smooth: bool) -> Attribution:
         return full_grad.prepare(plan, eigen_smooth=eigen_smooth, augment=augment).run(report=False)

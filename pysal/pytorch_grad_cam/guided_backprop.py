@@ -13,7 +13,7 @@ from pysal.engine.request.running import Running
 from pysal.engine.running.states import restoring
 from pysal.methods import guided_backprop
 from pysal.pytorch_grad_cam._elsewhere import GRAD_CAM
-from pysal.pytorch_grad_cam._request import evaluating, where
+from pysal.pytorch_grad_cam._request import PartOfHooks, evaluating, where
 
 __getattr__ = GRAD_CAM.falling_through(__name__)
 
@@ -33,6 +33,19 @@ class GuidedBackpropReLUModel:
         if device is not None and isinstance(model, nn.Module):
             model = model.to(torch.device(device))
         self.model = model
+
+    def forward(self, input_img: Tensor) -> Any:
+        """Return what the model answers."""
+        return self.model(input_img)
+
+    recursive_replace_relu_with_guidedrelu = PartOfHooks()
+    recursive_replace_guidedrelu_with_relu = PartOfHooks()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        model = self.model.original if isinstance(self.model, PreparedModel) else self.model
+        return next((one.device for one in model.parameters()), torch.device("cpu"))
 
     @restoring
     def __call__(self, input_img: Tensor, target_category: int | None = None) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ import pysal.pytorch_grad_cam as ours
 import pysal.pytorch_grad_cam.base_cam as our_base
 import pysal.pytorch_grad_cam.utils.image as our_image
 import pysal.pytorch_grad_cam.utils.model_targets as our_targets
-from tests.pytorch_grad_cam.networks import NETWORKS, Network, pictures, seeded
+from tests.pytorch_grad_cam.networks import NETWORKS, Network, ResNet, pictures, seeded
 
 # The networks are float64: what is left is the float32 of the peer's pictures and constants of 1e-7 and 1e-8 that it adds.
 CLOSE = 1e-5
@@ -506,3 +506,49 @@ def test_the_peers_arcc_takes_our_class() -> None:
         targets = [words.ClassifierOutputTarget(n) for n in range(2)]
         answers.append(ARCC(cam, [40, 60])(images, cam(images, targets), targets, net))
     np.testing.assert_allclose(answers[1], answers[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "XGradCAM"])
+def test_methods_that_a_subclass_overrides(name: str) -> None:
+    """A map that is sharpened by a `forward` of one's own; what reads hooks is refused."""
+    net, images, found = seeded(ResNet), pictures(2), []
+    for library in (peer, ours):
+
+        class Sharp(getattr(library, name)):  # type: ignore[misc]
+            def forward(self, input_tensor: Any, targets: Any, eigen_smooth: bool = False) -> Any:
+                return super().forward(input_tensor, targets, eigen_smooth) ** 2
+
+        found.append(Sharp(net, [net.layer1, net.layer2])(images, None))
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="aug_smooth must be False for a class with its own forward"):
+        Sharp(net, [net.layer1])(images, None, aug_smooth=True)
+
+    for method in ("compute_cam_per_layer", "aggregate_multi_layers"):
+        own = type("Own", (getattr(ours, name),), {method: lambda *_: []})
+        with pytest.raises(NotImplementedError, match=f"cam must be of a class without its own {method}"):
+            own(net, [net.layer1])(images, None)
+
+
+@pytest.mark.parametrize("name", [one for one in vars(peer) if one[0].isupper()])
+def test_every_method_is_there_or_says_why_not(name: str) -> None:
+    theirs, mine = getattr(peer, name), getattr(ours, name)
+    if mine is theirs or issubclass(mine, nn.Module):
+        return
+    for method in dir(theirs):
+        if not method.startswith("_") and not hasattr(mine, method):
+            with pytest.raises(AttributeError) as raised:
+                getattr(mine, method)
+            start = f"pysal.pytorch_grad_cam.{name}.{method}: belongs to the peer's hooks"
+            assert str(raised.value).startswith(start)
+
+
+def test_layers_put_together_by_hand() -> None:
+    net, layers = seeded(ResNet), [np.random.default_rng(one).normal(size=(2, 1, 6, 5)).astype(np.float32) for one in (0, 1)]
+    cams = [library.GradCAM(net, [net.layer1]) for library in (peer, ours)]
+    expected, found = (cam.aggregate_multi_layers(layers) for cam in cams)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert cams[1].get_target_width_height(pictures(1)) == cams[0].get_target_width_height(pictures(1))
+    with pytest.raises(ValueError, match="inputs must be a batch of images"):
+        cams[1].get_target_width_height(pictures(1)[None])
+    with pytest.raises(NotImplementedError, match=r"ScoreCAM\.get_cam_weights: channels have no weights"):
+        ours.ScoreCAM(net, [net.layer1]).get_cam_weights(None, None, None, layers[0], layers[0])
