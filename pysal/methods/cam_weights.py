@@ -86,7 +86,7 @@ def _agree(
     plan: Plan, number: int, whole: Callable[[Tensor, Tensor], Tensor], short: Callable[[Tensor, Tensor], Tensor]
 ) -> bool:
     """Say whether two ways give some passes the same scores, but for rounding."""
-    places = torch.linspace(0, plan.images * number - 1, AGREEING, dtype=torch.float64).long().to(plan.device)
+    places = torch.linspace(0, plan.images * number - 1, AGREEING, dtype=torch.float64, device="cpu").long().to(plan.device)
     rows, channels = places // number, places % number
     try:
         one, other = (way(rows, channels).double() for way in (whole, short))

@@ -131,22 +131,36 @@ def _return(
         order[whole] = order[node] + 0.5
         again = {root: whole}
 
-        def of(view: fx.Node) -> fx.Node:
-            if view not in again:
-                source = of(view.args[0])  # type: ignore[arg-type]
-                again[view] = new = graph.graph.create_node(view.op, view.target, (source, *view.args[1:]), dict(view.kwargs))
-                new.meta = {key: value for key, value in view.meta.items() if key == SHAPE}
-                order[new] = order[whole]
-            return again[view]
-
         for member, readers in later.items():
             for reader in readers:
-                reader.replace_input_with(member, of(member))
+                reader.replace_input_with(member, _anew(graph, member, again, order, order[whole]))
         if node.users:
-            result = of(chain[-1] if chain else root)
+            result = _anew(graph, chain[-1] if chain else root, again, order, order[whole])
             result.meta["layers"] = [*result.meta.get("layers", ()), *node.meta.get("layers", ())]
             node.replace_all_uses_with(result)
     graph.graph.erase_node(node)
+
+
+def _anew(
+    graph: fx.GraphModule, view: fx.Node, again: dict[fx.Node, fx.Node], order: dict[fx.Node, float], place: float
+) -> fx.Node:
+    """Return what shows the part of a view after a write, made where nodes are being inserted.
+
+    Args:
+        graph: the graph.
+        view: a view of the tensor before the write, or the tensor.
+        again: the tensor and its views before the write -> after it; what is made is added.
+        order: of the nodes, of which new ones are added.
+        place: of new nodes in that order.
+    """
+    if view not in again:
+        held = view.args[0]
+        assert isinstance(held, fx.Node)
+        source = _anew(graph, held, again, order, place)
+        again[view] = new = graph.graph.create_node(view.op, view.target, (source, *view.args[1:]), dict(view.kwargs))
+        new.meta = {key: value for key, value in view.meta.items() if key == SHAPE}
+        order[new] = place
+    return again[view]
 
 
 def _has_rules(graph: fx.GraphModule, node: fx.Node) -> bool:
