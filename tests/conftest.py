@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 KINDS = {
     "core": [
         *("reference", "ops", "engine", "methods", "metrics"),
-        *("test_explain.py", "test_explanation.py", "test_segments.py", "test_layers.py", "test_registration.py"),
+        *("test_explain.py", "test_segments.py", "test_layers.py", "test_registration.py"),
     ],
     "browser": ["demo/test_page.py"],
     "process": [
