@@ -1,6 +1,5 @@
 """Weights of a layer's channels that take a pass for each: Score-CAM's and Ablation-CAM's."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -66,20 +65,21 @@ def ablated_weights(plan: Plan, activation: Tensor, number: int, layer: Layer, s
         The paper divides by the score, a factor common to all channels that turns the map around where it is negative.
     """
 
-    def score(rows: Tensor, channels: Tensor, *, short: bool = False) -> Tensor:
-        def changed(value: Tensor) -> Tensor:
-            return without_channels(activation[rows] if short else value, channels, spatial)
+    def whole(rows: Tensor, channels: Tensor) -> Tensor:
+        return scores_with(plan, plan.inputs[rows], rows, layer, lambda value: without_channels(value, channels, spatial))
 
-        return scores_with(plan, plan.inputs[rows], rows, layer, changed, short=short)
+    def from_layer(rows: Tensor, channels: Tensor) -> Tensor:
+        without = without_channels(activation[rows], channels, spatial)
+        # two images, for one would be broadcast where more than the activation is handed on
+        return scores_with(plan, plan.inputs[rows[:2]], rows, layer, lambda _: without)
 
     before, _ = plan.clean_scores_without_gradients()
+    score, batch_size = whole, None
     if len(activation) == plan.images and not plan.extra_inputs and plan.company == "checked":
-        from_layer = functools.partial(score, short=True)
-        if _agree(plan, number, score, from_layer):
+        if _agree(plan, number, whole, from_layer):
             row_bytes = activation[0].numel() * activation.element_size()
-            some = plan.batch_size or fast_rows(plan.device, row_bytes)
-            return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, from_layer, batch_size=some)
-    return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, score, batch_size=None)
+            score, batch_size = from_layer, plan.batch_size or fast_rows(plan.device, row_bytes)
+    return before[:, None].to(plan.accumulator_dtype) - _of_each(plan, number, score, batch_size=batch_size)
 
 
 def _agree(

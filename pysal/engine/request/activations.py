@@ -31,25 +31,22 @@ def activations(plan: Plan, batch: Tensor, rows: Tensor, layer: Layer) -> tuple[
 
 
 @restoring
-def scores_with(
-    plan: Plan, batch: Tensor, rows: Tensor, layer: Layer, replace: Callable[[Tensor], Tensor], *, short: bool = False
-) -> Tensor:
+def scores_with(plan: Plan, batch: Tensor, rows: Tensor, layer: Layer, replace: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the score (N,) of rows of a plan's images with something else in the place of a layer's activation.
 
     Args:
         plan: runs the model.
-        batch: (N, C, H, W); the model may overwrite it.
+        batch: (N, C, H, W); the model may overwrite it. Fewer images run up to the layer alone, and `replace` makes N out of
+            nothing: where a model hands on more than this activation, that fails, or makes other scores.
         rows: (N,), the image each belongs to.
         layer: which; its run is a number, or None for its only one.
         replace: the activation -> what is passed on.
-        short: what comes before the layer runs in vain, so on two rows alone: `replace` makes N out of nothing. Where a model
-            hands on more than this activation, that fails, or makes other scores. Not one row, which would be broadcast.
     """
 
-    def model(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def model(*args: Any, **kwargs: Any) -> Any:
         with Restored():
             capture(plan.where, layer, Hooks(), cut=False, replace=replace)
-            return plan.layered_model(images[:2] if short else images, *args, **kwargs)
+            return plan.layered_model(*args, **kwargs)
 
     scores, _ = plan.scores(batch, rows, model)
     plan.check_rows(rows)
