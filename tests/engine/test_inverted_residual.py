@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import torch
@@ -17,18 +17,21 @@ from pysal.engine.boxes import groups
 from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.inverted_residual import InvertedResidual, available, panels
-from pysal.engine.layers.features import Layer
 from pysal.engine.model.relu_rules import ReluRule
 from pysal.engine.prepared.gains import Gains
-from pysal.engine.tape.forward import AtOnce
 from pysal.engine.tape.tape import Program
 from pysal.testing import assert_no_worse, required, sample
+from tests.engine.blocks import (
+    Geometry,
+    assert_forward_is_the_models,
+    assert_layers_are_those_node_by_node,
+    parts_of,
+    without_blocks,
+)
 
 RULES: tuple[ReluRule, ...] = ("plain", "guided", "deconvnet")
 compiled = pytest.mark.skipif(not available() and "cpu" not in required(), reason="the CPU kernels are not compiled")
 
-# images, C of input, between and output, (H, W), kernel, stride, (left, right, top, bottom)
-Geometry: TypeAlias = tuple[int, int, int, int, tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int, int, int]]
 GEOMETRIES: dict[str, Geometry] = {
     "padding on one side": (2, 16, 96, 24, (12, 12), (3, 3), (2, 2), (0, 1, 0, 1)),
     "odd sizes": (1, 24, 48, 40, (9, 11), (5, 5), (1, 1), (2, 2, 2, 2)),
@@ -264,15 +267,13 @@ def network() -> tuple[nn.Module, Tensor]:
     return model.eval(), sample(2, 3, 56, 56)
 
 
-def programs() -> tuple[nn.Module, Tensor, Program, Program]:
-    """Return a model, images, its program, and one that runs node by node."""
+def programs() -> tuple[nn.Module, Tensor, Program]:
+    """Return a model, images, and its program."""
     model, x = network()
     program = pysal.prepare(model, x, batch_size=2).program
     assert program is not None
     assert len(program.blocks) == 4
-    single = copy.copy(program)
-    single.blocks = {}
-    return model, x, program, single
+    return model, x, program
 
 
 @compiled
@@ -310,23 +311,14 @@ def test_leave_one_out_runs_blocks_whose_maps_are_whole(monkeypatch: pytest.Monk
 
 @compiled
 def test_passes_without_gradients_run_blocks_at_once() -> None:
-    model, x = network()
-    prepared = pysal.prepare(model, x, batch_size=2, gains=Gains(2.0, 2.0))
-    assert sum(isinstance(part, AtOnce) for part in prepared._graph.modules()) == 4
-    double = copy.deepcopy(model).double()
-    for images in (x, x[:1], x[:1].contiguous(memory_format=torch.channels_last)):
-        before = images.clone()
-        with torch.no_grad():
-            assert_no_worse(prepared(images), double(images.double()), model(images))
-        assert torch.equal(images, before)
-    assert not prepared(x).requires_grad
+    assert assert_forward_is_the_models(*network()) == 4
 
 
 @compiled
 @pytest.mark.parametrize("rule", RULES)
 def test_sweeps_are_those_node_by_node(rule: ReluRule) -> None:
-    _, x, program, single = programs()
-    tape, other = program.record(x), single.record(x)
+    _, x, program = programs()
+    tape, other = program.record(x), without_blocks(program).record(x)
     assert (tape.relus, tape.bytes) == (other.relus, other.bytes)
     assert len(list(tape.others())) == len(list(other.others()))
     grad = sample(3 * len(x), 5)
@@ -338,22 +330,7 @@ def test_sweeps_are_those_node_by_node(rule: ReluRule) -> None:
 
 @compiled
 def test_layers_of_blocks_can_be_asked_for() -> None:
-    model, x, program, single = programs()
-    runs = 0
-    for path, module in model.named_modules():
-        place = program.layer(Layer(path, module, 0))
-        if place is None:
-            continue
-        tape, other = program.record(x, [place]), single.record(x, [place])
-        runs += 1
-        torch.testing.assert_close(tape.values[place], other.values[place])
-        grad = sample(len(x), 5)
-        (found, parts), (expected, others) = tape.sweep(grad, layers=[place]), other.sweep(grad, layers=[place])
-        for one, two in ((found, expected), (parts[place], others[place])):
-            assert one is not None
-            assert two is not None
-            torch.testing.assert_close(one, two, rtol=0, atol=1e-5 * float(two.abs().max()))
-    assert runs > 20
+    assert assert_layers_are_those_node_by_node(*programs()) > 20
 
 
 @compiled
@@ -366,18 +343,6 @@ def test_other_precisions_run_node_by_node() -> None:
         assert prepared.program is not None
         assert prepared.program.blocks == {}
         assert "inverted residual" not in prepared.report()
-
-
-def parts_of(geometry: Geometry, uppers: tuple[float | None, float | None, float | None]) -> list[FusedConvolution]:
-    _, inputs, channels, outputs, size, kernel, stride, padding = geometry
-    still, none = (1, 1), (0, 0, 0, 0)
-    convolutions = [
-        Convolution(sample(channels, inputs, 1, 1), None, still, none, still, 1),
-        Convolution(sample(channels, 1, *kernel), None, stride, padding, still, channels),
-        Convolution(sample(outputs, channels, 1, 1), None, still, none, still, 1),
-    ]
-    shapes = [(inputs, *size), (channels, *size), (channels, 9, 9)]
-    return [FusedConvolution(*each, torch.float32) for each in zip(convolutions, uppers, shapes, strict=True)]
 
 
 def test_what_is_no_such_block_is_left_alone() -> None:

@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import pytest
 import torch
@@ -18,28 +17,22 @@ from pysal.engine.graph.activations import Activation
 from pysal.engine.graph.fold import Convolution
 from pysal.engine.graph.fused_convolution import FusedConvolution
 from pysal.engine.graph.smooth_residual import SmoothResidual, available
-from pysal.engine.layers.features import Layer
-from pysal.engine.prepared.gains import Gains
-from pysal.engine.tape.forward import AtOnce
 from pysal.engine.tape.smooth import SmoothBlockOperator
 from pysal.engine.tape.tape import Program
 from pysal.testing import assert_no_worse, required, sample
+from tests.engine.blocks import (
+    Geometry,
+    assert_forward_is_the_models,
+    assert_layers_are_those_node_by_node,
+    parts_of,
+    without_blocks,
+)
+from tests.engine.test_activations import FUNCTIONS as OF_ACTIVATIONS
 
 compiled = pytest.mark.skipif(not available() and "cpu" not in required(), reason="the CPU kernels are not compiled")
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
-    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
-}
+FUNCTIONS = {**OF_ACTIVATIONS, "leaky_relu": lambda x: F.leaky_relu(x, 0.2)}
 
-# images, C of input, between and output, (H, W), kernel, stride, (left, right, top, bottom)
-Geometry: TypeAlias = tuple[int, int, int, int, tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int, int, int]]
 GEOMETRIES: dict[str, Geometry] = {
     "padding on one side": (2, 16, 96, 24, (12, 12), (3, 3), (2, 2), (0, 1, 0, 1)),
     "half a panel": (1, 24, 40, 40, (9, 11), (5, 5), (1, 1), (2, 2, 2, 2)),
@@ -325,15 +318,13 @@ def network() -> tuple[nn.Module, Tensor]:
     return model.eval(), sample(2, 3, 33, 30)
 
 
-def programs() -> tuple[nn.Module, Tensor, Program, Program]:
-    """Return a model, images, its program, and one that runs node by node."""
+def programs() -> tuple[nn.Module, Tensor, Program]:
+    """Return a model, images, and its program."""
     model, x = network()
     program = pysal.prepare(model, x, batch_size=2).program
     assert program is not None
     assert sum(isinstance(block, SmoothBlockOperator) for block in program.blocks.values()) == 4
-    single = copy.copy(program)
-    single.blocks = {}
-    return model, x, program, single
+    return model, x, program
 
 
 @compiled
@@ -351,22 +342,13 @@ def test_methods_on_a_model_of_such_blocks() -> None:
 
 @compiled
 def test_passes_without_gradients_run_blocks_at_once() -> None:
-    model, x = network()
-    prepared = pysal.prepare(model, x, batch_size=2, gains=Gains(2.0, 2.0))
-    assert sum(isinstance(part, AtOnce) for part in prepared._graph.modules()) == 4
-    double = copy.deepcopy(model).double()
-    for images in (x, x[:1], x[:1].contiguous(memory_format=torch.channels_last)):
-        before = images.clone()
-        with torch.no_grad():
-            assert_no_worse(prepared(images), double(images.double()), model(images))
-        assert torch.equal(images, before)
-    assert not prepared(x).requires_grad
+    assert assert_forward_is_the_models(*network()) == 4
 
 
 @compiled
 def test_sweeps_are_those_node_by_node() -> None:
-    _, x, program, single = programs()
-    tape, other = program.record(x), single.record(x)
+    _, x, program = programs()
+    tape, other = program.record(x), without_blocks(program).record(x)
     assert tape.relus == other.relus == 2
     gates = 2 * (32 + 96) * 4  # which one by one are what a node returns; the derivative of an activation replaces its input
     assert tape.bytes == other.bytes + gates
@@ -382,22 +364,7 @@ def test_sweeps_are_those_node_by_node() -> None:
 
 @compiled
 def test_layers_of_blocks_can_be_asked_for() -> None:
-    model, x, program, single = programs()
-    runs = 0
-    for path, module in model.named_modules():
-        place = program.layer(Layer(path, module, 0))
-        if place is None:
-            continue
-        tape, other = program.record(x, [place]), single.record(x, [place])
-        runs += 1
-        torch.testing.assert_close(tape.values[place], other.values[place])
-        grad = sample(len(x), 5)
-        (found, parts), (expected, others) = tape.sweep(grad, layers=[place]), other.sweep(grad, layers=[place])
-        for one, two in ((found, expected), (parts[place], others[place])):
-            assert one is not None
-            assert two is not None
-            torch.testing.assert_close(one, two, rtol=0, atol=1e-5 * float(two.abs().max()))
-    assert runs > 25
+    assert assert_layers_are_those_node_by_node(*programs()) > 25
 
 
 @compiled
@@ -412,32 +379,17 @@ def test_other_precisions_run_node_by_node() -> None:
 
 @compiled
 def test_what_is_no_such_block_does_not_fit() -> None:
-    def parts_of(geometry: Geometry, groups: int | None = None, upper: float | None = None) -> list[FusedConvolution]:
-        _, inputs, channels, outputs, size, kernel, stride, padding = geometry
-        still, none = (1, 1), (0, 0, 0, 0)
-        groups = channels if groups is None else groups
-        point = (still, none, still, 1)
-        convolutions = [
-            Convolution(sample(channels, inputs, 1, 1), None, *point),
-            Convolution(sample(channels, channels // groups, *kernel), None, stride, padding, still, groups),
-            Convolution(sample(outputs, channels, 1, 1), None, *point),
-        ]
-        uppers, inner = (upper, None, None), (inputs, channels, channels)
-        return [
-            FusedConvolution(convolution, bound, (width, *size), torch.float32)
-            for convolution, bound, width in zip(convolutions, uppers, inner, strict=True)
-        ]
-
-    fitting = (1, 16, 24, 16, (9, 9), (3, 3), (1, 1), (1, 1, 1, 1))
-    expand, depthwise, project = parts_of(fitting)
+    fitting: Geometry = (1, 16, 24, 16, (9, 9), (3, 3), (1, 1), (1, 1, 1, 1))
+    smooth = (None, None, None)
+    expand, depthwise, project = parts_of(fitting, smooth)
     assert SmoothResidual.fits(expand, depthwise, project)
     assert SmoothResidual.suited(expand, depthwise, project) == available()
-    assert not SmoothResidual.suited(*parts_of((*fitting[:4], (2, 4), *fitting[5:])))  # 8 pixels
+    assert not SmoothResidual.suited(*parts_of((*fitting[:4], (2, 4), *fitting[5:]), smooth))  # 8 pixels
     assert not SmoothResidual.fits(None, depthwise, project)  # 24 channels are no whole panels
     assert not SmoothResidual.fits(depthwise, depthwise, project)
     assert not SmoothResidual.fits(expand, expand, project)
-    assert not SmoothResidual.fits(*parts_of(fitting, groups=12))
-    assert not SmoothResidual.fits(*parts_of(fitting, upper=math.inf))
+    assert not SmoothResidual.fits(*parts_of(fitting, smooth, groups=12))
+    assert not SmoothResidual.fits(*parts_of(fitting, (math.inf, None, None)))
     for wrong in (
         (1, 8, 24, 16, *fitting[4:]),
         (1, 16, 8, 16, *fitting[4:]),
@@ -446,7 +398,7 @@ def test_what_is_no_such_block_does_not_fit() -> None:
         (*fitting[:7], (3, 3, 3, 3)),
         (*fitting[:5], (13, 11), (1, 1), (5, 5, 6, 6)),
     ):
-        assert not SmoothResidual.fits(*parts_of(wrong))  # type: ignore[arg-type]
+        assert not SmoothResidual.fits(*parts_of(wrong, smooth))  # type: ignore[arg-type]
 
 
 @compiled

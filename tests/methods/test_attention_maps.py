@@ -1,6 +1,5 @@
 """LeGrad and gradient x attention beside loops written by hand, and in models that call attention in every way."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 import pysal
 from pysal.engine.model.not_applicable import NotApplicable
 from tests.methods.networks import assert_rounding, images, seeded, smooth
-from tests.methods.test_no_side_effects import MODES, assert_same, snapshot
+from tests.methods.test_no_side_effects import MODES, assert_same, assert_two_threads_agree, snapshot
 
 # Of a gradient at the attention of three small blocks, in one chain.
 ROUNDINGS = 2000
@@ -528,24 +527,4 @@ def test_any_batch_size_any_company_and_any_layout_give_the_same(name: str) -> N
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_two_threads_explain_the_same_model(name: str) -> None:
-    model, failed = Marked("fused"), []
-    work = [(INPUTS, 1), (INPUTS.flip(0), [0, 1, 2])]
-    expected = [FUNCTIONS[name](model, inputs, target) for inputs, target in work]
-    before = snapshot(model, INPUTS)
-    start = threading.Barrier(2)
-
-    def repeat(index: int) -> None:
-        try:
-            start.wait(600)
-            for _ in range(3):
-                assert torch.equal(FUNCTIONS[name](model, *work[index]), expected[index])
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=repeat, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert_same(before, snapshot(model, INPUTS))
+    assert_two_threads_agree(FUNCTIONS[name], Marked("fused"), INPUTS)
